@@ -1,0 +1,132 @@
+"""What flows through a step: inputs keyed by modality, with stable sample ids."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from crossdistill.errors import ShapeError, SignalError, nearest
+
+Input = Tensor | Mapping[str, Tensor]
+
+MISSING_TARGET = -100
+"""The target of a row that has none at all: PyTorch's own `ignore_index`."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What one modality's tensor is, so that a saved student can read a file by itself.
+
+    `kind` is "image", "log-mel" or "array"; `shape` has no batch dimension; `options` hold everything that turns
+    a file into the tensor (hertz, seconds, bands, normalisation) and are plain JSON; `parameters` are fitted
+    tensors (a principal basis), written beside the student's weights.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of paired data; every tensor shares dimension 0.
+
+    `inputs` maps a modality or a rendering of it ("image", "image@clip") to a tensor or a mapping of tensors.
+    `ids` are stable sample ids: the key of banks, queues and errors. `targets` hold `MISSING_TARGET` in rows that
+    have none; `labelled` marks the rows whose target the *student* may use (None: every row that has one).
+    `present` says where a modality is there at all; an unlisted modality always is. `total_rows` counts the rows
+    of the whole optimizer step, over all ranks and micro-batches: every loss is a sum over rows divided by it.
+    """
+
+    inputs: Mapping[str, Input]
+    ids: Int64[Tensor, " B"]
+    view: Int64[Tensor, " B"] | None = None
+    targets: Tensor | None = None
+    labelled: Bool[Tensor, " B"] | None = None
+    present: Mapping[str, Bool[Tensor, " B"]] = field(default_factory=dict)
+    domain: Sequence[str] | None = None
+    total_rows: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that all tensors have the same number of rows; `total_rows` defaults to that number."""
+        rows = len(self.ids)
+        if self.total_rows <= 0:
+            object.__setattr__(self, "total_rows", rows)
+        for name, tensor in self._tensors():
+            if len(tensor) != rows:
+                raise ShapeError(f"batch: {name!r} has {len(tensor)} rows, but there are {rows} sample ids")
+
+    def __len__(self) -> int:
+        """Rows of this batch (of this rank, of this micro-batch)."""
+        return len(self.ids)
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        found: list[tuple[str, Tensor]] = []
+        for name, value in self.inputs.items():
+            found += [(name, value)] if isinstance(value, Tensor) else [(f"{name}.{k}", v) for k, v in value.items()]
+        for name, value in (("targets", self.targets), ("labelled", self.labelled), ("view", self.view)):
+            if value is not None:
+                found.append((name, value))
+        return found + [(f"present.{name}", mask) for name, mask in self.present.items()]
+
+    def read(self, modality: str, who: str = "batch") -> Input:
+        """The input of one modality.
+
+        Raises:
+            SignalError: the batch has no such modality; names those that it has.
+        """
+        if modality not in self.inputs:
+            raise SignalError(f"{who} reads {modality!r}, which the data does not have; {nearest(modality, self.inputs)}")
+        return self.inputs[modality]
+
+    def has_target(self) -> Bool[Tensor, " B"]:
+        """Rows that have a target at all, whoever may use it (dense targets: any pixel)."""
+        if self.targets is None:
+            return torch.zeros(len(self), dtype=torch.bool, device=self.ids.device)
+        if self.targets.is_floating_point():
+            known = ~self.targets.isnan()
+        else:
+            known = self.targets != MISSING_TARGET
+        return known.flatten(1).any(1) if known.ndim > 1 else known
+
+    def student_rows(self) -> Bool[Tensor, " B"]:
+        """Rows whose target the student may use."""
+        known = self.has_target()
+        return known if self.labelled is None else known & self.labelled
+
+    def rows_with(self, modalities: Sequence[str]) -> Bool[Tensor, " B"] | None:
+        """Rows in which all of `modalities` are present; None when that is every row by construction."""
+        masks = [self.present[name] for name in modalities if name in self.present]
+        return torch.stack(masks).all(0) if masks else None
+
+    def select(self, rows: Tensor) -> "Batch":
+        """These rows alone (an index or a mask); `total_rows` stays what it was."""
+
+        def pick(value: Input) -> Input:
+            return value[rows] if isinstance(value, Tensor) else {name: part[rows] for name, part in value.items()}
+
+        index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        return Batch(
+            inputs={name: pick(value) for name, value in self.inputs.items()},
+            ids=self.ids[rows],
+            view=None if self.view is None else self.view[rows],
+            targets=None if self.targets is None else self.targets[rows],
+            labelled=None if self.labelled is None else self.labelled[rows],
+            present={name: mask[rows] for name, mask in self.present.items()},
+            domain=None if self.domain is None else [self.domain[i] for i in index.tolist()],
+            total_rows=self.total_rows,
+        )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same rows on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            return {name: move(part) for name, part in value.items()} if isinstance(value, Mapping) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})

@@ -1,0 +1,127 @@
+"""What a network gives, how large that is, and for which rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from crossdistill.errors import SignalError, nearest
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Want:
+    """One thing asked of a network: its logits, its embedding, the value at a tap, or an exact cut at a tap."""
+
+    kind: str
+    tap: str = ""
+
+    LOGITS: ClassVar["Want"]
+    EMBEDDING: ClassVar["Want"]
+
+    @classmethod
+    def feature(cls, tap: str) -> "Want":
+        """The value at a named layer."""
+        return cls("feature", tap)
+
+    @classmethod
+    def cut(cls, tap: str) -> "Want":
+        """The value at a named layer and all else that is live there, so that the network can go on from it."""
+        return cls("cut", tap)
+
+    def __str__(self) -> str:
+        """As it is written in messages and keys: "logits", "feature:fc1"."""
+        return f"{self.kind}:{self.tap}" if self.tap else self.kind
+
+
+Want.LOGITS = Want("logits")
+Want.EMBEDDING = Want("embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """All that is live across a cut: the value at the tap, and the rest (skips, pooling indices)."""
+
+    value: Tensor
+    context: tuple[Any, ...] = ()
+
+    def rewritten(self, value: Tensor) -> "Cut":
+        """The same cut with another value at the tap."""
+        return Cut(value, self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """Sizes of what a network gives, known before the first step: they size projectors, masks and gates.
+
+    Shapes are without the batch dimension: logits (C,) or (C, H, W), embedding (D,), features by tap.
+    """
+
+    logits: tuple[int, ...] | None = None
+    embedding: tuple[int, ...] | None = None
+    features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes.
+
+        Raises:
+            SignalError: the network gives no logits.
+        """
+        if self.logits is None:
+            raise SignalError("the number of classes was asked of a network that gives no logits")
+        return self.logits[0]
+
+    def feature(self, tap: str, who: str) -> tuple[int, ...]:
+        """Shape at a tap.
+
+        Raises:
+            SignalError: the network has no such tap; names the nearest.
+        """
+        if tap not in self.features:
+            raise SignalError(f"{who} has no tap {tap!r}; {nearest(tap, self.features)}")
+        return self.features[tap]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a network gave for a batch: logits (B, C[, H, W]), embedding (B, D), values and cuts by tap.
+
+    `rows` are the rows of the batch that it saw (own domain, modality present); None means all of them. The
+    tensors then have `len(rows)` rows, so that nothing is ever computed on, or read from, an absent input.
+    """
+
+    source: str
+    logits: Tensor | None = None
+    embedding: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    rows: Int64[Tensor, " R"] | None = None
+    lengths: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def need(self, want: Want) -> Tensor:
+        """The tensor asked for.
+
+        Raises:
+            SignalError: this source did not give it; names what it gave.
+        """
+        found: Tensor | None
+        if want.kind == "feature":
+            found = self.features.get(want.tap)
+        elif want.kind == "cut":
+            found = self.cuts[want.tap].value if want.tap in self.cuts else None
+        else:
+            found = self.embedding if want == Want.EMBEDDING else self.logits
+        if found is None:
+            raise SignalError(f"{self.source!r} gave no {want}; it gave {', '.join(self.given()) or 'nothing'}")
+        return found
+
+    def given(self) -> list[str]:
+        """Names of everything that is here, for messages."""
+        names = [str(Want.LOGITS)] * (self.logits is not None) + [str(Want.EMBEDDING)] * (self.embedding is not None)
+        return names + [f"feature:{tap}" for tap in self.features] + [f"cut:{tap}" for tap in self.cuts]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The rows of a batch-long tensor that belong to these outputs: targets beside logits, say."""
+        return tensor if self.rows is None else tensor[self.rows]
