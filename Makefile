@@ -1,0 +1,68 @@
+# Every verb works alone on a fresh machine that has Python >= 3.11 and make: each one sets up first.
+# PYTHON=/path/to/python picks another interpreter; the first suitable one is taken otherwise.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+EXTRAS := demo,audio,image,tensorboard,dev
+# One thread per process: two test processes share two cores, and results do not depend on the number of cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+CODE := $(wildcard src tests examples benchmarks)
+
+.PHONY: setup demo test test-slow fmt lint types bench docs clean help
+
+help: ## show these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install from the pinned constraints
+
+# torch goes in alone and first, so that the rest is resolved around that very build.
+$(STAMP): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	for candidate in $${python:-python3 python3.13 python3.12 python3.11 python}; do \
+	    if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	    echo "setup: no Python >= 3.11 with the venv module found. Install one (Debian: apt install python3 python3-venv) or say make setup PYTHON=/path/to/python." >&2; exit 1; \
+	fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "setup: making $(VENV) with $$found"; "$$found" -m venv --clear $(VENV); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP) ## train the demo's students and print the table (runs/demo)
+	$(BIN)/python -m crossdistill compare av-digits --preset demo --out runs/demo
+
+test: $(STAMP) ## the fast tests, two processes
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP) ## the slow tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow --timeout 900
+
+fmt: $(STAMP) ## format, and repair what ruff can repair
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+lint: $(STAMP) ## formatting and lint, changes nothing
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+bench: $(STAMP) ## run every script in benchmarks/
+	@shopt -s nullglob; scripts=(benchmarks/*.py); \
+	if [ $${#scripts[@]} -eq 0 ]; then echo "bench: benchmarks/ holds no script, nothing to run."; exit 0; fi; \
+	for script in "$${scripts[@]}"; do echo "bench: $$script"; $(BIN)/python "$$script"; done
+
+docs: $(STAMP) ## check that links between the pages resolve
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+clean: ## remove .venv, caches and build products (runs/ stays)
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
