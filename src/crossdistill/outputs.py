@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -125,3 +126,26 @@ class Outputs:
     def of(self, tensor: Tensor) -> Tensor:
         """The rows of a batch-long tensor that belong to these outputs: targets beside logits, say."""
         return tensor if self.rows is None else tensor[self.rows]
+
+
+def aligned(one: Outputs, other: Outputs) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits of two sources on the rows that both saw, and those rows (None: all rows of the batch)."""
+    left, right = one.need(Want.LOGITS), other.need(Want.LOGITS)
+    if one.rows is None and other.rows is None:
+        return left, right, None
+    if one.rows is None:
+        return left[other.rows], right, other.rows
+    if other.rows is None:
+        return left, right[one.rows], one.rows
+    mine, theirs = torch.isin(one.rows, other.rows), torch.isin(other.rows, one.rows)
+    return left[mine], right[theirs], one.rows[mine]
+
+
+def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Logits laid out over all rows of the batch, zeros where the source saw nothing, and the mask of rows it saw."""
+    logits = outputs.need(Want.LOGITS)
+    if outputs.rows is None:
+        return logits, torch.ones(num_rows, dtype=torch.bool, device=logits.device)
+    whole = logits.new_zeros((num_rows, *logits.shape[1:])).index_copy(0, outputs.rows, logits)
+    seen = torch.zeros(num_rows, dtype=torch.bool, device=logits.device).index_fill(0, outputs.rows, True)
+    return whole, seen

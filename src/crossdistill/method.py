@@ -1,0 +1,153 @@
+"""One algorithm's step: what it needs, what it adds, and the terms that it gives."""
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.losses.cross_entropy import cross_entropy
+from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.teacher import Teacher
+
+STUDENT = "student"
+"""The name under which a method speaks of the network that learns, whatever the recipe calls it."""
+
+
+def _alone(rows: Tensor) -> Tensor:
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a stage is (epochs and steps count from 0), and how rows of other ranks are fetched.
+
+    `gather` gives the rows of all ranks, this rank's own with gradient; alone it gives them back.
+    """
+
+    epoch: int = 0
+    epochs: int = 1
+    step: int = 0
+    steps: int = 1
+    gather: Callable[[Tensor], Tensor] = _alone
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One addend of a loss.
+
+    `value` holds one number for each row (R,), reduced as their sum over the step's total rows, or is a scalar
+    that a batch-level loss gives (then reduced already). `share` is the fraction of rows that take part by
+    construction (the labelled fraction), so that a term's size does not depend on how many are hidden. Terms of
+    one `group` are one task for the weighting.
+    """
+
+    value: Tensor
+    weight: float | Tensor = 1.0
+    group: str = "distil"
+    share: float = 1.0
+
+    def reduced(self, total_rows: int, ranks: int = 1) -> Tensor:
+        """This rank's part of the term, unweighted: parts of all ranks add up to the whole."""
+        return self.value / ranks if self.value.ndim == 0 else self.value.sum() / (total_rows * self.share)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The terms of one step, the student's outputs, numbers to log, and what `after_step` will need (detached)."""
+
+    terms: Mapping[str, Term]
+    student: Outputs
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+    stash: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """What a method may know of the training data: rows, classes, targets and ids by row, the labelled fraction."""
+
+    rows: int
+    classes: int
+    targets: Tensor | None = None
+    ids: Int64[Tensor, " N"] | None = None
+    labelled_fraction: float = 1.0
+
+
+class Method(nn.Module, abc.ABC):
+    """One distillation algorithm. It owns only what it adds: projectors, gates, masks, queues.
+
+    The student and the teachers are arguments, never attributes: a method's state holds none of them.
+    """
+
+    batch_relational: ClassVar[bool] = False
+    """Compares rows with each other: ranks gather rows, and micro-batches are refused."""
+    labelled_only: ClassVar[bool] = False
+    """Iterates over rows whose target the student may use, in as many steps as over all of them."""
+    symmetric: ClassVar[bool] = False
+    """The learner and the trained teachers could change places: the stage can be shared by runs that differ in that."""
+
+    @abc.abstractmethod
+    def needs(self) -> Mapping[str, frozenset[Want]]:
+        """What is read of whom, by name; `STUDENT` is the network that learns."""
+
+    @abc.abstractmethod
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        """The terms of one step. Moves no state: that is `after_step`'s."""
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Modules of this method that are selected separately, by the name that `validate` gives them."""
+        return {}
+
+    def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
+        """For each part that is selected by itself, one number for each row (B,), lower is better.
+
+        The default judges the student by its cross-entropy (nats), with every target of the validation split.
+        """
+        outputs = student(batch)
+        assert batch.targets is not None
+        return {STUDENT: cross_entropy(outputs.need(Want.LOGITS), outputs.of(batch.targets))}
+
+    def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
+        """A pass over the training data before the first step, without training (salience, statistics)."""
+
+    def after_step(self, batch: Batch, step: Step) -> None:
+        """Move state (queues, centres): the only place where that may happen."""
+
+    def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+        """The teachers of the next stage."""
+        return teachers
+
+
+class MethodConfig(BaseModel, abc.ABC):
+    """Hyper-parameters of one method, frozen, in the method's own file; `name` is how recipes call it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+
+    @abc.abstractmethod
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """The method for networks of these sizes.
+
+        Raises:
+            ApplicabilityError: it cannot apply to them; says why.
+            SignalError: a network lacks a tap or an output that it needs.
+        """
+
+    def note(self) -> Mapping[str, Any]:
+        """Facts for people, shown by `crossdistill list methods`: paper, year."""
+        return {}
+
+
+def task_term(
+    outputs: Outputs, batch: Batch, *, hidden: bool = True, fraction: float = 1.0, weight: float = 1.0
+) -> Term:
+    """Cross-entropy (nats) on labelled rows; `hidden` obeys the student's hidden labels, teachers keep theirs."""
+    assert batch.targets is not None
+    rows: Float[Tensor, " R"] = cross_entropy(outputs.need(Want.LOGITS), outputs.of(batch.targets))
+    known = outputs.of(batch.student_rows() if hidden else batch.has_target())
+    return Term(rows.where(known, 0.0), weight, "task", fraction)

@@ -1,0 +1,254 @@
+"""Any `nn.Module`, untouched: what it reads, its named taps, and how it is cut in two at one of them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.cut import CutGraph
+from crossdistill.errors import ShapeError, SignalError, SplitError, TapError, nearest
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+Call = Callable[[Batch], Arguments]
+Give = Callable[[Any], Mapping[str, Tensor | None]]
+Stem = Callable[[Batch], Cut]
+Tail = Callable[[Cut], Outputs]
+
+
+class Network(nn.Module):
+    """A module, the modalities that it reads and the taps that it shows.
+
+    `reads` are modalities of a batch, in the order of the module's arguments. `taps` are names of submodules whose
+    outputs can be read or rewritten (module outputs, so before an activation that follows as another layer).
+    `call` replaces the default way from a batch to the module's arguments; `give` replaces the default way from
+    its result to `{"logits": ..., "embedding": ...}` (a tensor is logits; a tuple is logits, embedding; a mapping
+    or an object with `logits` and `pooler_output` or `last_hidden_state`, as in transformers, is read by name).
+
+    Raises:
+        TapError: a tap names no submodule; says the nearest.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        reads: Sequence[str],
+        taps: Sequence[str] = (),
+        call: Call | None = None,
+        give: Give | None = None,
+        spec: OutputSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.reads = (reads,) if isinstance(reads, str) else tuple(reads)
+        self.taps = tuple(taps)
+        self.spec = spec
+        self._call = call
+        self._give = give
+        self._graph: CutGraph | None = None
+        self._overwritten: set[str] = set()
+        self._verified: set[str] = set()
+        known = dict(module.named_modules())
+        for tap in self.taps:
+            if tap not in known or not tap:
+                raise TapError(f"{type(module).__name__} has no layer {tap!r}; {nearest(tap, filter(None, known))}")
+
+    @property
+    def name(self) -> str:
+        """The module's class, for messages."""
+        return type(self.module).__name__
+
+    def forward(self, batch: Batch, wants: Iterable[Want] = (Want.LOGITS,)) -> Outputs:
+        """Outputs for all rows of `batch`: at least what `wants` names.
+
+        Raises:
+            SignalError: the batch lacks a modality, or the network lacks a tap.
+            ShapeError: the module refused its input; says who, and the shapes it was given.
+        """
+        wants = frozenset(wants)
+        cuts = self.cuts(batch, [want.tap for want in sorted(wants) if want.kind == "cut"])
+        if all(want.kind == "cut" for want in wants):
+            return Outputs(self.name, cuts=cuts)
+        features = sorted(want.tap for want in wants if want.kind == "feature")
+        result, seen = self._run_reading(batch, features)
+        return self.outputs(result, seen, cuts)
+
+    def cuts(self, batch: Batch, taps: Sequence[str]) -> dict[str, Cut]:
+        """The cuts at several taps, in one pass over what comes before them.
+
+        Raises:
+            SplitError: the network cannot be cut exactly at one of them.
+        """
+        if not taps:
+            return {}
+        graph = self._cut_graph(taps)
+        stem = graph.stem(tuple(taps))
+        args, named = self.arguments(batch)
+        for tap in set(taps) - self._verified:
+            self._verify(graph, tap, args, named)
+        return {tap: Cut(value, tuple(context)) for tap, (value, *context) in zip(taps, stem(*args, **named), strict=True)}
+
+    def _verify(self, graph: CutGraph, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Hold the two parts against the whole once, on real rows, bit for bit."""
+        modes = {module: module.training for module in self.module.modules()}
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                whole = self.outputs(self.module(*args, **named))
+                (live,) = graph.stem((tap,))(*args, **named)
+                parts = self.outputs(graph.tail(tap)(*live))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        for name in ("logits", "embedding"):
+            one, two = getattr(whole, name), getattr(parts, name)
+            if one is not None and not torch.equal(one.nan_to_num(), two.nan_to_num()):
+                raise SplitError(f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there")
+        self._verified.add(tap)
+
+    def outputs(
+        self, result: Any, features: Mapping[str, Tensor] | None = None, cuts: Mapping[str, Cut] | None = None
+    ) -> Outputs:
+        """A module's own result, as Outputs."""
+        given = self._give(result) if self._give is not None else default_give(result, self.name)
+        return Outputs(self.name, given.get("logits"), given.get("embedding"), dict(features or {}), dict(cuts or {}))
+
+    def arguments(self, batch: Batch) -> Arguments:
+        """How this batch reaches the module: positional and keyword arguments."""
+        if self._call is not None:
+            return self._call(batch)
+        args: list[Any] = []
+        named: dict[str, Any] = {}
+        for modality in self.reads:
+            value = batch.read(modality, self.name)
+            if isinstance(value, Tensor):
+                args.append(value)
+            else:
+                named |= value
+        return tuple(args), named
+
+    def probe(self, batch: Batch) -> OutputSpec:
+        """Sizes of all outputs, measured by a dry run in eval mode; kept in `spec`."""
+        was = self.training
+        self.eval()
+        with torch.no_grad():
+            outputs = self(batch, {Want.LOGITS, *map(Want.feature, self.taps)})
+        self.train(was)
+
+        def shape(value: Tensor | None) -> tuple[int, ...] | None:
+            return None if value is None else tuple(value.shape[1:])
+
+        features = {tap: tuple(value.shape[1:]) for tap, value in outputs.features.items()}
+        self.spec = OutputSpec(shape(outputs.logits), shape(outputs.embedding), features)
+        return self.spec
+
+    def edited(self, batch: Batch, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Outputs:
+        """A whole pass in which the values at some taps are replaced by a function of them."""
+        handles = []
+        try:
+            for tap, edit in edits.items():
+                self._layer(tap)
+                layer = self.module.get_submodule(tap)
+                handles.append(layer.register_forward_hook(lambda _m, _a, result, edit=edit: edit(result)))
+            return self.outputs(self._run(batch))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def split(self, tap: str) -> tuple[Stem, Tail]:
+        """The network as two parts: up to and including `tap`, and from there to the end.
+
+        The stem gives everything that is live across the cut (the value at the tap, skips, pooling indices); the
+        tail needs nothing else. Parameters are shared with the network.
+
+        Raises:
+            SplitError: the module cannot be traced, the tap runs more than once or not at all.
+        """
+        second = self._cut_graph([tap]).tail(tap)
+
+        def stem(batch: Batch) -> Cut:
+            return self.cuts(batch, [tap])[tap]
+
+        def tail(cut: Cut) -> Outputs:
+            return self.outputs(second(cut.value, *cut.context))
+
+        return stem, tail
+
+    def _cut_graph(self, taps: Sequence[str]) -> CutGraph:
+        for tap in taps:
+            self._layer(tap)
+        if self._graph is None:
+            self._graph = CutGraph(self.module, self.taps)
+        return self._graph
+
+    def _layer(self, tap: str) -> None:
+        if tap not in self.taps:
+            raise TapError(f"{self.name} has no tap {tap!r}; {nearest(tap, self.taps)}")
+
+    def _run(self, batch: Batch) -> Any:
+        args, named = self.arguments(batch)
+        try:
+            return self.module(*args, **named)
+        except (RuntimeError, TypeError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            shapes = [tuple(a.shape) for a in (*args, *named.values()) if isinstance(a, Tensor)]
+            raise ShapeError(
+                f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape "
+                f"{', '.join(map(str, shapes))} (batch first): {error}"
+            ) from error
+
+    def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
+        """One pass, and what came out of the tapped layers."""
+        seen: dict[str, tuple[Tensor, int]] = {}
+
+        def keep(tap: str, value: Any) -> None:
+            if not isinstance(value, Tensor):
+                raise TapError(f"{self.name}: the layer {tap!r} gives a {type(value).__name__}; a tap gives one tensor")
+            value = value.clone() if tap in self._overwritten else value
+            seen[tap] = (value, value._version)
+
+        handles = []
+        try:
+            for tap in taps:
+                self._layer(tap)
+                layer = self.module.get_submodule(tap)
+                handles.append(layer.register_forward_hook(lambda _m, _a, result, tap=tap: keep(tap, result)))
+            result = self._run(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = [tap for tap in taps if tap not in seen]
+        if missing:
+            raise TapError(f"{self.name} never ran the layers {missing} for this input; tap layers that every pass runs")
+        overwritten = {tap for tap, (value, version) in seen.items() if value._version != version}
+        if overwritten:
+            # The next layer works in place and spoiled what was read: from now on a copy is kept.
+            self._overwritten |= overwritten
+            return self._run_reading(batch, taps)
+        return result, {tap: value for tap, (value, _) in seen.items()}
+
+
+def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
+    """Logits and embedding out of a tensor, a tuple, a mapping or an object such as transformers' ModelOutput.
+
+    Raises:
+        SignalError: nothing of that kind was found; says to pass `give=`.
+    """
+    if isinstance(result, Tensor):
+        return {"logits": result}
+    if isinstance(result, Mapping):
+        logits = result.get("logits")
+        embedding = next((result[k] for k in ("embedding", "pooler_output") if result.get(k) is not None), None)
+        if embedding is None and isinstance(result.get("last_hidden_state"), Tensor):
+            embedding = result["last_hidden_state"].mean(1)
+        if logits is not None or embedding is not None:
+            return {"logits": logits, "embedding": embedding}
+    if isinstance(result, tuple) and result and all(isinstance(part, Tensor) for part in result[:2]):
+        return {"logits": result[0], "embedding": result[1] if len(result) > 1 else None}
+    raise SignalError(
+        f"network {who!r} returned a {type(result).__name__}, out of which no logits or embedding could be read; "
+        "pass give=, a function from that result to {'logits': tensor, 'embedding': tensor}"
+    )

@@ -1,0 +1,83 @@
+"""One stage of a recipe: which method, how long, what trains, and how the best state is chosen."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from crossdistill.method import STUDENT, MethodConfig
+from crossdistill.methods import method_config
+from crossdistill.weighting import Sum, WeightingConfig, weighting_config
+
+
+class OptimizerConfig(BaseModel):
+    """How gradients become steps. The rate is constant unless `schedule` says otherwise, as in the reference."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """For SGD alone."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """"cosine" falls to zero over the stage."""
+    rates: Mapping[str, float] = Field(default_factory=dict)
+    """Other learning rates for single parts that train, by member name or "method"."""
+
+
+class Stage(BaseModel):
+    """A method, its length, what trains and how the best state is chosen.
+
+    `learner` is the member that plays the student here; `trains` lists what moves besides the method's own
+    modules: member names, or `member:tap` for one layer alone. `STUDENT` stands for the recipe's student.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    method: SerializeAsAny[MethodConfig]
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(64, ge=1)
+    """Rows of one optimizer step, over all ranks and micro-batches."""
+    learner: str = STUDENT
+    teachers: tuple[str, ...] | None = None
+    """Who teaches; None: every teacher there is by then, those that graduated included."""
+    trains: tuple[str, ...] | None = None
+    """None: the learner alone."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    weighting: SerializeAsAny[WeightingConfig] = Sum()
+    select: Literal["best", "last"] = "best"
+    """"best": lowest validation value, each part for itself, strictly lower wins; "last": the last epoch."""
+    source: Literal["auto", "live", "banked"] = "auto"
+    micro_batches: int = Field(1, ge=1)
+    clip_norm: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    """At most so many steps in an epoch; None: all rows."""
+    fresh: bool = False
+    """Start the learner from its initial weights again, instead of where the stages before left it."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return method_config(value) if isinstance(value, str | Mapping) else value
+
+    @field_validator("weighting", mode="before")
+    @classmethod
+    def _weighting(cls, value: Any) -> Any:
+        return weighting_config(value) if isinstance(value, str | Mapping) else value
+
+    @model_validator(mode="after")
+    def _together(self) -> "Stage":
+        if self.micro_batches > self.batch_size:
+            raise ValueError(f"{self.micro_batches} micro-batches cannot share a batch of {self.batch_size} rows")
+        return self
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What moves, besides the method's own modules."""
+        return (self.learner,) if self.trains is None else self.trains
+
+    def tiny(self) -> "Stage":
+        """The same stage, over in a moment: for tests and first looks."""
+        return self.model_copy(update={"epochs": min(self.epochs, 2), "steps": 4, "batch_size": min(self.batch_size, 32)})

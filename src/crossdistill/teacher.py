@@ -1,0 +1,201 @@
+"""Where signals come from. A method cannot tell a live network from a bank, a masked teacher or a fake."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.errors import SplitError
+from crossdistill.network import Network
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+
+log = logging.getLogger("crossdistill")
+
+
+class Teacher(Protocol):
+    """Anything that gives outputs for a batch; a student answers in the same way."""
+
+    name: str
+    modalities: tuple[str, ...]
+    spec: OutputSpec
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """What was asked for, for the rows whose modalities are present."""
+        ...
+
+    def asked(self, wants: Iterable[Want]) -> "Teacher":
+        """The same source, asked for these things."""
+        ...
+
+    def sees(self, batch: Batch) -> Batch:
+        """The rows that this source really looks at: the batch itself, but for the shuffled control."""
+        ...
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """From a (rewritten) cut at a tap to the outputs."""
+        ...
+
+
+class Live:
+    """A network that runs on every batch: without gradient, unless the stage trains it.
+
+    Raises:
+        SignalError: the network lacks a tap, or the batch a modality.
+    """
+
+    def __init__(
+        self, name: str, network: Network, wants: Iterable[Want] = (Want.LOGITS,), *, trained: bool = False
+    ) -> None:
+        if network.spec is None:
+            raise ValueError(f"network {name!r} was never probed: call network.probe(batch) once, so its sizes are known")
+        self.name = name
+        self.network = network
+        self.modalities = network.reads
+        self.spec = network.spec
+        self.wants = frozenset(wants)
+        self.trained = trained
+        self._uncut: set[str] = set()
+
+    def asked(self, wants: Iterable[Want]) -> "Live":
+        """The same network, asked for these things."""
+        return Live(self.name, self.network, wants, trained=self.trained)
+
+    def sees(self, batch: Batch) -> Batch:
+        """The batch itself."""
+        return batch
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Run the network on the rows whose modalities are present; absent inputs are never read."""
+        present = batch.rows_with(self.modalities)
+        rows = None if present is None else present.nonzero().flatten()
+        part = batch if rows is None else batch.select(rows)
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            outputs = self._empty(part) if len(part) == 0 else self._run(part)
+        return replace(outputs, source=self.name, rows=rows)
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """Go on from a cut; gradients flow through it to the cut's value, also where the network is frozen."""
+        if tap in self._uncut:
+            return lambda cut: self.network.edited(cut.context[0], {tap: lambda _: cut.value})
+        try:
+            return self.network.split(tap)[1]
+        except SplitError as error:
+            self._run_whole(tap, error)
+            return self.tail(tap)
+
+    def _run(self, batch: Batch) -> Outputs:
+        cuts = {want.tap for want in self.wants if want.kind == "cut"}
+        try:
+            exact = self.network.cuts(batch, sorted(cuts - self._uncut))
+        except SplitError as error:
+            for tap in cuts:
+                self._run_whole(tap, error)
+            exact = {}
+        # Where no exact cut exists, the cut carries the batch, and going on from it means running all of it again.
+        other = {Want.feature(tap) for tap in cuts & self._uncut}
+        plain = {want for want in self.wants if want.kind != "cut"} | other
+        outputs = self.network(batch, plain) if plain else Outputs(self.name)
+        whole = {tap: Cut(outputs.features[tap], (batch,)) for tap in cuts & self._uncut}
+        return replace(outputs, cuts={**exact, **whole})
+
+    def _run_whole(self, tap: str, reason: SplitError) -> None:
+        if tap not in self._uncut:
+            log.warning("%s: %s; its whole pass is run again from there", self.name, reason)
+            self._uncut.add(tap)
+
+    def _empty(self, batch: Batch) -> Outputs:
+        """Outputs for no rows, without running a network that may refuse them (batch norm does)."""
+
+        def none(shape: tuple[int, ...] | None) -> Tensor | None:
+            return None if shape is None else torch.zeros((0, *shape), device=batch.ids.device)
+
+        features = {
+            want.tap: torch.zeros((0, *self.spec.features[want.tap]), device=batch.ids.device)
+            for want in self.wants
+            if want.tap
+        }
+        cuts = {want.tap: Cut(features[want.tap]) for want in self.wants if want.kind == "cut"}
+        return Outputs(self.name, none(self.spec.logits), none(self.spec.embedding), features, cuts)
+
+
+class Masked:
+    """A frozen teacher whose values at one or more taps are weighted by mask networks: a specialised teacher.
+
+    With several masks they act in one pass, each on what the ones before it left, as the released MST-Distill does.
+    """
+
+    def __init__(self, name: str, base: Live, masks: Mapping[str, nn.Module]) -> None:
+        self.name = name
+        self.base = base
+        self.masks = dict(masks)
+        self.modalities = base.modalities
+        self.spec = OutputSpec(logits=base.spec.logits, embedding=base.spec.embedding)
+
+    def asked(self, wants: Iterable[Want]) -> "Masked":
+        """The same teacher: it always gives logits (and the embedding, where its base does)."""
+        return self
+
+    def sees(self, batch: Batch) -> Batch:
+        """The batch itself."""
+        return batch
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """Not cut again: its base is."""
+        raise SplitError(f"{self.name!r} is a masked teacher; cut its base {self.base.name!r} at {tap!r} instead")
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        """Outputs of the base with its taps masked."""
+        if len(self.masks) == 1:
+            ((tap, mask),) = self.masks.items()
+            given = self.base.asked({Want.cut(tap)})(batch)
+            cut = given.cuts[tap]
+            if len(cut.value) == 0:
+                return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
+            outputs = self.base.tail(tap)(cut.rewritten(masked(mask, cut.value)))
+            return replace(outputs, source=self.name, rows=given.rows)
+        present = batch.rows_with(self.modalities)
+        rows = None if present is None else present.nonzero().flatten()
+        part = batch if rows is None else batch.select(rows)
+        edits = {tap: lambda value, mask=mask: masked(mask, value) for tap, mask in self.masks.items()}
+        return replace(self.base.network.edited(part, edits), source=self.name, rows=rows)
+
+
+class Shuffled:
+    """The control: a teacher that looks at other rows than the batch's, by one fixed permutation of the training rows."""
+
+    def __init__(self, base: Teacher, partner: Tensor, fetch: Callable[[Tensor], Batch]) -> None:
+        """`partner` maps each sample id to the id that is looked at instead; `fetch` brings rows by id."""
+        self.name = base.name
+        self.base = base
+        self.modalities = base.modalities
+        self.spec = base.spec
+        self._partner = partner
+        self._fetch = fetch
+
+    def asked(self, wants: Iterable[Want]) -> "Shuffled":
+        """The same control over the base, asked for these things."""
+        return Shuffled(self.base.asked(wants), self._partner, self._fetch)
+
+    def sees(self, batch: Batch) -> Batch:
+        """The partners' rows, whole: every modality and the target."""
+        other = self._fetch(self._partner.to(batch.ids.device)[batch.ids])
+        return replace(other.to(batch.ids.device), total_rows=batch.total_rows)
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """The base's own."""
+        return self.base.tail(tap)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The base's outputs for the partners' rows."""
+        return self.base(self.sees(batch))
+
+
+def masked(mask: nn.Module, value: Tensor) -> Tensor:
+    """A value (B, L) or (B, L, ...) weighted by a mask network's (B, L) answer to it."""
+    weights: Tensor = mask(value)
+    return value * weights.reshape(*weights.shape, *[1] * (value.ndim - weights.ndim))
