@@ -1,0 +1,78 @@
+"""Set-up of every test session: checked annotations, one thread, own cache folder, fixed seeds, shared folders."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Before the first import of the package: every annotation in it is then checked at run time.
+install_import_hook("crossdistill", "beartype.beartype")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".pytest_cache" / "crossdistill"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settings that child processes inherit too."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # One folder for all workers and sessions, never the user's own: embedded data is built once.
+    CACHE.mkdir(parents=True, exist_ok=True)
+    os.environ["CROSSDISTILL_CACHE"] = str(CACHE)
+    # Text on a terminal is compared: plain, and wide enough not to be folded.
+    os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="200")
+    for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """The cache folder of the tests, shared by all workers."""
+    return CACHE
+
+
+@contextmanager
+def built_once(what: str) -> Iterator[None]:
+    """Hold this while building something in the cache, so that one worker builds and the others find it."""
+    with FileLock(CACHE / f"{what}.lock", timeout=300):
+        yield
+
+
+def _shared(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there; {variable} names another folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of golden numbers: CROSSDISTILL_GOLDEN, else ../shared/golden."""
+    return _shared("CROSSDISTILL_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data: CROSSDISTILL_DATA, else ../shared/data."""
+    return _shared("CROSSDISTILL_DATA", "data")
