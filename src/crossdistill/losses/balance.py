@@ -1,0 +1,36 @@
+"""Load balance: a gate that sends every row to the same teacher pays for it.
+
+Both forms compare rows with each other: they are scalars of a whole batch, never rows to be summed, and need the
+rows of all ranks at once.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crossdistill.losses.kl import log_probabilities
+
+
+def balance_kl(gate_logits: Float[Tensor, "B K"], divide_by_teachers: bool = False) -> Float[Tensor, ""]:
+    """KL(uniform ‖ mean gate) over K teachers, in nats; a scalar of the batch. MST-Distill, equation 17.
+
+    Args:
+        gate_logits: before the softmax; one row for each sample.
+        divide_by_teachers: divide by K, as the released code does (`batchmean` of a vector).
+    """
+    rows, teachers = gate_logits.shape
+    log_mean = torch.logsumexp(log_probabilities(gate_logits, temperature=1.0), dim=0) - math.log(rows)
+    divergence = -log_mean.mean() - math.log(teachers)
+    return divergence / teachers if divide_by_teachers else divergence
+
+
+def balance_cv(gate_logits: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """Coefficient of variation of the K teachers' loads (column sums of the gate); a scalar of the batch, without unit.
+
+    The standard deviation is the unbiased one, as in MST-Distill's ablation and its released code. One teacher alone
+    is always balanced: 0.
+    """
+    load = log_probabilities(gate_logits, temperature=1.0).exp().sum(dim=0)
+    return load.std(correction=1) / load.mean() if len(load) > 1 else load.sum() * 0.0
