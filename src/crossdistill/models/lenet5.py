@@ -1,0 +1,30 @@
+"""LeNet5 as MST-Distill uses it for AV-MNIST images: ReLU, average pooling, a third convolution down to a vector."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LeNet5(nn.Module):
+    """Images (B, 1, 28, 28) -> logits (B, classes); 61,706 parameters with 10 classes.
+
+    Taps: conv1 (6, 28, 28), conv2 (16, 10, 10), conv3 (120, 1, 1), all before their ReLU; flatten_identity (120,),
+    after it; fc1 (84,), before its ReLU.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5, padding=2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.conv3 = nn.Conv2d(16, 120, 5)
+        self.flatten_identity = nn.Identity()
+        self.fc1 = nn.Linear(120, 84)
+        self.fc2 = nn.Linear(84, classes)
+
+    def forward(self, image: Float[Tensor, "B 1 28 28"]) -> Float[Tensor, "B classes"]:
+        """Class logits."""
+        maps = functional.avg_pool2d(functional.relu(self.conv1(image)), 2)
+        maps = functional.avg_pool2d(functional.relu(self.conv2(maps)), 2)
+        vector = self.flatten_identity(functional.relu(self.conv3(maps)).flatten(1))
+        logits: Tensor = self.fc2(functional.relu(self.fc1(vector)))
+        return logits
