@@ -37,7 +37,7 @@ class Turn:
 
 def _descend(losses: list[Tensor], turn: Turn) -> None:
     """One backward pass over the sum."""
-    turn.scale(torch.stack(losses).sum()).backward()  # type: ignore[no-untyped-call]
+    turn.scale(torch.stack(losses).sum()).backward()
 
 
 class Weighting(nn.Module, abc.ABC):
