@@ -1,0 +1,68 @@
+"""DataConfig: which data a recipe uses, as typed settings, and how they are loaded."""
+
+import abc
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from crossdistill.data.cache import CacheEntry
+from crossdistill.data.dataset import Dataset, hide_labels
+from crossdistill.errors import DataError
+
+Progress = Callable[[str, int, int], None]
+"""Called with a description, how many are done, and how many there are."""
+
+ROOT_VARIABLE = "CROSSDISTILL_DATA"
+
+
+def quiet(description: str, done: int, total: int) -> None:
+    """The progress of somebody who does not want to know."""
+
+
+class DataConfig(BaseModel, abc.ABC):
+    """Settings of one data set; each data set has its own subclass with a literal `name`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    root: Path | None = Field(
+        default=None, description="folder of downloaded data; else the variable CROSSDISTILL_DATA"
+    )
+    labelled: float = Field(
+        default=1.0, gt=0, le=1, description="fraction of the student's training labels that it keeps"
+    )
+    seed: int = Field(default=0, ge=0, description="draws splits, pairs, noise, and the labels that are kept")
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The data: from the cache folder where they are there, else built and kept."""
+        return hide_labels(self.build(progress or quiet), self.labelled, self.seed)
+
+    @abc.abstractmethod
+    def build(self, progress: Progress) -> Dataset:
+        """The data with every label."""
+
+    @abc.abstractmethod
+    def cached(self) -> CacheEntry | None:
+        """Where these data are kept and how large they are; None when they have to be built first."""
+
+    @abc.abstractmethod
+    def tiny(self) -> "DataConfig":
+        """The same kind of data in a few hundred rows, to see that everything runs."""
+
+    def folder(self) -> Path:
+        """The folder of downloaded data.
+
+        Raises:
+            DataError: neither `root` nor the environment names one that exists.
+        """
+        value = self.root or os.environ.get(ROOT_VARIABLE)
+        if not value:
+            raise DataError(
+                f"{self.name} needs downloaded data: set data.root or the environment variable {ROOT_VARIABLE} to their folder"
+            )
+        path = Path(value).expanduser()
+        if not path.is_dir():
+            raise DataError(f"{self.name}: the folder {path} does not exist (data.root or {ROOT_VARIABLE})")
+        return path

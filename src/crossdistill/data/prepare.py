@@ -1,0 +1,77 @@
+"""From raw pictures and waveforms to the tensors of a network, as an `InputSpec` says.
+
+Data sets are built with these functions and `decode` reads files with them, so that a saved student sees at prediction
+time what it saw in training.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crossdistill.batch import InputSpec
+from crossdistill.data.principal import weaken
+from crossdistill.data.sound import MelSettings, log_mel
+from crossdistill.errors import ShapeError
+
+MIN_MAX = {"kind": "per-sample min-max"}
+
+
+def mean_and_deviation(mean: float, deviation: float) -> dict[str, Any]:
+    """Normalisation by two numbers that were measured on the training split."""
+    return {"kind": "mean and standard deviation", "mean": mean, "deviation": deviation}
+
+
+def prepare_pictures(pictures: Float[Tensor, "B H W"], spec: InputSpec) -> Float[Tensor, "B 1 H W"]:
+    """Grey pictures in [0, 1], bright strokes on dark ground, weakened and normalised."""
+    if tuple(pictures.shape[1:]) != tuple(spec.shape[1:]):
+        raise ShapeError(f"pictures are {tuple(pictures.shape[1:])}, but the network reads {tuple(spec.shape[1:])}")
+    flat = pictures.flatten(1)
+    if "basis" in spec.parameters:
+        flat = weaken(flat, spec.parameters["mean"], spec.parameters["basis"])
+    return normalise(flat.reshape(len(flat), *spec.shape), spec.options["normalisation"])
+
+
+def prepare_sound(waves: Float[Tensor, "B samples"], spec: InputSpec) -> Float[Tensor, "B 1 bands frames"]:
+    """Mono waveforms of exactly the specified length as normalised log-mel spectrograms.
+
+    With the option `level` each waveform is first scaled to that root mean square.
+    """
+    options = spec.options
+    if waves.shape[1] != options["samples"]:
+        raise ShapeError(f"waveforms have {waves.shape[1]} samples, but the network reads {options['samples']}")
+    if options.get("level"):
+        waves = waves * (options["level"] / waves.square().mean(1, keepdim=True).sqrt().clamp(min=1e-8))
+    decibels = log_mel(waves, mel_settings(options))
+    return normalise(decibels[:, None], options["normalisation"])
+
+
+def mel_settings(options: Mapping[str, Any]) -> MelSettings:
+    """The spectrogram that the options of an `InputSpec` describe."""
+    return MelSettings(
+        sample_rate=options["sample_rate"],
+        n_fft=options["n_fft"],
+        hop=options["hop"],
+        bands=options["bands"],
+        top_db=options["top_db"],
+    )
+
+
+def fit_length(wave: Float[Tensor, " found"], samples: int) -> Float[Tensor, " wanted"]:
+    """The middle of a longer waveform, or a shorter one in the middle of silence."""
+    spare = len(wave) - samples
+    if spare >= 0:
+        return wave[spare // 2 : spare // 2 + samples]
+    return torch.nn.functional.pad(wave, (-spare // 2, -spare - (-spare // 2)))
+
+
+def normalise(values: Float[Tensor, "B *shape"], how: Mapping[str, Any]) -> Float[Tensor, "B *shape"]:
+    """By fixed mean and deviation, or each example to [0, 1] by itself (a constant example becomes zero)."""
+    if how["kind"] == MIN_MAX["kind"]:
+        flat = values.flatten(1)
+        low = flat.amin(1, keepdim=True)
+        span = flat.amax(1, keepdim=True) - low
+        return ((flat - low) / torch.where(span > 0, span, 1.0)).reshape(values.shape)
+    return (values - how["mean"]) / how["deviation"]

@@ -1,0 +1,62 @@
+"""Pictures weakened to their leading principal components, as AV-MNIST does it."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crossdistill.errors import SettingError
+
+BLOCK_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The leading principal components of flattened pictures; `energy` is the share of the variance that they carry."""
+
+    mean: Float[Tensor, " D"]
+    basis: Float[Tensor, "K D"]
+    energy: float
+
+
+def fit_principal(
+    pictures: Float[Tensor, "N D"], *, energy: float | None = None, components: int | None = None
+) -> Principal:
+    """The fewest leading components that carry at least `energy` of the variance, or just so many `components`.
+
+    Exact (float64, in blocks); each component's largest entry is positive, so that the result has one sign only.
+
+    Raises:
+        SettingError: neither or both were asked for, or more than there are dimensions.
+    """
+    width = pictures.shape[1]
+    if (energy is None) == (components is None):
+        raise SettingError(f"principal components: give energy or components, not both; got {energy} and {components}")
+    if components is not None and not 1 <= components <= width:
+        raise SettingError(f"principal components: wanted 1 to {width} of them, got {components}")
+    if energy is not None and not 0 < energy <= 1:
+        raise SettingError(f"principal components: wanted an energy in (0, 1], got {energy}")
+    mean = torch.zeros(width, dtype=torch.float64)
+    for block in pictures.split(BLOCK_ROWS):
+        mean += block.double().sum(0)
+    mean /= len(pictures)
+    scatter = torch.zeros(width, width, dtype=torch.float64)
+    for block in pictures.split(BLOCK_ROWS):
+        centred = block.double() - mean
+        scatter += centred.T @ centred
+    values, vectors = torch.linalg.eigh(scatter)
+    carried = values.flip(0).clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
+    if components is None:
+        # A rounding error must not ask for one component more than the energy does.
+        components = min(int((carried < energy - 1e-12).sum()) + 1, width)
+    basis = vectors.flip(1).T[:components]
+    largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+    return Principal(mean.float(), (basis * largest.sign()).float(), float(carried[components - 1]))
+
+
+def weaken(
+    pictures: Float[Tensor, "N D"], mean: Float[Tensor, " D"], basis: Float[Tensor, "K D"]
+) -> Float[Tensor, "N D"]:
+    """What is left of pictures when only these components are kept: they are projected on them and rebuilt."""
+    return mean + ((pictures - mean) @ basis.T) @ basis

@@ -1,0 +1,97 @@
+"""A data set as a folder of arrays: how builders leave it in the cache and how it is opened, memory-mapped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossdistill.batch import InputSpec
+from crossdistill.data.cache import digest_of
+from crossdistill.data.dataset import Dataset, Licence, check_finite
+
+DESCRIPTION = "dataset.json"
+MAPPED_BYTES = 2**27
+"""Arrays from this size on stay on disk and are read by row."""
+
+
+def store(folder: Path, dataset: Dataset) -> None:
+    """Write a data set; an input that is there already (`input.<modality>.npy`, built in blocks) is left as it is.
+
+    Raises:
+        DataError: an example holds NaN or Inf.
+    """
+    check_finite(dataset)
+    for kind, tensors in _tensors(dataset).items():
+        for name, tensor in tensors.items():
+            path = folder / f"{kind}.{name}.npy"
+            if not path.exists():
+                np.save(path, tensor.numpy())
+    description = {
+        "name": dataset.name,
+        "classes": dataset.classes,
+        "about": dataset.about,
+        "licences": [asdict(licence) for licence in dataset.licences],
+        "specs": {
+            modality: {"kind": spec.kind, "shape": spec.shape, "options": dict(spec.options)}
+            for modality, spec in dataset.input_specs.items()
+        },
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def open_stored(folder: Path) -> Dataset:
+    """The data set that `store` wrote into a folder of the cache."""
+    content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    parameters = _read(folder, "parameter")
+    specs = {
+        modality: InputSpec(
+            kind=spec["kind"],
+            shape=tuple(spec["shape"]),
+            options=spec["options"],
+            parameters={k.partition(".")[2]: v for k, v in parameters.items() if k.partition(".")[0] == modality},
+        )
+        for modality, spec in content["specs"].items()
+    }
+    return Dataset(
+        name=content["name"],
+        inputs=_read(folder, "input"),
+        targets=_read(folder, "rows")["targets"],
+        classes=tuple(content["classes"]),
+        splits=_read(folder, "split"),
+        input_specs=specs,
+        fingerprint=digest_of(folder),
+        groups=_read(folder, "group"),
+        about=content["about"],
+        licences=tuple(Licence(**licence) for licence in content["licences"]),
+    )
+
+
+def map_array(path: Path) -> Tensor:
+    """An array on disk as a tensor; from `MAPPED_BYTES` on only the rows that are used are read."""
+    # Copy on write: a tensor over a read-only mapping would warn, and nobody writes to it.
+    large = path.stat().st_size >= MAPPED_BYTES
+    return torch.from_numpy(np.load(path, mmap_mode="c" if large else None, allow_pickle=False))
+
+
+def _tensors(dataset: Dataset) -> dict[str, Mapping[str, Tensor]]:
+    parameters: dict[str, Any] = {
+        f"{modality}.{name}": tensor
+        for modality, spec in dataset.input_specs.items()
+        for name, tensor in spec.parameters.items()
+    }
+    return {
+        "input": dataset.inputs,
+        "rows": {"targets": dataset.targets},
+        "split": dataset.splits,
+        "group": dataset.groups,
+        "parameter": parameters,
+    }
+
+
+def _read(folder: Path, kind: str) -> dict[str, Tensor]:
+    return {path.name[len(kind) + 1 : -4]: map_array(path) for path in sorted(folder.glob(f"{kind}.*.npy"))}
