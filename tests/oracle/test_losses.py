@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import jaxtyping
 import pytest
@@ -296,7 +297,7 @@ def slow_choice(gate: list[float], k: int, available: list[bool]) -> list[int]:
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.parametrize("absent", [False, True])
-def test_routed_kl(k: int, reduce: str, absent: bool) -> None:
+def test_routed_kl(k: int, reduce: Literal["sum", "mean"], absent: bool) -> None:
     student, gate = draw(6, 5), draw(6, 4)
     teachers = draw(4, 6, 5).detach()
     available = torch.rand(6, 4) < 0.5 if absent else torch.ones(6, 4, dtype=torch.bool)

@@ -1,0 +1,181 @@
+"""MaskNet: attention over the units of a tap that says which of them a specialised teacher lets through.
+
+MST-Distill, section 3.3 and equations 5 to 7 (arXiv 2507.07015). The reference computes
+
+    embed -> multi-head self-attention -> Linear(d, 1) -> sigmoid.
+
+Everything after the attention weights is linear, so the value, output and final projections fold into one scalar for
+each token and head, and only that scalar is averaged by the weights: 1.5 L³ multiply-adds instead of 2.5 L³ at
+d = L / 2, equal to rounding, in value and in every parameter's gradient. The parameters stay the reference's own, so
+its state dictionaries load strictly.
+
+Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crossdistill.errors import SettingError, ShapeError
+
+
+def mask_width(length: int, heads: int, width_factor: int) -> int:
+    """Width of a token: the largest multiple of `heads` that is at most length / width_factor.
+
+    Raises:
+        SettingError: heads or factor below 1, or no positive width exists.
+    """
+    if heads < 1 or width_factor < 1:
+        raise SettingError(f"mask: heads are {heads} and the width factor is {width_factor}; both need to be 1 or more")
+    width = length // (width_factor * heads) * heads
+    if width == 0:
+        raise SettingError(
+            f"mask: a tap of {length} units is too narrow for {heads} heads and width factor {width_factor}, which "
+            f"need {width_factor * heads} units at least; take fewer heads, a smaller factor or a wider tap"
+        )
+    return width
+
+
+def mask_for(shape: tuple[int, ...], heads: int = 3, width_factor: int = 2) -> "MaskNet1d | MaskNet2d":
+    """The mask network for a tap of this shape (without the batch dimension), with PyTorch's default initialisation.
+
+    (L,) and (L, 1, 1) are vectors and get a `MaskNet1d`; maps (C, H, W) get a `MaskNet2d`.
+
+    Raises:
+        SettingError: see `mask_width`.
+        ShapeError: the tap is neither a vector nor a two-dimensional map.
+    """
+    if len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
+        return MaskNet1d(shape[0], mask_width(shape[0], heads, width_factor), heads)
+    if len(shape) == 3:
+        return MaskNet2d(shape[0], mask_width(shape[0], heads, width_factor), heads)
+    raise ShapeError(f"mask: no mask network for a tap of shape {shape}; possible are (units,) and (channels, H, W)")
+
+
+def apply_mask(value: Float[Tensor, "B L *space"], mask: Float[Tensor, "B L"]) -> Float[Tensor, "B L *space"]:
+    """The tap's value with each unit or channel scaled by its mask."""
+    return value * mask.reshape(*mask.shape, *[1] * (value.ndim - 2))
+
+
+class MaskNet1d(nn.Module):
+    """A mask in (0, 1) for the L units of a vector; about L² · width parameters."""
+
+    def __init__(self, length: int, width: int, heads: int = 3) -> None:
+        """Build for `length` units; `width` must be a multiple of `heads` (`mask_width` gives the published one).
+
+        Raises:
+            SettingError: the width is no positive multiple of the heads.
+        """
+        super().__init__()
+        _check_width(width, heads)
+        self.embed = nn.Linear(length, length * width)
+        # Holds, names and initialises the parameters as the reference does; its own forward is never run.
+        self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.fc = nn.Linear(width, 1)
+
+    def forward(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
+        """Mask of each row for vectors (B, L) or (B, L, 1, 1).
+
+        Raises:
+            ShapeError: the value is no batch of vectors of this length.
+        """
+        length = self.embed.in_features
+        if value.shape[1:] not in ((length,), (length, 1, 1)):
+            raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {length})")
+        return torch.sigmoid(_unit_logits(value.flatten(1), self.embed, self.mha, self.fc))
+
+
+class MaskNet2d(nn.Module):
+    """A mask in (0, 1) for the C channels of a map, whatever its height and width; about C² · width parameters."""
+
+    def __init__(self, channels: int, width: int, heads: int = 3) -> None:
+        """Build for `channels`; `width` must be a multiple of `heads` (`mask_width` gives the published one).
+
+        Raises:
+            SettingError: the width is no positive multiple of the heads.
+        """
+        super().__init__()
+        _check_width(width, heads)
+        self.spatial_reduce = SpatialReduction(channels)
+        self.embed = nn.Linear(channels, channels * width)
+        # As in MaskNet1d: parameters only.
+        self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.fc = nn.Linear(width, 1)
+
+    def forward(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
+        """Mask of each row for maps.
+
+        Raises:
+            ShapeError: the value is no batch of maps with this number of channels.
+        """
+        channels = self.embed.in_features
+        if value.ndim != 4 or value.shape[1] != channels:
+            raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {channels}, H, W)")
+        return torch.sigmoid(_unit_logits(self.spatial_reduce(value), self.embed, self.mha, self.fc))
+
+
+class SpatialReduction(nn.Module):
+    """A map as one number for each channel: depthwise 3x3 of stride 2, pointwise, BatchNorm, ReLU, mean over space."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.downsample = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
+        """Reduce each map."""
+        reduced: Tensor = self.downsample(value)
+        return reduced.mean(dim=(2, 3))
+
+
+def _check_width(width: int, heads: int) -> None:
+    if heads < 1 or width < 1 or width % heads:
+        raise SettingError(f"mask: width {width} is no positive multiple of {heads} heads")
+
+
+def _unit_logits(vector: Tensor, embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear) -> Tensor:
+    """(B, L) -> (B, L): what the sigmoid turns into the mask, in the folded form of the module's docstring.
+
+    With attention weights A of head h, out_proj and fc give Σ_h Σ_j A_ij (u_h · v_j) + c, where u = fc.weight @
+    out_proj.weight; u_h · v_j is linear in token j, so its weights join those of query and key. The weights of A sum
+    to 1, which lets the value bias pass through them. Nothing is detached, so the original parameters get their
+    gradients through u.
+    """
+    width, heads = mha.embed_dim, mha.num_heads
+    rows, length = vector.shape
+    tokens = embed(vector).view(rows, length, width)
+    weight, bias = mha.in_proj_weight, mha.in_proj_bias
+    direction = (fc.weight @ mha.out_proj.weight).view(heads, width // heads)
+    scalar_weight = torch.einsum("he,hed->hd", direction, weight[2 * width :].view(heads, width // heads, width))
+    scalar_bias = (direction * bias[2 * width :].view(heads, width // heads)).sum(dim=1)
+    joint = functional.linear(
+        tokens, torch.cat([weight[: 2 * width], scalar_weight]), torch.cat([bias[: 2 * width], scalar_bias])
+    )
+    query, key, scalar = torch.split(joint, [width, width, heads], dim=2)
+    by_head = (rows, length, heads, width // heads)
+    attended = _attend_scalars(
+        query.reshape(by_head).transpose(1, 2), key.reshape(by_head).transpose(1, 2), scalar.transpose(1, 2)
+    )
+    constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
+    return attended.sum(dim=1) + constant
+
+
+def _attend_scalars(query: Tensor, key: Tensor, scalar: Tensor) -> Tensor:
+    """softmax(query · key / sqrt(e)) @ scalar for (B, h, L, e), (B, h, L, e), (B, h, L), as (B, h, L).
+
+    Zero columns bring the shapes to what the fused kernels accept, since the fallback would store all h · L² weights:
+    on the CPU values as wide as the queries, on CUDA queries and values in multiples of 8 (there values may be
+    narrower). Zeros change neither the products nor the scale, which is passed.
+    """
+    head_width = query.shape[-1]
+    value_width = head_width
+    if query.is_cuda:
+        padding, value_width = -head_width % 8, 8
+        query, key = functional.pad(query, (0, padding)), functional.pad(key, (0, padding))
+    value = functional.pad(scalar.unsqueeze(-1), (0, value_width - 1))
+    return functional.scaled_dot_product_attention(query, key, value, scale=head_width**-0.5)[..., 0]

@@ -1,0 +1,42 @@
+"""Sizes and arithmetic of the gates."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from crossdistill.nets import GateNet, GateNetDense
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(10, 304), (8, 212), (141, 41_176)])
+def test_published_sizes(classes: int, parameters: int) -> None:
+    assert sum(p.numel() for p in GateNet(classes, 4).parameters()) == parameters
+
+
+def test_published_size_of_the_dense_gate() -> None:
+    assert sum(p.numel() for p in GateNetDense(41, 4).parameters()) == 4_596
+
+
+def test_the_released_gate_is_affine_and_the_default_one_is_not() -> None:
+    first, second = torch.randn(2, 5, 10, dtype=torch.float64) * 3
+    affine, bent = GateNet(10, 4, activation=False).double(), GateNet(10, 4).double()
+    bent.load_state_dict(affine.state_dict())
+    torch.testing.assert_close(affine((first + second) / 2), (affine(first) + affine(second)) / 2)
+    assert float((bent((first + second) / 2) - (bent(first) + bent(second)) / 2).detach().abs().max()) > 1e-3
+    torch.testing.assert_close(bent(first), bent.fc2(bent.fc1(first).clamp(min=0)))
+
+
+def test_the_dense_gate_step_by_step() -> None:
+    gate = GateNetDense(3, 5).double()
+    point, depthwise = gate.conv_point, gate.conv_depthwise
+    assert point.bias is not None
+    assert depthwise.bias is not None
+    logits = torch.randn(2, 3, 9, 7, dtype=torch.float64)
+    wide = torch.einsum("oi,bihw->bohw", point.weight[:, :, 0, 0], logits)
+    wide = functional.pad((wide + point.bias[:, None, None]).clamp(min=0), (1, 1, 1, 1))
+    pooled = torch.zeros(2, 6, dtype=torch.float64)
+    for h in range(0, 9, 2):
+        for w in range(0, 7, 2):
+            patch = wide[:, :, h : h + 3, w : w + 3]
+            value = (patch * depthwise.weight[:, 0]).sum((2, 3)) + depthwise.bias
+            pooled += value.clamp(min=0) / (5 * 4)
+    torch.testing.assert_close(gate(logits), gate.fc(pooled))
