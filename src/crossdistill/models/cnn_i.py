@@ -1,8 +1,11 @@
-"""CNN-I, the multimodal teacher of MST-Distill's AV-MNIST experiments: two branches, joined before the classifier."""
+"""CNN-I, the multimodal teacher of MST-Distill's AV-MNIST experiments: two branches, joined before the classifier.
+
+Annotations name `fx.Proxy` beside the tensor, because a network is traced when it is split at a tap.
+"""
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 
@@ -16,7 +19,7 @@ class ImageBranch(nn.Module):
         self.conv3 = nn.Conv2d(16, 120, 5)
         self.fc1 = nn.Linear(120, 84)
 
-    def forward(self, image: Float[Tensor, "B 1 28 28"]) -> Float[Tensor, "B 84"]:
+    def forward(self, image: Float[Tensor, "B 1 28 28"] | fx.Proxy) -> Float[Tensor, "B 84"] | fx.Proxy:
         """Features, none below zero."""
         maps = functional.avg_pool2d(functional.relu(self.conv1(image)), 2)
         maps = functional.avg_pool2d(functional.relu(self.conv2(maps)), 2)
@@ -34,7 +37,7 @@ class AudioBranch(nn.Module):
         self.conv4 = nn.Conv2d(128, 256, 3, padding=1)
         self.conv5 = nn.Conv2d(256, 512, 3, padding=1)
 
-    def forward(self, audio: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 512"]:
+    def forward(self, audio: Float[Tensor, "B 1 H W"] | fx.Proxy) -> Float[Tensor, "B 512"] | fx.Proxy:
         """Features, none below zero."""
         maps = functional.max_pool2d(functional.relu(self.conv1(audio)), 2)
         maps = functional.max_pool2d(functional.relu(self.conv2(maps)), 2)
@@ -59,8 +62,8 @@ class CNNI(nn.Module):
         self.fc2 = nn.Linear(298, classes)
 
     def forward(
-        self, image: Float[Tensor, "B 1 28 28"], audio: Float[Tensor, "B 1 112 112"]
-    ) -> Float[Tensor, "B classes"]:
+        self, image: Float[Tensor, "B 1 28 28"] | fx.Proxy, audio: Float[Tensor, "B 1 112 112"] | fx.Proxy
+    ) -> Float[Tensor, "B classes"] | fx.Proxy:
         """Class logits."""
         joint = self.concat_identity(torch.cat([self.image(image), self.audio(audio)], dim=1))
         logits: Tensor = self.fc2(self.fc1(joint))

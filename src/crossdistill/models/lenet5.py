@@ -1,7 +1,10 @@
-"""LeNet5 as MST-Distill uses it for AV-MNIST images: ReLU, average pooling, a third convolution down to a vector."""
+"""LeNet5 as MST-Distill uses it for AV-MNIST images: ReLU, average pooling, a third convolution down to a vector.
+
+Annotations name `fx.Proxy` beside the tensor, because a network is traced when it is split at a tap.
+"""
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 
@@ -21,7 +24,7 @@ class LeNet5(nn.Module):
         self.fc1 = nn.Linear(120, 84)
         self.fc2 = nn.Linear(84, classes)
 
-    def forward(self, image: Float[Tensor, "B 1 28 28"]) -> Float[Tensor, "B classes"]:
+    def forward(self, image: Float[Tensor, "B 1 28 28"] | fx.Proxy) -> Float[Tensor, "B classes"] | fx.Proxy:
         """Class logits."""
         maps = functional.avg_pool2d(functional.relu(self.conv1(image)), 2)
         maps = functional.avg_pool2d(functional.relu(self.conv2(maps)), 2)

@@ -2,11 +2,13 @@
 
 Strides instead of pooling, because pooling costs as much as a convolution at this size. No BatchNorm and no dropout,
 so that one big batch, micro-batches and many ranks agree to rounding.
+
+Annotations name `fx.Proxy` beside the tensor, because a network is traced when it is split at a tap.
 """
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 
@@ -23,7 +25,7 @@ class SmallImage(nn.Module):
         self.fc1 = nn.Linear(24 * 4 * 4, 32)
         self.fc2 = nn.Linear(32, classes)
 
-    def forward(self, image: Float[Tensor, "B 1 8 8"]) -> Float[Tensor, "B classes"]:
+    def forward(self, image: Float[Tensor, "B 1 8 8"] | fx.Proxy) -> Float[Tensor, "B classes"] | fx.Proxy:
         """Class logits."""
         maps = functional.relu(self.conv1(image))
         maps = functional.relu(self.conv2(maps))
@@ -45,7 +47,7 @@ class SmallAudio(nn.Module):
         self.fc1 = nn.Linear(24 * 4 * 4, 32)
         self.fc2 = nn.Linear(32, classes)
 
-    def forward(self, audio: Float[Tensor, "B 1 32 32"]) -> Float[Tensor, "B classes"]:
+    def forward(self, audio: Float[Tensor, "B 1 32 32"] | fx.Proxy) -> Float[Tensor, "B classes"] | fx.Proxy:
         """Class logits."""
         maps = functional.relu(self.conv1(audio))
         maps = functional.relu(self.conv2(maps))
@@ -74,7 +76,9 @@ class SmallMultimodal(nn.Module):
         self.fc1 = nn.Linear(24 + 40, 48)
         self.fc2 = nn.Linear(48, classes)
 
-    def forward(self, image: Float[Tensor, "B 1 8 8"], audio: Float[Tensor, "B 1 32 32"]) -> Float[Tensor, "B classes"]:
+    def forward(
+        self, image: Float[Tensor, "B 1 8 8"] | fx.Proxy, audio: Float[Tensor, "B 1 32 32"] | fx.Proxy
+    ) -> Float[Tensor, "B classes"] | fx.Proxy:
         """Class logits."""
         maps = functional.relu(self.image_conv1(image))
         maps = functional.relu(self.image_conv2(maps))

@@ -1,7 +1,10 @@
-"""The three-layer audio CNN of MST-Distill's AV-MNIST experiments (ThreeLayerCNN-A)."""
+"""The three-layer audio CNN of MST-Distill's AV-MNIST experiments (ThreeLayerCNN-A).
+
+Annotations name `fx.Proxy` beside the tensor, because a network is traced when it is split at a tap.
+"""
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 
@@ -21,7 +24,7 @@ class ThreeLayerCNN(nn.Module):
         self.conv3_maxpool_flatten = nn.Identity()
         self.fc1 = nn.Linear(128 * 14 * 14, classes)
 
-    def forward(self, audio: Float[Tensor, "B 1 112 112"]) -> Float[Tensor, "B classes"]:
+    def forward(self, audio: Float[Tensor, "B 1 112 112"] | fx.Proxy) -> Float[Tensor, "B classes"] | fx.Proxy:
         """Class logits."""
         maps = functional.max_pool2d(functional.relu(self.conv1(audio)), 2)
         maps = functional.max_pool2d(functional.relu(self.conv2(maps)), 2)
