@@ -24,7 +24,19 @@ LAYERS = (
     {"methods", "models", "data", "backends"},
     {"stage", "recipe"},
     {"runner", "checkpoint", "report", "devices", "evaluation", "plan", "tracking", "training"},
-    {"recipes", "probes", "bench", "analysis", "export", "doctor", "testing", "cli", "__main__"},
+    {
+        "recipes",
+        "probes",
+        "bench",
+        "analysis",
+        "export",
+        "doctor",
+        "trial",
+        "trial_worker",
+        "testing",
+        "cli",
+        "__main__",
+    },
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
