@@ -9,9 +9,9 @@ from torch import Tensor, fx, nn
 from crossdistill.models.cnn_i import CNNI
 from crossdistill.models.lenet5 import LeNet5
 from crossdistill.models.small import SmallAudio, SmallImage, SmallMultimodal
-from crossdistill.models.three_layer_cnn import ThreeLayerCNN
+from crossdistill.models.three_layer_cnn import ThreeLayerCNNA
 
-Net = type[LeNet5] | type[ThreeLayerCNN] | type[CNNI] | type[SmallImage] | type[SmallAudio] | type[SmallMultimodal]
+Net = type[LeNet5] | type[ThreeLayerCNNA] | type[CNNI] | type[SmallImage] | type[SmallAudio] | type[SmallMultimodal]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ EXPECTED = [
         },
     ),
     Expected(
-        ThreeLayerCNN,
+        ThreeLayerCNNA,
         343_562,
         (AUDIO,),
         {

@@ -1,4 +1,4 @@
-"""The three-layer audio CNN of MST-Distill's AV-MNIST experiments (ThreeLayerCNN-A).
+"""The three-layer audio CNN of MST-Distill's AV-MNIST experiments (ThreeLayerCNNA-A).
 
 Annotations name `fx.Proxy` beside the tensor, because a network is traced when it is split at a tap.
 """
@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 
-class ThreeLayerCNN(nn.Module):
+class ThreeLayerCNNA(nn.Module):
     """Spectrograms (B, 1, 112, 112) -> logits (B, classes); 343,562 parameters with 10 classes.
 
     Taps: conv1 (32, 112, 112), conv2 (64, 56, 56), conv3 (128, 28, 28), all before their ReLU; conv3_maxpool
