@@ -1,0 +1,57 @@
+"""What `from crossdistill import ...` offers. A change here is a change for every user: it goes into CHANGELOG.md."""
+
+import importlib.metadata
+
+import pytest
+
+import crossdistill
+
+PUBLIC = [
+    "Batch",
+    "CrossdistillError",
+    "Cut",
+    "DataSpec",
+    "Dataset",
+    "InputSpec",
+    "Live",
+    "Masked",
+    "Method",
+    "MethodConfig",
+    "Network",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "OutputSpec",
+    "Outputs",
+    "Progress",
+    "Recipe",
+    "Report",
+    "Row",
+    "Stage",
+    "Step",
+    "Student",
+    "Teacher",
+    "Term",
+    "Want",
+    "__version__",
+    "load_student",
+    "run",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(crossdistill.__all__) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_is_there_and_documented(name: str) -> None:
+    found = getattr(crossdistill, name)
+    assert isinstance(found, str) or (found.__doc__ or "").strip(), f"crossdistill.{name} has no docstring"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        crossdistill.no_such_name  # noqa: B018
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert crossdistill.__version__ == importlib.metadata.version("crossdistill")
