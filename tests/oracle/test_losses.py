@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from functools import partial
 
 import jaxtyping
 import pytest
 import torch
+from derivations import assert_equal, draw, gradient_by_differences, probabilities, slow_kl
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET
@@ -18,9 +19,6 @@ from crossdistill.losses import (
     collaborative_terms,
     cross_entropy,
     distillation_kl,
-    routed_kl,
-    top_teachers,
-    weighted_kl,
 )
 
 SHAPES = [(1, 2), (5, 3), (4, 11), (3, 1)]
@@ -33,37 +31,6 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def draw(*shape: int, scale: float = 2.0) -> Tensor:
-    return (torch.randn(*shape, dtype=torch.float64) * scale).requires_grad_()
-
-
-def probabilities(logits: list[float], temperature: float) -> list[float]:
-    highest = max(logits)
-    weights = [math.exp((value - highest) / temperature) for value in logits]
-    return [weight / sum(weights) for weight in weights]
-
-
-def slow_kl(student: list[float], teacher: list[float], temperature: float, squared: bool = True) -> float:
-    pairs = zip(probabilities(teacher, temperature), probabilities(student, temperature), strict=True)
-    return (temperature**2 if squared else 1.0) * sum(t * (math.log(t) - math.log(s)) for t, s in pairs if t > 0)
-
-
-def gradient_by_differences(value: Tensor, loss: object, step: float = 1e-6) -> Tensor:
-    assert callable(loss)
-    result = torch.zeros_like(value)
-    with torch.no_grad():
-        for i in range(value.numel()):
-            moved = [value.detach().clone() for _ in range(2)]
-            moved[0].view(-1)[i] += step
-            moved[1].view(-1)[i] -= step
-            result.view(-1)[i] = (loss(moved[0]) - loss(moved[1])) / (2 * step)
-    return result
-
-
-def assert_equal(ours: Tensor, wanted: float | list[float] | Tensor) -> None:
-    torch.testing.assert_close(ours.detach(), torch.as_tensor(wanted, dtype=torch.float64), rtol=1e-10, atol=1e-12)
 
 
 # ---- temperature KL
@@ -229,7 +196,7 @@ def test_collaborative(names: tuple[str, ...], detach: bool) -> None:
     assert_equal(total, torch.stack(list(terms.values())).sum(0).detach())
 
 
-def _collaboration_with(members: dict[str, Tensor], name: str, value: Tensor, only_as_learner: bool) -> Tensor:
+def _collaboration_with(members: dict[str, Tensor], name: str, only_as_learner: bool, value: Tensor) -> Tensor:
     moved = members | {name: value}
     pairs = [(a, b) for a in members for b in members if a != b and (a == name or not only_as_learner)]
     rows = range(len(value))
@@ -242,7 +209,7 @@ def test_collaborative_gradients(detach: bool) -> None:
     members = {name: draw(2, 3) for name in ("image", "audio", "mm")}
     collaborative_kl(members, 4.0, detach).sum().backward()
     for name, logits in members.items():
-        slow = gradient_by_differences(logits, lambda x, name=name: _collaboration_with(members, name, x, detach))
+        slow = gradient_by_differences(logits, partial(_collaboration_with, members, name, detach))
         torch.testing.assert_close(logits.grad, slow, rtol=1e-5, atol=1e-7)
 
 
@@ -280,123 +247,16 @@ def test_balance_stays_finite(balance: object, gate: Tensor) -> None:
     assert bool(gate.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("balance", [balance_kl, balance_cv])
+def test_balance_without_rows_is_zero(balance: object) -> None:
+    assert callable(balance)
+    gate = torch.zeros(0, 3, requires_grad=True)
+    value = balance(gate)
+    value.backward()
+    assert float(value.detach()) == 0
+
+
 def test_balance_is_zero_when_the_load_is_even_though_each_row_is_certain() -> None:
     gate = torch.eye(4, dtype=torch.float64) * 50
     assert float(balance_kl(gate)) == pytest.approx(0, abs=1e-12)
     assert float(balance_cv(gate)) == pytest.approx(0, abs=1e-12)
-
-
-# ---- routing
-
-
-def slow_choice(gate: list[float], k: int, available: list[bool]) -> list[int]:
-    order = sorted(range(len(gate)), key=lambda j: (not available[j], -gate[j], j))
-    return [j for j in order[:k] if available[j]]
-
-
-@pytest.mark.parametrize("k", [1, 2, 4])
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
-@pytest.mark.parametrize("absent", [False, True])
-def test_routed_kl(k: int, reduce: Literal["sum", "mean"], absent: bool) -> None:
-    student, gate = draw(6, 5), draw(6, 4)
-    teachers = draw(4, 6, 5).detach()
-    available = torch.rand(6, 4) < 0.5 if absent else torch.ones(6, 4, dtype=torch.bool)
-    if absent:
-        available[0] = False
-        teachers[~available.T] = math.nan
-    wanted = []
-    for b in range(6):
-        chosen = slow_choice(gate[b].tolist(), k, available[b].tolist())
-        terms = [slow_kl(student[b].tolist(), teachers[j, b].tolist(), 4.0) for j in chosen]
-        wanted.append(sum(terms) / (max(len(terms), 1) if reduce == "mean" else 1))
-    value = routed_kl(student, teachers, gate, k, 4.0, reduce=reduce, available=available if absent else None)
-    assert_equal(value, wanted)
-    value.sum().backward()
-    assert student.grad is not None
-    assert bool(student.grad.isfinite().all())
-    assert gate.grad is None
-
-
-def test_routed_kl_of_maps() -> None:
-    student, gate, teachers = draw(2, 3, 2, 2), draw(2, 3), draw(3, 2, 3, 2, 2)
-    wanted = []
-    for b in range(2):
-        total = 0.0
-        for j in slow_choice(gate[b].tolist(), 2, [True] * 3):
-            for h in range(2):
-                for w in range(2):
-                    total += slow_kl(student[b, :, h, w].tolist(), teachers[j, b, :, h, w].tolist(), 4.0) / 4
-        wanted.append(total)
-    assert_equal(routed_kl(student, teachers, gate, 2, 4.0), wanted)
-
-
-@pytest.mark.parametrize(("k", "renormalise"), [(1, False), (2, False), (2, True), (4, False), (4, True)])
-@pytest.mark.parametrize("absent", [False, True])
-def test_weighted_kl(k: int, renormalise: bool, absent: bool) -> None:
-    student, gate = draw(6, 5), draw(6, 4)
-    teachers = draw(4, 6, 5).detach()
-    available = torch.ones(6, 4, dtype=torch.bool)
-    if absent:
-        available = torch.rand(6, 4) < 0.5
-        available[0] = False
-        teachers[~available.T] = math.nan
-
-    def slow(gate_logits: list[list[float]]) -> list[float]:
-        values = []
-        for b, row in enumerate(gate_logits):
-            usable = [j for j in range(4) if available[b, j]]
-            soft = {j: math.exp(row[j]) / sum(math.exp(row[i]) for i in usable) for j in usable}
-            chosen = slow_choice(row, k, available[b].tolist())
-            scale = sum(soft[j] for j in chosen) if renormalise else 1.0
-            terms = [soft[j] / scale * slow_kl(student[b].tolist(), teachers[j, b].tolist(), 4.0) for j in chosen]
-            values.append(sum(terms))
-        return values
-
-    value = weighted_kl(
-        student, teachers, gate, k, 4.0, renormalise=renormalise, available=available if absent else None
-    )
-    assert_equal(value, slow(gate.tolist()))
-    value.sum().backward()
-    wanted = gradient_by_differences(gate, lambda x: torch.tensor(sum(slow(x.tolist())), dtype=torch.float64))
-    torch.testing.assert_close(gate.grad, wanted, rtol=1e-5, atol=1e-7)
-    assert student.grad is not None
-    assert bool(student.grad.isfinite().all())
-
-
-def test_learned_routing_reaches_the_gate_and_balanced_routing_does_not() -> None:
-    student, gate, teachers = draw(3, 4), draw(3, 2), draw(2, 3, 4).detach()
-    weighted_kl(student, teachers, gate, 2, 4.0).sum().backward()
-    assert gate.grad is not None
-    # Descending moves the probability of each row to the teacher that is easier to follow.
-    gaps = distillation_kl(student, teachers[0], 4.0) - distillation_kl(student, teachers[1], 4.0)
-    assert torch.equal(gate.grad[:, 0].sign(), gaps.detach().sign())
-
-
-def test_learned_routing_with_one_teacher_of_several_would_not_learn() -> None:
-    student, gate, teachers = draw(3, 4), draw(3, 2), draw(2, 3, 4).detach()
-    with pytest.raises(SettingError, match="k is 1 and weights are renormalised"):
-        weighted_kl(student, teachers, gate, 1, 4.0)
-    alone = weighted_kl(student, teachers[:1], gate[:, :1], 1, 4.0)
-    assert_equal(alone, distillation_kl(student, teachers[0], 4.0).detach())
-
-
-def test_ties_go_to_the_lower_index() -> None:
-    assert top_teachers(torch.zeros(2, 5), 3).tolist() == [[0, 1, 2], [0, 1, 2]]
-
-
-def test_logits_and_probabilities_choose_alike() -> None:
-    gate = torch.randn(50, 6, dtype=torch.float64)
-    assert torch.equal(top_teachers(gate, 3), top_teachers(gate.softmax(1), 3))
-
-
-@pytest.mark.parametrize("k", [0, 4])
-def test_k_must_be_a_number_of_teachers(k: int) -> None:
-    with pytest.raises(SettingError, match=f"k is {k}, but there are 3 teachers; possible are 1 to 3"):
-        top_teachers(torch.zeros(2, 3), k)
-
-
-def test_routing_names_what_does_not_fit(unchecked: None) -> None:
-    with pytest.raises(ShapeError, match=r"teachers' logits are \(3, 2, 5\), the student's \(2, 4\)"):
-        routed_kl(draw(2, 4), draw(3, 2, 5), draw(2, 3), 1, 4.0)
-    with pytest.raises(SettingError, match="reduce is 'max'; possible are 'sum' and 'mean'"):
-        routed_kl(draw(2, 4), draw(3, 2, 4), draw(2, 3), 1, 4.0, reduce="max")  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Load balance: a gate that sends every row to the same teacher pays for it.
 
 Both forms compare rows with each other: they are scalars of a whole batch, never rows to be summed, and need the
-rows of all ranks at once.
+rows of all ranks at once. Without any row they are 0.
 """
 
 import math
@@ -21,6 +21,8 @@ def balance_kl(gate_logits: Float[Tensor, "B K"], divide_by_teachers: bool = Fal
         divide_by_teachers: divide by K, as the released code does (`batchmean` of a vector).
     """
     rows, teachers = gate_logits.shape
+    if rows == 0:
+        return gate_logits.sum()
     log_mean = torch.logsumexp(log_probabilities(gate_logits, temperature=1.0), dim=0) - math.log(rows)
     divergence = -log_mean.mean() - math.log(teachers)
     return divergence / teachers if divide_by_teachers else divergence
@@ -32,5 +34,8 @@ def balance_cv(gate_logits: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
     The standard deviation is the unbiased one, as in MST-Distill's ablation and its released code. One teacher alone
     is always balanced: 0.
     """
+    rows, teachers = gate_logits.shape
+    if rows == 0:
+        return gate_logits.sum()
     load = log_probabilities(gate_logits, temperature=1.0).exp().sum(dim=0)
-    return load.std(correction=1) / load.mean() if len(load) > 1 else load.sum() * 0.0
+    return load.std(correction=1) / load.mean() if teachers > 1 else load.sum() * 0.0
