@@ -1,3 +1,90 @@
-"""Distil many teachers, of other modalities or domains, into one small student."""
+"""Distil many teachers, of other modalities or domains, into one small student.
+
+Names are imported when they are first used, so that the command line can answer before torch is there.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from crossdistill.batch import Batch, InputSpec
+    from crossdistill.data.dataset import Dataset
+    from crossdistill.errors import CrossdistillError
+    from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term
+    from crossdistill.network import Network
+    from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+    from crossdistill.recipe import NetworkConfig, Recipe
+    from crossdistill.report import Report, Row
+    from crossdistill.runner import run
+    from crossdistill.stage import OptimizerConfig, Stage
+    from crossdistill.student import Student, load_student
+    from crossdistill.teacher import Live, Masked, Teacher
+
+_HOMES = {
+    "Batch": "batch",
+    "CrossdistillError": "errors",
+    "Cut": "outputs",
+    "DataSpec": "method",
+    "Dataset": "data.dataset",
+    "InputSpec": "batch",
+    "Live": "teacher",
+    "Masked": "teacher",
+    "Method": "method",
+    "MethodConfig": "method",
+    "Network": "network",
+    "NetworkConfig": "recipe",
+    "OptimizerConfig": "stage",
+    "OutputSpec": "outputs",
+    "Outputs": "outputs",
+    "Progress": "method",
+    "Recipe": "recipe",
+    "Report": "report",
+    "Row": "report",
+    "Stage": "stage",
+    "Step": "method",
+    "Student": "student",
+    "Teacher": "teacher",
+    "Term": "method",
+    "Want": "outputs",
+    "load_student": "student",
+    "run": "runner",
+}
+
+__all__ = [
+    "Batch",
+    "CrossdistillError",
+    "Cut",
+    "DataSpec",
+    "Dataset",
+    "InputSpec",
+    "Live",
+    "Masked",
+    "Method",
+    "MethodConfig",
+    "Network",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "OutputSpec",
+    "Outputs",
+    "Progress",
+    "Recipe",
+    "Report",
+    "Row",
+    "Stage",
+    "Step",
+    "Student",
+    "Teacher",
+    "Term",
+    "Want",
+    "__version__",
+    "load_student",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crossdistill' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"crossdistill.{_HOMES[name]}"), name)

@@ -68,9 +68,8 @@ class Batch:
         found: list[tuple[str, Tensor]] = []
         for name, value in self.inputs.items():
             found += [(name, value)] if isinstance(value, Tensor) else [(f"{name}.{k}", v) for k, v in value.items()]
-        for name, value in (("targets", self.targets), ("labelled", self.labelled), ("view", self.view)):
-            if value is not None:
-                found.append((name, value))
+        optional = {"targets": self.targets, "labelled": self.labelled, "view": self.view}
+        found += [(name, tensor) for name, tensor in optional.items() if tensor is not None]
         return found + [(f"present.{name}", mask) for name, mask in self.present.items()]
 
     def read(self, modality: str, who: str = "batch") -> Input:
@@ -80,7 +79,9 @@ class Batch:
             SignalError: the batch has no such modality; names those that it has.
         """
         if modality not in self.inputs:
-            raise SignalError(f"{who} reads {modality!r}, which the data does not have; {nearest(modality, self.inputs)}")
+            raise SignalError(
+                f"{who} reads {modality!r}, which the data does not have; {nearest(modality, self.inputs)}"
+            )
         return self.inputs[modality]
 
     def has_target(self) -> Bool[Tensor, " B"]:

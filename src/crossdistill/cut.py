@@ -69,7 +69,8 @@ class CutGraph:
             raise SplitError(
                 f"{self._who} runs the layer {tap!r} {len(found)} times in one pass; it can be cut where it runs once"
             )
-        return found[0]
+        at: fx.Node = found[0]
+        return at
 
     def _live(self, at: fx.Node) -> list[fx.Node]:
         """The value at the tap, then every other computed value that the tail reads."""
@@ -95,7 +96,11 @@ class CutGraph:
             return str(node.target).endswith("_") and not str(node.target).startswith("_")
         name = node.target.__name__ if callable(node.target) and hasattr(node.target, "__name__") else ""
         # `x += y` is iadd; `torch.relu_` and its like end in one underscore.
-        return bool(node.kwargs.get("inplace", False)) or name.endswith("_") or name in {"iadd", "imul", "isub", "itruediv"}
+        return (
+            bool(node.kwargs.get("inplace", False))
+            or name.endswith("_")
+            or name in {"iadd", "imul", "isub", "itruediv"}
+        )
 
 
 class _LayerTracer(fx.Tracer):

@@ -88,7 +88,9 @@ class Network(nn.Module):
         args, named = self.arguments(batch)
         for tap in set(taps) - self._verified:
             self._verify(graph, tap, args, named)
-        return {tap: Cut(value, tuple(context)) for tap, (value, *context) in zip(taps, stem(*args, **named), strict=True)}
+        return {
+            tap: Cut(value, tuple(context)) for tap, (value, *context) in zip(taps, stem(*args, **named), strict=True)
+        }
 
     def _verify(self, graph: CutGraph, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Hold the two parts against the whole once, on real rows, bit for bit."""
@@ -105,7 +107,9 @@ class Network(nn.Module):
         for name in ("logits", "embedding"):
             one, two = getattr(whole, name), getattr(parts, name)
             if one is not None and not torch.equal(one.nan_to_num(), two.nan_to_num()):
-                raise SplitError(f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there")
+                raise SplitError(
+                    f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there"
+                )
         self._verified.add(tap)
 
     def outputs(
@@ -222,7 +226,9 @@ class Network(nn.Module):
                 handle.remove()
         missing = [tap for tap in taps if tap not in seen]
         if missing:
-            raise TapError(f"{self.name} never ran the layers {missing} for this input; tap layers that every pass runs")
+            raise TapError(
+                f"{self.name} never ran the layers {missing} for this input; tap layers that every pass runs"
+            )
         overwritten = {tap for tap, (value, version) in seen.items() if value._version != version}
         if overwritten:
             # The next layer works in place and spoiled what was read: from now on a copy is kept.

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import method_config
-from crossdistill.weighting import Sum, WeightingConfig, weighting_config
+from crossdistill.weighting import AnyWeighting, SumConfig
 
 
 class OptimizerConfig(BaseModel):
@@ -46,7 +46,7 @@ class Stage(BaseModel):
     trains: tuple[str, ...] | None = None
     """None: the learner alone."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    weighting: SerializeAsAny[WeightingConfig] = Sum()
+    weighting: AnyWeighting = SumConfig()
     select: Literal["best", "last"] = "best"
     """"best": lowest validation value, each part for itself, strictly lower wins; "last": the last epoch."""
     source: Literal["auto", "live", "banked"] = "auto"
@@ -65,7 +65,7 @@ class Stage(BaseModel):
     @field_validator("weighting", mode="before")
     @classmethod
     def _weighting(cls, value: Any) -> Any:
-        return weighting_config(value) if isinstance(value, str | Mapping) else value
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _together(self) -> "Stage":
@@ -80,4 +80,6 @@ class Stage(BaseModel):
 
     def tiny(self) -> "Stage":
         """The same stage, over in a moment: for tests and first looks."""
-        return self.model_copy(update={"epochs": min(self.epochs, 2), "steps": 4, "batch_size": min(self.batch_size, 32)})
+        return self.model_copy(
+            update={"epochs": min(self.epochs, 2), "steps": 4, "batch_size": min(self.batch_size, 32)}
+        )

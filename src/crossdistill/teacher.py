@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.errors import SplitError
+from crossdistill.nets.mask import apply_mask
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 
@@ -51,7 +52,9 @@ class Live:
         self, name: str, network: Network, wants: Iterable[Want] = (Want.LOGITS,), *, trained: bool = False
     ) -> None:
         if network.spec is None:
-            raise ValueError(f"network {name!r} was never probed: call network.probe(batch) once, so its sizes are known")
+            raise ValueError(
+                f"network {name!r} was never probed: call network.probe(batch) once, so its sizes are known"
+            )
         self.name = name
         self.network = network
         self.modalities = network.reads
@@ -156,17 +159,17 @@ class Masked:
             cut = given.cuts[tap]
             if len(cut.value) == 0:
                 return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
-            outputs = self.base.tail(tap)(cut.rewritten(masked(mask, cut.value)))
+            outputs = self.base.tail(tap)(cut.rewritten(apply_mask(cut.value, mask(cut.value))))
             return replace(outputs, source=self.name, rows=given.rows)
         present = batch.rows_with(self.modalities)
         rows = None if present is None else present.nonzero().flatten()
         part = batch if rows is None else batch.select(rows)
-        edits = {tap: lambda value, mask=mask: masked(mask, value) for tap, mask in self.masks.items()}
+        edits = {tap: lambda value, mask=mask: apply_mask(value, mask(value)) for tap, mask in self.masks.items()}
         return replace(self.base.network.edited(part, edits), source=self.name, rows=rows)
 
 
 class Shuffled:
-    """The control: a teacher that looks at other rows than the batch's, by one fixed permutation of the training rows."""
+    """The control: a teacher that looks at other rows than the batch's, by one fixed permutation."""
 
     def __init__(self, base: Teacher, partner: Tensor, fetch: Callable[[Tensor], Batch]) -> None:
         """`partner` maps each sample id to the id that is looked at instead; `fetch` brings rows by id."""
@@ -193,9 +196,3 @@ class Shuffled:
     def __call__(self, batch: Batch) -> Outputs:
         """The base's outputs for the partners' rows."""
         return self.base(self.sees(batch))
-
-
-def masked(mask: nn.Module, value: Tensor) -> Tensor:
-    """A value (B, L) or (B, L, ...) weighted by a mask network's (B, L) answer to it."""
-    weights: Tensor = mask(value)
-    return value * weights.reshape(*weights.shape, *[1] * (value.ndim - weights.ndim))

@@ -33,11 +33,16 @@ class DataConfig(BaseModel, abc.ABC):
     labelled: float = Field(
         default=1.0, gt=0, le=1, description="fraction of the student's training labels that it keeps"
     )
-    seed: int = Field(default=0, ge=0, description="draws splits, pairs, noise, and the labels that are kept")
+    seed: int = Field(default=0, ge=0, description="draws splits, pairs and noise")
+    label_seed: int | None = Field(
+        default=None, ge=0, description="draws the labels that are kept; by default as `seed`"
+    )
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """The data: from the cache folder where they are there, else built and kept."""
-        return hide_labels(self.build(progress or quiet), self.labelled, self.seed)
+        return hide_labels(
+            self.build(progress or quiet), self.labelled, self.seed if self.label_seed is None else self.label_seed
+        )
 
     @abc.abstractmethod
     def build(self, progress: Progress) -> Dataset:

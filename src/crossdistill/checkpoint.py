@@ -1,0 +1,120 @@
+"""Saving and finding again: checkpoints inside a stage, and the outcome of a finished one. Atomic, without pickle."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from crossdistill.errors import RunError
+from crossdistill.storage import atomic_folder, file_hash, write_json
+
+WEIGHTS, STATE, ABOUT = "weights.safetensors", "state.pt", "about.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a stage stood: tensors by name, and everything else that its next step depends on."""
+
+    stage: int
+    epoch: int
+    step: int
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write one checkpoint beside the others, then drop all but the newest `keep`.
+
+    Raises:
+        StorageError: it could not be written; the earlier ones are intact.
+    """
+    name = f"{checkpoint.stage:02d}-{checkpoint.epoch:05d}-{checkpoint.step:07d}"
+    with atomic_folder(folder / name) as temporary:
+        save_file({key: value.contiguous() for key, value in checkpoint.tensors.items()}, temporary / WEIGHTS)
+        torch.save(dict(checkpoint.state), temporary / STATE)
+        about = {"stage": checkpoint.stage, "epoch": checkpoint.epoch, "step": checkpoint.step}
+        (temporary / ABOUT).write_text(json.dumps(about))
+    for old in sorted(_complete(folder))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, or None; one that cannot be read is passed over for the one before it."""
+    for path in sorted(_complete(folder), reverse=True):
+        try:
+            about = json.loads((path / ABOUT).read_text())
+            tensors = load_file(path / WEIGHTS)
+            state = torch.load(path / STATE, weights_only=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError):
+            continue
+        return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
+    return None
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints: the stage that they belong to has its outcome written."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _complete(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("[0-9]*-*") if (path / ABOUT).is_file()]
+
+
+def flatten(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All parameters and buffers as `module/name`, as copies that later steps do not move."""
+    return {
+        f"{name}/{key}": value.detach().cpu().clone()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Load what `flatten` gave, strictly."""
+    for name, module in modules.items():
+        start = f"{prefix}{name}/"
+        module.load_state_dict({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
+
+
+def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[str, Any]) -> None:
+    """Write what a stage trained, once: one safetensors file for each module, and `outcome.json` with their hashes.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    with atomic_folder(path) as temporary:
+        hashes = {}
+        for name, module in modules.items():
+            file = temporary / f"{name}.safetensors"
+            save_file(
+                {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}, file
+            )
+            hashes[name] = file_hash(file)
+        write_json(temporary / "outcome.json", {**about, "files": hashes})
+
+
+def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict[str, Any] | None:
+    """Bring back a stage's outcome into its modules; None when there is none.
+
+    Raises:
+        RunError: it belongs to another stage, or a file is not what it was when it was written.
+    """
+    file = path / "outcome.json"
+    if not file.is_file():
+        return None
+    about: dict[str, Any] = json.loads(file.read_text())
+    if about["key"] != key:
+        raise RunError(f"{path} holds the outcome of another stage than this recipe's; choose another folder")
+    for name, module in modules.items():
+        weights = path / f"{name}.safetensors"
+        if not weights.is_file() or file_hash(weights) != about["files"].get(name):
+            raise RunError(f"{weights} is damaged: its hash is not the one in outcome.json; remove {path} and resume")
+        module.load_state_dict(load_file(weights))
+    return about

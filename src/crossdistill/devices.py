@@ -1,0 +1,150 @@
+"""One device to many machines: the only file that knows of ranks (torchrun's variables), DDP and accelerators."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from crossdistill.errors import SettingError
+
+
+class Devices:
+    """Where this process computes, and how it agrees with the other ranks (there is one rank without torchrun)."""
+
+    def __init__(self, device: torch.device, rank: int = 0, ranks: int = 1) -> None:
+        self.device = device
+        self.rank = rank
+        self.ranks = ranks
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and speaks."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """One DDP wrapper around everything that trains in a stage; the module itself when there is one rank."""
+        if self.ranks == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # A part may get no rows on some rank (its modality is absent there): it then joins with a zero gradient.
+        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False)
+
+    def unsynced(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Backward passes in here leave gradients where they are."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def add_up(self, value: Tensor) -> Tensor:
+        """The sum over ranks, the same to the last bit on all of them."""
+        if self.ranks > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks; gradient flows to this rank's own.
+
+        DDP adds up the ranks' gradients, and each rank's part of a batch-level loss is the gradient to its own rows.
+        """
+        if self.ranks == 1:
+            return rows
+        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.ranks)]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=self.device))
+        longest = max(int(count) for count in counts)
+        padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=self.device)
+        padded[: len(rows)] = rows.detach()
+        everyone = [torch.empty_like(padded) for _ in range(self.ranks)]
+        dist.all_gather(everyone, padded)
+        pieces = [piece[: int(count)] for piece, count in zip(everyone, counts, strict=True)]
+        pieces[self.rank] = rows
+        return torch.cat(pieces)
+
+    def same(self, value: str) -> str:
+        """The main rank's text, on every rank."""
+        if self.ranks == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.ranks > 1:
+            dist.barrier()
+
+    def random_state(self) -> dict[str, Any]:
+        """The state of every random generator, of every rank."""
+        own = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.ranks == 1:
+            return {"ranks": [own]}
+        box: list[Any] = [None] * self.ranks
+        dist.all_gather_object(box, own)
+        return {"ranks": box}
+
+    def restore_random_state(self, state: dict[str, Any]) -> None:
+        """Take up what `random_state` gave."""
+        own = state["ranks"][self.rank]
+        torch.set_rng_state(own["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"], self.device)
+
+    def reset_peak(self) -> None:
+        """Forget the peak of memory so far, where the system lets a process do that."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        # Linux: writing 5 sets VmHWM back to what is resident now.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak_memory(self) -> float:
+        """Most memory held since `reset_peak`, in MB: of the accelerator where there is one, else resident."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        with suppress(OSError, StopIteration, ValueError):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@contextmanager
+def devices(wanted: str = "auto") -> Iterator[Devices]:
+    """Join the other ranks where torchrun started several, and leave them at the end.
+
+    Raises:
+        SettingError: the device is not there; names those that are.
+    """
+    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = _device(wanted, int(os.environ.get("LOCAL_RANK", "0")))
+    if ranks == 1:
+        yield Devices(device)
+        return
+    own = not dist.is_initialized()
+    if own:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Devices(device, rank, ranks)
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    found = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    kind = (("cuda" if "cuda" in found else "cpu") if wanted == "auto" else wanted).partition(":")[0]
+    if kind not in found:
+        raise SettingError(f"device: wanted {wanted!r}, but torch finds {', '.join(found)} here")
+    if kind == "cuda":
+        index = int(wanted.partition(":")[2]) if ":" in wanted else local_rank
+        if index >= torch.cuda.device_count():
+            raise SettingError(f"device: wanted cuda:{index}, but there are {torch.cuda.device_count()} CUDA devices")
+        return torch.device("cuda", index)
+    return torch.device(kind)

@@ -1,0 +1,117 @@
+"""What a person sees while a run goes on: bars with remaining time on a terminal, plain lines elsewhere."""
+
+import sys
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Display(Protocol):
+    """Who is told how far things are."""
+
+    def begin(self, name: str, total: int) -> None:
+        """Something of `total` parts starts."""
+        ...
+
+    def advance(self, parts: int = 1) -> None:
+        """So many more parts are done."""
+        ...
+
+    def end(self, note: str = "") -> None:
+        """It is over."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        ...
+
+
+class Quiet:
+    """Nobody looks."""
+
+    def begin(self, name: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, parts: int = 1) -> None:
+        """Nothing."""
+
+    def end(self, note: str = "") -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+class Terminal:
+    """Bars on standard error where that is a terminal; one line for each thing begun and ended where it is not."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, soft_wrap=True)
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._name = ""
+
+    def __enter__(self) -> "Terminal":
+        """Start drawing."""
+        if sys.stderr.isatty():
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        if self._bars is not None:
+            self._bars.stop()
+
+    def begin(self, name: str, total: int) -> None:
+        """A new bar, or a line."""
+        self._name = name
+        if self._bars is not None:
+            self._task = self._bars.add_task(name, total=total)
+        else:
+            self.console.print(f"{name} ...", markup=False, highlight=False)
+
+    def advance(self, parts: int = 1) -> None:
+        """Move the bar."""
+        if self._bars is not None and self._task is not None:
+            self._bars.advance(self._task, parts)
+
+    def end(self, note: str = "") -> None:
+        """Remove the bar and leave a line."""
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        self.say(f"{self._name}: {note}" if note else f"{self._name}: done")
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def data(self, description: str, done: int, total: int) -> None:
+        """Progress as data sets report it: a description, how many are done, how many there are."""
+        if self._name != description or self._task is None:
+            self.begin(description, total)
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.end()

@@ -1,0 +1,53 @@
+"""The table of methods: one algorithm a file, one line each here."""
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from crossdistill.errors import SettingError, nearest
+from crossdistill.method import MethodConfig
+from crossdistill.methods.collaborate import Collaborate
+from crossdistill.methods.kd import KD
+from crossdistill.methods.route import Route
+from crossdistill.methods.specialise import Specialise
+from crossdistill.methods.supervised import Supervised
+
+METHODS: Mapping[str, type[MethodConfig]] = {
+    "collaborate": Collaborate,
+    "kd": KD,
+    "route": Route,
+    "specialise": Specialise,
+    "supervised": Supervised,
+}
+
+
+def method_config(value: str | Mapping[str, Any]) -> MethodConfig:
+    """A method's settings from its name, or from a mapping with the key `name`, checked.
+
+    Other packages add methods through entry points in the group `crossdistill.methods`.
+
+    Raises:
+        SettingError: no method has that name; says the nearest.
+    """
+    settings = {"name": value} if isinstance(value, str) else dict(value)
+    name = settings.get("name")
+    if not isinstance(name, str):
+        raise SettingError(f"a method is a name, or a mapping with the key 'name'; found {value!r}")
+    return find(name).model_validate(settings)
+
+
+def find(name: str) -> type[MethodConfig]:
+    """The settings class of a method, ours or another package's.
+
+    Raises:
+        SettingError: no method has that name; says the nearest.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    others = {point.name: point for point in entry_points(group="crossdistill.methods")}
+    if name not in others:
+        raise SettingError(f"no method is called {name!r}; {nearest(name, [*METHODS, *others])}")
+    loaded = others[name].load()
+    if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):
+        raise SettingError(f"the entry point {name!r} of {others[name].value!r} is no MethodConfig")
+    return loaded

@@ -1,0 +1,129 @@
+"""MST-Distill's second stage: masks that bend frozen teachers towards the student (Li et al., 2025, Eq. 5-8)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.errors import ApplicabilityError, SettingError
+from crossdistill.losses.kl import distillation_kl
+from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term
+from crossdistill.methods.kd import require_same_logits
+from crossdistill.nets.mask import apply_mask, mask_for
+from crossdistill.outputs import Outputs, OutputSpec, Want, aligned
+from crossdistill.teacher import Live, Masked, Teacher
+
+
+class Specialise(MethodConfig):
+    """One mask network for each named tap of each teacher, trained to predict as the frozen student does.
+
+    No labels are read. Each masked teacher graduates as `teacher@tap`.
+    """
+
+    name: Literal["specialise"] = "specialise"
+    taps: Mapping[str, tuple[str, ...]]
+    """For each teacher, the layers that are masked, each by a mask of its own."""
+    heads: int = Field(3, ge=1)
+    width_factor: int = Field(2, ge=1)
+    """The mask's attention has about (values at the tap / width_factor) dimensions."""
+    temperature: float = Field(4.0, gt=0)
+    """Dimensionless."""
+    squared: bool = True
+    """Multiply divergences by T², as the released code does (the paper writes none)."""
+    select: Literal["each", "joint"] = "each"
+    """Choose each mask's best epoch by itself, or one epoch for all of them (the released code)."""
+    stacked: bool = False
+    """Let the graduates of one teacher wear the masks of those before them too (a fault of the released code)."""
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """Builds the masks at the taps' sizes.
+
+        Raises:
+            ApplicabilityError: a named teacher is not there, or has other logits than the student.
+            SignalError: a teacher has no such tap.
+        """
+        if not self.taps or not all(self.taps.values()):
+            raise SettingError("specialise: `taps` has to name at least one layer for each teacher that it names")
+        absent = sorted(set(self.taps) - set(teachers))
+        if absent:
+            raise ApplicabilityError(
+                f"specialise masks teachers that are not there: {absent}; there are {sorted(teachers)}"
+            )
+        chosen = {name: teachers[name] for name in self.taps}
+        require_same_logits(self.name, student, chosen)
+        masks = {
+            graduate(name, tap): mask_for(chosen[name].feature(tap, f"teacher {name!r}"), self.heads, self.width_factor)
+            for name, taps in self.taps.items()
+            for tap in taps
+        }
+        return _Specialise(self, masks)
+
+
+class _Specialise(Method):
+    def __init__(self, config: Specialise, masks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        # Dots cannot be in the names of submodules, and taps of nested layers have them.
+        self.masks = nn.ModuleDict({name.replace(".", "/"): mask for name, mask in masks.items()})
+
+    def mask(self, teacher: str, tap: str) -> nn.Module:
+        """The mask at one tap of one teacher."""
+        return self.masks[graduate(teacher, tap).replace(".", "/")]
+
+    def needs(self) -> Mapping[str, frozenset[Want]]:
+        cuts = {name: frozenset(map(Want.cut, taps)) for name, taps in self.config.taps.items()}
+        return {STUDENT: frozenset({Want.LOGITS}), **cuts}
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        if self.config.select == "joint":
+            return {"masks": self.masks}
+        return {graduate(name, tap): self.mask(name, tap) for name, taps in self.config.taps.items() for tap in taps}
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        rows = self._divergences(batch, outputs, teachers)
+        return Step({f"kl/{name}": Term(value, group=name) for name, (value, _) in rows.items()}, outputs)
+
+    def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
+        rows = self._divergences(batch, student(batch), teachers)
+        if self.config.select == "each":
+            return {name: value for name, (value, _) in rows.items()}
+        # The released criterion: the mean over each teacher's masks, added up over teachers.
+        total = sum(rows[graduate(name, tap)][0] / len(taps) for name, taps in self.config.taps.items() for tap in taps)
+        assert isinstance(total, Tensor)
+        return {"masks": total}
+
+    def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+        found: dict[str, Teacher] = {}
+        for name, taps in self.config.taps.items():
+            base = teachers[name]
+            assert isinstance(base, Live), "masks are put on networks, not on other sources"
+            for index, tap in enumerate(taps):
+                worn = taps[: index + 1] if self.config.stacked else (tap,)
+                masks = {each: self.mask(name, each) for each in worn}
+                found[graduate(name, tap)] = Masked(graduate(name, tap), base, masks)
+        return found
+
+    def _divergences(
+        self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """KL(student ‖ masked teacher) by graduate, row by row, and the rows."""
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name, taps in self.config.taps.items():
+            teacher = teachers[name]
+            given = teacher(batch)
+            for tap in taps:
+                cut = given.cuts[tap]
+                weights = self.mask(name, tap)(cut.value)
+                bent = teacher.tail(tap)(cut.rewritten(apply_mask(cut.value, weights)))
+                theirs, mine, rows = aligned(Outputs(name, bent.logits, rows=given.rows), student)
+                value = distillation_kl(theirs, mine.detach(), self.config.temperature, squared=self.config.squared)
+                found[graduate(name, tap)] = value, rows
+        return found
+
+
+def graduate(teacher: str, tap: str) -> str:
+    """The name of a teacher that is masked at a tap."""
+    return f"{teacher}@{tap}"

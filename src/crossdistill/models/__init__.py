@@ -1,0 +1,99 @@
+"""The table of models: published architectures and their smaller siblings, one family a file."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from crossdistill.errors import SettingError, nearest
+from crossdistill.network import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Where an architecture is, what it reads by default, its named taps, and in one line what it is."""
+
+    source: str
+    modalities: tuple[str, ...]
+    taps: tuple[str, ...]
+    about: str
+
+    def module(self, **options: Any) -> nn.Module:
+        """The bare module, freshly initialised."""
+        name, _, attribute = self.source.partition(":")
+        made: nn.Module = getattr(importlib.import_module(name), attribute)(**options)
+        return made
+
+
+MODELS: Mapping[str, Model] = {
+    "lenet5": Model(
+        "crossdistill.models.lenet5:LeNet5",
+        ("image",),
+        ("conv1", "conv2", "conv3", "flatten_identity", "fc1", "fc2"),
+        "LeCun et al. 1998 as in MST-Distill: 28x28 grey pictures",
+    ),
+    "three-layer-cnn-a": Model(
+        "crossdistill.models.three_layer_cnn:ThreeLayerCNNA",
+        ("audio",),
+        ("conv1", "conv2", "conv3", "conv3_maxpool", "conv3_maxpool_flatten", "fc1"),
+        "MST-Distill's audio network: 112x112 log-mel spectrograms",
+    ),
+    "cnn-i": Model(
+        "crossdistill.models.cnn_i:CNNI",
+        ("image", "audio"),
+        ("concat_identity", "fc1", "fc2"),
+        "MST-Distill's multimodal network for AV-MNIST",
+    ),
+    "small-image": Model(
+        "crossdistill.models.small:SmallImage",
+        ("image",),
+        ("conv1", "conv2", "fc1"),
+        "a small convolutional network for the 8x8 digits of av-digits",
+    ),
+    "small-audio": Model(
+        "crossdistill.models.small:SmallAudio",
+        ("audio",),
+        ("conv1", "conv2", "conv3", "fc1"),
+        "a small convolutional network for the 32x32 log-mel spectrograms of av-digits",
+    ),
+    "small-mm": Model(
+        "crossdistill.models.small:SmallMultimodal",
+        ("image", "audio"),
+        ("concat_identity", "fc1"),
+        "both of them in one, for av-digits",
+    ),
+}
+
+
+def find_model(name: str) -> Model:
+    """An entry of the table, or of another package's entry point in the group `crossdistill.models`.
+
+    Raises:
+        SettingError: no model has that name; says the nearest.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    others = {point.name: point for point in entry_points(group="crossdistill.models")}
+    if name not in others:
+        raise SettingError(f"no model is called {name!r}; {nearest(name, [*MODELS, *others])}")
+    loaded = others[name].load()
+    if not isinstance(loaded, Model):
+        raise SettingError(f"the entry point {name!r} of {others[name].value!r} is no crossdistill.models.Model")
+    return loaded
+
+
+def build_network(name: str, reads: tuple[str, ...] | None = None, **options: Any) -> Network:
+    """A freshly initialised network of the table; `reads` names the data's modalities where they differ.
+
+    Raises:
+        SettingError: no such model, or an option that it does not take.
+    """
+    model = find_model(name)
+    try:
+        module = model.module(**options)
+    except TypeError as error:
+        raise SettingError(f"model {name!r} does not take these options: {options}: {error}") from error
+    return Network(module, reads or model.modalities, model.taps)

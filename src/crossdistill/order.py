@@ -1,0 +1,49 @@
+"""Which rows make which step: a function of the seed and the epoch alone, so that any position can be found again."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed out of anything that has a text, stable across machines and Python versions."""
+    text = "\x1f".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The steps of one stage's epochs.
+
+    `rows` are drawn without repetition, as often as an epoch of `num_rows` rows needs them: with few labelled
+    rows, a supervised epoch has as many steps as one over all rows.
+    """
+
+    rows: Int64[Tensor, " N"]
+    num_rows: int
+    batch_size: int
+    seed: int
+    limit: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        steps = -(-self.num_rows // self.batch_size)
+        return steps if self.limit is None else min(steps, self.limit)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Int64[Tensor, " B"]]:
+        """The rows of each step of an epoch (over all ranks), from step `start` on."""
+        source = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
+        rounds = -(-self.num_rows // len(self.rows))
+        drawn = torch.cat([torch.randperm(len(self.rows), generator=source) for _ in range(rounds)])[: self.num_rows]
+        for step in range(start, self.steps):
+            yield self.rows[drawn[step * self.batch_size : (step + 1) * self.batch_size]]
+
+
+def share_of(rows: Int64[Tensor, " B"], rank: int, ranks: int, parts: int) -> list[Int64[Tensor, " S"]]:
+    """The micro-batches of one rank: it takes every `ranks`-th row from its own number on."""
+    return [part for part in rows[rank::ranks].chunk(parts) if len(part)]

@@ -1,0 +1,271 @@
+"""A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from crossdistill import __version__
+from crossdistill.batch import MISSING_TARGET
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import CrossdistillError, RecipeError, nearest
+from crossdistill.method import STUDENT, DataSpec, Method
+from crossdistill.network import Network
+from crossdistill.order import Order, derived_seed
+from crossdistill.outputs import OutputSpec, Want
+from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.stage import Stage
+from crossdistill.storage import key_hash
+from crossdistill.teacher import Live, Shuffled, Teacher
+
+SCHEMA = 1
+"""Changes whenever the same key would stand for other numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One stage, ready to run: its method, its cast, its data, and the key under which others find its outcome."""
+
+    index: int
+    stage: Stage
+    method: Method
+    student: Live
+    teachers: Mapping[str, Teacher]
+    trained: Mapping[str, tuple[Network, tuple[str, ...]]]
+    """Members that move, each with the taps that alone do (none: all of it)."""
+    dataset: Dataset
+    order: Order
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder under `stages/`."""
+        return f"{self.index:02d}-{self.stage.name}"
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that moves, by the name that it is saved under."""
+        found: dict[str, nn.Module] = {name: network for name, (network, _) in self.trained.items()}
+        return {**found, "method": self.method} if any(True for _ in self.method.state_dict()) else found
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole recipe, ready to run."""
+
+    recipe: Recipe
+    dataset: Dataset
+    members: Mapping[str, Network]
+    jobs: tuple[Job, ...]
+    teachers: Mapping[str, Teacher]
+    """Everybody who teaches or has taught, graduates included, for the table at the end."""
+
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each member."""
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in self.members.items()}
+
+
+def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
+    """Build all members and methods of a recipe on a device, and check that they fit.
+
+    Raises:
+        RecipeError: every fault of every stage, collected.
+    """
+    faults: list[str] = []
+    members: dict[str, Network] = {}
+    for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
+        try:
+            members[name] = _member(name, given, dataset, recipe.seed).to(device)
+        except CrossdistillError as error:
+            faults.append(f"{'student' if name == recipe.learner else f'teachers.{name}'}: {error}")
+    if faults:
+        raise RecipeError(recipe.name, faults)
+    cast = _Cast(recipe, dataset, members, device)
+    jobs = []
+    for index, stage in enumerate(recipe.stages):
+        try:
+            jobs.append(cast.job(index, stage))
+        except CrossdistillError as error:
+            faults.append(f"stages.{stage.name}: {error}")
+            break  # what comes after needs the teachers that graduate here
+    if faults:
+        raise RecipeError(recipe.name, faults)
+    return Plan(recipe, dataset, members, tuple(jobs), cast.known)
+
+
+def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: int) -> Network:
+    if isinstance(given, Network):
+        network = given
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("member", seed, name))
+            network = given.build(len(dataset.classes))
+        if given.weights is not None:
+            network.module.load_state_dict(load_file(given.weights))
+    missing = [modality for modality in network.reads if modality not in dataset.inputs]
+    if missing:
+        raise RecipeError(name, [f"reads {m!r}; data {dataset.name!r}: {nearest(m, dataset.inputs)}" for m in missing])
+    network.probe(dataset.example().to(next(iter(network.parameters()), torch.zeros(0)).device))
+    return network
+
+
+class _Cast:
+    """Who is who while stages are built one after another."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, members: Mapping[str, Network], device: torch.device) -> None:
+        self.recipe = recipe
+        self.dataset = dataset
+        self.members = members
+        self.device = device
+        self.current: dict[str, Teacher] = {name: Live(name, members[name]) for name in recipe.teachers}
+        self.known: dict[str, Teacher] = dict(self.current)
+        initial = {name: _initial_key(recipe, name, members[name]) for name in members}
+        self.provenance = dict(initial)
+
+    def job(self, index: int, stage: Stage) -> Job:
+        """The next stage; moves the cast on to its graduates."""
+        recipe = self.recipe
+        learner = recipe.learner if stage.learner == STUDENT else stage.learner
+        trained = self._trained(stage)
+        teachers = self._teachers(stage, learner)
+        labels_hidden = learner == recipe.learner
+        dataset = self.dataset if labels_hidden else replace(self.dataset, labelled=None)
+        spec = _data_spec(dataset)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("method", recipe.seed, stage.name))
+            specs = {name: teacher.spec for name, teacher in teachers.items()}
+            method = stage.method.build(_spec(self.members[learner]), specs, spec).to(self.device)
+        wants = dict(method.needs())
+        student = Live(learner, self.members[learner], wants.pop(STUDENT, {Want.LOGITS}), trained=learner in trained)
+        asked: dict[str, Teacher] = {}
+        for name, wanted in wants.items():
+            teacher = teachers[name]
+            asked[name] = (
+                Live(name, teacher.network, wanted, trained=True)
+                if name in trained and isinstance(teacher, Live)
+                else teacher.asked(wanted)
+            )
+        teaches = learner == recipe.learner and learner in trained and bool(asked)
+        if recipe.control == "shuffled" and teaches:
+            asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
+        key = self._key(stage, method, learner, sorted(trained), asked, teaches)
+        for name in trained:
+            self.provenance[name] = key_hash([key, name])
+        graduated = dict(method.graduates(teachers)) if wants else teachers
+        for name in set(graduated) - set(teachers):
+            self.provenance[name] = key_hash([key, name])
+        self.known |= graduated
+        self.current = graduated if set(graduated) != set(teachers) else self.current
+        return Job(index, stage, method, student, asked, trained, dataset, self._order(stage, method, dataset), key)
+
+    def _trained(self, stage: Stage) -> dict[str, tuple[Network, tuple[str, ...]]]:
+        found: dict[str, tuple[Network, tuple[str, ...]]] = {}
+        for part in stage.trained:
+            name, _, tap = part.partition(":")
+            name = self.recipe.learner if name == STUDENT else name
+            network = self.members[name]
+            if tap:
+                _spec(network).feature(tap, f"member {name!r}")
+            found[name] = (network, (*found[name][1], tap) if name in found else ((tap,) if tap else ()))
+        return found
+
+    def _teachers(self, stage: Stage, learner: str) -> dict[str, Teacher]:
+        if stage.teachers is None:
+            return {name: teacher for name, teacher in self.current.items() if name != learner}
+        for name in stage.teachers:
+            if name not in self.known:
+                raise RecipeError(
+                    self.recipe.name, [f"no teacher is called {name!r} here; {nearest(name, self.known)}"]
+                )
+        return {name: self.known[name] for name in stage.teachers}
+
+    def _order(self, stage: Stage, method: Method, dataset: Dataset) -> Order:
+        train = dataset.splits["train"]
+        rows = train
+        if method.labelled_only:
+            rows = train[_visible(dataset)[train]]
+            if len(rows) == 0:
+                raise RecipeError(self.recipe.name, ["supervised training needs labelled rows, and there are none"])
+        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps)
+
+    def _partners(self) -> Tensor:
+        """Each training row's partner under the control's permutation; the other rows are their own."""
+        train = self.dataset.splits["train"]
+        source = torch.Generator().manual_seed(derived_seed("shuffled", self.recipe.seed))
+        partners = torch.arange(len(self.dataset))
+        partners[train] = train[torch.randperm(len(train), generator=source)]
+        return partners
+
+    def _fetch(self, ids: Tensor):  # type: ignore[no-untyped-def]
+        return self.dataset.batch(ids.cpu())
+
+    def _key(
+        self,
+        stage: Stage,
+        method: Method,
+        learner: str,
+        trained: list[str],
+        teachers: Mapping[str, Teacher],
+        teaches: bool,
+    ) -> str:
+        """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
+        settings = stage.model_dump(mode="json", exclude={"source", "learner", "trains", "teachers"})
+        sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
+        hidden = _mask_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
+        # Where the roles could be swapped, only who hides labels remembers who the student is.
+        role = None if method.symmetric else learner
+        return key_hash(
+            {
+                "schema": SCHEMA,
+                "versions": [__version__, torch.__version__, self.device.type],
+                "data": self.dataset.fingerprint,
+                "seed": self.recipe.seed,
+                "stage": settings,
+                "role": role,
+                "hidden": [learner, hidden] if hidden else None,
+                "trained": trained,
+                "cast": {name: self.provenance[name] for name in sorted({learner, *trained, *teachers})},
+                "control": self.recipe.control if teaches else None,
+            }
+        )
+
+
+def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
+    given = recipe.student if name == recipe.learner else recipe.teachers[name]
+    if isinstance(given, Network):
+        return fingerprint(network)
+    if given.weights is not None:
+        return fingerprint(network)
+    return key_hash([name, recipe.seed, given.model_dump(mode="json")])
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of every parameter and buffer: equal exactly when the weights are, bit for bit."""
+    parts = []
+    for name, tensor in module.state_dict().items():
+        parts.append([name, str(tensor.dtype), _mask_hash(tensor)])
+    return key_hash(parts)
+
+
+def _mask_hash(tensor: Tensor) -> str:
+    import hashlib
+
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+
+
+def _visible(dataset: Dataset) -> Tensor:
+    known = dataset.targets != MISSING_TARGET
+    return known if dataset.labelled is None else known & dataset.labelled
+
+
+def _data_spec(dataset: Dataset) -> DataSpec:
+    train = dataset.splits["train"]
+    fraction = float(_visible(dataset)[train].double().mean())
+    return DataSpec(len(train), len(dataset.classes), dataset.targets[train], train, fraction)
+
+
+def _spec(network: Network) -> OutputSpec:
+    assert network.spec is not None
+    return network.spec

@@ -1,0 +1,256 @@
+"""A whole experiment as typed, frozen data: data, student, teachers, stages."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SerializeAsAny,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from crossdistill.data import find_data
+from crossdistill.data.config import DataConfig
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import RecipeError, SettingError, nearest
+from crossdistill.method import STUDENT
+from crossdistill.models import build_network, find_model
+from crossdistill.network import Network
+from crossdistill.settings import overridden, parse_override, sentences
+from crossdistill.stage import Stage
+
+LIVE = "live"
+"""Key that stands in a file where the recipe was given an object of the running program."""
+
+
+class NetworkConfig(BaseModel):
+    """A network out of the table of models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """Arguments of the model, besides the number of classes."""
+    reads: tuple[str, ...] | None = None
+    """Modalities of the data, where they are not called as in the table of models."""
+    weights: Path | None = None
+    """A safetensors file to start from, instead of the seeded initial weights."""
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find_model(value)
+        return value
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the network reads."""
+        return self.reads or find_model(self.model).modalities
+
+    def build(self, classes: int) -> Network:
+        """The network, initialised from the present random state."""
+        return build_network(self.model, self.reads, classes=classes, **self.options)
+
+
+class Checkpoints(BaseModel):
+    """When the running stage is saved, so that a killed run can go on: by time, or by steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minutes: float = Field(5.0, ge=0)
+    steps: int | None = Field(None, ge=1)
+    """Every so many steps instead."""
+    keep: int = Field(2, ge=1)
+    """So many of the newest; the best state is inside each of them."""
+
+
+class Recipe(BaseModel):
+    """One experiment. Everything that changes its numbers is in here, except for the code and the machine.
+
+    `data`, `student` and `teachers` are settings out of the tables, or live objects of your own (a Dataset,
+    Networks); a recipe with live objects runs and resumes from Python only.
+
+    Raises:
+        pydantic.ValidationError: a field of the wrong type or value; each fault with its path.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "mine"
+    data: SerializeAsAny[DataConfig] | InstanceOf[Dataset]
+    student: NetworkConfig | InstanceOf[Network]
+    teachers: Mapping[str, NetworkConfig | InstanceOf[Network]] = Field(default_factory=dict)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+    student_name: str | None = None
+    """What the student is called among the members; by default after what it reads ("image", "image+audio")."""
+    control: Literal["shuffled"] | None = None
+    """"shuffled": where teachers teach, they look at other training rows, by one fixed permutation."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "mps"."""
+    checkpoints: Checkpoints = Checkpoints()
+    tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Besides metrics.jsonl, which is always written."""
+    method: str | None = None
+    """How tables call it; by default the last stage's method."""
+    kind: Literal["mm", "cm", "mm+cm"] | None = None
+    """Which teachers, for tables: multimodal, cross-modal, both."""
+    origin: str | None = None
+    """The command that makes this recipe, where a function made it."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data(cls, value: Any) -> Any:
+        if isinstance(value, str | Mapping):
+            settings = {"name": value} if isinstance(value, str) else dict(value)
+            return find_data(str(settings.get("name"))).model_validate(settings)
+        return value
+
+    @field_serializer("data", mode="wrap")
+    def _plain_data(self, value: Any, handler: Any) -> Any:
+        if isinstance(value, Dataset):
+            return {LIVE: f"Dataset {value.name!r}", "fingerprint": value.fingerprint}
+        return handler(value)
+
+    @field_serializer("student", mode="wrap")
+    def _plain_student(self, value: Any, handler: Any) -> Any:
+        return _plain_network(value) if isinstance(value, Network) else handler(value)
+
+    @field_serializer("teachers")
+    def _plain_teachers(self, value: Mapping[str, Any]) -> Any:
+        return {
+            name: _plain_network(one) if isinstance(one, Network) else one.model_dump(mode="json")
+            for name, one in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _together(self) -> "Recipe":
+        """Everything that can be told from the recipe alone, all faults at once."""
+        faults: list[str] = []
+        if STUDENT in self.teachers:
+            faults.append(f"teachers: {STUDENT!r} means the student itself; call the teacher otherwise")
+        if self.learner in self.teachers:
+            faults.append(f"teachers: {self.learner!r} is the student's name already; set student_name to another")
+        names = [stage.name for stage in self.stages]
+        faults += [f"stages: the name {name!r} is given twice" for name in sorted(set(names)) if names.count(name) > 1]
+        members = {STUDENT, self.learner, *self.teachers}
+        for stage in self.stages:
+            where = f"stages.{stage.name}"
+            for name in (stage.learner, *(part.partition(":")[0] for part in stage.trained)):
+                if name not in members:
+                    faults.append(f"{where}: no member is called {name!r}; {nearest(name, members)}")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    @property
+    def learner(self) -> str:
+        """The student's name among the members."""
+        if self.student_name is not None:
+            return self.student_name
+        reads = self.student.reads if isinstance(self.student, Network) else self.student.modalities
+        return "+".join(reads)
+
+    @property
+    def live(self) -> list[str]:
+        """Fields that hold objects of the running program, which no file can bring back."""
+        fields = [
+            ("data", self.data),
+            ("student", self.student),
+            *((f"teachers.{n}", t) for n, t in self.teachers.items()),
+        ]
+        return [name for name, value in fields if isinstance(value, Dataset | Network)]
+
+    def tiny(self) -> "Recipe":
+        """The same recipe, over in seconds on a CPU: a few steps on a few rows."""
+        data = self.data if isinstance(self.data, Dataset) else self.data.tiny()
+        return self.model_copy(update={"data": data, "stages": tuple(stage.tiny() for stage in self.stages)})
+
+    def overridden(self, settings: list[str]) -> "Recipe":
+        """A copy with `a.b=c` settings applied, each through the same validation.
+
+        Raises:
+            RecipeError: all faults of all settings together.
+        """
+        recipe, faults = self, []
+        for text in settings:
+            try:
+                recipe = overridden(recipe, *parse_override(text))
+            except SettingError as error:
+                faults.append(str(error))
+        if faults:
+            raise RecipeError(self.name, faults)
+        return recipe
+
+    def to_yaml(self) -> str:
+        """The recipe as a file; live objects are named, and the file then says that it cannot be run."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        if not self.live:
+            return text
+        again = f"Run it again with: crossdistill run {self.origin}" if self.origin else "Run it again from Python."
+        return f"# Built from live objects ({', '.join(self.live)}), which no file can hold.\n# {again}\n{text}"
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> "Recipe":
+        """A recipe out of a run folder's `recipe.yaml`.
+
+        Raises:
+            RecipeError: unreadable, faulty, or built from live objects; says what to do.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RecipeError(str(path), [f"cannot be read as YAML: {error}"]) from error
+        if not isinstance(values, dict):
+            raise RecipeError(str(path), [f"wanted a mapping of fields, found {type(values).__name__}"])
+        found = [name for name in ("data", "student") if _is_live(values.get(name))]
+        teachers = values.get("teachers")
+        if isinstance(teachers, dict):
+            found += [f"teachers.{name}" for name, value in teachers.items() if _is_live(value)]
+        if found:
+            origin = values.get("origin")
+            again = (
+                f"crossdistill run {origin}"
+                if origin
+                else "call crossdistill.run(recipe, out) in the program that made it"
+            )
+            raise RecipeError(
+                str(path),
+                [
+                    f"{', '.join(found)}: built from live objects, which no file can hold. To repeat it: {again}; a "
+                    "function that returns the recipe (package.module:function) makes it repeatable from here"
+                ],
+            )
+        return checked(values, str(path))
+
+
+def checked(values: Mapping[str, Any], name: str) -> Recipe:
+    """A recipe out of plain values.
+
+    Raises:
+        RecipeError: every fault, one sentence each.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(name, sentences(error)) from error
+    except SettingError as error:
+        raise RecipeError(name, [str(error)]) from error
+
+
+def _plain_network(network: Network) -> dict[str, Any]:
+    kind = type(network.module)
+    size = sum(parameter.numel() for parameter in network.parameters())
+    return {LIVE: f"{kind.__module__}.{kind.__qualname__}", "reads": list(network.reads), "parameters": size}
+
+
+def _is_live(value: Any) -> bool:
+    return isinstance(value, dict) and LIVE in value

@@ -1,0 +1,60 @@
+"""What a family of recipes shares: data, a network for each role, and how long things train."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from crossdistill.data.config import DataConfig
+from crossdistill.recipe import NetworkConfig
+from crossdistill.stage import OptimizerConfig
+
+Kind = Literal["mm", "cm", "mm+cm"]
+
+MULTIMODAL = "mm"
+"""Name of the teacher that reads every modality."""
+
+
+class Length(BaseModel):
+    """How long one kind of stage trains, and how fast."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+
+
+class Kit(BaseModel):
+    """Data and networks out of which every method's recipe is made: what is equal under equal conditions.
+
+    `networks` maps each modality to its network, and `multimodal` is the one that reads all of them. `taps` name, for
+    each network, the intermediate and the penultimate layer that masks and hints act on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: SerializeAsAny[DataConfig]
+    networks: Mapping[str, NetworkConfig]
+    multimodal: NetworkConfig
+    taps: Mapping[str, tuple[str, ...]]
+    batch_size: int = 64
+    supervised: Length
+    """Teachers, and the student alone."""
+    collaborate: Length
+    specialise: Length
+    distil: Length
+    """Every stage that teaches the student at the end."""
+
+    def other(self, modality: str) -> str:
+        """The cross-modal teacher of a student: the next modality in the kit's order."""
+        names = list(self.networks)
+        return names[(names.index(modality) + 1) % len(names)]
+
+    def teachers(self, modality: str, kind: Kind) -> dict[str, NetworkConfig]:
+        """The teachers of a student of this modality, by name."""
+        found = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
+        return {**found, **({self.other(modality): self.networks[self.other(modality)]} if "cm" in kind else {})}
+
+    def optimizer(self, length: Length) -> OptimizerConfig:
+        """Adam at a constant rate, as the reference trains everything."""
+        return OptimizerConfig(learning_rate=length.learning_rate)

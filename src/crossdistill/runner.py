@@ -1,0 +1,327 @@
+"""The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from crossdistill.checkpoint import (
+    Checkpoint,
+    drop_checkpoints,
+    flatten,
+    load_outcome,
+    newest_checkpoint,
+    restore,
+    save_checkpoint,
+    save_outcome,
+)
+from crossdistill.data.dataset import Dataset
+from crossdistill.devices import Devices, devices
+from crossdistill.display import Display, Quiet
+from crossdistill.environment import settle
+from crossdistill.errors import FrozenError, ResumeError, RunError
+from crossdistill.evaluation import batches
+from crossdistill.method import STUDENT, Progress
+from crossdistill.order import derived_seed
+from crossdistill.outcome import Outcome, finish
+from crossdistill.plan import Job, Plan, fingerprint, prepare
+from crossdistill.recipe import Recipe
+from crossdistill.report import RESULTS, Report
+from crossdistill.storage import write_text
+from crossdistill.tracking import Tracking
+from crossdistill.training import Training, refuse_non_finite
+
+CHECK_EVERY = {"cpu": 1, "cuda": 50, "mps": 50}
+"""Steps between looks at the loss, which on an accelerator wait for it."""
+
+
+def run(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    share: Path | None = None,
+    dataset: Dataset | None = None,
+    display: Display | None = None,
+) -> Report:
+    """Train everything that a recipe says, and evaluate on the test split once, at the end.
+
+    `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
+    other runs. `dataset` saves loading the recipe's data again. A run that was killed goes on with `resume`; on a
+    finished one it does nothing.
+
+    Raises:
+        RecipeError: every fault of the recipe, before any training.
+        RunError: the folder holds another run, or this one already.
+        NonFiniteError: NaN or Inf in a loss; names the batch.
+    """
+    out, display = Path(out), display or Quiet()
+    with devices(recipe.device) as where:
+        done = _claim(out, recipe, resume, where)
+        if done is not None:
+            display.say(f"{out} is finished already; nothing to do")
+            return done
+        settle(out, where, recipe.seed)
+        if dataset is None:
+            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
+        plan = prepare(recipe, dataset, where.device)
+        outcomes = []
+        with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
+            for job in plan.jobs:
+                outcomes.append(_stage(plan, job, out, share, where, tracking, display))
+        return finish(plan, out, outcomes, where)
+
+
+def _claim(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report | None:
+    """Make the folder this run's; give the report if it is finished.
+
+    Raises:
+        RunError: it holds a run, and `resume` was not asked for.
+        ResumeError: it holds a run of another recipe; says what differs.
+    """
+    path = out / "recipe.yaml"
+    text = recipe.to_yaml()
+    where.wait()
+    if path.is_file():
+        if not resume:
+            raise RunError(f"{out} holds a run already; go on with --resume, or choose another folder with --out")
+        differences = _differences(yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text))
+        if differences:
+            raise ResumeError(f"{out} was started with another recipe; what differs:\n" + "\n".join(differences))
+    where.wait()
+    if where.is_main and not path.is_file():
+        write_text(path, text)
+    where.wait()
+    return Report.load(out) if (out / RESULTS).is_file() else None
+
+
+def _differences(then: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*then, *(key for key in now if key not in then)]
+        return [
+            line for key in keys for line in _differences(then.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return [
+            line for i, pair in enumerate(zip(then, now, strict=True)) for line in _differences(*pair, f"{path}.{i}")
+        ]
+    return [] if then == now else [f"  - {path}: was {then!r}, is {now!r}"]
+
+
+def _stage(
+    plan: Plan, job: Job, out: Path, share: Path | None, where: Devices, tracking: Tracking, display: Display
+) -> Outcome:
+    """A stage's outcome: from this run, from a shared folder, or by training now."""
+    modules = job.modules()
+    own = out / "stages" / job.folder
+    about = load_outcome(own, modules, job.key)
+    if about is None and share is not None:
+        about = load_outcome(share / job.key, modules, job.key)
+        if about is not None:
+            display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
+            if where.is_main:
+                save_outcome(own, modules, about)
+    if about is None:
+        about = fit(plan, job, out, where, tracking, display)
+        where.wait()
+        if where.is_main:
+            save_outcome(own, modules, about)
+            if share is not None:
+                save_outcome(share / job.key, modules, about)
+        where.wait()
+    if where.is_main:
+        drop_checkpoints(out / "checkpoints")
+    for module in modules.values():
+        module.requires_grad_(False).eval()
+    return Outcome(job.stage.name, about)
+
+
+@dataclass
+class _Best:
+    """The best state of each part that is selected by itself."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def consider(self, epoch: int, found: Mapping[str, float], parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
+        """Keep the parts that are strictly better than ever before."""
+        for name, value in found.items():
+            if name in parts and (name not in self.values or value < self.values[name]):
+                self.values[name], self.epochs[name] = value, epoch
+                self.tensors |= {f"best/{name}/{key}": tensor for key, tensor in flatten(parts[name]).items()}
+
+
+def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, display: Display) -> dict[str, Any]:
+    """Train one stage from its start, or from its newest checkpoint; leaves the selected state in the modules.
+
+    Raises:
+        NonFiniteError: NaN or Inf in a loss or gradient.
+        FrozenError: something that does not train in this stage has moved.
+    """
+    stage, checkpoints = job.stage, out / "checkpoints"
+    torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
+    frozen = _frozen(plan, job)
+    before = {name: fingerprint(module) for name, module in frozen.items()}
+    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
+    job.method.measure(batches(job.dataset, job.dataset.splits["train"], where.device), job.student, job.teachers)
+    parts = _parts(job)
+    best, start, spent = _Best(), (0, 0), 0.0
+    history: list[dict[str, Any]] = []
+    saved = newest_checkpoint(checkpoints)
+    if saved is not None and saved.stage == job.index:
+        best, history, start, spent = _resume(saved, training, where, tracking)
+        display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
+    display.begin(stage.name, stage.epochs * job.order.steps)
+    display.advance(start[0] * job.order.steps + start[1])
+    where.reset_peak()
+    began = time.perf_counter()
+    clock = _Clock(plan.recipe, where)
+
+    def save(epoch: int, step: int) -> None:
+        state = {
+            "training": training.state(),
+            "rng": where.random_state(),
+            "best": {"values": best.values, "epochs": best.epochs},
+            "history": history,
+            "seconds": spent + time.perf_counter() - began,
+            "metrics": tracking.position(),
+        }
+        tensors = {**flatten(job.modules()), **best.tensors}
+        if where.is_main:
+            save_checkpoint(
+                checkpoints, Checkpoint(job.index, epoch, step, tensors, state), plan.recipe.checkpoints.keep
+            )
+        clock.saved()
+
+    for epoch in range(start[0], stage.epochs):
+        first = start[1] if epoch == start[0] else 0
+        for step, rows in enumerate(job.order.epoch(epoch, first), first):
+            progress = Progress(epoch, stage.epochs, step, job.order.steps, where.gather)
+            logs = training.step(rows, progress)
+            if (step + 1) % CHECK_EVERY[where.device.type] == 0 or step + 1 == job.order.steps:
+                refuse_non_finite(logs, rows, stage.name, progress)
+            tracking.log("step", stage.name, epoch, step, logs)
+            display.advance()
+            if clock.due(step):
+                save(epoch, step + 1)
+        training.weighting.after_epoch(where.add_up if where.ranks > 1 else None)
+        found = validate(job, training, where)
+        tracking.log("validation", stage.name, epoch, job.order.steps, found)
+        history.append({"epoch": epoch, **found})
+        if stage.select == "best":
+            best.consider(epoch, found, parts)
+        if clock.due_after_epoch():
+            save(epoch + 1, 0)
+    for name in best.values:
+        restore(parts[name], best.tensors, f"best/{name}/")
+    for name, module in frozen.items():
+        if fingerprint(module) != before[name]:
+            raise FrozenError(f"stage {stage.name!r} moved {name!r}, which does not train in it")
+    chosen = {name: {"epoch": best.epochs[name], "value": best.values[name]} for name in best.values}
+    seconds = spent + time.perf_counter() - began
+    display.end(_note(history, chosen, seconds))
+    return {
+        "key": job.key,
+        "stage": stage.name,
+        "seconds": seconds,
+        "peak_memory_mb": where.peak_memory(),
+        "selected": chosen,
+        "history": history,
+    }
+
+
+@torch.no_grad()
+def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
+    """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks."""
+    training.eval_mode()
+    totals: dict[str, Tensor] = {}
+    rows = job.dataset.splits["validation"][where.rank :: where.ranks]
+    for batch in batches(job.dataset, rows, where.device):
+        for name, values in job.method.validate(batch, job.student, job.teachers).items():
+            pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
+            totals[name] = totals[name] + pair if name in totals else pair
+    training.train_mode()
+    return {name: float(pair[0] / pair[1]) for name, pair in ((n, where.add_up(p)) for n, p in totals.items())}
+
+
+def _parts(job: Job) -> dict[str, dict[str, nn.Module]]:
+    """What is selected by itself: the method's own parts, and the learner with all else that trains."""
+    modules = job.modules()
+    own: dict[str, dict[str, nn.Module]] = {name: {name: module} for name, module in job.method.parts().items()}
+    rest = {name: module for name, module in modules.items() if name != "method" or not own}
+    return {**own, STUDENT: rest} if rest else own
+
+
+def _frozen(plan: Plan, job: Job) -> dict[str, nn.Module]:
+    """Everything in the run that must not move in this stage."""
+    whole = {name for name, (_, taps) in job.trained.items() if not taps}
+    members: dict[str, nn.Module] = {name: network for name, network in plan.members.items() if name not in job.trained}
+    for name, (network, taps) in job.trained.items():
+        if name not in whole:
+            # A member that trains at some taps alone stands still everywhere else.
+            members |= {
+                f"{name}.{child}": part
+                for child, part in network.module.named_modules()
+                if not any(True for _ in part.children())
+                and not any(child == t or child.startswith(f"{t}.") for t in taps)
+            }
+    methods = {f"method of {other.stage.name}": other.method for other in plan.jobs if other.index < job.index}
+    return {**members, **methods}
+
+
+def _resume(
+    saved: Checkpoint, training: Training, where: Devices, tracking: Tracking
+) -> tuple[_Best, list[dict[str, Any]], tuple[int, int], float]:
+    state = saved.state
+    restore(training.job.modules(), saved.tensors)
+    training.load_state(state["training"])
+    tracking.back_to(state["metrics"])
+    best = _Best(dict(state["best"]["values"]), dict(state["best"]["epochs"]))
+    best.tensors = {key: value for key, value in saved.tensors.items() if key.startswith("best/")}
+    # Last of all: whatever was done to get here may have drawn random numbers.
+    where.restore_random_state(state["rng"])
+    return best, list(state["history"]), (saved.epoch, saved.step), float(state["seconds"])
+
+
+class _Clock:
+    """When the next checkpoint is due. Several ranks save together, so for them only steps and epochs count."""
+
+    def __init__(self, recipe: Recipe, where: Devices) -> None:
+        self._settings = recipe.checkpoints
+        self._where = where
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step."""
+        if self._settings.steps is not None:
+            return (step + 1) % self._settings.steps == 0
+        return self._where.ranks == 1 and self._over()
+
+    def due_after_epoch(self) -> bool:
+        """Whether to save after this epoch."""
+        if self._settings.steps is not None:
+            return True
+        return self._where.same(str(self._over())) == "True"
+
+    def saved(self) -> None:
+        """Start counting again."""
+        self._last = time.monotonic()
+
+    def _over(self) -> bool:
+        return time.monotonic() - self._last > 60 * self._settings.minutes
+
+
+def _note(history: list[dict[str, Any]], chosen: Mapping[str, Any], seconds: float) -> str:
+    if not history:
+        return "no epochs"
+    values = ", ".join(f"{name} {one['value']:.4f} (epoch {one['epoch']})" for name, one in chosen.items())
+    last = ", ".join(f"{name} {value:.4f}" for name, value in history[-1].items() if name != "epoch")
+    return f"{len(history)} epochs in {seconds:.1f} s, " + (
+        f"best validation {values}" if values else f"last validation {last}"
+    )

@@ -1,0 +1,199 @@
+"""What "trained" means, in one place: gradients, train or eval mode, and the optimizer, for one stage."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.devices import Devices
+from crossdistill.errors import NonFiniteError, SettingError
+from crossdistill.method import Progress, Step
+from crossdistill.order import share_of
+from crossdistill.plan import Job
+from crossdistill.stage import OptimizerConfig
+
+
+class _Together(nn.Module):
+    """Everything that trains in a stage, as the one module that DDP wraps: its forward is a method's step."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name.replace(".", "/"): module for name, module in job.modules().items()})
+        # In a tuple, so that teachers that do not train stay outside.
+        self._job = (job,)
+
+    def forward(self, batch: Batch, progress: Progress) -> Step:
+        job = self._job[0]
+        step: Step = job.method(batch, job.student, job.teachers, progress)
+        return step
+
+
+class Training:
+    """The moving parts of one stage. Building it freezes everything else, and sets modes.
+
+    Raises:
+        SettingError: micro-batches for a method that compares rows, or a stage in which nothing can train.
+    """
+
+    def __init__(self, job: Job, frozen: Iterable[nn.Module], devices: Devices) -> None:
+        self.job = job
+        self.devices = devices
+        stage = job.stage
+        if job.method.batch_relational and stage.micro_batches > 1:
+            raise SettingError(
+                f"stage {stage.name!r}: {stage.method.name} compares the rows of a batch with each other, so its batch "
+                f"cannot be computed in {stage.micro_batches} micro-batches; set micro_batches to 1"
+            )
+        for module in frozen:
+            module.requires_grad_(False).eval()
+        for network, taps in job.trained.values():
+            for part in [network.module.get_submodule(tap) for tap in taps] or [network]:
+                part.requires_grad_(True).train()
+        job.method.requires_grad_(True).train()
+        self.weighting = stage.weighting.build(self._groups()).to(devices.device)
+        self.parameters = [
+            p for module in (*job.modules().values(), self.weighting) for p in module.parameters() if p.requires_grad
+        ]
+        if not self.parameters:
+            raise SettingError(f"stage {stage.name!r}: nothing trains; `trains` names {list(job.trained) or 'nobody'}")
+        self.optimizer = _optimizer(stage.optimizer, self._by_rate(stage.optimizer))
+        self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
+        self.together = devices.wrap(_Together(job))
+
+    def train_mode(self) -> None:
+        """Back to training after a validation pass."""
+        for network, taps in self.job.trained.values():
+            for part in [network.module.get_submodule(tap) for tap in taps] or [network]:
+                part.train()
+        self.job.method.train()
+
+    def eval_mode(self) -> None:
+        """Everything fixed, for a validation pass."""
+        for module in self.job.modules().values():
+            module.eval()
+
+    def step(self, rows: Tensor, progress: Progress) -> dict[str, Tensor]:
+        """One optimizer step over the given rows (of all ranks); gives raw and weighted terms, without a host sync."""
+        job, devices = self.job, self.devices
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches)
+        logs: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            batch = job.dataset.batch(part, total_rows=len(rows)).to(devices.device)
+            last = number + 1 == len(parts)
+            separate = self.weighting.needs_separate
+            with devices.unsynced(self.together) if separate or not last else nullcontext():
+                step = self.together(batch, progress)
+                self._backward(step, len(rows), len(parts), progress, last, logs)
+            job.method.after_step(batch, step)
+        if job.stage.clip_norm is not None:
+            logs["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, job.stage.clip_norm)
+        else:
+            logs["gradient_norm"] = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self.optimizer.step()
+        self.schedule.step()
+        self.weighting.after_step()
+        return logs
+
+    def _backward(
+        self, step: Step, total: int, parts: int, progress: Progress, last: bool, logs: dict[str, Tensor]
+    ) -> None:
+        ranks = self.devices.ranks
+        raw = {name: term.reduced(total, ranks) for name, term in step.terms.items()}
+        weighted = {name: value * step.terms[name].weight for name, value in raw.items()}
+        groups = {name: term.group for name, term in step.terms.items()}
+        separate = self.weighting.needs_separate
+        shown = self.weighting.backward(
+            weighted,
+            groups,
+            self.parameters,
+            # DDP averages over ranks what has to be added up.
+            scale=(lambda value: value) if separate else (lambda value: value * ranks),
+            reduce=self.devices.add_up if separate and ranks > 1 else None,
+            step=progress.epoch * progress.steps + progress.step,
+            last=last,
+            fraction=1 / (ranks * parts),
+        )
+        for name, value in raw.items():
+            _add(logs, f"raw/{name}", value.detach())
+            _add(logs, f"weighted/{name}", shown[name])
+        _add(logs, "loss", torch.stack([value.reshape(()) for value in shown.values()]).sum())
+        for name, value in step.logs.items():
+            logs[name] = value.detach()
+
+    def _groups(self) -> Sequence[str]:
+        """Names of the groups of terms, learnt from one dry step where the weighting has to know them."""
+        if self.job.stage.weighting.name in {"sum", "pcgrad"}:
+            return ()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for module in self.job.modules().values():
+                module.eval()
+            batch = self.job.dataset.batch(self.job.order.rows[:2]).to(self.devices.device)
+            step = self.job.method(batch, self.job.student, self.job.teachers, Progress())
+        self.train_mode()
+        return list(dict.fromkeys(term.group for term in step.terms.values()))
+
+    def _by_rate(self, config: OptimizerConfig) -> list[dict[str, Any]]:
+        modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}
+        unknown = sorted(set(config.rates) - set(modules))
+        if unknown:
+            raise SettingError(f"optimizer.rates names {unknown}; what trains in this stage is {sorted(modules)}")
+        groups = []
+        for name, module in modules.items():
+            own = [p for p in module.parameters() if p.requires_grad]
+            if own:
+                groups.append({"params": own, "lr": config.rates.get(name, config.learning_rate)})
+        return groups
+
+    def state(self) -> dict[str, Any]:
+        """Everything besides module weights that a resumed stage needs."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "weighting": self.weighting.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.weighting.load_state_dict(state["weighting"])
+
+
+def refuse_non_finite(logs: Mapping[str, Tensor], rows: Tensor, stage: str, progress: Progress) -> None:
+    """Stop when the loss or the gradient is NaN or Inf.
+
+    Raises:
+        NonFiniteError: names the terms, the step and the batch's sample ids.
+    """
+    bad = [name for name, value in logs.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        shown = rows[:16].tolist()
+        more = f" and {len(rows) - 16} more" if len(rows) > 16 else ""
+        raise NonFiniteError(
+            f"stage {stage!r}, epoch {progress.epoch}, step {progress.step}: NaN or Inf in {', '.join(sorted(bad))}; "
+            f"the batch holds the sample ids {shown}{more}. The last good checkpoint is kept. Look at these samples, or lower "
+            "the learning rate or set clip_norm, and start again"
+        )
+
+
+def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:
+    logs[name] = logs[name] + value if name in logs else value
+
+
+def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
