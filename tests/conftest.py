@@ -2,8 +2,8 @@
 
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -52,11 +52,10 @@ def cache() -> Path:
     return CACHE
 
 
-@contextmanager
-def built_once(what: str) -> Iterator[None]:
-    """Hold this while building something in the cache, so that one worker builds and the others find it."""
-    with FileLock(CACHE / f"{what}.lock", timeout=300):
-        yield
+@pytest.fixture(scope="session")
+def built_once() -> Callable[[str], AbstractContextManager[object]]:
+    """`with built_once("av-digits"): ...` around building in the cache: one worker builds, the others wait."""
+    return lambda what: FileLock(CACHE / f"{what}.lock", timeout=300)
 
 
 def _shared(variable: str, default: str) -> Path:
