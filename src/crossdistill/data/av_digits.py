@@ -1,4 +1,4 @@
-"""`av-digits`: handwritten digits (scikit-learn's 1,797) paired with spoken ones (synthesised); nothing is downloaded."""
+"""`av-digits`: handwritten digits (scikit-learn's 1,797) and spoken ones (synthesised); nothing is downloaded."""
 
 import importlib.util
 from importlib.metadata import version
@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -16,10 +15,12 @@ from crossdistill.batch import InputSpec
 from crossdistill.data import cache
 from crossdistill.data.config import DataConfig, Progress
 from crossdistill.data.dataset import Dataset, Licence
-from crossdistill.data.prepare import mean_and_deviation, prepare_pictures, prepare_sound
+from crossdistill.data.mixing import mix
+from crossdistill.data.pairing import pair_by_class
+from crossdistill.data.prepare import mean_and_deviation, one_thread, prepare_pictures, prepare_sound
 from crossdistill.data.principal import fit_principal
-from crossdistill.data.spoken_digits import Clip, recorded_clips, recordings_key, synthesised_clips, synthesis_key
 from crossdistill.data.split import SPLITS
+from crossdistill.data.spoken_digits import Clip, recorded_clips, recordings_key, synthesis_key, synthesised_clips
 from crossdistill.data.stored import open_stored, store
 from crossdistill.errors import MissingExtraError
 
@@ -34,15 +35,16 @@ MEL = {"sample_rate": SAMPLE_RATE, "n_fft": 256, "hop": 200, "bands": 32, "top_d
 LEVEL = 0.1
 NOISE_TILT = (0.0, 2.0)
 """Noise power falls with frequency to the power of minus this, drawn for each clip: from white to brown."""
+LOWEST_TILTED_HZ = 50.0
 PICTURE_SHARES = (0.5, 1 / 6)
 """Of each digit's pictures, how many train and validate; the rest test."""
 BLOCK_ROWS = 500
 
 ABOUT = (
-    "Handwritten digits (8x8, scikit-learn) of which only the {components} leading principal components of the training "
-    "pictures are kept ({energy:.0%} of their energy), and spoken digits ({speech}) in noise at {snr:g} dB. Pairs are "
-    "matched by digit, so pairing itself carries the class: a teacher that hears tells the student what it sees. The "
-    "splits share no handwritten sample and no voice; a picture appears in several pairs, each clip in one."
+    "Handwritten digits (8x8, scikit-learn) of which only the {components} leading principal components of the "
+    "training pictures are kept ({energy:.0%} of their energy), and spoken digits ({speech}) in noise at {snr:g} dB. "
+    "Pairs are matched by digit, so pairing itself carries the class: a teacher that hears tells the student what it sees. "
+    "The splits share no handwritten sample and no voice; a picture appears in several pairs, each clip in one."
 )
 
 HANDWRITING = Licence(
@@ -63,7 +65,7 @@ class AvDigitsConfig(DataConfig):
     """Settings of `av-digits`."""
 
     name: Literal["av-digits"] = "av-digits"
-    snr_db: float = Field(default=-6.0, description="speech power over noise power, decibels")
+    snr_db: float = Field(default=-2.0, description="speech power over noise power, decibels")
     energy: float = Field(default=0.25, gt=0, le=1, description="share of the pictures' variance that is kept")
     train_clips: int = Field(default=3000, ge=20, description="pairs that train")
     validation_clips: int = Field(default=1000, ge=20, description="pairs that validate")
@@ -79,8 +81,12 @@ class AvDigitsConfig(DataConfig):
             MissingExtraError: scikit-learn, the synthesiser or soxr is not installed; says the extra.
             DataError: a recording is unreadable, or there are fewer than three speakers.
         """
-        recipe = self.recipe()
-        return open_stored(cache.keep(self.name, recipe, lambda folder: store(folder, _build(self, recipe, progress))))
+
+        def build(folder: Path) -> None:
+            with one_thread():
+                store(folder, _build(self, progress))
+
+        return open_stored(cache.keep(self.name, self.recipe(), build))
 
     def cached(self) -> cache.CacheEntry | None:
         """Where these data are kept; None when they have to be built first."""
@@ -107,7 +113,7 @@ def _pictures_key() -> str:
     return f"scikit-learn {version('scikit-learn')}"
 
 
-def _build(config: AvDigitsConfig, recipe: dict[str, Any], progress: Progress) -> Dataset:
+def _build(config: AvDigitsConfig, progress: Progress) -> Dataset:
     if config.speech is None:
         clips = synthesised_clips(config.clips(), config.seed, SAMPLE_RATE, progress)
     else:
@@ -152,16 +158,13 @@ def _pictures(
     loaded = load_digits()
     raw = torch.from_numpy(loaded.images / 16.0).float()
     rng = np.random.default_rng([config.seed, 1])
+    orders = [rng.permutation(np.flatnonzero(loaded.target == digit)) for digit in range(len(DIGITS))]
+    cuts = [np.cumsum([round(share * len(order)) for share in PICTURE_SHARES]) for order in orders]
     source = torch.full_like(digits, -1)
-    for digit in range(len(DIGITS)):
-        order = rng.permutation(np.flatnonzero(loaded.target == digit))
-        first, second = np.cumsum([round(share * len(order)) for share in PICTURE_SHARES])
-        for split, own in zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True):
-            rows = splits[split][digits[splits[split]] == digit]
-            # Every picture is used once before any is used again.
-            rounds = -(-len(rows) // len(own))
-            dealt = np.concatenate([rng.permutation(own) for _ in range(rounds)]) if rounds else own[:0]
-            source[rows] = torch.from_numpy(dealt[: len(rows)].astype(np.int64))
+    for number, split in enumerate(SPLITS):
+        own = np.concatenate([np.split(order, cut)[number] for order, cut in zip(orders, cuts, strict=True)])
+        rows = splits[split]
+        source[rows] = torch.from_numpy(own)[pair_by_class(digits[rows], loaded.target[own], rng, "pictures")]
     training = raw[source[splits["train"]].unique()]
     principal = fit_principal(training.flatten(1), energy=config.energy)
     parameters = {"mean": principal.mean, "basis": principal.basis}
@@ -180,24 +183,18 @@ def _pictures(
 
 
 def _in_noise(clips: list[Clip], snr_db: float, seed: int, progress: Progress) -> Float[Tensor, "N samples"]:
-    """Every clip somewhere in a window of noise, `snr_db` above or below it; each clip has a generator of its own."""
-    frequency = np.maximum(np.fft.rfftfreq(SAMPLES, 1 / SAMPLE_RATE), 50.0)
-    waves = np.empty((len(clips), SAMPLES), dtype=np.float32)
-    for row, clip in enumerate(clips):
-        rng = np.random.default_rng([seed, 2, row])
-        wave = clip.wave[(len(clip.wave) - SAMPLES) // 2 :][:SAMPLES] if len(clip.wave) > SAMPLES else clip.wave
-        start = int(rng.integers(SAMPLES - len(wave) + 1))
-        tilt = frequency ** (-rng.uniform(*NOISE_TILT) / 2)
-        noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(SAMPLES)) * tilt, SAMPLES)
-        waves[row] = noise / _rms(noise)
-        waves[row, start : start + len(wave)] += wave * (10 ** (snr_db / 20) / _rms(wave))
-        if row % BLOCK_ROWS == 0 or row == len(clips) - 1:
-            progress("adding noise", row + 1, len(clips))
-    return torch.from_numpy(waves)
-
-
-def _rms(wave: NDArray[Any]) -> float:
-    return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))) or 1.0)
+    """Every clip in noise of a colour of its own; each has its own generator, so that no clip depends on another."""
+    frequency = torch.from_numpy(np.fft.rfftfreq(SAMPLES, 1 / SAMPLE_RATE)).float().clamp(min=LOWEST_TILTED_HZ)
+    blocks = []
+    for first in range(0, len(clips), BLOCK_ROWS):
+        block = clips[first : first + BLOCK_ROWS]
+        generators = [np.random.default_rng([seed, 2, first + i]) for i in range(len(block))]
+        tilts = torch.tensor([rng.uniform(*NOISE_TILT) for rng in generators])[:, None]
+        drawn = np.stack([rng.standard_normal((len(frequency), 2), dtype=np.float32) for rng in generators])
+        spectrum = torch.view_as_complex(torch.from_numpy(drawn)) * frequency ** (-tilts / 2)
+        blocks.append(mix([clip.wave for clip in block], torch.fft.irfft(spectrum, SAMPLES), snr_db, generators))
+        progress("adding noise", first + len(block), len(clips))
+    return torch.cat(blocks)
 
 
 def _spectrograms(

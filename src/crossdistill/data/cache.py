@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +107,24 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def content_key(paths: Iterable[Path]) -> dict[str, Any]:
+    """A key for source files: their names and content; of large ones (`HASHED_BYTES`) size and time of change."""
+    digest = hashlib.sha256()
+    count = 0
+    for path in paths:
+        count += 1
+        status = path.stat()
+        large = status.st_size > HASHED_BYTES
+        seen = f"{status.st_size} {status.st_mtime_ns}" if large else file_digest(path)
+        digest.update(f"{path.name} {seen};".encode())
+    return {"files": count, "sha256": digest.hexdigest()}
+
+
 def digest_of(path: Path) -> str:
     """sha256 of a kept folder's content, from its manifest."""
     content = _read_manifest(path)
     assert content is not None, path
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content["files"], sort_keys=True).encode()).hexdigest()
 
 
 def _path(name: str, recipe: Mapping[str, Any]) -> Path:
@@ -169,5 +182,6 @@ def _storing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"cache: {path} could not be written: {error}; set {CACHE_VARIABLE} to a folder with room that you may write to"
+            f"cache: {path} could not be written: {error}; "
+            f"set {CACHE_VARIABLE} to a folder with room that you may write to"
         ) from error

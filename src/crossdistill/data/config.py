@@ -65,7 +65,8 @@ class DataConfig(BaseModel, abc.ABC):
         value = self.root or os.environ.get(ROOT_VARIABLE)
         if not value:
             raise DataError(
-                f"{self.name} needs downloaded data: set data.root or the environment variable {ROOT_VARIABLE} to their folder"
+                f"{self.name} needs downloaded data: set data.root, or the environment variable {ROOT_VARIABLE}, "
+                "to their folder"
             )
         path = Path(value).expanduser()
         if not path.is_dir():

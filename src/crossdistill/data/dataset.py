@@ -74,7 +74,8 @@ class Dataset:
             raise ShapeError(f"dataset {self.name!r}: domain has {len(self.domain)} rows, but targets have {rows}")
         if set(self.input_specs) != set(self.inputs):
             raise ShapeError(
-                f"dataset {self.name!r}: input_specs describe {sorted(self.input_specs)}, inputs are {sorted(self.inputs)}"
+                f"dataset {self.name!r}: input_specs describe {sorted(self.input_specs)}, "
+                f"inputs are {sorted(self.inputs)}"
             )
         for modality, tensor in self.inputs.items():
             if tuple(tensor.shape[1:]) != tuple(self.input_specs[modality].shape):
@@ -223,8 +224,8 @@ def check_finite(dataset: Dataset) -> None:
         if bad:
             shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
             raise DataError(
-                f"dataset {dataset.name!r}: {modality!r} holds NaN or Inf in {len(bad)} of {len(tensor)} rows: {shown}; "
-                "mend or drop them, or mark them absent with present={...}"
+                f"dataset {dataset.name!r}: {modality!r} holds NaN or Inf in {len(bad)} of {len(tensor)} rows: "
+                f"{shown}; mend or drop them, or mark them absent with present={...}"
             )
 
 

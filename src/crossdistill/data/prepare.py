@@ -4,7 +4,8 @@ Data sets are built with these functions and `decode` reads files with them, so 
 time what it saw in training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,22 @@ from crossdistill.data.sound import MelSettings, log_mel
 from crossdistill.errors import ShapeError
 
 MIN_MAX = {"kind": "per-sample min-max"}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums depend on how many threads share them: on one thread the same data come out of every build."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def limits(low: float, high: float) -> dict[str, Any]:
+    """Normalisation that maps two values, measured on the training split, to 0 and 1."""
+    return {"kind": "min-max", "low": low, "high": high}
 
 
 def mean_and_deviation(mean: float, deviation: float) -> dict[str, Any]:
@@ -68,10 +85,14 @@ def fit_length(wave: Float[Tensor, " found"], samples: int) -> Float[Tensor, " w
 
 
 def normalise(values: Float[Tensor, "B *shape"], how: Mapping[str, Any]) -> Float[Tensor, "B *shape"]:
-    """By fixed mean and deviation, or each example to [0, 1] by itself (a constant example becomes zero)."""
+    """By what was measured on the training split, or each example to [0, 1] by itself (a constant one becomes zero)."""
     if how["kind"] == MIN_MAX["kind"]:
         flat = values.flatten(1)
         low = flat.amin(1, keepdim=True)
         span = flat.amax(1, keepdim=True) - low
         return ((flat - low) / torch.where(span > 0, span, 1.0)).reshape(values.shape)
-    return (values - how["mean"]) / how["deviation"]
+    if how["kind"] == "min-max":
+        bottom, top = float(how["low"]), float(how["high"])
+        return (values - bottom) / (top - bottom)
+    mean, deviation = float(how["mean"]), float(how["deviation"])
+    return (values - mean) / deviation

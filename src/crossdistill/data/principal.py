@@ -31,7 +31,7 @@ def fit_principal(
         SettingError: neither or both were asked for, or more than there are dimensions.
     """
     width = pictures.shape[1]
-    if (energy is None) == (components is None):
+    if (energy is None) is (components is None):
         raise SettingError(f"principal components: give energy or components, not both; got {energy} and {components}")
     if components is not None and not 1 <= components <= width:
         raise SettingError(f"principal components: wanted 1 to {width} of them, got {components}")
@@ -47,12 +47,13 @@ def fit_principal(
         scatter += centred.T @ centred
     values, vectors = torch.linalg.eigh(scatter)
     carried = values.flip(0).clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
-    if components is None:
+    if energy is not None:
         # A rounding error must not ask for one component more than the energy does.
         components = min(int((carried < energy - 1e-12).sum()) + 1, width)
     basis = vectors.flip(1).T[:components]
+    kept = len(basis)
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-    return Principal(mean.float(), (basis * largest.sign()).float(), float(carried[components - 1]))
+    return Principal(mean.float(), (basis * largest.sign()).float(), float(carried[kept - 1]))
 
 
 def weaken(

@@ -73,8 +73,8 @@ def mel_filters(settings: MelSettings) -> Float[Tensor, "bands bins"]:
     empty = (filters.sum(1) == 0).nonzero().flatten().tolist()
     if empty:
         raise SettingError(
-            f"mel filters: {len(empty)} of {settings.bands} bands lie between two bins of an FFT of {settings.n_fft} samples; "
-            "use fewer bands or a larger n_fft"
+            f"mel filters: {len(empty)} of {settings.bands} bands lie between two bins of an FFT of {settings.n_fft} "
+            "samples; use fewer bands or a larger n_fft"
         )
     return filters.float()
 

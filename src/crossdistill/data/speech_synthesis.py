@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import itertools
 import json
 import os
 import struct
@@ -84,7 +85,7 @@ def synthesise(speakers: Sequence[Speaker], said: Callable[[int], None]) -> tupl
     synthesiser_version()
     workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(speakers) // 8))
     bounds = [len(speakers) * i // workers for i in range(workers + 1)]
-    shares = [speakers[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    shares = [speakers[a:b] for a, b in itertools.pairwise(bounds)]
     counts = [0] * workers
     results: list[list[tuple[NDArray[np.int16], int]]] = [[] for _ in shares]
     failures: list[Exception] = []

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crossdistill.errors import DataError, SettingError
@@ -46,6 +47,19 @@ def cut(order: Int64[Tensor, " N"], fractions: tuple[float, float]) -> dict[str,
     return {"train": order[:first], "validation": order[first:second], "test": order[second:]}
 
 
+def choose_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
+    """All rows, or so many of them drawn by `seed`, in their own order.
+
+    Raises:
+        SettingError: more are wanted than there are.
+    """
+    if wanted is None or wanted == available:
+        return np.arange(available)
+    if wanted > available:
+        raise SettingError(f"data.rows={wanted}: there are only {available}")
+    return np.sort(np.random.default_rng([seed, 0]).permutation(available)[:wanted])
+
+
 def split_sources(names: Sequence[str], seed: int, fractions: tuple[float, float], what: str) -> dict[str, list[str]]:
     """Deal whole sources (voices, noise clips) to the splits, so that no two splits share one.
 
@@ -57,7 +71,8 @@ def split_sources(names: Sequence[str], seed: int, fractions: tuple[float, float
     unique = sorted(set(names))
     if len(unique) < len(SPLITS):
         raise DataError(
-            f"{what}: three splits that share none need at least three, found {len(unique)}: {', '.join(unique) or '(none)'}"
+            f"{what}: three splits that share none need at least three, "
+            f"found {len(unique)}: {', '.join(unique) or '(none)'}"
         )
     order = [unique[i] for i in np.random.default_rng([seed, len(unique)]).permutation(len(unique))]
     test = max(1, round((1 - fractions[0] - fractions[1]) * len(order)))

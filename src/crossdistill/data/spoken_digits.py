@@ -1,6 +1,5 @@
 """Spoken digits as waveforms with their voices: synthesised, or recordings from a folder."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdistill.data.cache import content_key
 from crossdistill.data.config import Progress
 from crossdistill.data.sound_file import read_sound, resample
 from crossdistill.data.speech_synthesis import (
@@ -57,11 +57,7 @@ def synthesis_key() -> dict[str, Any]:
 
 def recordings_key(folder: Path) -> dict[str, Any]:
     """What recordings depend on: the names and the content of the files."""
-    digest = hashlib.sha256()
-    paths = find_recordings(folder)
-    for path in paths:
-        digest.update(path.name.encode() + path.read_bytes())
-    return {"recordings": len(paths), "sha256": digest.hexdigest(), "shares": list(VOICE_SHARES)}
+    return {**content_key(find_recordings(folder)), "shares": list(VOICE_SHARES)}
 
 
 def find_recordings(folder: Path) -> list[Path]:
@@ -107,7 +103,7 @@ def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progr
     heard = iter(clips)
     for split, speaker in planned:
         for utterance in speaker.utterances:
-            wave = trim(next(heard).astype(np.float32) / 32768)
+            wave = trim(next(heard).astype(np.float32) / np.float32(32768))
             result.append(
                 Clip(WORDS.index(utterance.text), speaker.variant, split, resample(wave, found_rate, sample_rate))
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from crossdistill.batch import InputSpec
 from crossdistill.data.cache import digest_of
 from crossdistill.data.dataset import Dataset, Licence, check_finite
+from crossdistill.data.split import SPLITS
 
 DESCRIPTION = "dataset.json"
 MAPPED_BYTES = 2**27
@@ -48,6 +49,7 @@ def open_stored(folder: Path) -> Dataset:
     """The data set that `store` wrote into a folder of the cache."""
     content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     parameters = _read(folder, "parameter")
+    splits = _read(folder, "split")
     specs = {
         modality: InputSpec(
             kind=spec["kind"],
@@ -62,7 +64,7 @@ def open_stored(folder: Path) -> Dataset:
         inputs=_read(folder, "input"),
         targets=_read(folder, "rows")["targets"],
         classes=tuple(content["classes"]),
-        splits=_read(folder, "split"),
+        splits={split: splits[split] for split in SPLITS},
         input_specs=specs,
         fingerprint=digest_of(folder),
         groups=_read(folder, "group"),

@@ -1,0 +1,137 @@
+"""`av-mnist` from the ready arrays that the reference reads."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossdistill.batch import InputSpec
+from crossdistill.data.array_file import read_array
+from crossdistill.data.config import Progress
+from crossdistill.data.dataset import Dataset, Licence
+from crossdistill.data.prepare import MIN_MAX, limits, normalise
+from crossdistill.data.split import choose_rows, paper_split
+from crossdistill.data.stored import map_array, store
+from crossdistill.errors import DataError
+
+PARTS = ("train", "test")
+SHAPES = {"image": (1, 28, 28), "audio": (1, 112, 112)}
+BLOCK_ROWS = 1000
+
+ABOUT = (
+    "AV-MNIST from ready arrays ({folder}): weakened MNIST digits and 112x112 spectrograms of spoken digits. Pairs are "
+    "matched by digit, so pairing itself carries the class: a teacher that hears tells the student what it sees. The "
+    "splits are random over pairs, as in the paper: the same clip may train and test."
+)
+
+
+def array_paths(root: Path) -> list[Path] | None:
+    """Image, audio and labels, training part before test part, in `root/avmnist` or `root`; None when there are none.
+
+    Raises:
+        DataError: some of the six are there and others are not; names those.
+    """
+    for folder in (root / "avmnist", root):
+        paths = [folder / kind / f"{part}_data.npy" for kind in SHAPES for part in PARTS]
+        paths += [folder / f"{part}_labels.npy" for part in PARTS]
+        missing = [path for path in paths if not path.is_file()]
+        if not missing:
+            return paths
+        if len(missing) < len(paths):
+            raise DataError(f"av-mnist: {folder} lacks {', '.join(str(path.relative_to(folder)) for path in missing)}")
+    return None
+
+
+def build_from_arrays(
+    paths: Sequence[Path], folder: Path, *, rows: int | None, seed: int, over_all: bool, progress: Progress
+) -> None:
+    """Write the data set into a folder of the cache.
+
+    Arrays without a channel dimension are normalised example by example, those with one by the limits of the training
+    rows (`over_all`: of all rows), as the reference decides by the number of dimensions.
+
+    Raises:
+        DataError: an array is unreadable, truncated, or has another shape than the reference's.
+    """
+    image, audio, label = ([read_array(path, mapped=True) for path in paths[i : i + 2]] for i in (0, 2, 4))
+    for kind, parts, names in (("image", image, paths[:2]), ("audio", audio, paths[2:4])):
+        for part, targets, path, target_path in zip(parts, label, names, paths[4:], strict=True):
+            _check(kind, part, targets, path, target_path)
+    digits = torch.from_numpy(np.concatenate(label).reshape(-1).astype(np.int64))
+    chosen = choose_rows(len(digits), rows, seed)
+    splits = paper_split(len(chosen), seed)
+    measured = chosen if over_all else chosen[np.sort(splits["train"].numpy())]
+    inputs, specs = {}, {}
+    for kind, parts in (("image", image), ("audio", audio)):
+        spec = InputSpec(
+            kind="array", shape=SHAPES[kind], options={"normalisation": _normalisation(kind, parts, measured)}
+        )
+        path = folder / f"input.{kind}.npy"
+        _write(path, _reader(kind, parts), chosen, spec, progress)
+        inputs[kind], specs[kind] = map_array(path), spec
+    store(
+        folder,
+        Dataset(
+            name="av-mnist",
+            inputs=inputs,
+            targets=digits[chosen],
+            classes=tuple("0123456789"),
+            splits=splits,
+            input_specs=specs,
+            fingerprint="",
+            about=ABOUT.format(folder=paths[0].parent.parent.name),
+            licences=(Licence("AV-MNIST arrays", "as their source says", "the user's own files", False),),
+        ),
+    )
+
+
+def _check(kind: str, part: NDArray[Any], targets: NDArray[Any], path: Path, target_path: Path) -> None:
+    wanted = SHAPES[kind]
+    allowed = [wanted, wanted[1:], (int(np.prod(wanted)),)]
+    if part.shape[1:] not in allowed:
+        raise DataError(f"{path}: examples have shape {part.shape[1:]}; wanted one of {', '.join(map(str, allowed))}")
+    if targets.size != len(part):
+        raise DataError(f"{path} holds {len(part):,} examples, but {target_path} {targets.size:,} labels")
+    if targets.dtype.kind not in "iu" or targets.min(initial=0) < 0 or targets.max(initial=0) > 9:
+        raise DataError(f"{target_path}: wanted whole numbers from 0 to 9, found {targets.dtype} up to {targets.max()}")
+
+
+def _reader(kind: str, parts: list[NDArray[Any]]) -> Callable[[NDArray[np.int64]], Float[Tensor, "B 1 H W"]]:
+    """Rows of both parts as one array, training part first."""
+    border = len(parts[0])
+
+    def read(rows: NDArray[np.int64]) -> Tensor:
+        # Rows ascend, so those of the first part come first.
+        first, second = rows[rows < border], rows[rows >= border] - border
+        block = np.concatenate([parts[0][first], parts[1][second]]).astype(np.float32)
+        return torch.from_numpy(block.reshape(len(rows), *SHAPES[kind]))
+
+    return read
+
+
+def _normalisation(kind: str, parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> dict[str, Any]:
+    if parts[0].ndim < 4:
+        return MIN_MAX
+    read = _reader(kind, parts)
+    blocks = [read(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
+    return limits(min(float(block.min()) for block in blocks), max(float(block.max()) for block in blocks))
+
+
+def _write(
+    path: Path,
+    read: Callable[[NDArray[np.int64]], Tensor],
+    rows: NDArray[np.int64],
+    spec: InputSpec,
+    progress: Progress,
+) -> None:
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(rows), *spec.shape))
+    for first in range(0, len(rows), BLOCK_ROWS):
+        block = normalise(read(rows[first : first + BLOCK_ROWS]), spec.options["normalisation"])
+        out[first : first + len(block)] = block.numpy()
+        progress(f"reading {path.stem}", first + len(block), len(rows))
+    out.flush()
