@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -9,7 +11,10 @@ from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.errors import SettingError, nearest
 from crossdistill.outputs import Outputs, Want
+from crossdistill.recipe import Recipe
+from crossdistill.student import load_student
 
 ROWS_AT_ONCE = 1024
 """Rows of one pass without gradient: large enough to be fast, small enough for any memory."""
@@ -47,6 +52,21 @@ def predict(source: Callable[[Batch], Outputs], dataset: Dataset, rows: Tensor, 
         targets.append(known[keep])
         ids.append(outputs.of(batch.ids)[keep])
     return Predictions(*(torch.cat(part).cpu() for part in (ids, predicted, targets)))
+
+
+def evaluate_folder(run: Path, recipe: Recipe, split: str) -> dict[str, Any]:
+    """A finished run's saved student on a split of its data.
+
+    Raises:
+        SettingError: the recipe's data has no such split.
+        RunError: the folder holds no student.
+    """
+    student = load_student(run)
+    dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
+    if split not in dataset.splits:
+        raise SettingError(f"data {dataset.name!r} has no split {split!r}; {nearest(split, dataset.splits)}")
+    found = predict(student.network, dataset, dataset.splits[split], torch.device("cpu"))
+    return {"split": split, "metric": "accuracy", "value": found.accuracy(), "rows": len(found.targets)}
 
 
 def chance(dataset: Dataset, split: str = "test") -> float:

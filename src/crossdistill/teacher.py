@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 log = logging.getLogger("crossdistill")
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Anything that gives outputs for a batch; a student answers in the same way."""
 

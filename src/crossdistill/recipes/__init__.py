@@ -13,6 +13,7 @@ from pydantic import ValidationError, validate_call
 
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.recipe import Recipe
+from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS
 from crossdistill.settings import parse_override, sentences
 
@@ -23,6 +24,13 @@ FAMILIES: Mapping[str, str] = {
 """Data by name, each with the function that makes any method's recipe for it; imported when asked for."""
 
 Maker = Callable[..., Recipe]
+
+
+def family_kit(data: str) -> Kit:
+    """What the recipes for these data share, at its defaults."""
+    source, _, _ = FAMILIES[data].partition(":")
+    made: Kit = importlib.import_module(source).kit()
+    return made
 
 
 def names() -> list[str]:

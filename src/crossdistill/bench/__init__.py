@@ -1,0 +1,1 @@
+"""Grids of runs under equal conditions, and the tables that they end in."""

@@ -1,0 +1,122 @@
+"""Long-lived worker processes, one thread each: importing torch and loading data is paid once, a crash costs one task."""
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from crossdistill.errors import CrossdistillError
+
+Work = Callable[[Any, Callable[[str, Any], None]], Any]
+"""What a worker does with one task: it is given a way to send messages, and gives a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something a worker said. `kind` is "done", "failed" (the reason as text), or the task's own."""
+
+    worker: int
+    task: int
+    kind: str
+    value: Any
+
+
+class Pool:
+    """So many workers over a list of tasks; the caller chooses which task is next.
+
+    `work` has to be importable by name, and tasks and results plain values: workers are fresh processes.
+    """
+
+    def __init__(self, work: Work, workers: int) -> None:
+        self._work = work
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker | None] = [None] * workers
+
+    def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
+        """Do tasks as `choose` names their numbers (None: none can start now), giving messages as they come.
+
+        Ends when no worker is busy and `choose` gives None.
+        """
+        try:
+            while True:
+                for place in range(len(self._workers)):
+                    worker = self._workers[place]
+                    if worker is None or worker.task is None:
+                        task = choose()
+                        if task is not None:
+                            self._workers[place] = self._begin(worker, task, tasks[task])
+                busy = [worker for worker in self._workers if worker is not None and worker.task is not None]
+                if not busy:
+                    return
+                yield from self._listen(busy)
+        finally:
+            self.close()
+
+    def _begin(self, worker: "_Worker | None", task: int, value: Any) -> "_Worker":
+        if worker is None or not worker.process.is_alive():
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(self._work, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            worker = _Worker(process, ours)
+        worker.task = task
+        worker.pipe.send(value)
+        return worker
+
+    def _listen(self, busy: list["_Worker"]) -> Iterator[Message]:
+        for ready in wait([worker.pipe for worker in busy], timeout=0.5):
+            worker = next(one for one in busy if one.pipe is ready)
+            place, task = self._workers.index(worker), worker.task
+            assert task is not None
+            try:
+                kind, value = worker.pipe.recv()
+            except (EOFError, OSError):
+                worker.process.join()
+                kind, value = "failed", f"its worker process died (exit code {worker.process.exitcode})"
+                self._workers[place] = None
+            if kind in {"done", "failed"}:
+                worker.task = None
+            yield Message(place, task, kind, value)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            if worker is not None:
+                worker.process.terminate()
+                worker.process.join()
+                worker.pipe.close()
+        self._workers = [None] * len(self._workers)
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    task: int | None = None
+
+
+def _serve(work: Work, pipe: Connection) -> None:
+    """A worker's life: task after task, until the pipe closes."""
+    # The terminal's interrupt is the parent's to handle: it ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result = work(task, lambda kind, value: pipe.send((kind, value)))
+        except CrossdistillError as error:
+            pipe.send(("failed", str(error)))
+        except Exception:  # one cell's fault, whatever it is, must not stop the others
+            pipe.send(("failed", traceback.format_exc()))
+        else:
+            pipe.send(("done", result))

@@ -1,0 +1,88 @@
+"""One live picture of a grid: all steps with the time that is left, and what each worker does now."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 15.0
+"""Without a terminal, a line about the whole at most so often."""
+
+
+class GridProgress:
+    """Bars on standard error where that is a terminal; lines where it is not."""
+
+    def __init__(self, steps: int, cells: int) -> None:
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._live = sys.stderr.isatty()
+        self._steps, self._cells = steps, cells
+        self._done_steps = self._done_cells = self._failed = 0
+        self._began = self._said = time.monotonic()
+        self._workers: dict[int, TaskID] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._all = self._bars.add_task(self._title(), total=max(1, steps))
+
+    def __enter__(self) -> "GridProgress":
+        """Start drawing."""
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        self._bars.stop()
+
+    def heard(self, worker: int, cell: str, kind: str, value: Any) -> None:
+        """A worker began a stage, or is some steps further."""
+        if kind == "begin":
+            name, total = value
+            self._row(worker, f"  {cell}: {name}", max(1, total))
+        elif kind == "advance":
+            self._done_steps += value
+            self._bars.advance(self._all, value)
+            self._bars.advance(self._row(worker), value)
+            self._line()
+
+    def over(self, worker: int, cell: str, note: str, *, well: bool) -> None:
+        """A cell has ended."""
+        self._done_cells += well
+        self._failed += not well
+        if worker in self._workers:
+            self._bars.remove_task(self._workers.pop(worker))
+        self._bars.update(self._all, description=self._title())
+        last = note.strip().splitlines()[-1] if note.strip() else "no reason given"
+        text = f"{cell}: {note}" if well else f"{cell}: FAILED: {last}"
+        self._console.print(f"[{self._done_cells + self._failed}/{self._cells}] {text}", markup=False, highlight=False)
+
+    def _title(self) -> str:
+        failed = f", {self._failed} failed" if self._failed else ""
+        return f"cells {self._done_cells}/{self._cells}{failed}"
+
+    def _row(self, worker: int, description: str | None = None, total: int | None = None) -> TaskID:
+        if worker not in self._workers:
+            self._workers[worker] = self._bars.add_task(description or "", total=total)
+        elif description is not None:
+            self._bars.reset(self._workers[worker], total=total, description=description)
+        return self._workers[worker]
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        if self._live or now - self._said < LINE_EVERY_S or not self._done_steps:
+            return
+        self._said = now
+        left = (now - self._began) * (self._steps - self._done_steps) / self._done_steps
+        share = self._done_steps / max(1, self._steps)
+        self._console.print(f"{self._title()}, {share:.0%} of all steps, about {left:.0f} s left", highlight=False)

@@ -1,0 +1,213 @@
+"""The command line: small functions over the library. Nothing heavy is imported before a command needs it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crossdistill import __version__
+from crossdistill.cli_list import listing
+from crossdistill.errors import CrossdistillError, RecipeError
+
+app = typer.Typer(
+    name="crossdistill",
+    help="Distil many teachers, of other modalities or domains, into one small student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(listing, name="list")
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A parameter of the recipe, or any of its fields."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default under runs/.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")]
+Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps on a few rows, to see that all of it runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
+
+
+@app.callback(invoke_without_command=True)
+def _about(
+    version: Annotated[bool, typer.Option("--version", help="Say the version, and end.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"crossdistill {__version__}")
+        raise typer.Exit
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A short name (crossdistill list recipes), package.module:function, path/to/file.py:function, "
+            "or a run's recipe.yaml.",
+        ),
+    ],
+    settings: Settings = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of weights, order and, where it is drawn, the split.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    tiny: Tiny = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen, with projected time and memory.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
+) -> None:
+    """Train a recipe, and evaluate its student once at the end."""
+    _offline(offline)
+    from crossdistill.display import Terminal
+    from crossdistill.forecast import forecast
+    from crossdistill.recipes import make
+    from crossdistill.runner import run
+
+    made = make(recipe, settings or [], seed)
+    made = made.tiny() if tiny else made
+    folder = (
+        out or Path("runs") / f"{made.name.replace('/', '-')}-{made.learner}-seed{made.seed}{'-tiny' if tiny else ''}"
+    )
+    with Terminal() as display:
+        if dry_run:
+            typer.echo(forecast(made, display).text())
+            return
+        display.say(f"{made.name}: student {made.learner!r}, seed {made.seed}, into {folder}")
+        report = run(made, folder, resume=resume, display=display)
+    typer.echo(report.markdown())
+    typer.echo(f"student: {folder / 'student'}   results: {folder / 'results.json'}", err=True)
+
+
+@app.command("eval")
+def eval_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
+    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run's saved student on its recipe's data."""
+    from crossdistill.evaluation import evaluate_folder
+    from crossdistill.recipe import Recipe
+
+    recipe = Recipe.from_yaml(run / "recipe.yaml").overridden(settings or [])
+    found = evaluate_folder(run, recipe, split)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        typer.echo(f"{run}: {found['metric']} {found['value']:.4f} on {found['rows']} rows of the {split} split")
+
+
+@app.command("predict")
+def predict_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a student's.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Pictures, sounds or arrays, one example each.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Let a run's student name the class of each file."""
+    from crossdistill.student import load_student
+
+    student = load_student(run)
+    found = student.predict(files)
+    if as_json:
+        rows = [
+            {"file": str(f), "label": p.label, "probability": p.probability} for f, p in zip(files, found, strict=True)
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    for file, prediction in zip(files, found, strict=True):
+        typer.echo(f"{file}: {prediction.label} ({prediction.probability:.3f})")
+
+
+@app.command("compare")
+def compare_command(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="As in `crossdistill list data`.")],
+    methods: Annotated[str | None, typer.Option("--methods", help="Names with commas.")] = None,
+    students: Annotated[
+        str | None, typer.Option("--students", help="Modalities with commas; by default every one.")
+    ] = None,
+    teachers: Annotated[
+        str | None, typer.Option("--teachers", help="mm, cm, mm+cm with commas; by default the method's own.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs of each cell.")] = None,
+    labelled: Annotated[
+        str | None, typer.Option("--labelled", help="Fractions of the student's labels, with commas.")
+    ] = None,
+    control: Annotated[str | None, typer.Option("--control", help="shuffled: teachers look at other rows.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="demo: the README's table.")] = None,
+    settings: Settings = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core.")] = None,
+    out: Out = None,
+    resume: Resume = False,
+    tiny: Tiny = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they share.")] = False,
+) -> None:
+    """Train several methods under equal conditions, and print one table."""
+    from crossdistill.bench.compare import compare
+    from crossdistill.bench.grid import Grid
+
+    grid = Grid.parse(
+        data,
+        preset=preset,
+        methods=methods,
+        students=students,
+        teachers=teachers,
+        seeds=seeds,
+        labelled=labelled,
+        control=control,
+        settings=tuple(settings or ()),
+        tiny=tiny,
+    )
+    if dry_run:
+        typer.echo(grid.text())
+        return
+    folder = out or Path("runs") / f"compare-{data}"
+    comparison = compare(grid, folder, jobs=jobs, resume=resume)
+    typer.echo(comparison.text())
+    if comparison.failed:
+        raise typer.Exit(1)
+
+
+@app.command("doctor")
+def doctor_command(as_json: AsJson = False) -> None:
+    """Try every optional part, and say what is broken and why."""
+    from crossdistill import doctor
+
+    diagnosis = doctor.examine()
+    if as_json:
+        typer.echo(json.dumps(doctor.as_data(diagnosis), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(doctor.render(diagnosis))
+    if diagnosis.faults:
+        raise typer.Exit(1)
+
+
+def _offline(wanted: bool) -> None:
+    if wanted:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+
+def main() -> None:
+    """Run a command; what a user can mend is said in plain words, and ends with status 1 (2 for a faulty recipe)."""
+    try:
+        app()
+    except CrossdistillError as error:
+        _complain(error)
+        sys.exit(2 if isinstance(error, RecipeError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("\ncrossdistill: stopped; the same command with --resume goes on", err=True)
+        sys.exit(130)
+
+
+def _complain(error: Any) -> None:
+    typer.echo(f"crossdistill: {error}", err=True)

@@ -1,0 +1,116 @@
+"""`crossdistill list`: what there is, by the names that recipes and other commands take."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
+
+
+@listing.command("recipes")
+def recipes(as_json: AsJson = False) -> None:
+    """Short names of experiments."""
+    from crossdistill.recipes import FAMILIES
+    from crossdistill.recipes.plans import PLANS
+
+    rows = [
+        {
+            "name": f"{data}/{method}",
+            "data": data,
+            "method": method,
+            "teachers": plan.kind,
+            "about": _first(plan.stages),
+        }
+        for data in FAMILIES
+        for method, plan in PLANS.items()
+    ]
+    _print(rows, as_json)
+
+
+@listing.command("methods")
+def methods(as_json: AsJson = False) -> None:
+    """Algorithms of a stage, with their settings."""
+    from crossdistill.methods import METHODS
+
+    rows = [
+        {
+            "name": name,
+            "about": _first(config),
+            "settings": {
+                k: None if f.is_required() else f.default for k, f in config.model_fields.items() if k != "name"
+            },
+        }
+        for name, config in METHODS.items()
+    ]
+    _print(rows, as_json, hidden="settings")
+
+
+@listing.command("data")
+def data(as_json: AsJson = False) -> None:
+    """Data sets, and where they are kept."""
+    from crossdistill.data import DATA, find_data
+    from crossdistill.errors import CrossdistillError
+
+    rows: list[dict[str, Any]] = []
+    for name in DATA:
+        config = find_data(name)
+        try:
+            entry = config(name=name).cached()
+        except CrossdistillError:
+            entry = None
+        rows.append(
+            {
+                "name": name,
+                "about": _first(config),
+                "cached": None if entry is None else str(entry.path),
+                "bytes": None if entry is None else entry.size_bytes,
+            }
+        )
+    _print(rows, as_json)
+
+
+@listing.command("models")
+def models(as_json: AsJson = False) -> None:
+    """Networks, with their parameters and taps."""
+    import torch
+
+    from crossdistill.models import MODELS
+
+    rows = []
+    for name, model in MODELS.items():
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in model.module().parameters())
+        rows.append({"name": name, "parameters": size, "modalities": list(model.modalities), "taps": list(model.taps)})
+    _print(rows, as_json)
+
+
+def _first(thing: object) -> str:
+    return next(iter((thing.__doc__ or "").strip().splitlines()), "")
+
+
+def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: str = "") -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    columns = [name for name in rows[0] if name != hidden]
+    for name in columns:
+        table.add_column(name, justify="right" if name in {"parameters", "bytes"} else "left", no_wrap=name == "name")
+    for row in rows:
+        table.add_row(*(_cell(row[name]) for name in columns))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)

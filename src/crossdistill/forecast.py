@@ -1,0 +1,136 @@
+"""What a recipe would do, before it does it: stages, sizes, and time and memory projected from a few real steps."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from crossdistill.data.dataset import Dataset
+from crossdistill.devices import Devices, devices
+from crossdistill.display import Display
+from crossdistill.method import Progress
+from crossdistill.plan import Job, Plan, prepare
+from crossdistill.recipe import Recipe
+from crossdistill.runner import validate
+from crossdistill.training import Training
+
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StageForecast:
+    """One stage: what trains (parameters), how many steps, projected seconds and the peak of memory in MB."""
+
+    name: str
+    method: str
+    trains: int
+    epochs: int
+    steps: int
+    seconds: float
+    peak_memory_mb: float
+    teachers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A whole recipe, projected."""
+
+    recipe: str
+    student: str
+    data: str
+    members: dict[str, int]
+    splits: dict[str, int]
+    stages: tuple[StageForecast, ...]
+    device: str
+    bank_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def text(self) -> str:
+        """For people."""
+        members = ", ".join(f"{name} {size:,}" for name, size in self.members.items())
+        splits = ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items())
+        lines = [
+            f"{self.recipe}: student {self.student!r} on {self.device}; nothing is trained or written",
+            f"data {self.data}: {splits} rows",
+            f"members (parameters): {members}",
+            "",
+            f"{'stage':<24}{'method':<14}{'trains':>12}{'epochs':>8}{'steps':>9}{'time':>10}{'memory':>10}  teachers",
+        ]
+        for stage in self.stages:
+            lines.append(
+                f"{stage.name:<24}{stage.method:<14}{stage.trains:>12,}{stage.epochs:>8}{stage.steps:>9,}"
+                f"{_time(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
+            )
+        lines += ["", f"projected: {_time(self.seconds)} in all, from {TIMED_STEPS} timed steps of each stage"]
+        lines.append(f"outputs of frozen networks, if all were kept: {self.bank_bytes / 2**20:.1f} MB")
+        return "\n".join(lines)
+
+
+def forecast(recipe: Recipe, display: Display) -> Forecast:
+    """Build everything, time a few steps of each stage on throw-away weights, and project.
+
+    Raises:
+        RecipeError: every fault of the recipe, as a run would find them.
+    """
+    with devices(recipe.device) as where:
+        display.say("loading the data")
+        dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
+        plan = prepare(recipe, dataset, where.device)
+        stages = tuple(_stage(plan, job, where) for job in plan.jobs)
+        splits = {name: len(rows) for name, rows in dataset.splits.items()}
+        device = str(where.device)
+    return Forecast(
+        recipe.name, recipe.learner, dataset.name, plan.parameters(), splits, stages, device, _bank_bytes(plan)
+    )
+
+
+def _stage(plan: Plan, job: Job, where: Devices) -> StageForecast:
+    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
+    order, epochs = job.order, job.stage.epochs
+    where.reset_peak()
+    times = []
+    for step, rows in zip(range(TIMED_STEPS + 1), order.epoch(0), strict=False):
+        began = time.perf_counter()
+        training.step(rows, Progress(0, max(1, epochs), step, order.steps, where.gather))
+        times.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    validate(job, training, where)
+    validation = time.perf_counter() - began
+    steady = sorted(times[1:] or times)[len(times[1:] or times) // 2]
+    return StageForecast(
+        job.stage.name,
+        job.stage.method.name,
+        _size(job.modules().values()),
+        epochs,
+        epochs * order.steps,
+        epochs * (order.steps * steady + validation),
+        where.peak_memory(),
+        tuple(job.teachers),
+    )
+
+
+def _size(modules: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+
+
+def _bank_bytes(plan: Plan) -> int:
+    """Float32 logits of every teacher for every training and validation row."""
+    rows = len(plan.dataset.splits["train"]) + len(plan.dataset.splits["validation"])
+    numbers = 0
+    for teacher in plan.teachers.values():
+        size = 1
+        for length in teacher.spec.logits or ():
+            size *= length
+        numbers += size
+    return rows * numbers * 4
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
