@@ -43,8 +43,8 @@ BLOCK_ROWS = 500
 ABOUT = (
     "Handwritten digits (8x8, scikit-learn) of which only the {components} leading principal components of the "
     "training pictures are kept ({energy:.0%} of their energy), and spoken digits ({speech}) in noise at {snr:g} dB. "
-    "Pairs are matched by digit, so pairing itself carries the class: a teacher that hears tells the student what it sees. "
-    "The splits share no handwritten sample and no voice; a picture appears in several pairs, each clip in one."
+    "Pairs are matched by digit, so pairing itself carries the class: a teacher that hears tells the student what it "
+    "sees. The splits share no handwritten sample and no voice; a picture appears in several pairs, each clip in one."
 )
 
 HANDWRITING = Licence(
