@@ -88,10 +88,7 @@ class Batch:
         """Rows that have a target at all, whoever may use it (dense targets: any pixel)."""
         if self.targets is None:
             return torch.zeros(len(self), dtype=torch.bool, device=self.ids.device)
-        if self.targets.is_floating_point():
-            known = ~self.targets.isnan()
-        else:
-            known = self.targets != MISSING_TARGET
+        known = ~self.targets.isnan() if self.targets.is_floating_point() else self.targets != MISSING_TARGET
         return known.flatten(1).any(1) if known.ndim > 1 else known
 
     def student_rows(self) -> Bool[Tensor, " B"]:

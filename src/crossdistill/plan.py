@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossdistill import __version__
-from crossdistill.batch import MISSING_TARGET
+from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.method import STUDENT, DataSpec, Method
@@ -197,7 +197,7 @@ class _Cast:
         partners[train] = train[torch.randperm(len(train), generator=source)]
         return partners
 
-    def _fetch(self, ids: Tensor):  # type: ignore[no-untyped-def]
+    def _fetch(self, ids: Tensor) -> Batch:
         return self.dataset.batch(ids.cpu())
 
     def _key(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from crossdistill.errors import RunError
 from crossdistill.storage import write_json
@@ -58,11 +59,10 @@ class Report:
             raise RunError(f"{out} holds no finished run: {RESULTS} is not there; finish it with --resume")
         names = {field.name for field in fields(Row)}
         try:
-            rows = [
-                Row(**{k: tuple(v) if k == "values" else v for k, v in row.items() if k in names})
-                for row in json.loads(path.read_text())
-            ]
-        except (ValueError, TypeError, AttributeError) as error:
+            plain: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            known = [{k: v for k, v in row.items() if k in names} for row in plain]
+            rows = [Row(**row | {"values": tuple(row["values"])}) for row in known]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
         return cls(out, tuple(rows))
 

@@ -175,8 +175,8 @@ def refuse_non_finite(logs: Mapping[str, Tensor], rows: Tensor, stage: str, prog
         more = f" and {len(rows) - 16} more" if len(rows) > 16 else ""
         raise NonFiniteError(
             f"stage {stage!r}, epoch {progress.epoch}, step {progress.step}: NaN or Inf in {', '.join(sorted(bad))}; "
-            f"the batch holds the sample ids {shown}{more}. The last good checkpoint is kept. Look at these samples, or lower "
-            "the learning rate or set clip_norm, and start again"
+            f"the batch holds the sample ids {shown}{more}. The last good checkpoint is kept. Look at these samples, or "
+            "lower the learning rate or set clip_norm, and start again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Long-lived worker processes, one thread each: importing torch and loading data is paid once, a crash costs one task."""
+"""Long-lived worker processes of one thread: importing torch is paid once, and a crash costs one task."""
 
 import multiprocessing
 import os

@@ -13,8 +13,15 @@ from crossdistill.report import Row, number
 class Described(Protocol):
     """What a page has to know of the grid that was run."""
 
-    data: str
-    seeds: int
+    @property
+    def data(self) -> str:
+        """Name of the data."""
+        ...
+
+    @property
+    def seeds(self) -> int:
+        """Runs of each cell."""
+        ...
 
     def text(self) -> str:
         """Its cells."""
@@ -59,8 +66,8 @@ def comparison_markdown(rows: Sequence[Row], failed: Mapping[str, str], about: s
 def _reading(rows: Sequence[Row], seeds: int) -> str:
     tested = max((row.test_rows for row in rows), default=0)
     return (
-        f"Accuracy on {tested:,} test rows, mean ± standard deviation (ddof 1) over {seeds} seeds. Model selection saw the "
-        "validation split only. Seconds are the mean training time of a run with everything that it needs (teachers "
+        f"Accuracy on {tested:,} test rows, mean ± standard deviation (ddof 1) over {seeds} seeds. Model selection saw "
+        "the validation split only. Seconds are the mean training time of a run with everything that it needs (teachers "
         "included), as if it shared nothing; memory is the largest peak of a process. In rows named `@shuffled` the "
         "teachers looked at other training rows while they taught: what is left there is not knowledge of the pair."
     )

@@ -82,9 +82,8 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
         elif head in Recipe.model_fields:
             rest.append(text)
         else:
-            faults.append(
-                f"--set {text}: {name} has no parameter or field {head!r}; {nearest(head, [*parameters, *Recipe.model_fields])}"
-            )
+            known = [*parameters, *Recipe.model_fields]
+            faults.append(f"--set {text}: {name} has no parameter or field {head!r}; {nearest(head, known)}")
     if seed is not None:
         if "seed" in parameters:
             given["seed"] = seed
