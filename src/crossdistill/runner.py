@@ -142,12 +142,15 @@ def _stage(
 
 
 @dataclass
-class _Best:
-    """The best state of each part that is selected by itself."""
+class _State:
+    """What a stage has found so far: validation values, and the best state of each part selected by itself."""
 
     values: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    """Spent before the last resume."""
 
     def consider(self, epoch: int, found: Mapping[str, float], parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
         """Keep the parts that are strictly better than ever before."""
@@ -155,6 +158,10 @@ class _Best:
             if name in parts and (name not in self.values or value < self.values[name]):
                 self.values[name], self.epochs[name] = value, epoch
                 self.tensors |= {f"best/{name}/{key}": tensor for key, tensor in flatten(parts[name]).items()}
+
+    def chosen(self) -> dict[str, dict[str, float]]:
+        """The epoch and the value that each part was selected by."""
+        return {name: {"epoch": self.epochs[name], "value": value} for name, value in self.values.items()}
 
 
 def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, display: Display) -> dict[str, Any]:
@@ -164,75 +171,52 @@ def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, dis
         NonFiniteError: NaN or Inf in a loss or gradient.
         FrozenError: something that does not train in this stage has moved.
     """
-    stage, checkpoints = job.stage, out / "checkpoints"
+    stage, steps = job.stage, job.order.steps
     torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
     frozen = _frozen(plan, job)
     before = {name: fingerprint(module) for name, module in frozen.items()}
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
     job.method.measure(batches(job.dataset, job.dataset.splits["train"], where.device), job.student, job.teachers)
-    parts = _parts(job)
-    best, start, spent = _Best(), (0, 0), 0.0
-    history: list[dict[str, Any]] = []
-    saved = newest_checkpoint(checkpoints)
-    if saved is not None and saved.stage == job.index:
-        best, history, start, spent = _resume(saved, training, where, tracking)
+    parts, state = _parts(job), _State()
+    saver = _Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
+    start = saver.resume()
+    if start != (0, 0):
         display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
-    display.begin(stage.name, stage.epochs * job.order.steps)
-    display.advance(start[0] * job.order.steps + start[1])
+    display.begin(stage.name, stage.epochs * steps)
+    display.advance(start[0] * steps + start[1])
     where.reset_peak()
-    began = time.perf_counter()
-    clock = _Clock(plan.recipe, where)
-
-    def save(epoch: int, step: int) -> None:
-        state = {
-            "training": training.state(),
-            "rng": where.random_state(),
-            "best": {"values": best.values, "epochs": best.epochs},
-            "history": history,
-            "seconds": spent + time.perf_counter() - began,
-            "metrics": tracking.position(),
-        }
-        tensors = {**flatten(job.modules()), **best.tensors}
-        if where.is_main:
-            save_checkpoint(
-                checkpoints, Checkpoint(job.index, epoch, step, tensors, state), plan.recipe.checkpoints.keep
-            )
-        clock.saved()
-
     for epoch in range(start[0], stage.epochs):
         first = start[1] if epoch == start[0] else 0
         for step, rows in enumerate(job.order.epoch(epoch, first), first):
-            progress = Progress(epoch, stage.epochs, step, job.order.steps, where.gather)
+            progress = Progress(epoch, stage.epochs, step, steps, where.gather)
             logs = training.step(rows, progress)
-            if (step + 1) % CHECK_EVERY[where.device.type] == 0 or step + 1 == job.order.steps:
+            if (step + 1) % CHECK_EVERY[where.device.type] == 0 or step + 1 == steps:
                 refuse_non_finite(logs, rows, stage.name, progress)
             tracking.log("step", stage.name, epoch, step, logs)
             display.advance()
-            if clock.due(step):
-                save(epoch, step + 1)
+            if saver.due(step):
+                saver.save(epoch, step + 1)
         training.weighting.after_epoch(where.add_up if where.ranks > 1 else None)
         found = validate(job, training, where)
-        tracking.log("validation", stage.name, epoch, job.order.steps, found)
-        history.append({"epoch": epoch, **found})
+        tracking.log("validation", stage.name, epoch, steps, found)
+        state.history.append({"epoch": epoch, **found})
         if stage.select == "best":
-            best.consider(epoch, found, parts)
-        if clock.due_after_epoch():
-            save(epoch + 1, 0)
-    for name in best.values:
-        restore(parts[name], best.tensors, f"best/{name}/")
+            state.consider(epoch, found, parts)
+        if saver.due_after_epoch():
+            saver.save(epoch + 1, 0)
+    for name in state.values:
+        restore(parts[name], state.tensors, f"best/{name}/")
     for name, module in frozen.items():
         if fingerprint(module) != before[name]:
             raise FrozenError(f"stage {stage.name!r} moved {name!r}, which does not train in it")
-    chosen = {name: {"epoch": best.epochs[name], "value": best.values[name]} for name in best.values}
-    seconds = spent + time.perf_counter() - began
-    display.end(_note(history, chosen, seconds))
+    display.end(_note(state, saver.seconds()))
     return {
         "key": job.key,
         "stage": stage.name,
-        "seconds": seconds,
+        "seconds": saver.seconds(),
         "peak_memory_mb": where.peak_memory(),
-        "selected": chosen,
-        "history": history,
+        "selected": state.chosen(),
+        "history": state.history,
     }
 
 
@@ -275,27 +259,27 @@ def _frozen(plan: Plan, job: Job) -> dict[str, nn.Module]:
     return {**members, **methods}
 
 
-def _resume(
-    saved: Checkpoint, training: Training, where: Devices, tracking: Tracking
-) -> tuple[_Best, list[dict[str, Any]], tuple[int, int], float]:
-    state = saved.state
-    restore(training.job.modules(), saved.tensors)
-    training.load_state(state["training"])
-    tracking.back_to(state["metrics"])
-    best = _Best(dict(state["best"]["values"]), dict(state["best"]["epochs"]))
-    best.tensors = {key: value for key, value in saved.tensors.items() if key.startswith("best/")}
-    # Last of all: whatever was done to get here may have drawn random numbers.
-    where.restore_random_state(state["rng"])
-    return best, list(state["history"]), (saved.epoch, saved.step), float(state["seconds"])
+class _Saver:
+    """Saves the running stage when it is time, and brings it back. Several ranks save together, after epochs."""
 
-
-class _Clock:
-    """When the next checkpoint is due. Several ranks save together, so for them only steps and epochs count."""
-
-    def __init__(self, recipe: Recipe, where: Devices) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        job: Job,
+        training: Training,
+        state: _State,
+        folder: Path,
+        where: Devices,
+        tracking: Tracking,
+    ) -> None:
         self._settings = recipe.checkpoints
-        self._where = where
-        self._last = time.monotonic()
+        self._job, self._training, self._state = job, training, state
+        self._folder, self._where, self._tracking = folder, where, tracking
+        self._began = self._last = time.monotonic()
+
+    def seconds(self) -> float:
+        """Time spent on this stage, over all resumes."""
+        return self._state.seconds + time.monotonic() - self._began
 
     def due(self, step: int) -> bool:
         """Whether to save after this step."""
@@ -305,23 +289,47 @@ class _Clock:
 
     def due_after_epoch(self) -> bool:
         """Whether to save after this epoch."""
-        if self._settings.steps is not None:
-            return True
-        return self._where.same(str(self._over())) == "True"
+        return self._settings.steps is not None or self._where.same(str(self._over())) == "True"
 
-    def saved(self) -> None:
-        """Start counting again."""
+    def save(self, epoch: int, step: int) -> None:
+        """Write a checkpoint from which the given step is the next."""
+        state = {
+            "training": self._training.state(),
+            "rng": self._where.random_state(),
+            "best": {"values": self._state.values, "epochs": self._state.epochs},
+            "history": self._state.history,
+            "seconds": self.seconds(),
+            "metrics": self._tracking.position(),
+        }
+        tensors = {**flatten(self._job.modules()), **self._state.tensors}
+        if self._where.is_main:
+            save_checkpoint(self._folder, Checkpoint(self._job.index, epoch, step, tensors, state), self._settings.keep)
         self._last = time.monotonic()
+
+    def resume(self) -> tuple[int, int]:
+        """Take up the newest checkpoint of this stage; gives the epoch and step that come next."""
+        saved = newest_checkpoint(self._folder)
+        if saved is None or saved.stage != self._job.index:
+            return 0, 0
+        restore(self._job.modules(), saved.tensors)
+        self._training.load_state(saved.state["training"])
+        self._tracking.back_to(saved.state["metrics"])
+        found = self._state
+        found.values, found.epochs = dict(saved.state["best"]["values"]), dict(saved.state["best"]["epochs"])
+        found.tensors = {key: value for key, value in saved.tensors.items() if key.startswith("best/")}
+        found.history, found.seconds = list(saved.state["history"]), float(saved.state["seconds"])
+        # Last of all: whatever was done to get here may have drawn random numbers.
+        self._where.restore_random_state(saved.state["rng"])
+        return saved.epoch, saved.step
 
     def _over(self) -> bool:
         return time.monotonic() - self._last > 60 * self._settings.minutes
 
 
-def _note(history: list[dict[str, Any]], chosen: Mapping[str, Any], seconds: float) -> str:
-    if not history:
+def _note(state: _State, seconds: float) -> str:
+    if not state.history:
         return "no epochs"
-    values = ", ".join(f"{name} {one['value']:.4f} (epoch {one['epoch']})" for name, one in chosen.items())
-    last = ", ".join(f"{name} {value:.4f}" for name, value in history[-1].items() if name != "epoch")
-    return f"{len(history)} epochs in {seconds:.1f} s, " + (
-        f"best validation {values}" if values else f"last validation {last}"
-    )
+    values = ", ".join(f"{name} {one['value']:.4f} (epoch {one['epoch']})" for name, one in state.chosen().items())
+    last = ", ".join(f"{name} {value:.4f}" for name, value in state.history[-1].items() if name != "epoch")
+    kind = f"best validation {values}" if values else f"last validation {last}"
+    return f"{len(state.history)} epochs in {seconds:.1f} s, {kind}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.decode import decode
 from crossdistill.errors import RunError, SettingError, ShapeError
 from crossdistill.models import MODELS, build_network
 from crossdistill.network import Network
@@ -60,8 +61,6 @@ class Student:
         """
         if len(self.network.reads) != 1:
             raise SettingError(f"this student reads {', '.join(self.network.reads)}; use logits() with all of them")
-        from crossdistill.data.decode import decode
-
         (modality,) = self.network.reads
         rows = torch.stack([decode(self.inputs[modality], Path(file)) for file in files])
         probabilities = self.logits({modality: rows}).softmax(1)

@@ -38,7 +38,7 @@ class Dataset:
     `labelled` marks the rows whose target the *student* may use (None: every row that has one). `present` says where a
     modality is there at all (an unlisted one always is); `domain` names each row's domain ("speech"). `groups` say
     which rows share a source ("voice", "handwriting"): rows of one group are not independent of each other.
-    `fingerprint` changes with anything that changes the content. `about` is one paragraph for reports.
+    `fingerprint` changes with anything that changes the content; hiding labels does not. `about` is one paragraph for reports.
     """
 
     name: str
@@ -182,7 +182,7 @@ def hide_labels(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
 
     Deterministic for a seed and nested: the rows kept at 0.05 are among those kept at 0.1. Every class keeps at least
     one row as long as the fraction amounts to one row per class. Validation and test rows keep theirs; teachers see
-    every target whatever is hidden here.
+    every target whatever is hidden here, and the fingerprint stays what it was.
 
     Raises:
         SettingError: the fraction is not in (0, 1].

@@ -1,0 +1,113 @@
+"""A teacher without a network: what it gives depends on the sample id alone, and it remembers what it was asked."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from crossdistill.batch import Batch
+from crossdistill.order import derived_seed
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+
+
+@dataclass(slots=True)
+class Record:
+    """What a fake teacher was asked: the wants of each `asked`, and the sample ids of each call that it answered."""
+
+    wants: list[frozenset[Want]] = field(default_factory=list)
+    ids: list[Int64[Tensor, " R"]] = field(default_factory=list)
+
+
+class FakeTeacher:
+    """A teacher of any sizes for tests of methods: no network, no weights, the same numbers on every machine.
+
+    Each output is a fixed function of the sample id, about 1 in size and different for every id and unit. `given`
+    replaces it by rows of your own, indexed by sample id. Like every teacher it answers for the rows whose modalities
+    are present. It can be cut at every tap of its `spec`; from there a fixed linear map goes on to its logits.
+
+    `record` is shared by everything that `asked` returns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: OutputSpec,
+        modalities: tuple[str, ...] = (),
+        *,
+        wants: Iterable[Want] | None = None,
+        given: Mapping[Want, Tensor] | None = None,
+        record: Record | None = None,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.modalities = modalities
+        self.given = dict(given or {})
+        self.record = Record() if record is None else record
+        self._wants = frozenset({Want.LOGITS} if wants is None else wants)
+
+    def asked(self, wants: Iterable[Want]) -> "FakeTeacher":
+        """The same teacher, asked for these things; notes that it was."""
+        wants = frozenset(wants)
+        self.record.wants.append(wants)
+        return FakeTeacher(
+            self.name, self.spec, self.modalities, wants=wants, given=self.given, record=self.record
+        )
+
+    def sees(self, batch: Batch) -> Batch:
+        """The batch itself."""
+        return batch
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Exactly what it was asked for, for the rows whose modalities are present.
+
+        Raises:
+            SignalError: it was asked for a tap that its sizes do not name.
+        """
+        present = batch.rows_with(self.modalities)
+        rows = None if present is None else present.nonzero().flatten()
+        ids = batch.ids if rows is None else batch.ids[rows]
+        self.record.ids.append(ids)
+        kinds = {want.kind for want in self._wants}
+        return Outputs(
+            self.name,
+            logits=self._value(Want.LOGITS, ids, self.spec.logits) if "logits" in kinds else None,
+            embedding=self._value(Want.EMBEDDING, ids, self.spec.embedding) if "embedding" in kinds else None,
+            features={want.tap: self._at(want.tap, ids) for want in self._wants if want.kind == "feature"},
+            cuts={want.tap: Cut(self._at(want.tap, ids)) for want in self._wants if want.kind == "cut"},
+            rows=rows,
+        )
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """A fixed linear map from the tap's value to the logits."""
+        shape = self.spec.feature(tap, self.name)
+        assert self.spec.logits is not None
+        inputs, outputs = torch.Size(shape).numel(), torch.Size(self.spec.logits).numel()
+        weight = self._waves(torch.arange(inputs), outputs, f"tail of {tap}") / inputs**0.5
+
+        def go_on(cut: Cut) -> Outputs:
+            logits = cut.value.flatten(1) @ weight.to(cut.value)
+            return Outputs(self.name, logits.reshape(len(cut.value), *(self.spec.logits or ())))
+
+        return go_on
+
+    def _at(self, tap: str, ids: Tensor) -> Tensor:
+        found = self._value(Want.feature(tap), ids, self.spec.feature(tap, self.name))
+        assert found is not None
+        return found
+
+    def _value(self, want: Want, ids: Tensor, shape: tuple[int, ...] | None) -> Tensor | None:
+        if want in self.given:
+            return self.given[want].to(ids.device)[ids]
+        if shape is None:
+            return None
+        return self._waves(ids, torch.Size(shape).numel(), str(want)).reshape(len(ids), *shape)
+
+    def _waves(self, ids: Tensor, size: int, what: str) -> Tensor:
+        """One row of `size` numbers for each id: incommensurable waves, so that no two rows are alike."""
+        source = torch.Generator().manual_seed(derived_seed("fake", self.name, what))
+        # Drawn on the CPU in double precision, so that every device and every order of rows sees the same numbers.
+        pace, phase = torch.rand((2, size), generator=source, dtype=torch.float64)
+        waves = torch.sin(ids.cpu().double().unsqueeze(1) * (0.5 + pace) + 6.3 * phase)
+        return (1.5 * waves).float().to(ids.device)

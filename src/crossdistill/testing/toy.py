@@ -1,0 +1,132 @@
+"""Toy data and toy networks: any number of modalities, learnable in a moment, the same numbers on every machine."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from crossdistill.batch import MISSING_TARGET
+from crossdistill.data.dataset import Dataset
+from crossdistill.network import Network
+from crossdistill.order import derived_seed
+
+TOY_SHAPES: Mapping[str, tuple[int, ...]] = {"first": (6,), "second": (2, 4), "third": (5,)}
+"""Modalities of the toy data by default, and the shapes of their examples."""
+TOY_TAPS = ("joint", "hidden", "embed")
+
+
+def toy_dataset(
+    modalities: Mapping[str, tuple[int, ...]] | Sequence[str] = ("first", "second"),
+    rows: int = 240,
+    classes: int = 4,
+    *,
+    noise: float = 1.0,
+    labelled: float = 1.0,
+    without_target: float = 0.0,
+    absent: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Paired rows in which every modality shows the class, through its own pattern and its own noise.
+
+    `modalities` are names with the shape of an example; names alone take their shapes from `TOY_SHAPES`. `noise` is
+    the spread of the noise where the patterns have 1 (dimensionless). A fraction `labelled` of all rows keeps its
+    label for the student, a fraction `without_target` has no target at all, and `absent` says for a modality in which
+    fraction of the rows it is missing: its values there are NaN. 60 % of the rows train, 20 % validate, 20 % test.
+    """
+    shapes = modalities if isinstance(modalities, Mapping) else {name: TOY_SHAPES[name] for name in modalities}
+    targets = np.random.default_rng(derived_seed("targets", seed)).permutation(np.arange(rows) % classes)
+    inputs, present = {}, {}
+    for name, shape in shapes.items():
+        # A generator for each modality: data of two and of three modalities agree in those that they share.
+        source = np.random.default_rng(derived_seed("toy", seed, name))
+        patterns = source.standard_normal((classes, *shape))
+        values = (patterns[targets] + noise * source.standard_normal((rows, *shape))).astype(np.float32)
+        fraction = (absent or {}).get(name, 0.0)
+        if fraction:
+            present[name] = source.random(rows) >= fraction
+            values[~present[name]] = np.nan
+        inputs[name] = values
+    chosen = np.random.default_rng(derived_seed("labels", seed))
+    numbers = np.where(chosen.random(rows) < without_target, MISSING_TARGET, targets)
+    return Dataset.from_arrays(
+        "toy",
+        inputs,
+        numbers,
+        seed=seed,
+        classes=[f"class {number}" for number in range(classes)],
+        present=present,
+        labelled=None if labelled >= 1 else chosen.random(rows) < labelled,
+        about="Patterns and noise, drawn from a seed.",
+    )
+
+
+class ToyModule(nn.Module):
+    """Up to three inputs of any shape -> (logits (B, classes), embedding (B, width // 2)).
+
+    Taps: joint (the inputs' features side by side), hidden (before its ReLU), embed. The embedding has a layer of its
+    own, which the logits do not read. Without `normalised` there is neither BatchNorm nor dropout, so that a batch and
+    its parts agree to rounding.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], classes: int, width: int = 12, normalised: bool = False
+    ) -> None:
+        super().__init__()
+        self.inputs = nn.ModuleList(nn.Linear(torch.Size(shape).numel(), width) for shape in shapes)
+        self.joint = nn.Identity()
+        self.normalise = nn.BatchNorm1d(width * len(shapes)) if normalised else nn.Identity()
+        self.hidden = nn.Linear(width * len(shapes), width)
+        self.drop = nn.Dropout(0.2 if normalised else 0.0)
+        self.embed = nn.Linear(width, width // 2)
+        self.logits = nn.Linear(width, classes)
+
+    def forward(
+        self, first: Tensor | fx.Proxy, second: Tensor | fx.Proxy | None = None, third: Tensor | fx.Proxy | None = None
+    ) -> tuple[Float[Tensor, "B C"] | fx.Proxy, Float[Tensor, "B D"] | fx.Proxy]:
+        """Logits and embedding."""
+        parts = []
+        # As many as there are layers: those left out are None.
+        for layer, value in zip(self.inputs, (first, second, third), strict=False):
+            assert value is not None
+            parts.append(functional.relu(layer(value.flatten(1))))
+        joint = self.normalise(self.joint(torch.cat(parts, dim=1)))
+        hidden = self.drop(functional.relu(self.hidden(joint)))
+        return self.logits(hidden), self.embed(hidden)
+
+
+def toy_network(
+    reads: Sequence[str] = ("first",),
+    *,
+    shapes: Mapping[str, tuple[int, ...]] = TOY_SHAPES,
+    classes: int = 4,
+    width: int = 12,
+    normalised: bool = False,
+    seed: int = 0,
+) -> Network:
+    """A small network for toy data, initialised from its seed; `normalised` gives it BatchNorm and dropout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("toy network", seed, *reads))
+        module = ToyModule([shapes[name] for name in reads], classes, width, normalised)
+    return Network(module, reads, TOY_TAPS)
+
+
+def toy_cast(dataset: Dataset, teachers: int = 2, *, normalised: bool = False, seed: int = 0) -> dict[str, Network]:
+    """Networks for a student of the data's first modality and so many teachers, by name; the student comes first.
+
+    The first teacher reads every modality, the next ones one modality each, beginning with the last.
+    """
+    names = list(dataset.inputs)
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in dataset.inputs.items()}
+    reads = [tuple(names), *((name,) for name in reversed(names))]
+    reads += [(one, two) for one, two in pairwise([*names, names[0]])]
+    cast = {"student-network": (names[0],), **{f"teacher-{i}": reads[i % len(reads)] for i in range(teachers)}}
+    return {
+        name: toy_network(
+            each, shapes=shapes, classes=len(dataset.classes), normalised=normalised, seed=seed + 1 + number
+        )
+        for number, (name, each) in enumerate(cast.items())
+    }
