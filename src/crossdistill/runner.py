@@ -223,6 +223,7 @@ def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, dis
 @torch.no_grad()
 def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks."""
+    where.agree(job.modules().values())
     training.eval_mode()
     totals: dict[str, Tensor] = {}
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
@@ -293,6 +294,7 @@ class _Saver:
 
     def save(self, epoch: int, step: int) -> None:
         """Write a checkpoint from which the given step is the next."""
+        self._where.agree(self._job.modules().values())
         state = {
             "training": self._training.state(),
             "rng": self._where.random_state(),
