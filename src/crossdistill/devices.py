@@ -39,7 +39,8 @@ class Devices:
         # Buffers agree when `agree` is called. torch 2.13 has another name for leaving them alone in each pass.
         known = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True, **{name: False})
+        alone: dict[str, Any] = {name: False}
+        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True, **alone)
 
     def unsynced(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Backward passes in here leave gradients where they are."""
