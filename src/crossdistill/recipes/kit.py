@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from crossdistill.data.config import DataConfig
+from crossdistill.methods.kd import KD
+from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig
 from crossdistill.stage import OptimizerConfig
 
@@ -44,6 +46,9 @@ class Kit(BaseModel):
     specialise: Length
     distil: Length
     """Every stage that teaches the student at the end."""
+    kd: KD = KD()
+    route: Route = Route()
+    """Weights and schedules, where validation chose others than the published ones."""
 
     def other(self, modality: str) -> str:
         """The cross-modal teacher of a student: the next modality in the kit's order."""
