@@ -12,7 +12,6 @@ from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.recipes.kit import Kind, Kit, Length
 from crossdistill.recipes.plans import recipe
 
-
 SCARCE = 0.5
 """Below this fraction of labels the teachers' share of the loss is larger and does not decay."""
 

@@ -46,6 +46,8 @@ class Kit(BaseModel):
     specialise: Length
     distil: Length
     """Every stage that teaches the student at the end."""
+    width_factor: int = Field(2, ge=1)
+    """Masks attend in (values at the tap / width_factor) dimensions."""
     kd: KD = KD()
     route: Route = Route()
     """Weights and schedules, where validation chose others than the published ones."""

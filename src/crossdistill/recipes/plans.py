@@ -63,9 +63,8 @@ def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage,
 
 def mst_distill_release(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MST-Distill with every parity switch of the released code (its faults included)."""
-    joint = _specialise(kit, teachers).model_copy(
-        update={"method": Specialise(taps=_taps(kit, teachers), select="joint", stacked=True)}
-    )
+    masks = Specialise(taps=_taps(kit, teachers), width_factor=kit.width_factor, select="joint", stacked=True)
+    joint = _specialise(kit, teachers).model_copy(update={"method": masks})
     release = {
         "reduce": "mean",
         "balance_divided": True,
@@ -121,7 +120,7 @@ def _collaborate(kit: Kit, teachers: Sequence[str]) -> Stage:
 
 
 def _specialise(kit: Kit, teachers: Sequence[str]) -> Stage:
-    method = Specialise(taps=_taps(kit, teachers))
+    method = Specialise(taps=_taps(kit, teachers), width_factor=kit.width_factor)
     return _stage("specialise", method, kit, kit.specialise, trains=())
 
 
