@@ -19,6 +19,7 @@ from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS
 from crossdistill.settings import explained, parse_override, sentences
+from crossdistill.storage import key_hash
 
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
@@ -49,6 +50,8 @@ def find(name: str) -> Maker:
     """
     if ":" in name:
         return _function(name)
+    if name.endswith(".py"):
+        raise SettingError(f"recipe {name!r}: which function of that file returns the recipe? Give {name}:FUNCTION")
     data, slash, method = name.partition("/")
     if not slash or data not in FAMILIES or method not in PLANS:
         raise SettingError(
@@ -159,22 +162,24 @@ def _function(name: str) -> Maker:
     if not hasattr(module, attribute):
         raise SettingError(f"recipe {name!r}: {source} has no function {attribute!r}; {nearest(attribute, functions)}")
     found = getattr(module, attribute)
-    if not inspect.isfunction(found):
+    if not inspect.isfunction(found) and not isinstance(found, functools.partial):
         kind = type(found).__name__
         raise SettingError(
             f"recipe {name!r}: {attribute!r} is a {kind}, not a function that returns a recipe; "
             f"{nearest(attribute, functions)}"
         )
-    return found
+    maker: Maker = found
+    return maker
 
 
 def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise SettingError(f"recipe file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Its own name, unless another module has it already: classes find their module by it.
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{key_hash(str(path.resolve()))[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

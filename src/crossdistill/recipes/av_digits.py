@@ -9,7 +9,7 @@ from crossdistill.data.av_digits import AvDigitsConfig
 from crossdistill.methods.kd import KD
 from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Kind, Kit, Length
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed
 from crossdistill.recipes.plans import recipe
 
 SCARCE = 0.5
@@ -43,9 +43,9 @@ def av_digits(
     *,
     student: Literal["image", "audio"] = "image",
     teachers: Kind | None = None,
-    labelled: float = 1.0,
+    labelled: Fraction = 1.0,
     control: Literal["shuffled"] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Recipe:
     """A method on `av-digits`; accuracy is what its tables report."""
     made = kit(labelled=labelled, seed=seed)

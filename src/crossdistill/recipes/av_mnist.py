@@ -12,7 +12,7 @@ from crossdistill.data.av_mnist import AvMnistConfig
 from crossdistill.methods.kd import KD
 from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Kind, Kit, Length
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed
 from crossdistill.recipes.plans import recipe
 
 
@@ -55,9 +55,9 @@ def av_mnist(
     *,
     student: Literal["image", "audio"] = "image",
     teachers: Kind | None = None,
-    labelled: float = 1.0,
+    labelled: Fraction = 1.0,
     control: Literal["shuffled"] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     rows: int | None = None,
     epochs: int = 100,
     learning_rate: float = 1e-4,

@@ -1,7 +1,7 @@
 """What a family of recipes shares: data, a network for each role, and how long things train."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
@@ -12,6 +12,9 @@ from crossdistill.recipe import NetworkConfig
 from crossdistill.stage import OptimizerConfig
 
 Kind = Literal["mm", "cm", "mm+cm"]
+
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 MULTIMODAL = "mm"
 """Name of the teacher that reads every modality."""
