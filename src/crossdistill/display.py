@@ -2,7 +2,7 @@
 
 import sys
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 
+@runtime_checkable
 class Display(Protocol):
     """Who is told how far things are."""
 

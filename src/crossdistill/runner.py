@@ -159,7 +159,7 @@ class _State:
                 self.values[name], self.epochs[name] = value, epoch
                 self.tensors |= {f"best/{name}/{key}": tensor for key, tensor in flatten(parts[name]).items()}
 
-    def chosen(self) -> dict[str, dict[str, float]]:
+    def chosen(self) -> dict[str, dict[str, int | float]]:
         """The epoch and the value that each part was selected by."""
         return {name: {"epoch": self.epochs[name], "value": value} for name, value in self.values.items()}
 
