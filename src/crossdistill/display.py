@@ -61,6 +61,7 @@ class Terminal:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._name = ""
+        self._reading: str | None = None
 
     def __enter__(self) -> "Terminal":
         """Start drawing."""
@@ -110,9 +111,11 @@ class Terminal:
 
     def data(self, description: str, done: int, total: int) -> None:
         """Progress as data sets report it: a description, how many are done, how many there are."""
-        if self._name != description or self._task is None:
+        if self._reading != description:
+            self._reading = description
             self.begin(description, total)
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total)
         if done >= total:
+            self._reading = None
             self.end()
