@@ -36,6 +36,10 @@ class Display(Protocol):
         """One line that stays."""
         ...
 
+    def data(self, description: str, done: int, total: int) -> None:
+        """How far the data are: what is done to them, how many are done, how many there are."""
+        ...
+
 
 class Quiet:
     """Nobody looks."""
@@ -50,6 +54,9 @@ class Quiet:
         """Nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def data(self, description: str, done: int, total: int) -> None:
         """Nothing."""
 
 

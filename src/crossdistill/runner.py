@@ -68,7 +68,7 @@ def run(
             return done
         settle(out, where, recipe.seed)
         if dataset is None:
-            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
+            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
         plan = prepare(recipe, dataset, where.device)
         outcomes = []
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
