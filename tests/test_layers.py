@@ -30,6 +30,7 @@ LAYERS = (
         "devices",
         "evaluation",
         "plan",
+        "preflight",
         "tracking",
         "training",
         "display",
