@@ -26,6 +26,7 @@ from crossdistill.display import Display, Quiet
 from crossdistill.environment import settle
 from crossdistill.errors import FrozenError, ResumeError, RunError
 from crossdistill.evaluation import batches
+from crossdistill.initial import begun
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
@@ -53,7 +54,8 @@ def run(
 
     `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
     other runs. `dataset` saves loading the recipe's data again. A run that was killed goes on with `resume`; on a
-    finished one it does nothing.
+    finished one it does nothing. Networks of your own that train are copied: yours stay as they were, and the trained
+    student is in the folder `student` of `out` (`load_student`).
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
@@ -69,7 +71,7 @@ def run(
         settle(out, where, recipe.seed)
         if dataset is None:
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(recipe, dataset, where.device)
+        plan = prepare(begun(recipe, out, where), dataset, where.device)
         outcomes = []
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
             for job in plan.jobs:
