@@ -52,6 +52,7 @@ LAYERS = (
         "trial",
         "trial_worker",
         "testing",
+        "interruption",
         "cli",
         "cli_list",
         "__main__",
