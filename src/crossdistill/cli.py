@@ -64,6 +64,9 @@ def run_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would happen, with projected time and memory.")
     ] = False,
+    timed_steps: Annotated[
+        int, typer.Option("--timed-steps", min=1, help="With --dry-run: steps timed per stage.")
+    ] = 3,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
 ) -> None:
     """Train a recipe, and evaluate its student once at the end."""
@@ -81,7 +84,7 @@ def run_command(
         display = terminal if _rank() == 0 else Quiet()
         try:
             if dry_run:
-                _say(forecast(made, display).text())
+                _say(forecast(made, display, timed_steps).text())
                 return
             display.say(f"{made.name}: student {made.learner!r}, seed {made.seed}, into {folder}")
             report = run(made, folder, resume=resume, display=display, stop=stop)
