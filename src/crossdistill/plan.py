@@ -1,5 +1,6 @@
 """A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
-from crossdistill.checkpoint import load_weights
+from crossdistill.checkpoint import flatten, load_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.method import STUDENT, DataSpec, Method
@@ -19,7 +20,7 @@ from crossdistill.preflight import check_settings, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.stage import Stage
 from crossdistill.storage import key_hash
-from crossdistill.teacher import Live, Shuffled, Teacher
+from crossdistill.teacher import Live, Masked, Shuffled, Teacher
 
 SCHEMA = 1
 """Changes whenever the same key would stand for other numbers."""
@@ -41,6 +42,8 @@ class Job:
     key: str
     groups: tuple[str, ...]
     """Of the terms that a step gives, in their order."""
+    initial: Mapping[str, Tensor] | None = None
+    """The learner's weights of the run's beginning, where the stage starts from them again."""
 
     @property
     def folder(self) -> str:
@@ -132,8 +135,8 @@ class _Cast:
         self.device = device
         self.current: dict[str, Teacher] = {name: Live(name, members[name]) for name in recipe.teachers}
         self.known: dict[str, Teacher] = dict(self.current)
-        initial = {name: _initial_key(recipe, name, members[name]) for name in members}
-        self.provenance = dict(initial)
+        self.initial = {name: _initial_key(recipe, name, members[name]) for name in members}
+        self.provenance = dict(self.initial)
 
     def job(self, index: int, stage: Stage) -> Job:
         """The next stage; moves the cast on to its graduates."""
@@ -163,7 +166,9 @@ class _Cast:
             asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
         order = self._order(stage, method, dataset)
         groups = self._checked(stage, method, student, asked, trained, dataset)
-        key = self._key(stage, method, learner, sorted(trained), asked, teaches)
+        if stage.fresh:
+            self.provenance[learner] = self.initial[learner]
+        key = self._key(stage, method, learner, trained, asked, teaches)
         for name in trained:
             self.provenance[name] = key_hash([key, name])
         graduated = dict(method.graduates(teachers)) if wants else teachers
@@ -171,7 +176,8 @@ class _Cast:
             self.provenance[name] = key_hash([key, name])
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
-        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups)
+        initial = flatten({learner: self.members[learner]}) if stage.fresh else None
+        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, initial)
 
     def _checked(
         self,
@@ -188,6 +194,12 @@ class _Cast:
             for name, (network, taps) in trained.items()
         }
         faults = check_settings(stage, method, {**moving, "method": method})
+        own = self.recipe.learner
+        if own in trained and student.name != own and self.dataset.labelled is not None:
+            faults.append(
+                f"{own!r} trains here while {student.name!r} learns: teachers may use the labels that are hidden from "
+                f"{own!r}; make it the learner, or leave it out of `trains`"
+            )
         logits, classes = student.spec.logits, len(dataset.classes)
         if logits is not None and classes and logits[0] != classes:
             faults.append(
@@ -209,8 +221,9 @@ class _Cast:
             network = self.members[name]
             if tap:
                 _spec(network).feature(tap, f"member {name!r}")
-            found[name] = (network, (*found[name][1], tap) if name in found else ((tap,) if tap else ()))
-        return found
+            found[name] = (network, (*found[name][1], tap) if name in found else (tap,))
+        # Where a member is named as a whole too, all of it trains.
+        return {name: (network, () if "" in taps else taps) for name, (network, taps) in found.items()}
 
     def _teachers(self, stage: Stage, learner: str) -> dict[str, Teacher]:
         if stage.teachers is None:
@@ -247,7 +260,7 @@ class _Cast:
         stage: Stage,
         method: Method,
         learner: str,
-        trained: list[str],
+        trained: Mapping[str, tuple[Network, tuple[str, ...]]],
         teachers: Mapping[str, Teacher],
         teaches: bool,
     ) -> str:
@@ -257,9 +270,11 @@ class _Cast:
         settings = stage.model_dump(mode="json", exclude=omitted, exclude_defaults=True)
         settings["method"] = {"name": stage.method.name, **settings.get("method", {})}
         sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
-        hidden = _mask_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
-        # Where the roles could be swapped, only who hides labels remembers who the student is.
-        role = None if method.symmetric else learner
+        hidden = tensor_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
+        # Where the roles could be swapped, only who hides labels, or is judged, remembers who the student is.
+        role = None if method.symmetric and stage.select == "last" else learner
+        sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
+        cast = {name: self.provenance[name] for name in {learner, *trained}} | sources
         return key_hash(
             {
                 "schema": SCHEMA,
@@ -269,34 +284,45 @@ class _Cast:
                 "stage": settings,
                 "role": role,
                 "hidden": [learner, hidden] if hidden else None,
-                "trained": trained,
-                "cast": {name: self.provenance[name] for name in sorted({learner, *trained, *teachers})},
+                "trained": sorted(
+                    f"{name}:{tap}" for name, (_, taps) in trained.items() for tap in sorted(taps) or [""]
+                ),
+                "cast": cast,
                 "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
             }
         )
 
+    def _source(self, name: str, teacher: Teacher) -> str:
+        """Where a teacher's numbers come from: under a mask also from its base, which may train again later."""
+        if isinstance(teacher, Shuffled):
+            return self._source(name, teacher.base)
+        own = self.provenance[name]
+        return key_hash([own, self.provenance[teacher.base.name]]) if isinstance(teacher, Masked) else own
+
 
 def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
     given = recipe.student if name == recipe.learner else recipe.teachers[name]
     if isinstance(given, Network):
-        return fingerprint(network)
+        kind = type(network.module)
+        # The same weights in another architecture are another network.
+        return key_hash([kind.__module__, kind.__qualname__, network.reads, fingerprint(network)])
+    settings = given.model_dump(mode="json", exclude={"weights"})
     if given.weights is not None:
-        return fingerprint(network)
-    return key_hash([name, recipe.seed, given.model_dump(mode="json")])
+        return key_hash([settings, fingerprint(network)])
+    return key_hash([name, recipe.seed, settings])
 
 
 def fingerprint(module: nn.Module) -> str:
     """A hash of every parameter and buffer: equal exactly when the weights are, bit for bit."""
     parts = []
     for name, tensor in module.state_dict().items():
-        parts.append([name, str(tensor.dtype), _mask_hash(tensor)])
+        parts.append([name, str(tensor.dtype), tensor_hash(tensor)])
     return key_hash(parts)
 
 
-def _mask_hash(tensor: Tensor) -> str:
-    import hashlib
-
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, as hexadecimal."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
 

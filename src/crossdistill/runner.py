@@ -1,7 +1,7 @@
 """The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from crossdistill.initial import begun
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
-from crossdistill.plan import Job, Plan, fingerprint, prepare
+from crossdistill.plan import Job, Plan, fingerprint, prepare, tensor_hash
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.tracking import Tracking, require
@@ -159,8 +159,9 @@ def fit(
     """
     stage, steps = job.stage, job.order.steps
     torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
-    frozen = _frozen(plan, job)
-    before = {name: fingerprint(module) for name, module in frozen.items()}
+    if job.initial is not None:
+        restore({job.student.name: job.student.network}, job.initial)
+    before = _still(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
     job.method.measure(batches(job.dataset, job.dataset.splits["train"], where.device), job.student, job.teachers)
     parts, state = _parts(job), _State()
@@ -199,9 +200,9 @@ def fit(
             saver.save(epoch + 1, 0)
     for name in state.values:
         restore(parts[name], state.tensors, f"best/{name}/")
-    for name, module in frozen.items():
-        if fingerprint(module) != before[name]:
-            raise FrozenError(f"stage {stage.name!r} moved {name!r}, which does not train in it")
+    moved = [name for name, print_ in _still(plan, job).items() if print_ != before[name]]
+    if moved:
+        raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, moved))}, which does not train in it")
     display.end(_note(state, saver.seconds()))
     return {
         "key": job.key,
@@ -248,21 +249,19 @@ def _parts(job: Job) -> dict[str, dict[str, nn.Module]]:
     return {**own, STUDENT: rest} if rest else own
 
 
-def _frozen(plan: Plan, job: Job) -> dict[str, nn.Module]:
-    """Everything in the run that must not move in this stage."""
-    whole = {name for name, (_, taps) in job.trained.items() if not taps}
-    members: dict[str, nn.Module] = {name: network for name, network in plan.members.items() if name not in job.trained}
+def _still(plan: Plan, job: Job) -> dict[str, str]:
+    """Fingerprints of everything in the run that must not move in this stage."""
+    found = {name: fingerprint(network) for name, network in plan.members.items() if name not in job.trained}
     for name, (network, taps) in job.trained.items():
-        if name not in whole:
-            # A member that trains at some taps alone stands still everywhere else.
-            members |= {
-                f"{name}.{child}": part
-                for child, part in network.module.named_modules()
-                if not any(True for _ in part.children())
-                and not any(child == t or child.startswith(f"{t}.") for t in taps)
-            }
+        # A member that trains at some taps alone stands still everywhere else.
+        rest = {key: value for key, value in network.module.state_dict().items() if not key.startswith(_below(taps))}
+        found |= {f"{name}.{key}": tensor_hash(value) for key, value in rest.items()} if taps else {}
     methods = {f"method of {other.stage.name}": other.method for other in plan.jobs if other.index < job.index}
-    return {**members, **methods}
+    return found | {name: fingerprint(method) for name, method in methods.items()}
+
+
+def _below(taps: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{tap}." for tap in taps)
 
 
 class _Saver:
