@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.cut import CutGraph
-from crossdistill.errors import ShapeError, SignalError, SplitError, TapError, nearest
+from crossdistill.errors import CrossdistillError, ShapeError, SignalError, SplitError, TapError, nearest
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -199,13 +199,13 @@ class Network(nn.Module):
         args, named = self.arguments(batch)
         try:
             return self.module(*args, **named)
-        except (RuntimeError, TypeError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError | CrossdistillError):
                 raise
             shapes = [tuple(a.shape) for a in (*args, *named.values()) if isinstance(a, Tensor)]
             raise ShapeError(
                 f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape "
-                f"{', '.join(map(str, shapes))} (batch first): {error}"
+                f"{', '.join(map(str, shapes))} (batch first): {' '.join(str(error).split())}"
             ) from error
 
     def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:

@@ -226,7 +226,7 @@ def check_finite(dataset: Dataset) -> None:
             shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
             raise DataError(
                 f"dataset {dataset.name!r}: {modality!r} holds NaN or Inf in {len(bad)} of {len(tensor)} rows: "
-                f"{shown}; mend or drop them, or mark them absent with present={...}"
+                f"{shown}; mend or drop them, or mark them absent with `present`"
             )
 
 
