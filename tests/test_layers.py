@@ -18,13 +18,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "crossdistill"
 # From the bottom up; a module imports from its own layer and from those below. "" is the package's own __init__: it
 # imports nothing until a name is asked for, so that every module may ask it for the version.
 LAYERS = (
-    {"", "batch", "outputs", "errors", "settings", "storage", "order"},
+    {"", "batch", "outputs", "errors", "settings", "storage", "order", "fingerprint"},
     {"network", "cut", "teacher", "losses", "nets", "weighting"},
-    {"bank", "method"},
+    {"bank", "bank_fill", "bank_rows", "banked", "method"},
     {"methods", "models", "data", "backends"},
     {"stage", "recipe"},
     {
         "runner",
+        "source",
+        "supply",
         "checkpoint",
         "report",
         "devices",

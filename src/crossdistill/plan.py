@@ -11,11 +11,13 @@ from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
+from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.source import Choices, choices_key, decide
 from crossdistill.stage import Stage
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Live, Shuffled, Teacher
@@ -31,18 +33,22 @@ class Job:
     index: int
     stage: Stage
     method: Method
-    student: Live
+    student: Teacher
     teachers: Mapping[str, Teacher]
     trained: Mapping[str, tuple[Network, tuple[str, ...]]]
     """Members that move, each with the taps that alone do (none: all of it)."""
     dataset: Dataset
     order: Order
     key: str
+    choices: Choices = ()
+    """What is read from banks, what is live, and why."""
+    reads: frozenset[str] | None = None
+    """Modalities that anybody live reads; None: all of them."""
 
     @property
     def folder(self) -> str:
         """Name of its folder under `stages/`."""
-        return f"{self.index:02d}-{self.stage.name}"
+        return folder_name(self.index, self.stage)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything that moves, by the name that it is saved under."""
@@ -66,8 +72,17 @@ class Plan:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.members.items()}
 
 
-def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
+def folder_name(index: int, stage: Stage) -> str:
+    """Name of a stage's folder under `stages/`."""
+    return f"{index:02d}-{stage.name}"
+
+
+def prepare(
+    recipe: Recipe, dataset: Dataset, device: torch.device, chosen: Mapping[str, Choices] | None = None
+) -> Plan:
     """Build all members and methods of a recipe on a device, and check that they fit.
+
+    `chosen` are the sources that a resumed run decided on at its start, by the name of each stage's folder.
 
     Raises:
         RecipeError: every fault of every stage, collected.
@@ -81,7 +96,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
             faults.append(f"{'student' if name == recipe.learner else f'teachers.{name}'}: {error}")
     if faults:
         raise RecipeError(recipe.name, faults)
-    cast = _Cast(recipe, dataset, members, device)
+    cast = _Cast(recipe, dataset, members, device, chosen or {})
     jobs = []
     for index, stage in enumerate(recipe.stages):
         try:
@@ -113,8 +128,16 @@ def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: i
 class _Cast:
     """Who is who while stages are built one after another."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, members: Mapping[str, Network], device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        members: Mapping[str, Network],
+        device: torch.device,
+        chosen: Mapping[str, Choices],
+    ) -> None:
         self.recipe = recipe
+        self.chosen = chosen
         self.dataset = dataset
         self.members = members
         self.device = device
@@ -149,7 +172,12 @@ class _Cast:
         teaches = learner == recipe.learner and learner in trained and bool(asked)
         if recipe.control == "shuffled" and teaches:
             asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
-        key = self._key(stage, method, learner, sorted(trained), asked, teaches)
+        order = self._order(stage, method, dataset)
+        moving = [network for network, _ in trained.values()]
+        choices = self.chosen.get(folder_name(index, stage))
+        if choices is None:
+            choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, moving)
+        key = self._key(stage, method, learner, sorted(trained), asked, teaches, choices)
         for name in trained:
             self.provenance[name] = key_hash([key, name])
         graduated = dict(method.graduates(teachers)) if wants else teachers
@@ -157,7 +185,7 @@ class _Cast:
             self.provenance[name] = key_hash([key, name])
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
-        return Job(index, stage, method, student, asked, trained, dataset, self._order(stage, method, dataset), key)
+        return Job(index, stage, method, student, asked, trained, dataset, order, key, choices)
 
     def _trained(self, stage: Stage) -> dict[str, tuple[Network, tuple[str, ...]]]:
         found: dict[str, tuple[Network, tuple[str, ...]]] = {}
@@ -208,13 +236,16 @@ class _Cast:
         trained: list[str],
         teachers: Mapping[str, Teacher],
         teaches: bool,
+        choices: Choices,
     ) -> str:
         """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
         settings = stage.model_dump(mode="json", exclude={"source", "learner", "trains", "teachers"})
         sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
-        hidden = _mask_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
+        hidden = tensor_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
         # Where the roles could be swapped, only who hides labels remembers who the student is.
         role = None if method.symmetric else learner
+        # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
+        banked = choices_key(choices)
         return key_hash(
             {
                 "schema": SCHEMA,
@@ -227,6 +258,7 @@ class _Cast:
                 "trained": trained,
                 "cast": {name: self.provenance[name] for name in sorted({learner, *trained, *teachers})},
                 "control": self.recipe.control if teaches else None,
+                **({"banked": banked} if banked else {}),
             }
         )
 
@@ -238,21 +270,6 @@ def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
     if given.weights is not None:
         return fingerprint(network)
     return key_hash([name, recipe.seed, given.model_dump(mode="json")])
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of every parameter and buffer: equal exactly when the weights are, bit for bit."""
-    parts = []
-    for name, tensor in module.state_dict().items():
-        parts.append([name, str(tensor.dtype), _mask_hash(tensor)])
-    return key_hash(parts)
-
-
-def _mask_hash(tensor: Tensor) -> str:
-    import hashlib
-
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
 
 
 def _visible(dataset: Dataset) -> Tensor:

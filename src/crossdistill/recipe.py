@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from crossdistill.bank import BankSettings
 from crossdistill.data import find_data
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
@@ -97,6 +98,8 @@ class Recipe(BaseModel):
     device: str = "auto"
     """"auto", "cpu", "cuda", "mps"."""
     checkpoints: Checkpoints = Checkpoints()
+    bank: BankSettings = BankSettings()
+    """Room and precision for what frozen networks gave; each stage's `source` says whether it is used."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Besides metrics.jsonl, which is always written."""
     method: str | None = None

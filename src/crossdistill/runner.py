@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from crossdistill.bank import BankSettings
 from crossdistill.checkpoint import (
     Checkpoint,
     drop_checkpoints,
@@ -26,13 +27,16 @@ from crossdistill.display import Display, Quiet
 from crossdistill.environment import settle
 from crossdistill.errors import FrozenError, ResumeError, RunError
 from crossdistill.evaluation import batches
+from crossdistill.fingerprint import fingerprint
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
-from crossdistill.plan import Job, Plan, fingerprint, prepare
+from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.report import RESULTS, Report
+from crossdistill.source import explained, load_choices, save_choices
 from crossdistill.storage import write_text
+from crossdistill.supply import supply
 from crossdistill.tracking import Tracking
 from crossdistill.training import Training, refuse_non_finite
 
@@ -46,14 +50,16 @@ def run(
     *,
     resume: bool = False,
     share: Path | None = None,
+    banks: Path | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
 ) -> Report:
     """Train everything that a recipe says, and evaluate on the test split once, at the end.
 
     `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
-    other runs. `dataset` saves loading the recipe's data again. A run that was killed goes on with `resume`; on a
-    finished one it does nothing.
+    other runs. `banks` is a folder for what frozen networks gave, which several runs may use at a time; by default
+    `banks` in `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that
+    was killed goes on with `resume`; on a finished one it does nothing.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
@@ -69,11 +75,14 @@ def run(
         settle(out, where, recipe.seed)
         if dataset is None:
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
-        plan = prepare(recipe, dataset, where.device)
+        plan = prepare(recipe, dataset, where.device, load_choices(out))
+        if where.is_main:
+            save_choices(out, {job.folder: job.choices for job in plan.jobs})
+        banks = banks or (share or out) / "banks"
         outcomes = []
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
             for job in plan.jobs:
-                outcomes.append(_stage(plan, job, out, share, where, tracking, display))
+                outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display))
         return finish(plan, out, outcomes, where)
 
 
@@ -114,7 +123,14 @@ def _differences(then: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _stage(
-    plan: Plan, job: Job, out: Path, share: Path | None, where: Devices, tracking: Tracking, display: Display
+    plan: Plan,
+    job: Job,
+    out: Path,
+    share: Path | None,
+    banks: Path,
+    where: Devices,
+    tracking: Tracking,
+    display: Display,
 ) -> Outcome:
     """A stage's outcome: from this run, from a shared folder, or by training now."""
     modules = job.modules()
@@ -127,7 +143,9 @@ def _stage(
             if where.is_main:
                 save_outcome(own, modules, about)
     if about is None:
-        about = fit(plan, job, out, where, tracking, display)
+        supplied, seconds = supply_job(job, plan.recipe.bank, banks, where, display)
+        about = fit(plan, supplied, out, where, tracking, display)
+        about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds}
         where.wait()
         if where.is_main:
             save_outcome(own, modules, about)
@@ -139,6 +157,17 @@ def _stage(
     for module in modules.values():
         module.requires_grad_(False).eval()
     return Outcome(job.stage.name, about)
+
+
+def supply_job(job: Job, settings: BankSettings, folder: Path, where: Devices, display: Display) -> tuple[Job, float]:
+    """The same stage with banks in the place of what its choices bank, and the seconds that filling them took."""
+    for line in explained(job.choices):
+        display.say(f"{job.stage.name}: {line}")
+    found = supply(
+        job.stage.name, job.student, job.teachers, job.choices, job.dataset, settings, folder, where, display
+    )
+    where.wait()
+    return replace(job, student=found.student, teachers=found.teachers, reads=found.reads), found.seconds
 
 
 @dataclass
@@ -176,7 +205,8 @@ def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, dis
     frozen = _frozen(plan, job)
     before = {name: fingerprint(module) for name, module in frozen.items()}
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
-    job.method.measure(batches(job.dataset, job.dataset.splits["train"], where.device), job.student, job.teachers)
+    train = batches(job.dataset, job.dataset.splits["train"], where.device, only=job.reads)
+    job.method.measure(train, job.student, job.teachers)
     parts, state = _parts(job), _State()
     saver = _Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
     start = saver.resume()
@@ -226,7 +256,7 @@ def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     training.eval_mode()
     totals: dict[str, Tensor] = {}
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
-    for batch in batches(job.dataset, rows, where.device):
+    for batch in batches(job.dataset, rows, where.device, only=job.reads):
         for name, values in job.method.validate(batch, job.student, job.teachers).items():
             pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             totals[name] = totals[name] + pair if name in totals else pair
