@@ -37,9 +37,9 @@ class BankRows:
         table, own, failed = self._on(ids.device)
         try:
             at = table.index_select(0, ids)
+            failed |= (own.index_select(0, at) != ids).any()
         except IndexError:
             raise BankMissing(self._absent(ids)) from None
-        failed |= (own.index_select(0, at) != ids).any()
         self._lookups += 1
         if (ids.device.type == "cpu" or self._lookups % LOOK_EVERY == 1) and bool(failed):
             failed.zero_()
