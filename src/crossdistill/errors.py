@@ -118,7 +118,7 @@ class ApplicabilityError(CrossdistillError, ValueError):
 
 def nearest(wanted: str, known: Iterable[str]) -> str:
     """One sentence that helps after a wrong name: the nearest names, then all of them."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
     return f"{hint}known: {', '.join(names) if names else '(none)'}"

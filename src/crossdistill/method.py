@@ -51,9 +51,9 @@ class Term:
     group: str = "distil"
     share: float = 1.0
 
-    def reduced(self, total_rows: int, ranks: int = 1) -> Tensor:
-        """This rank's part of the term, unweighted: parts of all ranks add up to the whole."""
-        return self.value / ranks if self.value.ndim == 0 else self.value.sum() / (total_rows * self.share)
+    def reduced(self, total_rows: int, parts: int = 1) -> Tensor:
+        """This part of the term, unweighted: those of all ranks and micro-batches, so many, add up to the whole."""
+        return self.value / parts if self.value.ndim == 0 else self.value.sum() / (total_rows * self.share)
 
 
 @dataclass(frozen=True, slots=True)

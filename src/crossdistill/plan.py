@@ -239,7 +239,10 @@ class _Cast:
         choices: Choices,
     ) -> str:
         """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
-        settings = stage.model_dump(mode="json", exclude={"source", "learner", "trains", "teachers"})
+        # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
+        omitted = {"source", "learner", "trains", "teachers"}
+        settings = stage.model_dump(mode="json", exclude=omitted, exclude_defaults=True)
+        settings["method"] = {"name": stage.method.name, **settings.get("method", {})}
         sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
         hidden = tensor_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
         # Where the roles could be swapped, only who hides labels remembers who the student is.

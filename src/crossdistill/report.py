@@ -66,6 +66,10 @@ class Report:
             raise RunError(f"{path} is damaged: {error}") from error
         return cls(out, tuple(rows))
 
+    def __str__(self) -> str:
+        """The table: what `print(run(...))` shows."""
+        return self.markdown()
+
     def markdown(self) -> str:
         """The rows as a Markdown table."""
         head = "| data | student | labels | method | accuracy | seconds | memory MB |\n|---|---|--:|---|--:|--:|--:|"

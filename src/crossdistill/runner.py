@@ -74,7 +74,7 @@ def run(
             return done
         settle(out, where, recipe.seed)
         if dataset is None:
-            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
+            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
         plan = prepare(recipe, dataset, where.device, load_choices(out))
         if where.is_main:
             save_choices(out, {job.folder: job.choices for job in plan.jobs})
@@ -188,7 +188,7 @@ class _State:
                 self.values[name], self.epochs[name] = value, epoch
                 self.tensors |= {f"best/{name}/{key}": tensor for key, tensor in flatten(parts[name]).items()}
 
-    def chosen(self) -> dict[str, dict[str, float]]:
+    def chosen(self) -> dict[str, dict[str, int | float]]:
         """The epoch and the value that each part was selected by."""
         return {name: {"epoch": self.epochs[name], "value": value} for name, value in self.values.items()}
 
@@ -253,6 +253,7 @@ def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, dis
 @torch.no_grad()
 def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks."""
+    where.agree(job.modules().values())
     training.eval_mode()
     totals: dict[str, Tensor] = {}
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
@@ -323,6 +324,7 @@ class _Saver:
 
     def save(self, epoch: int, step: int) -> None:
         """Write a checkpoint from which the given step is the next."""
+        self._where.agree(self._job.modules().values())
         state = {
             "training": self._training.state(),
             "rng": self._where.random_state(),

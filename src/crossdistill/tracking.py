@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from crossdistill.errors import MissingExtraError, StorageError
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Anything that takes numbers."""
 

@@ -89,6 +89,11 @@ class Training:
                 step = self.together(batch, progress)
                 self._backward(step, len(rows), len(parts), progress, last, logs)
             job.method.after_step(batch, step)
+        self._add_up(logs, [name for name in logs if name not in step.logs])
+        for parameter in self.weighting.parameters():
+            # It is outside of what DDP wraps.
+            if parameter.grad is not None:
+                devices.add_up(parameter.grad).div_(devices.ranks)
         if job.stage.clip_norm is not None:
             logs["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, job.stage.clip_norm)
         else:
@@ -102,7 +107,7 @@ class Training:
         self, step: Step, total: int, parts: int, progress: Progress, last: bool, logs: dict[str, Tensor]
     ) -> None:
         ranks = self.devices.ranks
-        raw = {name: term.reduced(total, ranks) for name, term in step.terms.items()}
+        raw = {name: term.reduced(total, ranks * parts) for name, term in step.terms.items()}
         weighted = {name: value * step.terms[name].weight for name, value in raw.items()}
         groups = {name: term.group for name, term in step.terms.items()}
         separate = self.weighting.needs_separate
@@ -123,6 +128,12 @@ class Training:
         _add(logs, "loss", torch.stack([value.reshape(()) for value in shown.values()]).sum())
         for name, value in step.logs.items():
             logs[name] = value.detach()
+
+    def _add_up(self, logs: dict[str, Tensor], names: Sequence[str]) -> None:
+        """Make the whole of what each rank knows its part of."""
+        if self.devices.ranks > 1:
+            whole = self.devices.add_up(torch.stack([logs[name].reshape(()) for name in names]))
+            logs.update(zip(names, whole.unbind(), strict=True))
 
     def _groups(self) -> Sequence[str]:
         """Names of the groups of terms, learnt from one dry step where the weighting has to know them."""
@@ -153,14 +164,15 @@ class Training:
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "weighting": self.weighting.state_dict(),
+            # What it measured in this epoch is of each rank's own rows.
+            "weighting": self.devices.everyone(self.weighting.state_dict()),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.weighting.load_state_dict(state["weighting"])
+        self.weighting.load_state_dict(state["weighting"][self.devices.rank])
 
 
 def refuse_non_finite(logs: Mapping[str, Tensor], rows: Tensor, stage: str, progress: Progress) -> None:

@@ -9,24 +9,44 @@ audio student alone 0.4372, KD 0.4383, MST-Distill 0.4381.
 from typing import Literal
 
 from crossdistill.data.av_mnist import AvMnistConfig
+from crossdistill.methods.kd import KD
+from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Kind, Kit, Length
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed
 from crossdistill.recipes.plans import recipe
 
 
-def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
-    """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` draws the split too, as the paper's does."""
-    length = Length(epochs=100, learning_rate=1e-4)
+def kit(
+    *,
+    labelled: float = 1.0,
+    seed: int = 0,
+    rows: int | None = None,
+    epochs: int = 100,
+    learning_rate: float = 1e-4,
+    batch_size: int = 512,
+    width_factor: int = 2,
+    kd: KD | None = None,
+    route: Route | None = None,
+) -> Kit:
+    """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` draws the split too, as the paper's does.
+
+    `rows`, `epochs` (of every stage), `learning_rate`, `batch_size` and `width_factor` make it smaller for a machine
+    without an accelerator; their defaults are the published ones.
+    """
+    length = Length(epochs=epochs, learning_rate=learning_rate)
     return Kit(
-        data=AvMnistConfig(labelled=labelled, seed=seed),
+        data=AvMnistConfig(labelled=labelled, seed=seed, rows=rows),
         networks={"image": NetworkConfig(model="lenet5"), "audio": NetworkConfig(model="three-layer-cnn-a")},
         multimodal=NetworkConfig(model="cnn-i"),
         taps={"image": ("conv3", "fc1"), "audio": ("conv2", "conv3"), "mm": ("concat_identity", "fc1")},
-        batch_size=512,
+        batch_size=batch_size,
         supervised=length,
         collaborate=length,
         specialise=length,
         distil=length,
+        width_factor=width_factor,
+        kd=kd or KD(),
+        route=route or Route(),
     )
 
 
@@ -35,10 +55,27 @@ def av_mnist(
     *,
     student: Literal["image", "audio"] = "image",
     teachers: Kind | None = None,
-    labelled: float = 1.0,
+    labelled: Fraction = 1.0,
     control: Literal["shuffled"] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
+    rows: int | None = None,
+    epochs: int = 100,
+    learning_rate: float = 1e-4,
+    batch_size: int = 512,
+    width_factor: int = 2,
+    kd: KD | None = None,
+    route: Route | None = None,
 ) -> Recipe:
     """A method on `av-mnist`; `data.root` or CROSSDISTILL_DATA says where the data are."""
-    made = kit(labelled=labelled, seed=seed)
+    made = kit(
+        labelled=labelled,
+        seed=seed,
+        rows=rows,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        width_factor=width_factor,
+        kd=kd,
+        route=route,
+    )
     return recipe(made, method, student=student, teachers=teachers, seed=seed, control=control)

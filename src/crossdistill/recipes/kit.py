@@ -1,15 +1,20 @@
 """What a family of recipes shares: data, a network for each role, and how long things train."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from crossdistill.data.config import DataConfig
+from crossdistill.methods.kd import KD
+from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig
 from crossdistill.stage import OptimizerConfig
 
 Kind = Literal["mm", "cm", "mm+cm"]
+
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 MULTIMODAL = "mm"
 """Name of the teacher that reads every modality."""
@@ -44,6 +49,11 @@ class Kit(BaseModel):
     specialise: Length
     distil: Length
     """Every stage that teaches the student at the end."""
+    width_factor: int = Field(2, ge=1)
+    """Masks attend in (values at the tap / width_factor) dimensions."""
+    kd: KD = KD()
+    route: Route = Route()
+    """Weights and schedules, where validation chose others than the published ones."""
 
     def other(self, modality: str) -> str:
         """The cross-modal teacher of a student: the next modality in the kit's order."""
