@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "crossdistill"
 # imports nothing until a name is asked for, so that every module may ask it for the version.
 LAYERS = (
     {"", "batch", "outputs", "errors", "settings", "storage", "order", "fingerprint"},
-    {"network", "cut", "teacher", "losses", "nets", "weighting"},
+    {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
     {"bank", "bank_fill", "bank_rows", "banked", "method"},
     {"methods", "models", "data", "backends"},
     {"stage", "recipe"},

@@ -193,9 +193,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[message.split()[0] for _, message in DAMAGES])
-def test_damage_is_found_when_a_bank_is_opened(
-    tmp_path: Path, damage: Callable[[Path], None], message: str
-) -> None:
+def test_damage_is_found_when_a_bank_is_opened(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     bank = filled(tmp_path)
     damage(bank.path)
     with pytest.raises(BankDamaged, match=message + ".*crossdistill bank clear"):
