@@ -32,6 +32,7 @@ LAYERS = (
         "devices",
         "evaluation",
         "plan",
+        "preflight",
         "tracking",
         "training",
         "display",

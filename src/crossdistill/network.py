@@ -177,14 +177,10 @@ class Network(nn.Module):
             SplitError: the module cannot be traced, the tap runs more than once or not at all.
         """
         second = self._cut_graph([tap]).tail(tap)
-
-        def stem(batch: Batch) -> Cut:
-            return self.cuts(batch, [tap])[tap]
-
-        def tail(cut: Cut) -> Outputs:
-            return self.outputs(second(cut.value, *cut.context))
-
-        return stem, tail
+        return (
+            lambda batch: self.cuts(batch, [tap])[tap],
+            lambda cut: self.outputs(second(cut.value, *cut.context)),
+        )
 
     def _cut_graph(self, taps: Sequence[str]) -> CutGraph:
         for tap in taps:

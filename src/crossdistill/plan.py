@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.checkpoint import load_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.fingerprint import fingerprint, tensor_hash
@@ -16,6 +16,7 @@ from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
+from crossdistill.preflight import check_settings, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.source import Choices, choices_key, decide
 from crossdistill.stage import Stage
@@ -40,6 +41,8 @@ class Job:
     dataset: Dataset
     order: Order
     key: str
+    groups: tuple[str, ...]
+    """Of the terms that a step gives, in their order."""
     choices: Choices = ()
     """What is read from banks, what is live, and why."""
     reads: frozenset[str] | None = None
@@ -93,7 +96,7 @@ def prepare(
         try:
             members[name] = _member(name, given, dataset, recipe.seed).to(device)
         except CrossdistillError as error:
-            faults.append(f"{'student' if name == recipe.learner else f'teachers.{name}'}: {error}")
+            faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
     if faults:
         raise RecipeError(recipe.name, faults)
     cast = _Cast(recipe, dataset, members, device, chosen or {})
@@ -102,8 +105,9 @@ def prepare(
         try:
             jobs.append(cast.job(index, stage))
         except CrossdistillError as error:
-            faults.append(f"stages.{stage.name}: {error}")
-            break  # what comes after needs the teachers that graduate here
+            faults += _faults(f"stages.{stage.name}", error)
+            if stage.method.graduating:
+                break  # what comes after needs the teachers that graduate here
     if faults:
         raise RecipeError(recipe.name, faults)
     return Plan(recipe, dataset, members, tuple(jobs), cast.known)
@@ -117,12 +121,18 @@ def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: i
             torch.manual_seed(derived_seed("member", seed, name))
             network = given.build(len(dataset.classes))
         if given.weights is not None:
-            network.module.load_state_dict(load_file(given.weights))
+            load_weights(network.module, given.weights, network.name)
     missing = [modality for modality in network.reads if modality not in dataset.inputs]
     if missing:
-        raise RecipeError(name, [f"reads {m!r}; data {dataset.name!r}: {nearest(m, dataset.inputs)}" for m in missing])
+        who = f"{network.name} reads"
+        known = f"which data {dataset.name!r} does not have"
+        raise RecipeError(name, [f"{who} {m!r}, {known}; {nearest(m, dataset.inputs)}" for m in missing])
     network.probe(dataset.example().to(next(iter(network.parameters()), torch.zeros(0)).device))
     return network
+
+
+def _faults(where: str, error: CrossdistillError) -> list[str]:
+    return [f"{where}: {fault}" for fault in (error.faults if isinstance(error, RecipeError) else [str(error)])]
 
 
 class _Cast:
@@ -173,9 +183,10 @@ class _Cast:
         if recipe.control == "shuffled" and teaches:
             asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
         order = self._order(stage, method, dataset)
-        moving = [network for network, _ in trained.values()]
+        groups = self._checked(stage, method, student, asked, trained, dataset)
         choices = self.chosen.get(folder_name(index, stage))
         if choices is None:
+            moving = [network for network, _ in trained.values()]
             choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, moving)
         key = self._key(stage, method, learner, sorted(trained), asked, teaches, choices)
         for name in trained:
@@ -185,7 +196,35 @@ class _Cast:
             self.provenance[name] = key_hash([key, name])
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
-        return Job(index, stage, method, student, asked, trained, dataset, order, key, choices)
+        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, choices)
+
+    def _checked(
+        self,
+        stage: Stage,
+        method: Method,
+        student: Live,
+        teachers: Mapping[str, Teacher],
+        trained: Mapping[str, tuple[Network, tuple[str, ...]]],
+        dataset: Dataset,
+    ) -> tuple[str, ...]:
+        """The groups of the method's terms, after everything that could go wrong with a step has been tried."""
+        moving: dict[str, nn.Module] = {
+            name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
+            for name, (network, taps) in trained.items()
+        }
+        faults = check_settings(stage, method, {**moving, "method": method})
+        logits, classes = student.spec.logits, len(dataset.classes)
+        if logits is not None and classes and logits[0] != classes:
+            faults.append(
+                f"{student.network.name}, who learns here, gives logits over {logits[0]} classes; data "
+                f"{dataset.name!r} has {classes}"
+            )
+        if faults:
+            raise RecipeError(self.recipe.name, faults)
+        for network in self.members.values():
+            network.eval()
+        batch = dataset.example().to(self.device)
+        return rehearse(stage, method, batch, student, teachers)
 
     def _trained(self, stage: Stage) -> dict[str, tuple[Network, tuple[str, ...]]]:
         found: dict[str, tuple[Network, tuple[str, ...]]] = {}

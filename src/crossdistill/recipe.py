@@ -51,6 +51,13 @@ class NetworkConfig(BaseModel):
         find_model(value)
         return value
 
+    @field_validator("options")
+    @classmethod
+    def _no_classes(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "classes" in value:
+            raise ValueError("leave `classes` out: as many as the data have are given to the model")
+        return value
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """What the network reads."""

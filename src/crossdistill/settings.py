@@ -174,10 +174,10 @@ _KINDS = {
 """Kinds of values, by the first word of pydantic's name for their fault ("float_parsing")."""
 
 _LIMITS = {
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "too_short": "at least {min_length} of them",
     "string_pattern_mismatch": "text of the form {pattern}",
 }

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from crossdistill.errors import StorageError
 
 
@@ -28,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _storage_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -56,7 +58,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.is_dir():
                 raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _storage_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -92,8 +94,15 @@ def _temporary_file(path: Path) -> tuple[int, str]:
         raise _storage_error(path, error) from error
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
+def _storage_error(path: Path, error: Exception) -> StorageError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    free = next((disk_free(folder) for folder in path.parents if folder.is_dir()), 0)
     return StorageError(
-        f"could not write {path}: {error.strerror or error}; everything written before is intact. "
-        "Free some space or choose another folder, then go on with --resume"
+        f"could not write {path}: {reason} ({free / 2**20:,.0f} MB are free there); everything written before is "
+        "intact. Free some space and go on with --resume, or choose another folder with --out"
     )
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes that can still be written below a folder."""
+    return shutil.disk_usage(folder).free

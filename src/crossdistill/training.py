@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.devices import Devices
-from crossdistill.errors import NonFiniteError, SettingError
+from crossdistill.errors import NonFiniteError
 from crossdistill.method import Progress, Step
 from crossdistill.order import share_of
 from crossdistill.plan import Job
@@ -28,37 +29,28 @@ class _Together(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> Step:
         job = self._job[0]
         step: Step = job.method(batch, job.student, job.teachers, progress)
-        return step
+        # DDP waits for a gradient of everything that it can reach from here: the terms alone may be reached, since the
+        # student's outputs can come from weights (of an embedding, say) that no term reads.
+        return replace(step, student=step.student.detached())
 
 
 class Training:
-    """The moving parts of one stage. Building it freezes everything else, and sets modes.
-
-    Raises:
-        SettingError: micro-batches for a method that compares rows, or a stage in which nothing can train.
-    """
+    """The moving parts of one stage. Building it freezes everything else, and sets modes."""
 
     def __init__(self, job: Job, frozen: Iterable[nn.Module], devices: Devices) -> None:
         self.job = job
         self.devices = devices
         stage = job.stage
-        if job.method.batch_relational and stage.micro_batches > 1:
-            raise SettingError(
-                f"stage {stage.name!r}: {stage.method.name} compares the rows of a batch with each other, so its batch "
-                f"cannot be computed in {stage.micro_batches} micro-batches; set micro_batches to 1"
-            )
         for module in frozen:
             module.requires_grad_(False).eval()
         for network, taps in job.trained.values():
             for part in [network.module.get_submodule(tap) for tap in taps] or [network]:
                 part.requires_grad_(True).train()
         job.method.requires_grad_(True).train()
-        self.weighting = stage.weighting.build(self._groups()).to(devices.device)
+        self.weighting = stage.weighting.build(job.groups).to(devices.device)
         self.parameters = [
             p for module in (*job.modules().values(), self.weighting) for p in module.parameters() if p.requires_grad
         ]
-        if not self.parameters:
-            raise SettingError(f"stage {stage.name!r}: nothing trains; `trains` names {list(job.trained) or 'nobody'}")
         self.optimizer = _optimizer(stage.optimizer, self._by_rate(stage.optimizer))
         self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
         self.together = devices.wrap(_Together(job))
@@ -135,23 +127,8 @@ class Training:
             whole = self.devices.add_up(torch.stack([logs[name].reshape(()) for name in names]))
             logs.update(zip(names, whole.unbind(), strict=True))
 
-    def _groups(self) -> Sequence[str]:
-        """Names of the groups of terms, learnt from one dry step where the weighting has to know them."""
-        if self.job.stage.weighting.name in {"sum", "pcgrad"}:
-            return ()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for module in self.job.modules().values():
-                module.eval()
-            batch = self.job.dataset.batch(self.job.order.rows[:2]).to(self.devices.device)
-            step = self.job.method(batch, self.job.student, self.job.teachers, Progress())
-        self.train_mode()
-        return list(dict.fromkeys(term.group for term in step.terms.values()))
-
     def _by_rate(self, config: OptimizerConfig) -> list[dict[str, Any]]:
         modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}
-        unknown = sorted(set(config.rates) - set(modules))
-        if unknown:
-            raise SettingError(f"optimizer.rates names {unknown}; what trains in this stage is {sorted(modules)}")
         groups = []
         for name, module in modules.items():
             own = [p for p in module.parameters() if p.requires_grad]

@@ -294,3 +294,16 @@ def test_four_components_carry_a_quarter_of_mnist(shared_data: Path) -> None:
     principal = fit_principal(pictures, energy=0.25)
     assert len(principal.basis) == 4
     assert principal.energy == pytest.approx(0.28, abs=0.02)
+
+
+def test_another_packages_data_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    def offered(group: str) -> list[importlib.metadata.EntryPoint]:
+        assert group == "crossdistill.data"
+        return [importlib.metadata.EntryPoint("foreign", "crossdistill.data.av_mnist:AvMnistConfig", group)]
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", offered)
+    assert find_data("foreign") is AvMnistConfig
+    with pytest.raises(SettingError, match="known: av-digits, av-mnist, foreign"):
+        find_data("zzz")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -28,6 +28,7 @@ class Specialise(MethodConfig):
     No labels are read. Each masked teacher graduates as `teacher@tap`.
     """
 
+    graduating: ClassVar[bool] = True
     name: Literal["specialise"] = "specialise"
     taps: Mapping[str, tuple[str, ...]]
     """For each teacher, the layers that are masked, each by a mask of its own."""

@@ -54,9 +54,11 @@ def find(name: str) -> Maker:
         raise SettingError(f"recipe {name!r}: which function of that file returns the recipe? Give {name}:FUNCTION")
     data, slash, method = name.partition("/")
     if not slash or data not in FAMILIES or method not in PLANS:
+        wrong = nearest(data, FAMILIES) if data not in FAMILIES else nearest(method, PLANS)
         raise SettingError(
-            f"no recipe is called {name!r}; {nearest(name, names())}; or give package.module:function, "
-            "path/to/file.py:function or a run's recipe.yaml"
+            f"no recipe is called {name!r}. Of its two parts, DATA/METHOD, "
+            f"{'the data' if data not in FAMILIES else 'the method'} is unknown: {wrong}. Other recipes are given as "
+            "package.module:function, path/to/file.py:function or a run's recipe.yaml"
         )
     return functools.partial(_function(FAMILIES[data]), method)
 
@@ -122,7 +124,7 @@ def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str,
             if path[0] in given:
                 refused.add(path[0])
                 faults.append(f"--set {texts[path[0]]}: {text}")
-            else:
+            elif path[0] not in texts:
                 faults.append(f"{path[0]}: {text}; give it with --set {path[0]}=...")
         if not refused:
             raise RecipeError(name, faults) from error
@@ -132,7 +134,8 @@ def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str,
     except Exception as error:  # a program of the user's own may fail in any way
         raise SettingError(f"recipe {name!r} fails: {_where(error)}") from error
     if not isinstance(made, Recipe):
-        raise SettingError(f"{name} returned a {type(made).__name__}; a recipe function returns a crossdistill.Recipe")
+        kind = type(made).__name__
+        raise SettingError(f"{name} returned an object of type {kind}; a recipe function returns a crossdistill.Recipe")
     return made
 
 
@@ -165,7 +168,7 @@ def _function(name: str) -> Maker:
     if not inspect.isfunction(found) and not isinstance(found, functools.partial):
         kind = type(found).__name__
         raise SettingError(
-            f"recipe {name!r}: {attribute!r} is a {kind}, not a function that returns a recipe; "
+            f"recipe {name!r}: {attribute!r} is of type {kind}, not a function that returns a recipe; "
             f"{nearest(attribute, functions)}"
         )
     maker: Maker = found

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crossdistill.errors import SettingError, nearest
 from crossdistill.method import STUDENT
 from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.specialise import Specialise
@@ -143,7 +144,13 @@ PLANS: Mapping[str, MethodPlan] = {
 
 
 def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: int, control: str | None) -> Recipe:
-    """A method's recipe for one student of a kit."""
+    """A method's recipe for one student of a kit.
+
+    Raises:
+        SettingError: there is no such method; says the nearest.
+    """
+    if method not in PLANS:
+        raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
     plan = PLANS[method]
     kind = None if plan.kind is None else (teachers or plan.kind)
     networks = kit.teachers(student, kind) if kind is not None else {}
