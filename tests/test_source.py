@@ -358,7 +358,8 @@ def test_cuts_of_an_earlier_stage_feed_the_specialised_teachers(
         with monkeypatch.context() as patch:
 
             def counting(self: Network, batch: Batch, taps: Any, name: str = name) -> Any:
-                stems[name] += len(batch) == 192  # all rows of the bank: a block that is filled, or timed before
+                # All rows of the bank: a block that is filled, or timed before.
+                stems[name] += bool(taps) and len(batch) == 192
                 return plain(self, batch, taps)
 
             patch.setattr(Network, "cuts", counting)

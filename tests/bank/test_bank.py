@@ -231,7 +231,7 @@ def test_numbers_that_half_precision_cannot_hold(tmp_path: Path) -> None:
     def large(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         return {"a": (torch.where(ids == 600, 1e6, 1.0)[:, None].expand(-1, 5), None)}
 
-    with pytest.raises(NonFiniteError, match="for the samples 600 as float16; bank.dtype=float32 may hold them"):
+    with pytest.raises(NonFiniteError, match=r"for the samples 600 as float16; bank\.dtype=float32 may hold them"):
         fill({"a": bank}, large, lambda: None, lambda text: None)
     assert 1 in bank.missing()
 
