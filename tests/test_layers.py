@@ -20,13 +20,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "crossdistill"
 LAYERS = (
     {"", "batch", "outputs", "errors", "settings", "storage", "order", "fingerprint"},
     {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
-    {"bank", "bank_fill", "bank_rows", "banked", "method"},
+    {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method"},
     {"methods", "models", "data", "backends"},
     {"stage", "recipe"},
     {
         "runner",
         "source",
         "supply",
+        "prefill",
         "checkpoint",
         "report",
         "devices",
@@ -51,6 +52,7 @@ LAYERS = (
         "trial_worker",
         "testing",
         "cli",
+        "cli_bank",
         "__main__",
     },
 )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -242,10 +243,10 @@ class _Writer:
         )
 
 
-def being_filled(bank: Bank) -> bool:
+def being_filled(path: Path) -> bool:
     """Whether some other process holds a block of this bank now."""
     try:
-        file = os.open(bank.path / "claims.lock", os.O_RDWR)
+        file = os.open(path / "claims.lock", os.O_RDWR)
     except OSError:
         return False
     try:

@@ -111,7 +111,7 @@ def test_killed_while_filling_and_resumed_is_the_same_bit_for_bit(tmp_path: Path
         if number not in missing:
             stored = np.load(bank.path / "values.npy", mmap_mode="r")[start:end]
             assert np.array_equal(stored, produce(IDS[start:end], 0)["a"][0].numpy()), f"block {number} is marked"
-    assert not being_filled(bank), "claims go with their process"
+    assert not being_filled(bank.path), "claims go with their process"
     fill({"a": bank}, produce, lambda: None, lambda text: None)
     assert _bytes(bank) == wanted
 
@@ -133,7 +133,7 @@ def test_a_process_that_dies_leaves_its_blocks_to_the_others(tmp_path: Path) -> 
     assert slow.stdout is not None
     assert slow.stdout.readline() == "ready\n"
     bank = Bank.create(tmp_path / "banks", KEY, IDS, {})
-    while not being_filled(bank):
+    while not being_filled(bank.path):
         time.sleep(0.01)
     said: list[str] = []
 
