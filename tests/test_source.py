@@ -377,9 +377,9 @@ def test_the_student_of_a_teacher_that_is_asked_for_more(tmp_path: Path) -> None
     made = recipe(masks(), dataset=data, bank=BankSettings(budget=192 * 4 * 28))
     plan = planned(made)
     from crossdistill.devices import Devices
-    from crossdistill.runner import supply_job
+    from crossdistill.supply import supply
 
-    job, _ = supply_job(plan.jobs[0], made.bank, tmp_path, Devices(torch.device("cpu")), Quiet())
+    job, _ = supply(plan.jobs[0], made.bank, tmp_path, Devices(torch.device("cpu")), Quiet())
     batch = data.batch(data.splits["train"][:7], only=job.reads)
     assert job.reads == {"first", "second"}
     found = job.teachers["teacher-0"](batch)

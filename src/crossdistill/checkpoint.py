@@ -62,6 +62,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest_name(folder: Path) -> str | None:
+    """What the newest complete checkpoint is called."""
+    return max((path.name for path in _complete(folder)), default=None)
+
+
 def drop_checkpoints(folder: Path) -> None:
     """Remove all checkpoints: the stage that they belong to has its outcome written."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -153,7 +158,10 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
         return None
     about: dict[str, Any] = json.loads(file.read_text())
     if about["key"] != key:
-        raise RunError(f"{path} holds the outcome of another stage than this recipe's; choose another folder")
+        raise RunError(
+            f"{path} was trained by another stage {about['stage']!r}: its recipe is the same, but the data, or weights "
+            "that it starts from, are not what they were. Start anew in another folder"
+        )
     for name, module in modules.items():
         weights = path / f"{name}.safetensors"
         if not weights.is_file() or file_hash(weights) != about["files"].get(name):

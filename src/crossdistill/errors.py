@@ -18,7 +18,8 @@ CrossdistillError                     what a user can mend; the command line pri
 │   └── BankDamaged                   ... because a file is not what it was when it was written
 ├── RunError (RuntimeError)           a run folder cannot be used
 │   ├── ResumeError                   ... because what it was started with differs
-│   └── StorageError                  ... because it could not be written (disk full, no permission)
+│   ├── StorageError                  ... because it could not be written (disk full, no permission)
+│   └── StoppedError                  ... any further now: the run was asked to stop, and has saved where it is
 └── ApplicabilityError (ValueError)   a method cannot apply to these networks or this data
 ```
 """
@@ -110,6 +111,10 @@ class ResumeError(RunError):
 
 class StorageError(RunError):
     """Something could not be written; what was written before is intact."""
+
+
+class StoppedError(RunError):
+    """A run was asked to stop, and has saved where it is."""
 
 
 class ApplicabilityError(CrossdistillError, ValueError):

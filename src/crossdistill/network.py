@@ -26,7 +26,8 @@ class Network(nn.Module):
     outputs can be read or rewritten (module outputs, so before an activation that follows as another layer).
     `call` replaces the default way from a batch to the module's arguments; `give` replaces the default way from
     its result to `{"logits": ..., "embedding": ...}` (a tensor is logits; a tuple is logits, embedding; a mapping
-    or an object with `logits` and `pooler_output` or `last_hidden_state`, as in transformers, is read by name).
+    such as transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, or else the mean over
+    the steps of `last_hidden_state`).
 
     Raises:
         TapError: a tap names no submodule; says the nearest.
@@ -48,7 +49,7 @@ class Network(nn.Module):
         self.spec = spec
         self._call = call
         self._give = give
-        self._graph: CutGraph | None = None
+        self._graphs: dict[int, CutGraph] = {}
         self._overwritten: set[str] = set()
         self._verified: set[str] = set()
         known = dict(module.named_modules())
@@ -89,30 +90,34 @@ class Network(nn.Module):
         """
         if not taps:
             return {}
-        graph = self._cut_graph(taps)
-        stem = graph.stem(tuple(taps))
         args, named = self.arguments(batch)
-        for tap in set(taps) - self._verified:
-            self._verify(graph, tap, args, named)
-        return {
-            tap: Cut(value, tuple(context)) for tap, (value, *context) in zip(taps, stem(*args, **named), strict=True)
-        }
+        found: dict[str, Cut] = {}
+        for level in sorted({self._level(tap) for tap in taps}):
+            graph, group = self._graph(level), [tap for tap in taps if self._level(tap) == level]
+            for tap in set(group) - self._verified:
+                self._verify(graph, tap, args, named)
+            for tap, (value, *context) in zip(group, graph.stem(tuple(group))(*args, **named), strict=True):
+                found[tap] = Cut(value, tuple(context))
+        return found
 
     def _verify(self, graph: CutGraph, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Hold the two parts against the whole once, on real rows, bit for bit."""
+        """Hold the two parts against the whole once, on real rows, bit for bit.
+
+        The second part runs twice on the same cut, which it must not spoil.
+        """
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
         try:
             with torch.no_grad():
                 whole = self.outputs(self.module(*args, **named))
                 (live,) = graph.stem((tap,))(*args, **named)
-                parts = self.outputs(graph.tail(tap)(*live))
+                parts = [self.outputs(graph.tail(tap)(*live)) for _ in range(2)]
         finally:
             for module, mode in modes.items():
                 module.training = mode
         for name in ("logits", "embedding"):
-            one, two = getattr(whole, name), getattr(parts, name)
-            if one is not None and not torch.equal(one.nan_to_num(), two.nan_to_num()):
+            one = getattr(whole, name)
+            if one is not None and not all(torch.equal(one.nan_to_num(), getattr(p, name).nan_to_num()) for p in parts):
                 raise SplitError(
                     f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there"
                 )
@@ -176,18 +181,21 @@ class Network(nn.Module):
         Raises:
             SplitError: the module cannot be traced, the tap runs more than once or not at all.
         """
-        second = self._cut_graph([tap]).tail(tap)
+        second = self._graph(self._level(tap)).tail(tap)
         return (
             lambda batch: self.cuts(batch, [tap])[tap],
             lambda cut: self.outputs(second(cut.value, *cut.context)),
         )
 
-    def _cut_graph(self, taps: Sequence[str]) -> CutGraph:
-        for tap in taps:
-            self._layer(tap)
-        if self._graph is None:
-            self._graph = CutGraph(self.module, self.taps)
-        return self._graph
+    def _level(self, tap: str) -> int:
+        """In how many other taps this one lies: a tapped layer is traced whole, so every level has its own graph."""
+        self._layer(tap)
+        return sum(tap.startswith(f"{other}.") for other in self.taps)
+
+    def _graph(self, level: int) -> CutGraph:
+        if level not in self._graphs:
+            self._graphs[level] = CutGraph(self.module, [tap for tap in self.taps if self._level(tap) == level])
+        return self._graphs[level]
 
     def _layer(self, tap: str) -> None:
         if tap not in self.taps:
@@ -240,7 +248,7 @@ class Network(nn.Module):
 
 
 def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
-    """Logits and embedding out of a tensor, a tuple, a mapping or an object such as transformers' ModelOutput.
+    """Logits and embedding out of a tensor, a tuple or a mapping such as transformers' ModelOutput.
 
     Raises:
         SignalError: nothing of that kind was found; says to pass `give=`.

@@ -95,6 +95,8 @@ def prepare(
     for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
         try:
             members[name] = _member(name, given, dataset, recipe.seed).to(device)
+            if recipe.channels_last:
+                members[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except CrossdistillError as error:
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
     if faults:
@@ -299,6 +301,7 @@ class _Cast:
                 "hidden": [learner, hidden] if hidden else None,
                 "trained": trained,
                 "cast": {name: self.provenance[name] for name in sorted({learner, *trained, *teachers})},
+                "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
                 **({"banked": banked} if banked else {}),
             }

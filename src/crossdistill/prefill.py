@@ -8,8 +8,8 @@ from crossdistill.devices import devices
 from crossdistill.display import Display, Quiet
 from crossdistill.plan import prepare
 from crossdistill.recipe import Recipe
-from crossdistill.runner import supply_job
 from crossdistill.source import load_choices
+from crossdistill.supply import supply
 
 
 def prefill(
@@ -38,7 +38,7 @@ def prefill(
         plan = prepare(recipe, dataset, where.device, load_choices(out))
         folder = banks or (share or out) / "banks"
         for number, job in enumerate(plan.jobs):
-            supply_job(job, recipe.bank, folder, where, display)
+            supply(job, recipe.bank, folder, where, display)
             modules = job.modules()
             done = load_outcome(out / "stages" / job.folder, modules, job.key)
             if done is None and share is not None:

@@ -31,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,7 +49,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -59,7 +59,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if not path.is_dir():
                 raise
     except (OSError, SafetensorError) as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -91,18 +91,14 @@ def _temporary_file(path: Path) -> tuple[int, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
 
 
-def _storage_error(path: Path, error: Exception) -> StorageError:
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """What a person is told when a file or folder could not be written."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    free = next((disk_free(folder) for folder in path.parents if folder.is_dir()), 0)
+    free = next((shutil.disk_usage(folder).free for folder in path.parents if folder.is_dir()), 0)
     return StorageError(
         f"could not write {path}: {reason} ({free / 2**20:,.0f} MB are free there); everything written before is "
         "intact. Free some space and go on with --resume, or choose another folder with --out"
     )
-
-
-def disk_free(folder: Path) -> int:
-    """Bytes that can still be written below a folder."""
-    return shutil.disk_usage(folder).free

@@ -19,19 +19,10 @@ from crossdistill.display import Display
 from crossdistill.errors import BankError, BankMissing
 from crossdistill.fingerprint import fingerprint
 from crossdistill.outputs import Outputs, Want
-from crossdistill.source import Choice, banked_rows, wanted_shape
+from crossdistill.plan import Job
+from crossdistill.source import Choice, banked_rows, explained, wanted_shape
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Keyed, Live, Masked, Shuffled, Teacher
-
-
-@dataclass(frozen=True, slots=True)
-class Supply:
-    """A stage's sources with banks in their places, the modalities that are still read, and seconds spent filling."""
-
-    student: Teacher
-    teachers: Mapping[str, Teacher]
-    reads: frozenset[str] | None
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,47 +39,47 @@ class _Item:
         return f"{self.name} {self.want}"
 
 
-def supply(
-    stage: str,
-    student: Teacher,
-    teachers: Mapping[str, Teacher],
-    choices: Sequence[Choice],
-    dataset: Dataset,
-    settings: BankSettings,
-    folder: Path,
-    where: Devices,
-    display: Display,
-) -> Supply:
-    """Open the banks that a stage's choices name, fill what is missing in them, and read from them.
+def supply(job: Job, settings: BankSettings, folder: Path, where: Devices, display: Display) -> tuple[Job, float]:
+    """The same stage with banks in the place of what its choices bank, and the seconds that this took.
+
+    Banks are opened in the folder of all banks, and what is missing in them is filled; choices and estimates are said.
 
     Raises:
         BankError: a bank is damaged or of something else.
         StorageError: there is no room for one.
     """
-    chosen = [choice for choice in choices if choice.banked]
+    for line in explained(job.choices):
+        display.say(f"{job.stage.name}: {line}")
+    chosen = [choice for choice in job.choices if choice.banked]
     if not chosen:
-        return Supply(student, teachers, None, 0.0)
+        return job, 0.0
     began = time.monotonic()
-    everyone = {student.name: student, **teachers}
-    ids = banked_rows(dataset)
-    items = _items(everyone, chosen, dataset, ids, where.device)
+    everyone = {job.student.name: job.student, **job.teachers}
+    ids = banked_rows(job.dataset)
+    items = _items(everyone, chosen, job.dataset, ids, where.device)
     rows = BankRows(ids)
     banks: dict[str, Bank] = {}
     for base, group in _by_network(items):
-        produce = _Producer(base, group, dataset, where.device)
+        produce = _Producer(base, group, job.dataset, where.device)
         produce.read_from(_cuts(base, group, folder, rows))
-        banks |= _filled(stage, group, produce, folder, rows, display)
+        banks |= _filled(job.stage.name, group, produce, folder, rows, display)
     held = settings.memory
     for item in sorted(items, key=lambda item: (item.key.bytes(len(ids)), item.label)):
         held -= item.key.bytes(len(ids))
         if held >= 0:
             banks[item.label].hold(where.device)
     found = {
-        name: _in_place(teacher, {i.want: banks[i.label] for i in items if i.name == name}, choices)
+        name: _in_place(teacher, {i.want: banks[i.label] for i in items if i.name == name}, job.choices)
         for name, teacher in everyone.items()
     }
-    reads = frozenset(modality for teacher in found.values() for modality in _reads(teacher))
-    return Supply(found[student.name], {n: found[n] for n in teachers}, reads, time.monotonic() - began)
+    where.wait()
+    supplied = replace(
+        job,
+        student=found[job.student.name],
+        teachers={name: found[name] for name in job.teachers},
+        reads=frozenset(modality for teacher in found.values() for modality in _reads(teacher)),
+    )
+    return supplied, time.monotonic() - began
 
 
 def _in_place(teacher: Teacher, banks: Mapping[Want, Bank], choices: Sequence[Choice]) -> Teacher:
@@ -131,7 +122,7 @@ def _items(
             shape=wanted_shape(teacher.spec, want, teacher.name),
             gives=_type(teacher),
             dtype=choice.dtype,
-            computed=f"torch {torch.__version__}, {device.type}",
+            computed=f"torch {torch.__version__}, {device.type}{_format(teacher)}",
         )
         items.append(_Item(choice.source, teacher, want, key))
     return items
@@ -153,6 +144,13 @@ def _type(teacher: Teacher) -> str:
     parameters = (p for module in modules_of(teacher) for p in module.parameters() if p.is_floating_point())
     first = next(parameters, None)
     return "float32" if first is None else str(first.dtype).removeprefix("torch.")
+
+
+def _format(teacher: Teacher) -> str:
+    """Channels last rounds otherwise."""
+    weights = (p for module in modules_of(teacher) for p in module.parameters() if p.ndim == 4)
+    last = any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights)
+    return ", channels last" if last else ""
 
 
 def _by_network(items: Sequence[_Item]) -> list[tuple[Teacher, list[_Item]]]:

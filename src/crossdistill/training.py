@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.devices import Devices
-from crossdistill.errors import NonFiniteError
 from crossdistill.method import Progress, Step
 from crossdistill.order import share_of
 from crossdistill.plan import Job
@@ -150,23 +149,6 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.weighting.load_state_dict(state["weighting"][self.devices.rank])
-
-
-def refuse_non_finite(logs: Mapping[str, Tensor], rows: Tensor, stage: str, progress: Progress) -> None:
-    """Stop when the loss or the gradient is NaN or Inf.
-
-    Raises:
-        NonFiniteError: names the terms, the step and the batch's sample ids.
-    """
-    bad = [name for name, value in logs.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        shown = rows[:16].tolist()
-        more = f" and {len(rows) - 16} more" if len(rows) > 16 else ""
-        raise NonFiniteError(
-            f"stage {stage!r}, epoch {progress.epoch}, step {progress.step}: NaN or Inf in {', '.join(sorted(bad))}; "
-            f"the batch holds the sample ids {shown}{more}. The last good checkpoint is kept. Look at these samples, or "
-            "lower the learning rate or set clip_norm, and start again"
-        )
 
 
 def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:

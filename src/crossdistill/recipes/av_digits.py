@@ -6,14 +6,9 @@ crossdistill run av-digits/mst-distill --set student=audio --set labelled=0.05
 from typing import Literal
 
 from crossdistill.data.av_digits import AvDigitsConfig
-from crossdistill.methods.kd import KD
-from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, kd_for, route_for
 from crossdistill.recipes.plans import recipe
-
-SCARCE = 0.5
-"""Below this fraction of labels the teachers' share of the loss is larger and does not decay."""
 
 
 def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
@@ -22,7 +17,6 @@ def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
     At all labels the weights are the published ones. With few, weights and temperature were chosen on validation, at
     5 % and seed 0, from a handful for each method (LOG.md): teachers weigh more, since labels say little.
     """
-    few = labelled < SCARCE
     return Kit(
         data=AvDigitsConfig(labelled=labelled, label_seed=seed),
         networks={"image": NetworkConfig(model="small-image"), "audio": NetworkConfig(model="small-audio")},
@@ -33,8 +27,8 @@ def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
         collaborate=Length(epochs=8, learning_rate=2e-3),
         specialise=Length(epochs=2, learning_rate=1e-4),
         distil=Length(epochs=15, learning_rate=2e-3),
-        kd=KD(alpha=0.9, temperature=2.0, decay_every=None) if few else KD(),
-        route=Route(weight_distil=10.0, weight_task=0.25, temperature=2.0, distil_decay_every=None) if few else Route(),
+        kd=kd_for(labelled),
+        route=route_for(labelled),
     )
 
 

@@ -9,10 +9,8 @@ audio student alone 0.4372, KD 0.4383, MST-Distill 0.4381.
 from typing import Literal
 
 from crossdistill.data.av_mnist import AvMnistConfig
-from crossdistill.methods.kd import KD
-from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, kd_for, route_for
 from crossdistill.recipes.plans import recipe
 
 
@@ -25,13 +23,12 @@ def kit(
     learning_rate: float = 1e-4,
     batch_size: int = 512,
     width_factor: int = 2,
-    kd: KD | None = None,
-    route: Route | None = None,
+    channels_last: bool = False,
 ) -> Kit:
     """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` draws the split too, as the paper's does.
 
-    `rows`, `epochs` (of every stage), `learning_rate`, `batch_size` and `width_factor` make it smaller for a machine
-    without an accelerator; their defaults are the published ones.
+    `rows`, `epochs` (of every stage), `learning_rate`, `batch_size`, `width_factor` and `channels_last` suit it to a
+    machine without an accelerator; their defaults are the published ones.
     """
     length = Length(epochs=epochs, learning_rate=learning_rate)
     return Kit(
@@ -45,8 +42,9 @@ def kit(
         specialise=length,
         distil=length,
         width_factor=width_factor,
-        kd=kd or KD(),
-        route=route or Route(),
+        channels_last=channels_last,
+        kd=kd_for(labelled),
+        route=route_for(labelled),
     )
 
 
@@ -63,8 +61,7 @@ def av_mnist(
     learning_rate: float = 1e-4,
     batch_size: int = 512,
     width_factor: int = 2,
-    kd: KD | None = None,
-    route: Route | None = None,
+    channels_last: bool = False,
 ) -> Recipe:
     """A method on `av-mnist`; `data.root` or CROSSDISTILL_DATA says where the data are."""
     made = kit(
@@ -75,7 +72,6 @@ def av_mnist(
         learning_rate=learning_rate,
         batch_size=batch_size,
         width_factor=width_factor,
-        kd=kd,
-        route=route,
+        channels_last=channels_last,
     )
     return recipe(made, method, student=student, teachers=teachers, seed=seed, control=control)

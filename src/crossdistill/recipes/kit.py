@@ -29,6 +29,22 @@ class Length(BaseModel):
     learning_rate: float = Field(gt=0)
 
 
+SCARCE = 0.5
+"""Below this fraction of labels the teachers' share of the loss is larger and does not decay."""
+
+
+def kd_for(labelled: float) -> KD:
+    """KD's weights: the published ones, or, with few labels, those that validation chose on av-digits (LOG.md)."""
+    return KD(alpha=0.9, temperature=2.0, decay_every=None) if labelled < SCARCE else KD()
+
+
+def route_for(labelled: float) -> Route:
+    """Routing's weights: the published ones, or, with few labels, those that validation chose on av-digits (LOG.md)."""
+    if labelled >= SCARCE:
+        return Route()
+    return Route(weight_distil=10.0, weight_task=0.25, temperature=2.0, distil_decay_every=None)
+
+
 class Kit(BaseModel):
     """Data and networks out of which every method's recipe is made: what is equal under equal conditions.
 
@@ -43,6 +59,7 @@ class Kit(BaseModel):
     multimodal: NetworkConfig
     taps: Mapping[str, tuple[str, ...]]
     batch_size: int = 64
+    channels_last: bool = False
     supervised: Length
     """Teachers, and the student alone."""
     collaborate: Length

@@ -162,6 +162,7 @@ def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: 
             "teachers": networks,
             "stages": plan.stages(kit, student, tuple(networks)),
             "seed": seed,
+            "channels_last": kit.channels_last,
             "student_name": student,
             "control": control,
             "method": method,

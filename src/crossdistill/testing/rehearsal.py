@@ -21,8 +21,8 @@ from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec
 from crossdistill.plan import Job, prepare
 from crossdistill.recipe import Recipe
-from crossdistill.runner import supply_job
 from crossdistill.stage import OptimizerConfig, Stage
+from crossdistill.supply import supply
 from crossdistill.testing.toy import toy_cast
 from crossdistill.training import Training
 
@@ -140,7 +140,7 @@ class Rehearsal:
     def read_banks(self, folder: Path) -> None:
         """From now on read from banks whatever the stage's choices say, as a run does; fills them in a folder."""
         devices = self.training.devices
-        self.job, _ = supply_job(self.job, self.plan.recipe.bank, folder, devices, Quiet())
+        self.job, _ = supply(self.job, self.plan.recipe.bank, folder, devices, Quiet())
         self.training = Training(self.job, self.plan.members.values(), devices)
 
     def forward(self, batch: Batch) -> Step:
