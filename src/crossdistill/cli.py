@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crossdistill import __version__
+from crossdistill.cli_bank import bank
 from crossdistill.cli_list import listing
 from crossdistill.errors import CrossdistillError, RecipeError, StoppedError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(listing, name="list")
+app.add_typer(bank, name="bank")
 
 Settings = Annotated[
     list[str] | None,

@@ -17,9 +17,9 @@ from crossdistill.checkpoint import load_weights
 from crossdistill.claim import RECIPE
 from crossdistill.devices import Devices
 from crossdistill.errors import ResumeError
+from crossdistill.fingerprint import fingerprint
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
-from crossdistill.plan import fingerprint
 from crossdistill.recipe import Recipe
 from crossdistill.storage import atomic_folder, write_json
 

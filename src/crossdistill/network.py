@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.cut import CutGraph
 from crossdistill.errors import CrossdistillError, ShapeError, SignalError, SplitError, TapError, nearest
+from crossdistill.fingerprint import function_key, structure
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -60,6 +61,11 @@ class Network(nn.Module):
     def name(self) -> str:
         """The module's class, for messages."""
         return type(self.module).__name__
+
+    def wiring(self) -> list[Any] | None:
+        """What its outputs depend on besides weights, as JSON; None when `call` or `give` cannot be keyed."""
+        functions = [function_key(self._call), function_key(self._give)]
+        return None if None in functions else [structure(self.module), list(self.reads), functions]
 
     def forward(self, batch: Batch, wants: Iterable[Want] = (Want.LOGITS,)) -> Outputs:
         """Outputs for all rows of `batch`: at least what `wants` names.

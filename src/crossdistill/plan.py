@@ -1,6 +1,5 @@
 """A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,12 +11,14 @@ from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.checkpoint import flatten, load_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
+from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.preflight import check_settings, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.source import Choices, choices_key, decide
 from crossdistill.stage import Stage
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Live, Masked, Shuffled, Teacher
@@ -33,7 +34,7 @@ class Job:
     index: int
     stage: Stage
     method: Method
-    student: Live
+    student: Teacher
     teachers: Mapping[str, Teacher]
     trained: Mapping[str, tuple[Network, tuple[str, ...]]]
     """Members that move, each with the taps that alone do (none: all of it)."""
@@ -44,11 +45,15 @@ class Job:
     """Of the terms that a step gives, in their order."""
     initial: Mapping[str, Tensor] | None = None
     """The learner's weights of the run's beginning, where the stage starts from them again."""
+    choices: Choices = ()
+    """What is read from banks, what is live, and why."""
+    reads: frozenset[str] | None = None
+    """Modalities that anybody live reads; None: all of them."""
 
     @property
     def folder(self) -> str:
         """Name of its folder under `stages/`."""
-        return f"{self.index:02d}-{self.stage.name}"
+        return folder_name(self.index, self.stage)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything that moves, by the name that it is saved under."""
@@ -72,8 +77,17 @@ class Plan:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.members.items()}
 
 
-def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
+def folder_name(index: int, stage: Stage) -> str:
+    """Name of a stage's folder under `stages/`."""
+    return f"{index:02d}-{stage.name}"
+
+
+def prepare(
+    recipe: Recipe, dataset: Dataset, device: torch.device, chosen: Mapping[str, Choices] | None = None
+) -> Plan:
     """Build all members and methods of a recipe on a device, and check that they fit.
+
+    `chosen` are the sources that a resumed run decided on at its start, by the name of each stage's folder.
 
     Raises:
         RecipeError: every fault of every stage, collected.
@@ -89,7 +103,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
     if faults:
         raise RecipeError(recipe.name, faults)
-    cast = _Cast(recipe, dataset, members, device)
+    cast = _Cast(recipe, dataset, members, device, chosen or {})
     jobs = []
     for index, stage in enumerate(recipe.stages):
         try:
@@ -128,8 +142,16 @@ def _faults(where: str, error: CrossdistillError) -> list[str]:
 class _Cast:
     """Who is who while stages are built one after another."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, members: Mapping[str, Network], device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        members: Mapping[str, Network],
+        device: torch.device,
+        chosen: Mapping[str, Choices],
+    ) -> None:
         self.recipe = recipe
+        self.chosen = chosen
         self.dataset = dataset
         self.members = members
         self.device = device
@@ -168,7 +190,11 @@ class _Cast:
         groups = self._checked(stage, method, student, asked, trained, dataset)
         if stage.fresh:
             self.provenance[learner] = self.initial[learner]
-        key = self._key(stage, method, learner, trained, asked, teaches)
+        choices = self.chosen.get(folder_name(index, stage))
+        if choices is None:
+            moving = [network for network, _ in trained.values()]
+            choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, moving)
+        key = self._key(stage, method, learner, trained, asked, teaches, choices)
         for name in trained:
             self.provenance[name] = key_hash([key, name])
         graduated = dict(method.graduates(teachers)) if wants else teachers
@@ -177,7 +203,7 @@ class _Cast:
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
         initial = flatten({learner: self.members[learner]}) if stage.fresh else None
-        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, initial)
+        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, initial, choices)
 
     def _checked(
         self,
@@ -263,6 +289,7 @@ class _Cast:
         trained: Mapping[str, tuple[Network, tuple[str, ...]]],
         teachers: Mapping[str, Teacher],
         teaches: bool,
+        choices: Choices,
     ) -> str:
         """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
         # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
@@ -275,6 +302,8 @@ class _Cast:
         role = None if method.symmetric and stage.select == "last" else learner
         sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
         cast = {name: self.provenance[name] for name in {learner, *trained}} | sources
+        # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
+        banked = choices_key(choices)
         return key_hash(
             {
                 "schema": SCHEMA,
@@ -290,6 +319,7 @@ class _Cast:
                 "cast": cast,
                 "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
+                **({"banked": banked} if banked else {}),
             }
         )
 
@@ -311,20 +341,6 @@ def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
     if given.weights is not None:
         return key_hash([settings, fingerprint(network)])
     return key_hash([name, recipe.seed, settings])
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of every parameter and buffer: equal exactly when the weights are, bit for bit."""
-    parts = []
-    for name, tensor in module.state_dict().items():
-        parts.append([name, str(tensor.dtype), tensor_hash(tensor)])
-    return key_hash(parts)
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes, as hexadecimal."""
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
 
 
 def _visible(dataset: Dataset) -> Tensor:

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from crossdistill.bank import BankSettings
 from crossdistill.data import find_data
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
@@ -110,6 +111,8 @@ class Recipe(BaseModel):
     channels_last: bool = False
     """Keep pictures channels last in memory: the same numbers up to rounding, faster convolutions on most machines."""
     checkpoints: Checkpoints = Checkpoints()
+    bank: BankSettings = BankSettings()
+    """Room and precision for what frozen networks gave; each stage's `source` says whether it is used."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Besides metrics.jsonl, which is always written."""
     method: str | None = None

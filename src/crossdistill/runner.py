@@ -26,13 +26,16 @@ from crossdistill.devices import Devices, devices
 from crossdistill.display import Display, Quiet
 from crossdistill.errors import FrozenError, NonFiniteError, ResumeError, StoppedError
 from crossdistill.evaluation import batches
+from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.initial import begun
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
-from crossdistill.plan import Job, Plan, fingerprint, prepare, tensor_hash
+from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
+from crossdistill.source import load_choices, save_choices
+from crossdistill.supply import supply
 from crossdistill.tracking import Tracking, require
 from crossdistill.training import Training
 from crossdistill.watch import Watch, shown
@@ -51,6 +54,7 @@ def run(
     *,
     resume: bool = False,
     share: Path | None = None,
+    banks: Path | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
     stop: Stop = _never,
@@ -58,9 +62,11 @@ def run(
     """Train everything that a recipe says, and evaluate on the test split once, at the end.
 
     `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
-    other runs. `dataset` saves loading the recipe's data again. A run that was killed goes on with `resume`; on a
-    finished one it does nothing. Networks of your own that train are copied: yours stay as they were, and the trained
-    student is in the folder `student` of `out` (`load_student`). Once `stop` gives True, it saves where it is and ends.
+    other runs. `banks` is a folder for what frozen networks gave, which several runs may use at a time; by default
+    `banks` in `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was
+    killed goes on with `resume`; on a finished one it does nothing. Networks of your own that train are copied: yours
+    stay as they were, and the trained student is in the folder `student` of `out` (`load_student`). Once `stop` gives
+    True, it saves where it is and ends.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
@@ -78,12 +84,15 @@ def run(
         require(recipe.tracking)
         if dataset is None:
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(begun(recipe, out, where), dataset, where.device)
+        plan = prepare(begun(recipe, out, where), dataset, where.device, load_choices(out) if resume else None)
         take(out, recipe, where)
+        if where.is_main:
+            save_choices(out, {job.folder: job.choices for job in plan.jobs})
+        banks = banks or (share or out) / "banks"
         outcomes = []
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
             for job in plan.jobs:
-                outcomes.append(_stage(plan, job, out, share, where, tracking, display, stop))
+                outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, stop))
         return finish(plan, out, outcomes, where)
 
 
@@ -92,6 +101,7 @@ def _stage(
     job: Job,
     out: Path,
     share: Path | None,
+    banks: Path,
     where: Devices,
     tracking: Tracking,
     display: Display,
@@ -109,7 +119,9 @@ def _stage(
             if where.is_main:
                 save_outcome(own, modules, about)
     if about is None:
-        about = fit(plan, job, out, where, tracking, display, stop)
+        supplied, seconds = supply(job, plan.recipe.bank, banks, where, display)
+        about = fit(plan, supplied, out, where, tracking, display, stop)
+        about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds}
         where.wait()
         if where.is_main:
             save_outcome(own, modules, about)
@@ -160,10 +172,11 @@ def fit(
     stage, steps = job.stage, job.order.steps
     torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
     if job.initial is not None:
-        restore({job.student.name: job.student.network}, job.initial)
+        restore({job.student.name: plan.members[job.student.name]}, job.initial)
     before = _still(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
-    job.method.measure(batches(job.dataset, job.dataset.splits["train"], where.device), job.student, job.teachers)
+    train = batches(job.dataset, job.dataset.splits["train"], where.device, only=job.reads)
+    job.method.measure(train, job.student, job.teachers)
     parts, state = _parts(job), _State()
     saver = _Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
     watch = Watch(stage.name, where.device.type, tracking, saver.kept)
@@ -223,7 +236,7 @@ def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     totals: dict[str, Tensor] = {}
     bad: list[int] = []
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
-    for batch in batches(job.dataset, rows, where.device):
+    for batch in batches(job.dataset, rows, where.device, only=job.reads):
         for name, values in job.method.validate(batch, job.student, job.teachers).items():
             pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             totals[name] = totals[name] + pair if name in totals else pair
