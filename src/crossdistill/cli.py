@@ -230,13 +230,14 @@ def _say(text: str, *, err: bool = False) -> None:
 
 def _offline(wanted: bool) -> None:
     if wanted:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+        # Read when those packages are imported, which is later than this.
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
 def main() -> None:
     """Run a command; what a user can mend is said in plain words, and ends with status 1 (2 for a faulty recipe)."""
     try:
-        app()
+        app(prog_name="crossdistill")
     except CrossdistillError as error:
         _complain(error)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
