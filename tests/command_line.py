@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,10 @@ class Said:
         # What follows the first line is a list.
         assert all(line.startswith("  - ") for line in text.splitlines()[1:]), text
         return text
+
+
+Command = Callable[..., Said]
+"""`crossdistill("run", ...)`."""
 
 
 def called(*words: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:

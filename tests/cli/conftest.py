@@ -1,19 +1,16 @@
 """The command line in this process, the tiny data behind it, and a run that is finished already."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Said, called
+from command_line import Command, called
 
 from crossdistill.recipes import make
 from crossdistill.runner import run
 
-CLI = Callable[..., Said]
-
 
 @pytest.fixture
-def crossdistill(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CLI:
+def crossdistill(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """`crossdistill("run", ...)` in this process and in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     return lambda *words: called(*words, capsys=capsys, monkeypatch=monkeypatch)

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from command_line import Said, process
-from conftest import CLI
+from command_line import Command, Said, process
 
 from crossdistill.recipes import make
 
@@ -87,7 +86,7 @@ def test_all_faults_of_all_settings_at_once_in_a_real_process(tmp_path: Path) ->
         ("labelled=[", ["the value is no YAML"]),
     ],
 )
-def test_settings(crossdistill: CLI, tmp_path: Path, setting: str, words: list[str]) -> None:
+def test_settings(crossdistill: Command, tmp_path: Path, setting: str, words: list[str]) -> None:
     said = crossdistill("run", "av-digits/kd", "--set", setting, "--out", "out")
     assert said.status == 2
     has(said, f"--set {setting}: ", *words)
@@ -130,7 +129,7 @@ def test_good_settings_reach_their_places() -> None:
         (f"{FILES}:fails", ["fails: IndexError", "recipe_files.py, line"]),
     ],
 )
-def test_recipes_that_are_not_there(crossdistill: CLI, name: str, words: list[str]) -> None:
+def test_recipes_that_are_not_there(crossdistill: Command, name: str, words: list[str]) -> None:
     has(crossdistill("run", name), *words)
 
 
@@ -148,17 +147,17 @@ def test_a_real_process_refuses_a_file_without_that_function(tmp_path: Path) -> 
         ("x = {}\ny = x['a']\n", ["cannot be imported: KeyError: 'a'", "line 2"]),
     ],
 )
-def test_files_that_cannot_be_imported(crossdistill: CLI, tmp_path: Path, content: str, words: list[str]) -> None:
+def test_files_that_cannot_be_imported(crossdistill: Command, tmp_path: Path, content: str, words: list[str]) -> None:
     (tmp_path / "mine.py").write_text(content)
     has(crossdistill("run", "mine.py:make"), *words)
 
 
-def test_arguments_of_a_function_are_checked(crossdistill: CLI) -> None:
+def test_arguments_of_a_function_are_checked(crossdistill: Command) -> None:
     said = crossdistill("run", f"{FILES}:live", "--set", "epochs=many", "--set", "epcohs=1")
     has(said, "has 2 faults", "--set epochs=many: wanted a whole number", "'epcohs'; did you mean 'epochs'")
 
 
-def test_yaml_that_is_none(crossdistill: CLI, tmp_path: Path) -> None:
+def test_yaml_that_is_none(crossdistill: Command, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: [a\n")
     has(crossdistill("run", "a.yaml"), "cannot be read as YAML", "line 2, column 1")
     (tmp_path / "b.yaml").write_text("- a\n")
@@ -167,7 +166,7 @@ def test_yaml_that_is_none(crossdistill: CLI, tmp_path: Path) -> None:
     has(crossdistill("run", "c.yaml"), "cannot be read as YAML")
 
 
-def test_faults_in_a_recipe_file_say_where(crossdistill: CLI, tmp_path: Path) -> None:
+def test_faults_in_a_recipe_file_say_where(crossdistill: Command, tmp_path: Path) -> None:
     values = yaml.safe_load(make("av-digits/kd", []).to_yaml())
     kd = values["stages"][1]
     kd["method"]["temprature"], kd["epoch"], kd["weighting"] = 2, 3, {"name": "gradnorm", "alpah": 1}
@@ -220,7 +219,7 @@ def test_a_live_recipe_is_refused_with_the_reason_and_the_way_out(tmp_path: Path
     ],
 )
 def test_what_only_the_data_and_the_networks_can_tell(
-    crossdistill: CLI, digits: None, tmp_path: Path, settings: list[str], words: list[str]
+    crossdistill: Command, digits: None, tmp_path: Path, settings: list[str], words: list[str]
 ) -> None:
     options = [word for text in settings for word in ("--set", text)]
     said = crossdistill("run", "av-digits/kd", "--tiny", *options, "--out", "out")
@@ -244,7 +243,7 @@ def test_taps_and_shapes_in_a_real_process(digits: None, tmp_path: Path) -> None
     has(said, "has 2 faults", "stages.specialise: teacher 'mm' has no tap 'fc9'; did you mean 'fc1'", "'imagee'")
 
 
-def test_shapes_that_do_not_fit_name_who_produced_what(crossdistill: CLI, digits: None) -> None:
+def test_shapes_that_do_not_fit_name_who_produced_what(crossdistill: Command, digits: None) -> None:
     said = crossdistill(
         "run", "av-digits/kd", "--tiny", "--set", "teachers.mm.model=cnn-i", "--set", "student.model=lenet5"
     )
@@ -258,7 +257,7 @@ def test_shapes_that_do_not_fit_name_who_produced_what(crossdistill: CLI, digits
     has(crossdistill("run", f"{FILES}:other_classes"), "teacher 'teacher' gives logits of shape (7,), the student (4,)")
 
 
-def test_weights_that_do_not_fit(crossdistill: CLI, finished_run: Path) -> None:
+def test_weights_that_do_not_fit(crossdistill: Command, finished_run: Path) -> None:
     weights = finished_run / "student" / "model.safetensors"
     said = crossdistill("run", "av-digits/kd", "--tiny", "--set", f"teachers.mm.weights={weights}")
     has(
@@ -279,14 +278,14 @@ def test_weights_that_do_not_fit(crossdistill: CLI, finished_run: Path) -> None:
         (["list", "model"], "No such command 'model'"),
     ],
 )
-def test_usage(crossdistill: CLI, words: list[str], said: str) -> None:
+def test_usage(crossdistill: Command, words: list[str], said: str) -> None:
     found = crossdistill(*words)
     assert found.status == 2
     assert said in found.err
     assert "Traceback" not in found.err
 
 
-def test_folders_that_are_no_run(crossdistill: CLI, tmp_path: Path, finished_run: Path) -> None:
+def test_folders_that_are_no_run(crossdistill: Command, tmp_path: Path, finished_run: Path) -> None:
     has(crossdistill("eval", "nosuch"), "nosuch/recipe.yaml", "No such file")
     has(crossdistill("predict", "nosuch", "x.png"), "nosuch is neither a run's folder nor a student's")
     (tmp_path / "begun").mkdir()
@@ -298,7 +297,7 @@ def test_folders_that_are_no_run(crossdistill: CLI, tmp_path: Path, finished_run
     has(crossdistill("eval", finished_run, "--split", "tset"), "no split 'tset'; did you mean 'test'")
 
 
-def test_files_that_a_student_cannot_read(finished_run: Path, tmp_path: Path, crossdistill: CLI) -> None:
+def test_files_that_a_student_cannot_read(finished_run: Path, tmp_path: Path, crossdistill: Command) -> None:
     wav, png, array = tmp_path / "x.wav", tmp_path / "x.png", tmp_path / "x.npy"
     wav.write_bytes(b"RIFF")
     png.write_bytes(b"\x89PNG\r\n\x1a\nbroken")
@@ -320,7 +319,7 @@ def test_files_that_a_student_cannot_read(finished_run: Path, tmp_path: Path, cr
     ],
 )
 def test_a_damaged_student(
-    crossdistill: CLI, finished_run: Path, tmp_path: Path, file: str, content: bytes, words: list[str]
+    crossdistill: Command, finished_run: Path, tmp_path: Path, file: str, content: bytes, words: list[str]
 ) -> None:
     folder = tmp_path / "student"
     folder.mkdir()
@@ -329,7 +328,9 @@ def test_a_damaged_student(
     has(crossdistill("predict", folder, "x.png"), *words)
 
 
-def test_a_student_of_a_foreign_class_is_not_imported(crossdistill: CLI, finished_run: Path, tmp_path: Path) -> None:
+def test_a_student_of_a_foreign_class_is_not_imported(
+    crossdistill: Command, finished_run: Path, tmp_path: Path
+) -> None:
     config = json.loads((finished_run / "student" / "config.json").read_text())
     config["model"] = {"class": "os.system"}
     folder = tmp_path / "student"
@@ -340,7 +341,7 @@ def test_a_student_of_a_foreign_class_is_not_imported(crossdistill: CLI, finishe
     has(crossdistill("predict", folder, "x.png"), "'os.system'", "never imported by itself", "module=")
 
 
-def test_a_missing_extra_says_how_to_install_it(crossdistill: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_says_how_to_install_it(crossdistill: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("wandb", "mlflow"):
         monkeypatch.setitem(sys.modules, package, None)
         said = crossdistill("run", "av-digits/kd", "--tiny", "--set", f"tracking={package}", "--out", "out")

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from command_line import MOST_SENTENCES, Said, command, process
-from conftest import CLI
+from command_line import MOST_SENTENCES, Command, Said, command, process
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 SPEAKERS = ("ann", "bob", "cy")
@@ -44,7 +43,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits: None, tmp_path: Path) -
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_inf_in_the_data_names_the_batch_that_holds_it(crossdistill: CLI) -> None:
+def test_inf_in_the_data_names_the_batch_that_holds_it(crossdistill: Command) -> None:
     said = crossdistill("run", f"{FILES}:hides_nan", "--out", "out", "--set", "checkpoints.steps=1")
     has(said, "stage 'kd', epoch 0, step", "the batch holds the sample ids [")
     sys.path.insert(0, str(FILES.parent))
@@ -62,7 +61,7 @@ def test_nan_in_own_arrays_is_refused_before_training(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_nan_on_the_validation_split(crossdistill: CLI) -> None:
+def test_nan_on_the_validation_split(crossdistill: Command) -> None:
     sys.path.insert(0, str(FILES.parent))
     from recipe_files import hides_nan_in_validation
 
@@ -112,7 +111,7 @@ def test_a_truncated_idx_file_in_a_real_process(raw: Path, tmp_path: Path) -> No
     ],
 )
 def test_truncated_files_are_named(
-    crossdistill: CLI, raw: Path, name: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+    crossdistill: Command, raw: Path, name: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CROSSDISTILL_CACHE", str(raw.parent / "kept"))
     path = raw / name
@@ -120,7 +119,7 @@ def test_truncated_files_are_named(
     has(crossdistill("run", "av-mnist/supervised", "--set", f"data.root={raw}"), str(path), *words)
 
 
-def test_data_that_are_not_there(crossdistill: CLI, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_are_not_there(crossdistill: Command, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSDISTILL_DATA", raising=False)
     has(crossdistill("run", "av-mnist/kd"), "av-mnist needs downloaded data: set data.root", "CROSSDISTILL_DATA")
     has(crossdistill("run", "av-mnist/kd", "--set", "data.root=nosuch"), "the folder nosuch does not exist")
@@ -133,7 +132,7 @@ def test_data_that_are_not_there(crossdistill: CLI, raw: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("kind", "row"), [("image", 3), ("audio", 17)])
-def test_arrays_with_nan_name_the_file_and_the_row(crossdistill: CLI, tmp_path: Path, kind: str, row: int) -> None:
+def test_arrays_with_nan_name_the_file_and_the_row(crossdistill: Command, tmp_path: Path, kind: str, row: int) -> None:
     arrays = {"image": np.ones((20, 28, 28), np.float32), "audio": np.ones((20, 112, 112), np.float32)}
     arrays[kind][row, 2, 2] = np.nan
     for name, array in arrays.items():
@@ -162,7 +161,7 @@ def limited(size: int, *words: object, cwd: Path) -> Said:
 SMALL = ("av-digits/supervised", "--tiny", "--set", "stages.0.optimizer.name=sgd", "--set", "checkpoints.steps=2")
 
 
-def test_a_full_disk(digits: None, tmp_path: Path, crossdistill: CLI) -> None:
+def test_a_full_disk(digits: None, tmp_path: Path, crossdistill: Command) -> None:
     """After the first epoch checkpoints hold the best weights too, and no longer fit."""
     said = limited(100_000, "run", *SMALL, "--out", "out", cwd=tmp_path)
     assert said.status == 1
@@ -185,7 +184,7 @@ def test_a_full_disk(digits: None, tmp_path: Path, crossdistill: CLI) -> None:
 
 @pytest.mark.parametrize("size", [0, 1_000, 20_000, 66_500])
 def test_wherever_the_disk_is_full_the_message_is_plain(
-    digits: None, tmp_path: Path, crossdistill: CLI, size: int, monkeypatch: pytest.MonkeyPatch
+    digits: None, tmp_path: Path, crossdistill: Command, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In recipe.yaml, in a checkpoint, in the metrics, at the end in the student's folder."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -199,17 +198,17 @@ def test_wherever_the_disk_is_full_the_message_is_plain(
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_a_folder_that_cannot_be_written(digits: None, crossdistill: CLI, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(digits: None, crossdistill: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     has(crossdistill("run", *SMALL, "--out", "file/out"), "could not write file/out/")
 
 
-def test_a_folder_that_holds_a_run_already(crossdistill: CLI, finished_run: Path) -> None:
+def test_a_folder_that_holds_a_run_already(crossdistill: Command, finished_run: Path) -> None:
     said = crossdistill("run", "av-digits/supervised", "--tiny", "--out", finished_run)
     has(said, f"{finished_run} holds a run already; go on with --resume, or choose another folder with --out")
 
 
-def test_resuming_with_another_recipe_says_what_differs(finished_run: Path, crossdistill: CLI) -> None:
+def test_resuming_with_another_recipe_says_what_differs(finished_run: Path, crossdistill: Command) -> None:
     words = ["--tiny", "--out", finished_run, "--resume", "--set", "stages.0.batch_size=16", "--set", "data.snr_db=3"]
     said = process("run", "av-digits/supervised", *words)
     assert said.status == 1
@@ -224,7 +223,7 @@ def test_resuming_with_another_recipe_says_what_differs(finished_run: Path, cros
     has(other, "name: was 'av-digits/supervised'", "stages: was ['supervised-image'], is ['supervised-mm', 'kd']")
 
 
-def test_resuming_with_another_number_of_processes(digits: None, tmp_path: Path, crossdistill: CLI) -> None:
+def test_resuming_with_another_number_of_processes(digits: None, tmp_path: Path, crossdistill: Command) -> None:
     said = crossdistill("run", *SMALL, "--out", "out", "--set", "stages.0.optimizer.learning_rate=1e30")
     has(said, "NaN or Inf")
     path = tmp_path / "out" / "environment.json"
@@ -235,7 +234,7 @@ def test_resuming_with_another_number_of_processes(digits: None, tmp_path: Path,
     )
 
 
-def test_damaged_files_of_a_run_are_named(finished_run: Path, tmp_path: Path, crossdistill: CLI) -> None:
+def test_damaged_files_of_a_run_are_named(finished_run: Path, tmp_path: Path, crossdistill: Command) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "recipe.yaml").write_text("a: [")

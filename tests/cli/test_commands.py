@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from command_line import process
-from conftest import CLI
+from command_line import Command, process
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -32,13 +30,13 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_version(crossdistill: CLI) -> None:
+def test_version(crossdistill: Command) -> None:
     said = crossdistill("--version")
     assert (said.status, said.out) == (0, f"crossdistill {package.__version__}\n")
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "eval", "predict", "list", "doctor"])
-def test_every_command_explains_itself(crossdistill: CLI, command: str) -> None:
+def test_every_command_explains_itself(crossdistill: Command, command: str) -> None:
     said = crossdistill(command, "--help")
     assert said.status == 0
     assert f"Usage: crossdistill {command}" in said.out
@@ -59,7 +57,7 @@ def test_models_with_exact_sizes_in_a_real_process() -> None:
     assert rows["lenet5"]["taps"] == ["conv1", "conv2", "conv3", "flatten_identity", "fc1", "fc2"]
 
 
-def test_lists(crossdistill: CLI, digits: None) -> None:
+def test_lists(crossdistill: Command, digits: None) -> None:
     def listed(what: str) -> dict[str, Any]:
         return {row["name"]: row for row in json.loads(crossdistill("list", what, "--json").out)}
 
@@ -76,7 +74,7 @@ def test_lists(crossdistill: CLI, digits: None) -> None:
         assert all(name in said.out for name in listed(what))
 
 
-def test_a_tiny_run_and_what_it_leaves(digits: None, crossdistill: CLI) -> None:
+def test_a_tiny_run_and_what_it_leaves(digits: None, crossdistill: Command) -> None:
     said = crossdistill("run", "av-digits/kd", "--tiny", "--seed", "3", "--set", "student=audio")
     assert said.status == 0, said.err
     out = Path("runs/av-digits-kd-audio-seed3-tiny")
@@ -103,7 +101,7 @@ def test_a_tiny_run_and_what_it_leaves(digits: None, crossdistill: CLI) -> None:
         assert (predictions["predicted"] == predictions["targets"]).mean() == kd["mean"]
 
 
-def test_the_shuffled_control_is_named_after_its_method(digits: None, crossdistill: CLI) -> None:
+def test_the_shuffled_control_is_named_after_its_method(digits: None, crossdistill: Command) -> None:
     words = ["--set", "control=shuffled", "--set", "labelled=0.25", "--out", "out"]
     assert crossdistill("run", "av-digits/kd", "--tiny", *words).status == 0
     row = rows_of(Path("out"))[-1]
@@ -130,7 +128,7 @@ def test_the_student_is_a_folder_of_its_own(finished_run: Path) -> None:
     assert str(finished_run.parent) not in card + json.dumps(config)
 
 
-def test_equal_runs_give_equal_bytes(finished_run: Path, crossdistill: CLI) -> None:
+def test_equal_runs_give_equal_bytes(finished_run: Path, crossdistill: Command) -> None:
     """In another folder, at another time, from the saved recipe: no path and no time is in the weights."""
     assert crossdistill("run", finished_run / "recipe.yaml", "--out", "again").status == 0
     for name in ("model.safetensors", "preparation.safetensors", "config.json"):
@@ -145,7 +143,7 @@ def test_equal_runs_give_equal_bytes(finished_run: Path, crossdistill: CLI) -> N
         (f"{FILES}:live", ["epochs=1"]),
     ],
 )
-def test_a_recipe_is_a_function(digits: None, crossdistill: CLI, recipe: str, settings: list[str]) -> None:
+def test_a_recipe_is_a_function(digits: None, crossdistill: Command, recipe: str, settings: list[str]) -> None:
     words = [word for text in settings for word in ("--set", text)]
     said = crossdistill("run", recipe, *words, "--tiny", "--out", "out")
     assert said.status == 0, said.err
@@ -159,7 +157,7 @@ def test_a_function_in_a_file_in_a_real_process(tmp_path: Path) -> None:
     assert "kd: 2 epochs in" in said.err
 
 
-def test_dry_run_says_what_would_happen_and_writes_nothing(digits: None, crossdistill: CLI, tmp_path: Path) -> None:
+def test_dry_run_says_what_would_happen_and_writes_nothing(digits: None, crossdistill: Command, tmp_path: Path) -> None:
     said = crossdistill("run", "av-digits/mst-distill", "--tiny", "--dry-run")
     assert said.status == 0, said.err
     for word in ("collaborate", "specialise", "route", "projected", "MB", "16,290", "train 300", "teachers"):
@@ -167,7 +165,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(digits: None, crossdi
     assert not list(tmp_path.iterdir())
 
 
-def test_eval_repeats_what_the_run_measured(finished_run: Path, crossdistill: CLI) -> None:
+def test_eval_repeats_what_the_run_measured(finished_run: Path, crossdistill: Command) -> None:
     found = json.loads(crossdistill("eval", finished_run, "--json").out)
     assert found == {"split": "test", "metric": "accuracy", "value": rows_of(finished_run)[-1]["mean"], "rows": 200}
     said = crossdistill("eval", finished_run, "--split", "validation")
@@ -175,7 +173,7 @@ def test_eval_repeats_what_the_run_measured(finished_run: Path, crossdistill: CL
     assert "on 100 rows of the validation split" in said.out
 
 
-def test_predict_names_a_class_for_each_file(finished_run: Path, crossdistill: CLI) -> None:
+def test_predict_names_a_class_for_each_file(finished_run: Path, crossdistill: Command) -> None:
     recipe = Recipe.from_yaml(finished_run / "recipe.yaml")
     dataset = recipe.data.load()  # type: ignore[union-attr]
     rows = dataset.splits["test"][:3]
@@ -191,7 +189,7 @@ def test_predict_names_a_class_for_each_file(finished_run: Path, crossdistill: C
     assert said.out.startswith(f"{files[0]}: ")
 
 
-def test_a_finished_run_is_left_as_it_is(finished_run: Path, crossdistill: CLI) -> None:
+def test_a_finished_run_is_left_as_it_is(finished_run: Path, crossdistill: Command) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
     said = crossdistill("run", finished_run, "--resume")
     assert said.status == 0
@@ -200,7 +198,7 @@ def test_a_finished_run_is_left_as_it_is(finished_run: Path, crossdistill: CLI) 
 
 
 def test_offline_is_said_to_the_model_hubs(
-    finished_run: Path, crossdistill: CLI, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, crossdistill: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     for name in variables:
@@ -212,7 +210,7 @@ def test_offline_is_said_to_the_model_hubs(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_gets_every_number_and_is_closed(digits: None, crossdistill: CLI) -> None:
+def test_tensorboard_gets_every_number_and_is_closed(digits: None, crossdistill: Command) -> None:
     pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     before = set(threading.enumerate())
     words = ["--set", "tracking=tensorboard", "--out", "out"]
