@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "crossdistill"
 # From the bottom up; a module imports from its own layer and from those below. "" is the package's own __init__: it
 # imports nothing until a name is asked for, so that every module may ask it for the version.
 LAYERS = (
-    {"", "batch", "outputs", "errors", "settings", "storage", "order"},
+    {"", "batch", "outputs", "errors", "settings", "storage", "order", "lock"},
     {"network", "cut", "teacher", "losses", "nets", "weighting"},
     {"bank", "method"},
     {"methods", "models", "data", "backends"},

@@ -1,7 +1,8 @@
 """The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from crossdistill.display import Display, Quiet
 from crossdistill.environment import settle
 from crossdistill.errors import FrozenError, ResumeError, RunError
 from crossdistill.evaluation import batches
+from crossdistill.lock import Holder, Lock
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
@@ -48,12 +50,14 @@ def run(
     share: Path | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
+    split: str = "test",
 ) -> Report:
     """Train everything that a recipe says, and evaluate on the test split once, at the end.
 
     `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
-    other runs. `dataset` saves loading the recipe's data again. A run that was killed goes on with `resume`; on a
-    finished one it does nothing.
+    other runs; of several runs, machines included, one trains a stage and the others wait for it. `dataset` saves
+    loading the recipe's data again. A run that was killed goes on with `resume`; on a finished one it does nothing.
+    With another `split`, results are of that split, and the test split is not read at all.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
@@ -74,7 +78,7 @@ def run(
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
             for job in plan.jobs:
                 outcomes.append(_stage(plan, job, out, share, where, tracking, display))
-        return finish(plan, out, outcomes, where)
+        return finish(plan, out, outcomes, where, split)
 
 
 def _claim(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report | None:
@@ -118,27 +122,39 @@ def _stage(
 ) -> Outcome:
     """A stage's outcome: from this run, from a shared folder, or by training now."""
     modules = job.modules()
-    own = out / "stages" / job.folder
-    about = load_outcome(own, modules, job.key)
-    if about is None and share is not None:
-        about = load_outcome(share / job.key, modules, job.key)
-        if about is not None:
-            display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
-            if where.is_main:
-                save_outcome(own, modules, about)
+    about = load_outcome(out / "stages" / job.folder, modules, job.key) or _shared(job, out, share, where, display)
     if about is None:
-        about = fit(plan, job, out, where, tracking, display)
-        where.wait()
-        if where.is_main:
-            save_outcome(own, modules, about)
-            if share is not None:
-                save_outcome(share / job.key, modules, about)
-        where.wait()
+        # Several ranks are one run: runs of one rank alone look out for each other.
+        lock = Lock(share / "locks" / job.key) if share is not None and where.ranks == 1 else None
+        with nullcontext() if lock is None else lock.held(_waiting(job, display)):
+            # Whoever held the lock before may have trained it.
+            about = None if lock is None else _shared(job, out, share, where, display)
+            if about is None:
+                about = fit(plan, job, out, where, tracking, display)
+                where.wait()
+                if where.is_main:
+                    for folder in [out / "stages" / job.folder, *([] if share is None else [share / job.key])]:
+                        save_outcome(folder, modules, about)
+                where.wait()
     if where.is_main:
         drop_checkpoints(out / "checkpoints")
     for module in modules.values():
         module.requires_grad_(False).eval()
     return Outcome(job.stage.name, about)
+
+
+def _shared(job: Job, out: Path, share: Path | None, where: Devices, display: Display) -> dict[str, Any] | None:
+    """Take a stage's outcome over from the shared folder, if there is one and it lies there."""
+    about = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
+    if about is not None:
+        display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
+        if where.is_main:
+            save_outcome(out / "stages" / job.folder, job.modules(), about)
+    return about
+
+
+def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
+    return lambda holder: display.say(f"{job.stage.name}: waits for {holder}, which trains it too")
 
 
 @dataclass
