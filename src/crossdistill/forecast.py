@@ -64,9 +64,9 @@ class Forecast:
         for stage in self.stages:
             lines.append(
                 f"{stage.name:<24}{stage.method:<14}{stage.trains:>12,}{stage.epochs:>8}{stage.steps:>9,}"
-                f"{_time(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
+                f"{duration(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
             )
-        lines += ["", f"projected: {_time(self.seconds)} in all, from {TIMED_STEPS} timed steps of each stage"]
+        lines += ["", f"projected: {duration(self.seconds)} in all, from {TIMED_STEPS} timed steps of each stage"]
         lines.append(f"outputs of frozen networks, if all were kept: {self.bank_bytes / 2**20:.1f} MB")
         return "\n".join(lines)
 
@@ -81,7 +81,7 @@ def forecast(recipe: Recipe, display: Display) -> Forecast:
         display.say("loading the data")
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
         plan = prepare(recipe, dataset, where.device)
-        stages = tuple(_stage(plan, job, where) for job in plan.jobs)
+        stages = tuple(forecast_stage(plan, job, where) for job in plan.jobs)
         splits = {name: len(rows) for name, rows in dataset.splits.items()}
         device = str(where.device)
     return Forecast(
@@ -89,7 +89,8 @@ def forecast(recipe: Recipe, display: Display) -> Forecast:
     )
 
 
-def _stage(plan: Plan, job: Job, where: Devices) -> StageForecast:
+def forecast_stage(plan: Plan, job: Job, where: Devices) -> StageForecast:
+    """Time a few steps of one stage, on the weights that are there; they move."""
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
     order, epochs = job.order, job.stage.epochs
     where.reset_peak()
@@ -130,7 +131,8 @@ def _bank_bytes(plan: Plan) -> int:
     return rows * numbers * 4
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
