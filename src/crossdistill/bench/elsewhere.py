@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from crossdistill.bench.mailbox import Inbox, Outbox
 from crossdistill.bench.pool import Message, Work, attempted
@@ -20,6 +20,7 @@ class Ended:
     value: Any
 
 
+@runtime_checkable
 class Cluster(Protocol):
     """Somebody who runs jobs somewhere."""
 
@@ -46,10 +47,7 @@ class Job:
     """The file in which it says how far it is."""
 
     def __call__(self) -> tuple[str, Any]:
-        """Do it with one thread, like the workers of a local pool."""
-        import torch
-
-        torch.set_num_threads(1)
+        """Do it, like a worker of a local pool."""
         return attempted(self.work, self.task, Outbox(Path(self.mail)))
 
 

@@ -1,4 +1,4 @@
-"""Long-lived worker processes of one thread: importing torch is paid once, and a crash costs one task."""
+"""Long-lived worker processes: importing torch is paid once, and a crash costs one task."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from crossdistill.errors import CrossdistillError
 
@@ -26,6 +26,7 @@ class Message:
     value: Any
 
 
+@runtime_checkable
 class Crew(Protocol):
     """Workers, wherever they are."""
 
@@ -130,10 +131,6 @@ def _serve(work: Work, pipe: Connection) -> None:
     # The terminal's interrupt is the parent's to handle: it ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
     while True:
         try:
             task = pipe.recv()

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from crossdistill.bench.grid import Cell
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
@@ -36,7 +38,8 @@ def as_task(cell: Cell, out: Path, share: Path, split: str = "test") -> dict[str
 
 
 def train(task: dict[str, Any], send: Send) -> str:
-    """Run one cell, going on where an earlier try stopped; gives its result in a few words."""
+    """Run one cell in one thread, going on where an earlier try stopped; gives its result in a few words."""
+    torch.set_num_threads(1)
     cell, out = Cell.from_data(task["cell"]), Path(task["out"])
     recipe = cell.recipe()
     assert isinstance(recipe.data, DataConfig)
