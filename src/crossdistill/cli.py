@@ -143,27 +143,67 @@ def predict_command(
 @app.command("compare")
 def compare_command(
     data: Annotated[str, typer.Argument(metavar="DATA", help="As in `crossdistill list data`.")],
-    methods: Annotated[str | None, typer.Option("--methods", help="Names with commas.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="Names with commas (crossdistill list methods); all: every method once, without presets and ablations "
+            "(mst-distill-...), which are run when they are named.",
+        ),
+    ] = None,
     students: Annotated[
         str | None, typer.Option("--students", help="Modalities with commas; by default every one.")
     ] = None,
     teachers: Annotated[
-        str | None, typer.Option("--teachers", help="mm, cm, mm+cm with commas; by default the method's own.")
+        str | None,
+        typer.Option(
+            "--teachers",
+            help="mm (multimodal), cm (cross-modal), mm+cm with commas; by default each method's own. A method whose "
+            "own are both is run once with both where both are named.",
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs of each cell.")] = None,
     labelled: Annotated[
         str | None, typer.Option("--labelled", help="Fractions of the student's labels, with commas.")
     ] = None,
-    control: Annotated[str | None, typer.Option("--control", help="shuffled: teachers look at other rows.")] = None,
+    control: Annotated[
+        str | None,
+        typer.Option("--control", help="shuffled: teachers look at other rows, at the scarcest labels of the grid."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="FIELD=A,B,C",
+            help="Tune a field of the methods, of their stage or of its optimizer: the same number of trials for every "
+            "method, on a seed of their own, chosen on the validation split. Can be given several times.",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="MINUTES", help="Pick seeds and epochs that fit, and say so.")
+    ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="demo: the README's table.")] = None,
     settings: Settings = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core, or what the cluster has.")
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="PLACE",
+            help="local, ray[:address=...,num_gpus=...] or slurm[:slurm_partition=...,timeout_min=...]; machines share "
+            "the folder of --out.",
+        ),
+    ] = "local",
     out: Out = None,
     resume: Resume = False,
     tiny: Tiny = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they share.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells, what they share, projected time, and what cannot apply.")
+    ] = False,
 ) -> None:
-    """Train several methods under equal conditions, and print one table."""
+    """Train several methods under equal conditions, and print one table with paired statistics."""
     from crossdistill.bench.compare import compare
     from crossdistill.bench.grid import Grid
 
@@ -177,18 +217,22 @@ def compare_command(
         labelled=labelled,
         control=control,
         settings=tuple(settings or ()),
+        sweep=tuple(sweep or ()),
+        budget=budget,
         tiny=tiny,
     )
     if dry_run:
-        typer.echo(grid.text())
+        from crossdistill.bench.outline import outline
+
+        typer.echo(outline(grid, jobs, on))
         return
     folder = out or Path("runs") / f"compare-{data}"
     try:
-        comparison = compare(grid, folder, jobs=jobs, resume=resume)
+        comparison = compare(grid, folder, jobs=jobs, resume=resume, on=on)
     except KeyboardInterrupt as error:
         raise _ended(AT_ONCE, 130) from error
     typer.echo(comparison.text())
-    if comparison.failed:
+    if comparison.findings.failed:
         raise typer.Exit(1)
 
 

@@ -77,11 +77,11 @@ class Forecast:
             lines.append(
                 f"{stage.name:<24}{stage.method:<14}{stage.trains:>12,}{stage.batch_size:>7}{stage.epochs:>8}"
                 f"{stage.steps:>9,}{' / '.join(f'{1000 * s:.1f}' for s in stage.step_seconds) + ' ms':>26}"
-                f"{_time(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
+                f"{duration(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
             )
         lines += [
             "",
-            f"projected: {_time(self.seconds)} in all, from {self.timed_steps} timed steps of each stage (median)",
+            f"projected: {duration(self.seconds)} in all, from {self.timed_steps} timed steps of each stage (median)",
         ]
         lines.append(f"outputs of frozen networks, if all were kept: {self.bank_bytes / 2**20:.1f} MB")
         return "\n".join(lines)
@@ -97,7 +97,7 @@ def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -
         display.say("loading the data")
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
         plan = prepare(_thrown_away(recipe), dataset, where.device)
-        stages = tuple(_stage(plan, job, where, timed_steps) for job in plan.jobs)
+        stages = tuple(forecast_stage(plan, job, where, timed_steps) for job in plan.jobs)
         splits = {name: len(rows) for name, rows in dataset.splits.items()}
         device = str(where.device)
     return Forecast(
@@ -113,7 +113,8 @@ def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -
     )
 
 
-def _stage(plan: Plan, job: Job, where: Devices, timed_steps: int) -> StageForecast:
+def forecast_stage(plan: Plan, job: Job, where: Devices, timed_steps: int = TIMED_STEPS) -> StageForecast:
+    """Time a few steps of one stage, on the weights that are there; they move."""
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
     order, epochs = job.order, job.stage.epochs
     where.reset_peak()
@@ -166,7 +167,8 @@ def _bank_bytes(plan: Plan) -> int:
     return rows * numbers * 4
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from crossdistill.errors import FrozenError, NonFiniteError, ResumeError, Stoppe
 from crossdistill.evaluation import batches
 from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.initial import begun
+from crossdistill.lock import Holder, Lock
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
@@ -58,15 +60,17 @@ def run(
     dataset: Dataset | None = None,
     display: Display | None = None,
     stop: Stop = _never,
+    split: str = "test",
 ) -> Report:
     """Train everything that a recipe says, and evaluate on the test split once, at the end.
 
     `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
-    other runs. `banks` is a folder for what frozen networks gave, which several runs may use at a time; by default
-    `banks` in `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was
-    killed goes on with `resume`; on a finished one it does nothing. Networks of your own that train are copied: yours
-    stay as they were, and the trained student is in the folder `student` of `out` (`load_student`). Once `stop` gives
-    True, it saves where it is and ends.
+    other runs; of several runs at the same time, on any machine, one trains a stage and the others wait for it.
+    `banks` is a folder for what frozen networks gave, which several runs may use at a time; by default `banks` in
+    `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was killed
+    goes on with `resume`; on a finished one it does nothing. Networks of your own that train are copied: yours stay as
+    they were, and the trained student is in the folder `student` of `out` (`load_student`). Once `stop` gives True, it
+    saves where it is and ends. With another `split`, results are of that split, and no row of the test split is read.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
@@ -93,7 +97,7 @@ def run(
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
             for job in plan.jobs:
                 outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, stop))
-        return finish(plan, out, outcomes, where)
+        return finish(plan, out, outcomes, where, split)
 
 
 def _stage(
@@ -108,32 +112,46 @@ def _stage(
     stop: Stop,
 ) -> Outcome:
     """A stage's outcome: from this run, from a shared folder, or by training now."""
-    modules = job.modules()
-    own = out / "stages" / job.folder
-    about = load_outcome(own, modules, job.key)
-    if about is None and share is not None:
-        about = load_outcome(share / job.key, modules, job.key)
-        if about is not None:
-            display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
-            about |= {"metrics": tracking.position()}
-            if where.is_main:
-                save_outcome(own, modules, about)
+    modules, own = job.modules(), out / "stages" / job.folder
+    about = load_outcome(own, modules, job.key) or _shared(job, own, share, where, tracking, display)
     if about is None:
-        supplied, seconds = supply(job, plan.recipe.bank, banks, where, display)
-        about = fit(plan, supplied, out, where, tracking, display, stop)
-        about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds}
-        where.wait()
-        if where.is_main:
-            save_outcome(own, modules, about)
-            if share is not None:
-                save_outcome(share / job.key, modules, about)
-        where.wait()
+        # Several ranks are one run: runs of one rank alone look out for each other.
+        lock = Lock(share / "locks" / job.key) if share is not None and where.ranks == 1 else None
+        with nullcontext() if lock is None else lock.held(_waiting(job, display)):
+            # Whoever held the lock before may have trained it.
+            about = None if lock is None else _shared(job, own, share, where, tracking, display)
+            if about is None:
+                supplied, seconds = supply(job, plan.recipe.bank, banks, where, display)
+                about = fit(plan, supplied, out, where, tracking, display, stop)
+                about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds}
+                where.wait()
+                if where.is_main:
+                    for folder in [own, *([] if share is None else [share / job.key])]:
+                        save_outcome(folder, modules, about)
+                where.wait()
     tracking.settled = int(about["metrics"])
     if where.is_main:
         drop_checkpoints(out / "checkpoints")
     for module in modules.values():
         module.requires_grad_(False).eval()
     return Outcome(job.stage.name, about)
+
+
+def _shared(
+    job: Job, own: Path, share: Path | None, where: Devices, tracking: Tracking, display: Display
+) -> dict[str, Any] | None:
+    """Take a stage's outcome over from the shared folder, if there is one and it lies there."""
+    about = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
+    if about is not None:
+        display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
+        about |= {"metrics": tracking.position()}
+        if where.is_main:
+            save_outcome(own, job.modules(), about)
+    return about
+
+
+def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
+    return lambda holder: display.say(f"{job.stage.name}: waits for {holder}, which trains it too")
 
 
 @dataclass
