@@ -15,6 +15,7 @@ from crossdistill.methods.kd import KD
 from crossdistill.outputs import Want
 from crossdistill.stage import OptimizerConfig
 from crossdistill.testing import toy_dataset
+from crossdistill.testing.ranks import compare_with_one
 from crossdistill.testing.rehearsal import Contract, Rehearsal
 from crossdistill.weighting import (
     AnyWeighting,
@@ -140,6 +141,12 @@ def test_micro_batches_are_the_batch_under_every_weighting(weighting: AnyWeighti
     assert all(torch.allclose(value, two[name], rtol=1e-5, atol=1e-5) for name, value in one.items())
     states = [case.training.weighting.state_dict() for case in cases]
     assert all(torch.allclose(v, states[1][k], rtol=1e-4, atol=1e-5, equal_nan=True) for k, v in states[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", WEIGHTINGS[1:], ids=lambda config: config.name)
+def test_two_processes_are_one_under_every_weighting(weighting: AnyWeighting) -> None:
+    compare_with_one(Contract(KD(), DATA, stage={"weighting": weighting}), ranks=2, tolerance=1e-5)
 
 
 def test_learned_weights_are_in_the_optimizer() -> None:

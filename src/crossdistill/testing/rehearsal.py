@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -35,12 +35,16 @@ ROWS = 24
 
 @dataclass(frozen=True)
 class Contract:
-    """A method's settings, and the cast and data that it is checked on; `cast` holds the student first."""
+    """A method's settings, and the cast and data that it is checked on; `given` holds the student first.
+
+    `stage` are further settings of the stage, such as its weighting.
+    """
 
     settings: Settings
     dataset: Dataset
     trains: Trains = "student"
     given: Mapping[str, Network] | None = None
+    stage: Mapping[str, Any] = field(default_factory=dict)
 
     def cast(self, teachers: int, *, normalised: bool = False) -> dict[str, Network]:
         """Fresh copies of the student and of the first so many teachers."""
@@ -114,7 +118,7 @@ class Rehearsal:
             student=cast[student],
             student_name=student,
             teachers={name: cast[name] for name in others},
-            stages=(Stage.model_validate(settings | stage),),
+            stages=(Stage.model_validate(settings | dict(contract.stage) | stage),),
             seed=seed,
         )
         assert isinstance(recipe.data, Dataset)
