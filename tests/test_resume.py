@@ -26,7 +26,7 @@ from crossdistill.recipes import make
 
 ROOT = Path(__file__).resolve().parent
 RECIPE = f"{ROOT / 'resumable.py'}:three_stages"
-MEASURED = {"seconds", "peak_memory_mb"}
+MEASURED = {"seconds", "bank_seconds", "peak_memory_mb"}
 """What no two runs share: time and memory."""
 
 
