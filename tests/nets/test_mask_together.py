@@ -59,7 +59,7 @@ def test_equal_shapes_go_together_and_others_alone() -> None:
 
 def test_masks_that_are_too_large_together_run_one_after_another() -> None:
     masks, values = [mask_for((24,)) for _ in range(4)], [torch.zeros(8, 24)] * 4
-    one = 4 * 24 * 12 * (2 * 24 + 7 * 8)
+    one = 4 * 24 * 12 * (2 * 24 + 2 * 8)
     assert together(masks, values, limit=one) == [[0], [1], [2], [3]]
     assert together(masks, values, limit=2 * one) == [[0, 1], [2, 3]]
     assert together(masks, values, limit=1) == [[0], [1], [2], [3]], "one that is too large alone runs all the same"
