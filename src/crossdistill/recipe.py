@@ -1,6 +1,7 @@
 """A whole experiment as typed, frozen data: data, student, teachers, stages."""
 
 import re
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,13 @@ class Recipe(BaseModel):
         if isinstance(value, str | Mapping):
             settings = {"name": value} if isinstance(value, str) else dict(value)
             return find_data(str(settings.get("name"))).model_validate(settings)
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"wanted auto, cpu, mps, cuda or cuda:NUMBER, found {value!r}")
         return value
 
     @field_validator("tracking", mode="before")

@@ -78,6 +78,7 @@ def test_all_faults_of_all_settings_at_once_in_a_real_process(tmp_path: Path) ->
         ("checkpoints.steps=often", ["wanted a whole number, found 'often'"]),
         ("student_name=mm", ["'mm' is the student's name already; set student_name to another"]),
         ("student.options={classes: 3}", ["leave `classes` out"]),
+        ("device=tpu", ["wanted auto, cpu, mps, cuda or cuda:NUMBER, found 'tpu'"]),
         ("seed.x=1", ["seed is 0, which has nothing below it"]),
         ("labelled=0", ["wanted more than 0, found 0"]),
         ("teachers=xx", ["wanted 'mm' or 'cm' or 'mm+cm', found 'xx'"]),
