@@ -33,7 +33,8 @@ def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report |
     if path.is_file():
         if not resume:
             raise RunError(
-                f"{out} holds a run already; go on with --resume, or choose another folder with --out, or remove it"
+                f"{out} holds a run already; go on with --resume, or choose another folder with --out, or remove it "
+                "(in Python: run(recipe, out, resume=True))"
             )
         # The same recipe may have been made in another way.
         then, now = (plain | {"origin": None} for plain in (_read(path), yaml.safe_load(recipe.to_yaml())))

@@ -85,6 +85,10 @@ class Stage(BaseModel):
     def _together(self) -> "Stage":
         if self.micro_batches > self.batch_size:
             raise ValueError(f"{self.micro_batches} micro-batches cannot share a batch of {self.batch_size} rows")
+        if self.fresh and self.learner not in self.trained:
+            raise ValueError(
+                f"fresh: {self.learner!r} starts from its initial weights here, so it has to train as a whole"
+            )
         return self
 
     @property

@@ -61,6 +61,8 @@ class Student:
         """
         if len(self.network.reads) != 1:
             raise SettingError(f"this student reads {', '.join(self.network.reads)}; use logits() with all of them")
+        if not files:
+            return []
         (modality,) = self.network.reads
         rows = torch.stack([decode(self.inputs[modality], Path(file)) for file in files])
         probabilities = self.logits({modality: rows}).softmax(1)
@@ -107,7 +109,8 @@ def save_student(path: Path, network: Network, given: NetworkConfig | Network, d
 def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     """Load a student's folder.
 
-    A class that the folder names is never imported: a module that is not in the table of models is passed in.
+    A class that the folder names is never imported: a module that is not in the table of models is passed in, as a
+    `Network` where inputs or results take a way of their own.
 
     Raises:
         RunError: the folder is not a student's, or its config is damaged.
@@ -128,16 +131,17 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         model, reads = dict(config["model"]), tuple(config["reads"])
+        known, options = str(model.get("name", "")), dict(model.get("options", {}))
         specs = {name: _spec(name, spec, fitted) for name, spec in config["inputs"].items()}
         classes, taps = tuple(config["classes"]), tuple(config["taps"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path / CONFIG} is damaged: {type(error).__name__}: {error}") from error
     if module is not None:
-        network = Network(module, reads, taps)
-    elif model.get("name") in MODELS:
-        network = build_network(model["name"], reads, **model["options"])
+        network = module if isinstance(module, Network) else Network(module, reads, taps)
+    elif known in MODELS:
+        network = build_network(known, reads, **options)
     else:
-        what = model.get("name") or model.get("class")
+        what = known or model.get("class")
         raise SettingError(
             f"the student in {path} is a {what!r}, which is not in the table of models; a class that a folder names "
             "is never imported by itself: build the module yourself and call load_student(path, module=...)"
@@ -151,12 +155,18 @@ def _spec(name: str, values: Mapping[str, Any], fitted: Mapping[str, Tensor]) ->
     return InputSpec(values["kind"], tuple(values["shape"]), values["options"], own)
 
 
-def model_card(dataset: Dataset, title: str, table: str, teachers: Sequence[str], parameters: int) -> str:
-    """The student's README: what it is, what was measured, on what, and whose licences hold."""
+def model_card(
+    dataset: Dataset, title: str, table: str, teachers: Sequence[str], parameters: int, *, foreign: bool = False
+) -> str:
+    """The student's README: what it is, what was measured, on what, and whose licences hold.
+
+    A `foreign` student's module is not in the table of models: whoever loads it has to bring it.
+    """
     licences = "\n".join(
         f"- {one.name}: {one.licence} ({one.source}){'' if one.commercial else '. **Forbids commercial use.**'}"
         for one in dataset.licences
     )
+    given = ", module=YourModule()" if foreign else ""
     return f"""# {title}
 
 A student of {parameters:,} parameters, distilled with crossdistill.
@@ -179,7 +189,7 @@ Test split of `{dataset.name}`; model selection saw the validation split only.
 ```python
 from crossdistill import load_student
 
-student = load_student("this folder")
+student = load_student("this folder"{given})
 student.predict(["a file"])
 ```
 """

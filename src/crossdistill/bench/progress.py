@@ -94,6 +94,7 @@ class GridProgress:
         if self._live or now - self._said < LINE_EVERY_S or not self._done_steps:
             return
         self._said = now
-        left = (now - self._began) * (self._steps - self._done_steps) / self._done_steps
-        share = self._done_steps / max(1, self._steps)
+        # Filling banks counts a little more than was planned: the end is never behind us.
+        share = min(1.0, self._done_steps / max(1, self._steps))
+        left = (now - self._began) * (1 / share - 1)
         self._console.print(f"{self._title()}, {share:.0%} of all steps, about {left:.0f} s left", highlight=False)

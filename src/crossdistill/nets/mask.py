@@ -6,8 +6,8 @@ MST-Distill, section 3.3 and equations 5 to 7 (arXiv 2507.07015). The reference 
 
 Everything after the attention weights is linear, so the value, output and final projections fold into one scalar for
 each token and head, and only that scalar is averaged by the weights: 1.5 L³ multiply-adds instead of 2.5 L³ at
-d = L / 2, equal to rounding, in value and in every parameter's gradient. The parameters stay the reference's own, so
-its state dictionaries load strictly.
+d = L / 2, equal to rounding, in value and in every parameter's gradient (`attention` computes it). The parameters stay
+the reference's own, so its state dictionaries load strictly.
 
 Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill.errors import SettingError, ShapeError
+from crossdistill.nets.attention import unit_logits
 
 
 def mask_width(length: int, heads: int, width_factor: int) -> int:
@@ -68,11 +69,19 @@ class MaskNet1d(nn.Module):
             SettingError: the width is no positive multiple of the heads.
         """
         super().__init__()
-        _check_width(width, heads)
+        check_width(width, heads)
         self.embed = nn.Linear(length, length * width)
         # Holds, names and initialises the parameters as the reference does; its own forward is never run.
         self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
+        """One number for each unit: the value itself, (B, L) or (B, L, 1, 1), flattened.
+
+        Raises:
+            ShapeError: the value is no batch of vectors of this length.
+        """
+        return flat_vector(value, self.embed.in_features)
 
     def forward(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
         """Mask of each row for vectors (B, L) or (B, L, 1, 1).
@@ -80,10 +89,7 @@ class MaskNet1d(nn.Module):
         Raises:
             ShapeError: the value is no batch of vectors of this length.
         """
-        length = self.embed.in_features
-        if value.shape[1:] not in ((length,), (length, 1, 1)):
-            raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {length})")
-        return torch.sigmoid(_unit_logits(value.flatten(1), self.embed, self.mha, self.fc))
+        return torch.sigmoid(unit_logits(self.vector(value), self.embed, self.mha, self.fc))
 
 
 class MaskNet2d(nn.Module):
@@ -96,12 +102,20 @@ class MaskNet2d(nn.Module):
             SettingError: the width is no positive multiple of the heads.
         """
         super().__init__()
-        _check_width(width, heads)
+        check_width(width, heads)
         self.spatial_reduce = SpatialReduction(channels)
         self.embed = nn.Linear(channels, channels * width)
         # As in MaskNet1d: parameters only.
         self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
+        """One number for each channel: the map reduced over space.
+
+        Raises:
+            ShapeError: the value is no batch of maps with this number of channels.
+        """
+        return reduced_maps(value, self.embed.in_features, self.spatial_reduce)
 
     def forward(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
         """Mask of each row for maps.
@@ -109,10 +123,7 @@ class MaskNet2d(nn.Module):
         Raises:
             ShapeError: the value is no batch of maps with this number of channels.
         """
-        channels = self.embed.in_features
-        if value.ndim != 4 or value.shape[1] != channels:
-            raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {channels}, H, W)")
-        return torch.sigmoid(_unit_logits(self.spatial_reduce(value), self.embed, self.mha, self.fc))
+        return torch.sigmoid(unit_logits(self.vector(value), self.embed, self.mha, self.fc))
 
 
 class SpatialReduction(nn.Module):
@@ -133,39 +144,40 @@ class SpatialReduction(nn.Module):
         return reduced.mean(dim=(2, 3))
 
 
-def _check_width(width: int, heads: int) -> None:
+def flat_vector(value: Tensor, length: int) -> Tensor:
+    """Vectors (B, L) or (B, L, 1, 1) as (B, L).
+
+    Raises:
+        ShapeError: the value is no batch of vectors of this length.
+    """
+    if value.shape[1:] not in ((length,), (length, 1, 1)):
+        raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {length})")
+    return value.flatten(1)
+
+
+def reduced_maps(value: Tensor, channels: int, reduction: SpatialReduction) -> Tensor:
+    """Maps (B, C, H, W) as one number for each channel.
+
+    Raises:
+        ShapeError: the value is no batch of maps with this number of channels.
+    """
+    if value.ndim != 4 or value.shape[1] != channels:
+        raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {channels}, H, W)")
+    reduced: Tensor = reduction(value)
+    return reduced
+
+
+def check_width(width: int, heads: int) -> None:
+    """Refuse a width that the heads do not share evenly.
+
+    Raises:
+        SettingError: the width is no positive multiple of the heads.
+    """
     if heads < 1 or width < 1 or width % heads:
         raise SettingError(f"mask: width {width} is no positive multiple of {heads} heads")
 
 
-def _unit_logits(vector: Tensor, embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear) -> Tensor:
-    """(B, L) -> (B, L): what the sigmoid turns into the mask, in the folded form of the module's docstring.
-
-    With attention weights A of head h, out_proj and fc give Σ_h Σ_j A_ij (u_h · v_j) + c, where u = fc.weight @
-    out_proj.weight; u_h · v_j is linear in token j, so its weights join those of query and key. The weights of A sum
-    to 1, which lets the value bias pass through them. Nothing is detached, so the original parameters get their
-    gradients through u.
-    """
-    width, heads = mha.embed_dim, mha.num_heads
-    rows, length = vector.shape
-    tokens = embed(vector).view(rows, length, width)
-    weight, bias = mha.in_proj_weight, mha.in_proj_bias
-    direction = (fc.weight @ mha.out_proj.weight).view(heads, width // heads)
-    scalar_weight = torch.einsum("he,hed->hd", direction, weight[2 * width :].view(heads, width // heads, width))
-    scalar_bias = (direction * bias[2 * width :].view(heads, width // heads)).sum(dim=1)
-    joint = functional.linear(
-        tokens, torch.cat([weight[: 2 * width], scalar_weight]), torch.cat([bias[: 2 * width], scalar_bias])
-    )
-    query, key, scalar = torch.split(joint, [width, width, heads], dim=2)
-    by_head = (rows, length, heads, width // heads)
-    attended = _attend_scalars(
-        query.reshape(by_head).transpose(1, 2), key.reshape(by_head).transpose(1, 2), scalar.transpose(1, 2)
-    )
-    constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
-    return attended.sum(dim=1) + constant
-
-
-def _attend_scalars(query: Tensor, key: Tensor, scalar: Tensor) -> Tensor:
+def attend_scalars(query: Tensor, key: Tensor, scalar: Tensor) -> Tensor:
     """softmax(query · key / sqrt(e)) @ scalar for (B, h, L, e), (B, h, L, e), (B, h, L), as (B, h, L).
 
     Zero columns bring the shapes to what the fused kernels accept, since the fallback would store all h · L² weights:
