@@ -1,7 +1,6 @@
 """Two processes started by torchrun equal one, through the real command line, on the CPU."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
