@@ -92,10 +92,11 @@ def killed_at(call: int, before: bool, work: Callable[[], object]) -> int:
             count[0] += 1
             if count[0] == call and before:
                 os.kill(os.getpid(), signal.SIGKILL)
-            done = real(*args, **named)
-            if count[0] == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return done
+            try:
+                return real(*args, **named)
+            finally:
+                if count[0] == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return rename
 

@@ -58,8 +58,8 @@ def take(out: Path, recipe: Recipe, where: Devices) -> None:
         StorageError: it cannot be written.
     """
     if where.is_main:
-        # What a killed process was writing at that moment; only this run writes here.
-        for folder in (out, out / "stages"):
+        # What a killed process was writing at that moment; nobody else writes here.
+        for folder in (out, out / "stages", out / "banks"):
             for path in folder.glob(".*.tmp"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)

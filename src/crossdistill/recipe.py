@@ -1,7 +1,6 @@
 """A whole experiment as typed, frozen data: data, student, teachers, stages."""
 
 import re
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal

@@ -141,5 +141,6 @@ def test_as_slurm_jobs_through_the_local_executor(tmp_path: Path, whole: list[tu
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(SECONDS) == 0, log_of(out)
     assert "it is tried once more" in log_of(out)
-    assert len(list((out / "slurm").glob("*_submitted.pkl"))) == 0
+    # One job for each cell, and one for the second try.
+    assert len(list((out / "slurm").glob("*_submitted.pkl"))) == CELLS + 1
     assert numbers(out) == whole

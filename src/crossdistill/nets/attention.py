@@ -37,6 +37,9 @@ def unit_logits(
     vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear
 ) -> Float[Tensor, "B L"]:
     """What the sigmoid turns into the mask; half precision where autocast says so, softmax in float32 all the same."""
+    if len(vector) == 0:
+        # A rank without rows: nothing to attend to, but its gradient, zero, is still waited for.
+        return functional.linear(vector, embed.weight[: vector.shape[1]])
     kind = vector.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else vector.dtype
     with torch.autocast(kind, enabled=False):

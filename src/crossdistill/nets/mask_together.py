@@ -57,6 +57,9 @@ def _unit_logits(vectors: Tensor, masks: Sequence[MaskNet1d | MaskNet2d]) -> Ten
         return torch.stack([pick(mask) for mask in masks])
 
     embed_weight, embed_bias = stacked(lambda m: m.embed.weight), stacked(lambda m: m.embed.bias)
+    if vectors.shape[1] == 0:
+        # A rank without rows: nothing to attend to, but its gradient, zero, is still waited for.
+        return torch.bmm(vectors, embed_weight[:, : vectors.shape[2]].transpose(1, 2))
     tokens = torch.baddbmm(embed_bias.unsqueeze(1), vectors, embed_weight.transpose(1, 2))
     with torch.autocast(vectors.device.type, enabled=False):
         fc_weight = stacked(lambda m: m.fc.weight)
