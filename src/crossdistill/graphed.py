@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ Move = Callable[[Batch, Progress], dict[str, Tensor]]
 """One optimizer step on a batch, and its numbers."""
 
 
+@runtime_checkable
 class Graphs(Protocol):
     """Whatever can record work and repeat it."""
 
