@@ -1,7 +1,6 @@
 """The command line as tests use it: in this process, or as a process of its own."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -71,21 +70,14 @@ def process(
 def finished(
     words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> Said:
-    """Any process, run to its end; one that takes too long is ended with all that it started."""
-    child = subprocess.Popen(
+    """Any process, run to its end."""
+    done = subprocess.run(
         list(words),
         cwd=cwd,
         env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        start_new_session=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
     )
-    try:
-        out, err = child.communicate(timeout=timeout)
-    except BaseException:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        raise
-    return Said(child.returncode, out, err)
+    return Said(done.returncode, done.stdout, done.stderr)

@@ -31,7 +31,6 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "collaborate-absent": {"method": "collaborate", "absent": 0.5},
     "specialise-absent": {"method": "specialise", "absent": 0.5},
     "route-absent": {"method": "route", "absent": 0.5},
-    "longer": {"method": "route", "weighting": "loss-ratio", "epochs": 15, "every": 3},
 }
 
 

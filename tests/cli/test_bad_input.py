@@ -190,7 +190,10 @@ def test_faults_in_a_recipe_file_say_where(crossdistill: Command, tmp_path: Path
 def test_a_live_recipe_is_refused_with_the_reason_and_the_way_out(tmp_path: Path) -> None:
     """Run from its function, refused from its file, and the command in the refusal works: all of it real."""
     recipe = f"{FILES}:live"
-    assert process("run", recipe, "--out", "out", "--set", "epochs=0", cwd=tmp_path).status == 0
+    done = process("run", recipe, "--out", "out", "--set", "epochs=0", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "| toy | first | 100% | kd |" in done.out
+    assert "results: out/results.json" in done.err
     said = process("run", "out/recipe.yaml", cwd=tmp_path)
     assert said.status == 2
     has(said, "data, student, teachers.teacher-0: built from live objects", f"crossdistill run {recipe} --set epochs=0")

@@ -38,8 +38,8 @@ def unit_logits(
 ) -> Float[Tensor, "B L"]:
     """What the sigmoid turns into the mask; half precision where autocast says so, softmax in float32 all the same."""
     if len(vector) == 0:
-        # A rank without rows: nothing to attend to, but its gradient, zero, is still waited for.
-        return functional.linear(vector, embed.weight[: vector.shape[1]])
+        # A rank without rows: nothing to attend to, but a gradient of zero for every parameter is still waited for.
+        return vector + torch.stack([one.sum() for layer in (embed, mha, fc) for one in layer.parameters()]).sum()
     kind = vector.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else vector.dtype
     with torch.autocast(kind, enabled=False):
