@@ -178,6 +178,34 @@ def test_work_that_cannot_be_recorded_says_why() -> None:
         step(batch, Progress())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device, and there is none")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_captured_steps_are_the_steps(precision: str, tmp_path: Path) -> None:
+    found = []
+    for name, graphs in (("eager", False), ("graphed", True)):
+        student, *others = (cast := toy_cast(DATA)).keys()
+        stage = Stage(method=Route(), epochs=3, batch_size=16, cuda_graphs=graphs, precision=precision, source="banked")
+        recipe = Recipe(
+            data=DATA,
+            student=cast[student],
+            student_name=student,
+            teachers={other: cast[other] for other in others},
+            stages=(stage,),
+            device="cuda",
+        )
+        run(recipe, tmp_path / name)
+        found.append(json.loads((tmp_path / name / "stages" / "00-route" / "outcome.json").read_text())["history"])
+    for one, other in zip(*found, strict=True):
+        assert one["student"] == pytest.approx(other["student"], rel=1e-3)
+
+
+def test_switches_are_kept_with_the_recipe() -> None:
+    stage = Stage(method=KD(), epochs=1, precision="bfloat16", compile=True, cuda_graphs=True)
+    assert Stage.model_validate(json.loads(stage.model_dump_json())) == stage
+    with pytest.raises(ValueError, match="precision"):
+        Stage(method=KD(), epochs=1, precision="half")  # type: ignore[arg-type]
+
+
 def test_graphs_are_refused_where_they_cannot_be() -> None:
     with pytest.raises(RecipeError, match="cuda_graphs: this device is cpu; set cuda_graphs to false"):
         rehearsal(cuda_graphs=True)
