@@ -100,6 +100,7 @@ class Script:
         self.command = " ".join(
             [f"python benchmarks/{name}", *(f"{option} {value}" for option, value in told.items() if value is not None)]
         )
+        self.clock: str = options.clock
         self._clock = time.perf_counter if options.clock == "wall" else time.process_time
         self._rounds: int | None = options.rounds
         self._out: Path | None = options.out

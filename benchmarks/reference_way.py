@@ -1,11 +1,11 @@
 """MST-Distill the way the released code works through it, written anew and plainly from a description of that code.
 
-What makes it dear is kept: each mask has its own full pass of its teacher and its own optimizer; masks are computed in the
-plain form, with all attention weights; backward runs through the frozen layers and adds up gradients that nobody uses;
-masks stay on the teachers in the third stage, so that the second of a teacher comes on top of the first; and what a step
-computed lives until the next one has computed its own. What is left out is dear for other reasons: data as Python lists,
-metrics that nobody reads, and copies of the inputs. Its numbers are the library's recipe `mst-distill-release`
-(tests/test_benchmarks.py).
+What makes it dear is kept: each mask has its own full pass of its teacher and its own optimizer; masks are computed in
+the plain form, with all attention weights; backward runs through the frozen layers and adds up gradients that nobody
+uses; masks stay on the teachers in the third stage, so that the second of a teacher comes on top of the first; and what
+a step computed lives until the next one has computed its own. What is left out is dear for other reasons: data as
+Python lists, metrics that nobody reads, copies of the inputs. Its numbers are those of the library's recipe
+`mst-distill-release` (tests/test_benchmarks.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """What the benchmarks run on: the AV-MNIST networks and masks at their published sizes, on random numbers.
 
-How long a step takes, and how much memory, depends on shapes and not on values, so data are random and nothing has to be
-downloaded. Only the rows are fewer.
+How long a step takes, and how much memory, depends on shapes and not on values, so data are random and nothing has to
+be downloaded. Only the rows are fewer.
 """
 
 import copy
@@ -70,7 +70,6 @@ class Course:
         folder.mkdir(parents=True, exist_ok=True)
         self.job, self.bank_seconds = supply(job, plan.recipe.bank, folder / "banks", self._where, Quiet())
         frozen = [*plan.members.values(), *(other.method for other in plan.jobs)]
-        self._frozen = frozen
         self.training = Training(self.job, frozen, self._where)
         self._tracking = Tracking(folder)
         self._watch = Watch(job.stage.name, device.type, self._tracking, lambda: "")
@@ -83,10 +82,6 @@ class Course:
     def sources(self) -> str:
         """What is banked and what is live."""
         return "; ".join(explained(self.job.choices))
-
-    def ready(self) -> None:
-        """Take over the networks: another stage of the same plan may have frozen what trains here."""
-        self.training = Training(self.job, self._frozen, self._where)
 
     def epoch(self) -> dict[str, float]:
         """One epoch with its validation."""

@@ -1,8 +1,8 @@
 """An epoch of `specialise` at the widths of AV-MNIST / the reference's way, for the image student.
 
-The reference's way runs the whole teacher for each mask, computes masks plainly and goes backward through frozen layers.
-Here what fits the room for banks at all rows of AV-MNIST is banked (vectors), and the rest (maps) has its stem run live,
-once for all masks of a teacher; the script says which. Both sides validate.
+The reference's way runs the whole teacher for each mask, computes masks plainly and goes backward through frozen
+layers. Here what fits the room for banks at all rows of AV-MNIST is banked (vectors), and the rest (maps) has its stem
+run live, once for all masks of a teacher; the script says which. Both sides validate.
 """
 
 from both_ways import BothWays

@@ -1,8 +1,8 @@
 """What banked distillation adds to training the student alone: an epoch of `route` and of `kd` / one of `supervised`.
 
-Banked, a stage reads logits of the teachers by sample id, and it does not matter which networks gave them: here these are
-untrained students, so that filling the banks takes no time. All three stages run through the same loop, with validation.
-On CUDA steps are replayed as graphs, on both sides.
+Banked, a stage reads logits of the teachers by sample id, and it does not matter which networks gave them: here these
+are untrained students, so that filling the banks takes no time. All three stages run through the same loop, with
+validation. On CUDA steps are replayed as graphs, on both sides.
 """
 
 from collections.abc import Sequence
