@@ -1,4 +1,4 @@
-"""Reading a batch of random rows from a bank / indexing a plain tensor in memory.
+"""Reading a batch of random rows from a bank / index_select on a plain tensor in memory.
 
 50,000 rows of 512 float16 numbers, batches of 512. The bank finds each sample's row by its id, verifies it, and takes
 it from the file (mapped, and in the page cache after the first round) or from memory where it is held.
@@ -41,7 +41,7 @@ def main() -> None:
 
     def index() -> None:
         for each in rows:
-            plain[each]
+            plain.index_select(0, each)
 
     assert torch.equal(bank.read(ids[0]), plain[rows[0]])
     assert np.load(bank.path / "values.npy", mmap_mode="r").dtype == np.float16

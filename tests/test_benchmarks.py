@@ -1,5 +1,6 @@
 """The benchmarks' reference way gives the library's numbers, and their figures are measured and written as they say."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,78 @@ def bench() -> Iterator[ModuleType]:
         for name in set(sys.modules) - before:
             if str(ROOT / "benchmarks") in str(getattr(sys.modules[name], "__file__", "")):
                 del sys.modules[name]
+
+
+def script(measure: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["benchmarks/some.py", "--device", "cpu", *options])
+    return measure.Script("benchmarks/some.py")
+
+
+def test_two_sides_are_timed_in_turn(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import measure
+
+    turns: list[str] = []
+    found = script(measure, monkeypatch).alternate([lambda: turns.append("a"), lambda: turns.append("b")], 3)
+    assert "".join(turns) == "ab" + "abbaab", "one round to warm up, then forwards and backwards"
+    assert [len(seconds) for seconds in found] == [3, 3]
+    assert "".join(turns[-2:]) == "ab"
+
+
+def test_a_ratio_is_that_of_neighbours(bench: Any) -> None:
+    import measure
+
+    found = measure.ratios([1.0, 20.0, 3.0], [2.0, 10.0, 2.0])
+    assert found.values == (0.5, 2.0, 1.5)
+    assert found.median == 1.5
+    assert found.spread == 0.75
+    assert measure.quartile_distance([1.0]) == 0
+
+
+def test_figures_are_written_as_they_come(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import measure
+
+    one = script(measure, monkeypatch, "--out", str(tmp_path / "found.json"), "--rounds", "2", "--clock", "processor")
+    one.value("memory", 0.2, 0.1)
+    one.ratio("time", measure.ratios([1.0, 1.0], [2.0, 4.0]), 0.5)
+    assert json.loads((tmp_path / "found.json").read_text()) == [
+        {"name": "memory", "value": 0.2, "limit": 0.1, "spread": 0.0, "device": "cpu", "command": one.command},
+        {"name": "time", "value": 0.375, "limit": 0.5, "spread": 0.125, "device": "cpu", "command": one.command},
+    ]
+    assert one.command == "python benchmarks/some.py --rounds 2 --clock processor"
+    assert one.rounds(9) == 2
+    assert "MISSED" in capsys.readouterr().out
+
+
+def test_the_table_replaces_the_one_before(bench: Any) -> None:
+    import measure
+    import run
+
+    figures = [measure.Figure("time", 0.5, 0.4, 0.1, "cpu", "x"), measure.Figure("switch", 2, None, 0, "cpu", "x")]
+    text = run.table(figures)
+    assert "| time | **0.500 ± 0.100** | 0.4 | cpu |" in text
+    assert "| switch | 2.000 ± 0.000 |  | cpu |" in text
+    page = f"before\n{run.BEGIN}old\n{run.END}after\n"
+    assert run.with_table(page, text) == f"before\n{run.BEGIN}{text}{run.END}after\n"
+    assert run.BEGIN in run.README.read_text()
+    with pytest.raises(SystemExit):
+        run.with_table("no markers", text)
+
+
+def test_every_script_is_run(bench: Any) -> None:
+    import run
+
+    found = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "Script(__file__)" in path.read_text()}
+    assert found == set(run.SCRIPTS)
+
+
+def test_bytes_kept_for_backward_are_counted_once(bench: Any) -> None:
+    import masknet
+
+    layers = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid(), nn.Sigmoid())
+    value = torch.randn(7, 3)
+    assert masknet.saved_bytes(layers, value) == 4 * (7 * 3 + 7 * 5 + 7 * 5)
 
 
 def case(bench: Any, student: str) -> tuple[Plan, Any, Any, list[Any], list[Any]]:
@@ -80,7 +153,10 @@ def assert_same_gradients(own: nn.Module, theirs: nn.Module, what: str) -> None:
     assert compared == len(pairs) > 0
 
 
-@pytest.mark.parametrize("student", ["image", "audio"])
+STUDENTS = ["image", pytest.param("audio", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("student", STUDENTS)
 def test_collaboration_is_the_same(bench: Any, student: str, tmp_path: Path) -> None:
     plan, _, reference, train, _ = case(bench, student)
     reference.collaborate_epoch(train)
@@ -94,7 +170,7 @@ def test_collaboration_is_the_same(bench: Any, student: str, tmp_path: Path) -> 
         assert_same_gradients(network.module, members[name].module, name)
 
 
-@pytest.mark.parametrize("student", ["image", "audio"])
+@pytest.mark.parametrize("student", STUDENTS)
 def test_masks_are_the_same(bench: Any, student: str, tmp_path: Path) -> None:
     plan, _, reference, train, validation = case(bench, student)
     reference.specialise_epoch(train, validation)
@@ -109,7 +185,7 @@ def test_masks_are_the_same(bench: Any, student: str, tmp_path: Path) -> None:
     assert stem.weight.grad is not None, "gradients of the frozen stem are computed, as the reference does"
 
 
-@pytest.mark.parametrize("student", ["image", "audio"])
+@pytest.mark.parametrize("student", STUDENTS)
 def test_routing_is_the_same(bench: Any, student: str, tmp_path: Path) -> None:
     plan, _, reference, train, validation = case(bench, student)
     reference.route_epoch(train, validation)
