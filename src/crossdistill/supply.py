@@ -24,7 +24,7 @@ from crossdistill.source import Choice, banked_rows, explained, wanted_shape
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Keyed, Live, Masked, Shuffled, Teacher
 
-PASS_ROWS = {"cpu": 64}
+PASS_ROWS = {"cpu": 16}
 """Rows of one pass while a block is computed, by the kind of device (elsewhere all of them): it is the peak of memory
 of a stage that reads nothing but banks, and a CPU is no faster with more."""
 
