@@ -71,20 +71,27 @@ class Forecast:
             f"members (parameters): {members}",
             "",
             f"{'stage':<24}{'method':<14}{'trains':>12}{'batch':>7}{'epochs':>8}{'steps':>9}"
-            f"{'a step (quartiles)':>26}{'time':>10}{'memory':>10}  teachers",
+            f"  {'a step (quartiles)':>28}{'time':>10}{'memory':>10}  teachers",
         ]
         for stage in self.stages:
             lines.append(
                 f"{stage.name:<24}{stage.method:<14}{stage.trains:>12,}{stage.batch_size:>7}{stage.epochs:>8}"
-                f"{stage.steps:>9,}{' / '.join(f'{1000 * s:.1f}' for s in stage.step_seconds) + ' ms':>26}"
+                f"{stage.steps:>9,}  {_quartiles(stage.step_seconds):>28}"
                 f"{duration(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
             )
         lines += [
             "",
             f"projected: {duration(self.seconds)} in all, from {self.timed_steps} timed steps of each stage (median)",
         ]
-        lines.append(f"outputs of frozen networks, if all were kept: {self.bank_bytes / 2**20:.1f} MB")
+        size = f"{self.bank_bytes / 2**20:.1f} MB" if self.bank_bytes >= 2**20 else f"{self.bank_bytes / 2**10:.1f} kB"
+        lines.append(f"outputs of frozen networks, if all were kept: {size}")
         return "\n".join(lines)
+
+
+def _quartiles(seconds: tuple[float, ...]) -> str:
+    """In milliseconds, or in seconds where they are long."""
+    factor, unit = (1000, "ms") if seconds[-1] < 10 else (1, "s")
+    return " / ".join(f"{factor * one:.1f}" for one in seconds) + f" {unit}"
 
 
 def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -> Forecast:
