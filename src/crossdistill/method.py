@@ -18,6 +18,11 @@ STUDENT = "student"
 """The name under which a method speaks of the network that learns, whatever the recipe calls it."""
 
 
+def module_key(name: str) -> str:
+    """A name as a submodule may have it: teachers and nested layers have dots in theirs."""
+    return name.replace(".", "/")
+
+
 def _alone(rows: Tensor) -> Tensor:
     return rows
 

@@ -160,13 +160,26 @@ class Masked:
             cut = given.cuts[tap]
             if len(cut.value) == 0:
                 return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
-            outputs = self.base.tail(tap)(cut.rewritten(apply_mask(cut.value, mask(cut.value))))
+            outputs = self.base.tail(tap)(cut.rewritten(self._bent(cut.value, mask)))
             return replace(outputs, source=self.name, rows=given.rows)
         present = batch.rows_with(self.modalities)
         rows = None if present is None else present.nonzero().flatten()
         part = batch if rows is None else batch.select(rows)
-        edits = {tap: lambda value, mask=mask: apply_mask(value, mask(value)) for tap, mask in self.masks.items()}
+        edits = {tap: lambda value, mask=mask: self._bent(value, mask) for tap, mask in self.masks.items()}
         return replace(self.base.network.edited(part, edits), source=self.name, rows=rows)
+
+    def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
+        """What goes on from a tap instead of its value."""
+        return apply_mask(value, mask(value))
+
+
+class Filled(Masked):
+    """A frozen teacher some of whose units at a tap are replaced by what they are on average (MGDFR)."""
+
+    def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
+        """The value as its `Fill` leaves it."""
+        filled: Tensor = mask(value)
+        return filled
 
 
 class Shuffled:
