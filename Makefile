@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## train the demo's students and print the table (runs/demo)
-	$(BIN)/python -m crossdistill compare av-digits --preset demo --out runs/demo
+	$(BIN)/python -m crossdistill compare av-digits --preset demo --out runs/demo --resume
 
 test: $(STAMP) ## the fast tests, two processes
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"

@@ -103,13 +103,9 @@ class Batch:
 
     def select(self, rows: Tensor) -> "Batch":
         """These rows alone (an index or a mask); `total_rows` stays what it was."""
-
-        def pick(value: Input) -> Input:
-            return value[rows] if isinstance(value, Tensor) else {name: part[rows] for name, part in value.items()}
-
         index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         return Batch(
-            inputs={name: pick(value) for name, value in self.inputs.items()},
+            inputs={name: _rows_of(value, rows) for name, value in self.inputs.items()},
             ids=self.ids[rows],
             view=None if self.view is None else self.view[rows],
             targets=None if self.targets is None else self.targets[rows],
@@ -132,10 +128,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same rows on another device."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            return {name: move(part) for name, part in value.items()} if isinstance(value, Mapping) else value
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+def _rows_of(value: Input, rows: Tensor) -> Input:
+    return value[rows] if isinstance(value, Tensor) else {name: part[rows] for name, part in value.items()}
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return {name: _moved(part, device) for name, part in value.items()} if isinstance(value, Mapping) else value

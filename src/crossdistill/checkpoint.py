@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from crossdistill.errors import RunError
+from crossdistill.errors import DataError, RunError, ShapeError
 from crossdistill.storage import atomic_folder, file_hash, write_json
 
 WEIGHTS, STATE, ABOUT = "weights.safetensors", "state.pt", "about.json"
@@ -38,7 +38,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     name = f"{checkpoint.stage:02d}-{checkpoint.epoch:05d}-{checkpoint.step:07d}"
     with atomic_folder(folder / name) as temporary:
         save_file({key: value.contiguous() for key, value in checkpoint.tensors.items()}, temporary / WEIGHTS)
-        torch.save(dict(checkpoint.state), temporary / STATE)
+        try:
+            torch.save(dict(checkpoint.state), temporary / STATE)
+        except RuntimeError as error:
+            # torch says in C++ that a file could not be written.
+            raise OSError(f"{STATE} was not written: {' '.join(str(error).split())}") from error
         about = {"stage": checkpoint.stage, "epoch": checkpoint.epoch, "step": checkpoint.step}
         (temporary / ABOUT).write_text(json.dumps(about))
     for old in sorted(_complete(folder))[:-keep]:
@@ -56,6 +60,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             continue
         return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
     return None
+
+
+def newest_name(folder: Path) -> str | None:
+    """What the newest complete checkpoint is called."""
+    return max((path.name for path in _complete(folder)), default=None)
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -81,6 +90,44 @@ def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], pre
     for name, module in modules.items():
         start = f"{prefix}{name}/"
         module.load_state_dict({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        DataError: it is not there, damaged, or no such file; names it.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: damaged, or no safetensors file: {error}") from error
+
+
+def load_weights(module: nn.Module, path: Path, who: str) -> None:
+    """Load a safetensors file into a module, strictly.
+
+    Raises:
+        DataError: the file cannot be read.
+        ShapeError: it does not fit; says which weights are missing, unknown, or of another shape.
+    """
+    found = read_weights(path)
+    wanted = module.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in found and found[name].shape != value.shape
+        ],
+    }
+    said = [f"{what}: {', '.join(n[:3])}{f' and {len(n) - 3} more' * (len(n) > 3)}" for what, n in faults.items() if n]
+    if said:
+        raise ShapeError(f"the weights in {path} do not fit {who}; {'; '.join(said)}")
+    module.load_state_dict(found)
 
 
 def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[str, Any]) -> None:
@@ -111,7 +158,10 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
         return None
     about: dict[str, Any] = json.loads(file.read_text())
     if about["key"] != key:
-        raise RunError(f"{path} holds the outcome of another stage than this recipe's; choose another folder")
+        raise RunError(
+            f"{path} was trained by another stage {about['stage']!r}: its recipe is the same, but the data, or weights "
+            "that it starts from, are not what they were. Start anew in another folder"
+        )
     for name, module in modules.items():
         weights = path / f"{name}.safetensors"
         if not weights.is_file() or file_hash(weights) != about["files"].get(name):

@@ -1,8 +1,9 @@
 """One device to many machines: the only file that knows of ranks (torchrun's variables), DDP and accelerators."""
 
+import inspect
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class Devices:
         self.device = device
         self.rank = rank
         self.ranks = ranks
+        self._gathering: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -34,7 +36,11 @@ class Devices:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         # A part may get no rows on some rank (its modality is absent there): it then joins with a zero gradient.
-        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False)
+        # Buffers agree when `agree` is called. torch 2.13 has another name for leaving them alone in each pass.
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        alone: dict[str, Any] = {name: False}
+        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True, **alone)
 
     def unsynced(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Backward passes in here leave gradients where they are."""
@@ -46,23 +52,29 @@ class Devices:
             dist.all_reduce(value)
         return value
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks; gradient flows to this rank's own.
+    def agree(self, modules: Iterable[nn.Module]) -> None:
+        """Give every rank the main rank's buffers: batch norm counts what its own rank saw, and one rank is saved."""
+        if self.ranks > 1:
+            for module in modules:
+                for buffer in module.buffers():
+                    dist.broadcast(buffer, src=0)
 
-        DDP adds up the ranks' gradients, and each rank's part of a batch-level loss is the gradient to its own rows.
-        """
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, with gradient: each rank's rows receive what the losses of all ranks want of them."""
         if self.ranks == 1:
             return rows
-        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.ranks)]
-        dist.all_gather(counts, torch.tensor([len(rows)], device=self.device))
-        longest = max(int(count) for count in counts)
-        padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=self.device)
-        padded[: len(rows)] = rows.detach()
-        everyone = [torch.empty_like(padded) for _ in range(self.ranks)]
-        dist.all_gather(everyone, padded)
-        pieces = [piece[: int(count)] for piece, count in zip(everyone, counts, strict=True)]
-        pieces[self.rank] = rows
-        return torch.cat(pieces)
+        if self._gathering is None:
+            # Apart from DDP's: its sums of gradients come in between in another order on each rank.
+            self._gathering = dist.new_group()
+        own = torch.tensor([len(rows), rows.requires_grad], device=self.device)
+        everyone = [torch.zeros_like(own) for _ in range(self.ranks)]
+        dist.all_gather(everyone, own, self._gathering)
+        counts = [int(count) for count, _ in everyone]
+        if any(bool(wanted) for _, wanted in everyone) and not rows.requires_grad and torch.is_grad_enabled():
+            # Whoever has no gradient to receive still has to be there when the others receive theirs.
+            rows = rows.detach().requires_grad_()
+        apply: Callable[..., Tensor] = _Gathered.apply
+        return apply(rows, counts, self.rank, self._gathering)
 
     def same(self, value: str) -> str:
         """The main rank's text, on every rank."""
@@ -71,6 +83,13 @@ class Devices:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def everyone(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank."""
+        box = [value] * self.ranks
+        if self.ranks > 1:
+            dist.all_gather_object(box, value)
+        return box
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -82,11 +101,7 @@ class Devices:
         own = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.ranks == 1:
-            return {"ranks": [own]}
-        box: list[Any] = [None] * self.ranks
-        dist.all_gather_object(box, own)
-        return {"ranks": box}
+        return {"ranks": self.everyone(own)}
 
     def restore_random_state(self, state: dict[str, Any]) -> None:
         """Take up what `random_state` gave."""
@@ -111,6 +126,25 @@ class Devices:
             lines = Path("/proc/self/status").read_text().splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all ranks, one rank after another; backward, their gradients are summed over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int, group: Any) -> Tensor:
+        padded = rows.new_zeros((max(1, *counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        everyone = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(everyone, padded, group)
+        ctx.own, ctx.group = slice(sum(counts[:rank]), sum(counts[: rank + 1])), group
+        return torch.cat([piece[:count] for piece, count in zip(everyone, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        whole = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole, group=ctx.group)
+        return whole[ctx.own], None, None, None
 
 
 @contextmanager

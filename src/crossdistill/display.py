@@ -2,7 +2,7 @@
 
 import sys
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 
+@runtime_checkable
 class Display(Protocol):
     """Who is told how far things are."""
 
@@ -35,6 +36,10 @@ class Display(Protocol):
         """One line that stays."""
         ...
 
+    def data(self, description: str, done: int, total: int) -> None:
+        """How far the data are: what is done to them, how many are done, how many there are."""
+        ...
+
 
 class Quiet:
     """Nobody looks."""
@@ -51,6 +56,9 @@ class Quiet:
     def say(self, text: str) -> None:
         """Nothing."""
 
+    def data(self, description: str, done: int, total: int) -> None:
+        """Nothing."""
+
 
 class Terminal:
     """Bars on standard error where that is a terminal; one line for each thing begun and ended where it is not."""
@@ -60,6 +68,7 @@ class Terminal:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._name = ""
+        self._reading: str | None = None
 
     def __enter__(self) -> "Terminal":
         """Start drawing."""
@@ -109,9 +118,11 @@ class Terminal:
 
     def data(self, description: str, done: int, total: int) -> None:
         """Progress as data sets report it: a description, how many are done, how many there are."""
-        if self._name != description or self._task is None:
+        if self._reading != description:
+            self._reading = description
             self.begin(description, total)
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total)
         if done >= total:
+            self._reading = None
             self.end()

@@ -11,7 +11,7 @@ import torch
 
 from crossdistill import __version__
 from crossdistill.devices import Devices
-from crossdistill.errors import ResumeError
+from crossdistill.errors import ResumeError, RunError
 from crossdistill.storage import write_json
 
 ENVIRONMENT = "environment.json"
@@ -33,32 +33,58 @@ def describe(where: Devices, seed: int) -> dict[str, Any]:
     }
 
 
-def settle(out: Path, where: Devices, seed: int) -> dict[str, Any]:
-    """Store the environment of a new run, or return to that of a resumed one (its thread count above all).
+def stored(out: Path) -> dict[str, Any] | None:
+    """What a run folder says of where its run was started; None when there is none.
 
     Raises:
-        ResumeError: the world size or the kind of device is another one now; says which.
+        RunError: it is damaged.
     """
     path = out / ENVIRONMENT
-    now = describe(where, seed)
     if not path.is_file():
-        if where.is_main:
-            write_json(path, now)
-        return now
-    stored: dict[str, Any] = json.loads(path.read_text())
-    for name, why in (
-        ("ranks", "rows are shared among ranks, so the numbers would be others"),
-        ("torch", "another version may round otherwise"),
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; choose another folder") from error
+    return found
+
+
+def store(out: Path, where: Devices, seed: int) -> None:
+    """Remember where a new run is started.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    if not (out / ENVIRONMENT).is_file():
+        write_json(out / ENVIRONMENT, describe(where, seed))
+
+
+def go_back_to(out: Path, where: Devices) -> None:
+    """Return to what a run was started with (its thread count above all).
+
+    Raises:
+        ResumeError: what the numbers depend on is another one now; says what.
+    """
+    before = stored(out)
+    if before is None:
+        return
+    now = describe(where, before["seed"])
+    for name, what, why in (
+        ("ranks", "the number of processes", "they share the rows of each step, so the numbers would be others"),
+        ("crossdistill", "the version of crossdistill", "another one may compute otherwise"),
+        ("torch", "the version of torch", "another one may round otherwise"),
     ):
-        if stored.get(name) != now[name]:
+        if before.get(name) != now[name]:
             raise ResumeError(
-                f"{out} was started with {name} = {stored.get(name)}, now it is {now[name]}: {why}. Resume as it was "
-                "started, or start anew in another folder"
+                f"{out} cannot be resumed: {what} was {before.get(name)} when it was started, and is {now[name]} now; "
+                f"{why}. Resume it as it was started, or start anew in another folder with --out"
             )
-    if torch.device(stored["device"]).type != where.device.type:
-        raise ResumeError(f"{out} was started on {stored['device']}, now it is {where.device}; resume on the same kind")
-    torch.set_num_threads(stored["threads"])
-    return stored
+    if torch.device(before["device"]).type != where.device.type:
+        raise ResumeError(
+            f"{out} was started on {before['device']}, and this is {where.device}; resume it on the same kind of "
+            "device, or start anew in another folder with --out"
+        )
+    torch.set_num_threads(before["threads"])
 
 
 def _git_state() -> dict[str, Any] | None:

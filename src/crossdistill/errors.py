@@ -14,7 +14,8 @@ CrossdistillError                     what a user can mend; the command line pri
 ├── FrozenError (AssertionError)      something that had to stay frozen moved: a fault of ours or of a plug-in
 ├── RunError (RuntimeError)           a run folder cannot be used
 │   ├── ResumeError                   ... because what it was started with differs
-│   └── StorageError                  ... because it could not be written (disk full, no permission)
+│   ├── StorageError                  ... because it could not be written (disk full, no permission)
+│   └── StoppedError                  ... any further now: the run was asked to stop, and has saved where it is
 └── ApplicabilityError (ValueError)   a method cannot apply to these networks or this data
 ```
 """
@@ -92,13 +93,17 @@ class StorageError(RunError):
     """Something could not be written; what was written before is intact."""
 
 
+class StoppedError(RunError):
+    """A run was asked to stop, and has saved where it is."""
+
+
 class ApplicabilityError(CrossdistillError, ValueError):
     """A method cannot apply to these networks or to this data."""
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str:
     """One sentence that helps after a wrong name: the nearest names, then all of them."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
     return f"{hint}known: {', '.join(names) if names else '(none)'}"

@@ -79,7 +79,7 @@ def forecast(recipe: Recipe, display: Display) -> Forecast:
     """
     with devices(recipe.device) as where:
         display.say("loading the data")
-        dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
+        dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
         plan = prepare(recipe, dataset, where.device)
         stages = tuple(_stage(plan, job, where) for job in plan.jobs)
         splits = {name: len(rows) for name, rows in dataset.splits.items()}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -56,9 +57,9 @@ class Term:
     group: str = "distil"
     share: float = 1.0
 
-    def reduced(self, total_rows: int, ranks: int = 1) -> Tensor:
-        """This rank's part of the term, unweighted: parts of all ranks add up to the whole."""
-        return self.value / ranks if self.value.ndim == 0 else self.value.sum() / (total_rows * self.share)
+    def reduced(self, total_rows: int, parts: int = 1) -> Tensor:
+        """This part of the term, unweighted: those of all ranks and micro-batches, so many, add up to the whole."""
+        return self.value / parts if self.value.ndim == 0 else self.value.sum() / (total_rows * self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class Step:
     student: Outputs
     logs: Mapping[str, Tensor] = field(default_factory=dict)
     stash: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def loss(self, total_rows: int) -> Float[Tensor, ""]:
+        """The weighted sum of all terms, for a training loop of your own on one device; the runner weighs groups."""
+        return torch.stack([(term.reduced(total_rows) * term.weight).reshape(()) for term in self.terms.values()]).sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,9 @@ class MethodConfig(BaseModel, abc.ABC):
     """Hyper-parameters of one method, frozen, in the method's own file; `name` is how recipes call it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    graduating: ClassVar[bool] = False
+    """Makes new teachers for the stages after it, so that these cannot be checked where it is faulty."""
 
     name: str
 

@@ -25,7 +25,8 @@ class Network(nn.Module):
     outputs can be read or rewritten (module outputs, so before an activation that follows as another layer).
     `call` replaces the default way from a batch to the module's arguments; `give` replaces the default way from
     its result to `{"logits": ..., "embedding": ...}` (a tensor is logits; a tuple is logits, embedding; a mapping
-    or an object with `logits` and `pooler_output` or `last_hidden_state`, as in transformers, is read by name).
+    such as transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, or else the mean over
+    the steps of `last_hidden_state`).
 
     Raises:
         TapError: a tap names no submodule; says the nearest.
@@ -171,14 +172,10 @@ class Network(nn.Module):
             SplitError: the module cannot be traced, the tap runs more than once or not at all.
         """
         second = self._cut_graph([tap]).tail(tap)
-
-        def stem(batch: Batch) -> Cut:
-            return self.cuts(batch, [tap])[tap]
-
-        def tail(cut: Cut) -> Outputs:
-            return self.outputs(second(cut.value, *cut.context))
-
-        return stem, tail
+        return (
+            lambda batch: self.cuts(batch, [tap])[tap],
+            lambda cut: self.outputs(second(cut.value, *cut.context)),
+        )
 
     def _cut_graph(self, taps: Sequence[str]) -> CutGraph:
         for tap in taps:
@@ -238,7 +235,7 @@ class Network(nn.Module):
 
 
 def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
-    """Logits and embedding out of a tensor, a tuple, a mapping or an object such as transformers' ModelOutput.
+    """Logits and embedding out of a tensor, a tuple or a mapping such as transformers' ModelOutput.
 
     Raises:
         SignalError: nothing of that kind was found; says to pass `give=`.

@@ -45,5 +45,9 @@ class Order:
 
 
 def share_of(rows: Int64[Tensor, " B"], rank: int, ranks: int, parts: int) -> list[Int64[Tensor, " S"]]:
-    """The micro-batches of one rank: it takes every `ranks`-th row from its own number on."""
-    return [part for part in rows[rank::ranks].chunk(parts) if len(part)]
+    """The micro-batches of one rank: it takes every `ranks`-th row from its own number on.
+
+    At least one, which is empty where there are fewer rows than ranks: every rank takes part in every step.
+    """
+    own = rows[rank::ranks]
+    return [part for part in own.chunk(parts) if len(part)] or [own]

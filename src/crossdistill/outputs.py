@@ -1,7 +1,7 @@
 """What a network gives, how large that is, and for which rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -122,6 +122,16 @@ class Outputs:
         """Names of everything that is here, for messages."""
         names = [str(Want.LOGITS)] * (self.logits is not None) + [str(Want.EMBEDDING)] * (self.embedding is not None)
         return names + [f"feature:{tap}" for tap in self.features] + [f"cut:{tap}" for tap in self.cuts]
+
+    def detached(self) -> "Outputs":
+        """The same numbers, cut off from whatever they were computed by."""
+        return replace(
+            self,
+            logits=None if self.logits is None else self.logits.detach(),
+            embedding=None if self.embedding is None else self.embedding.detach(),
+            features={tap: value.detach() for tap, value in self.features.items()},
+            cuts={tap: Cut(cut.value.detach()) for tap, cut in self.cuts.items()},
+        )
 
     def of(self, tensor: Tensor) -> Tensor:
         """The rows of a batch-long tensor that belong to these outputs: targets beside logits, say."""

@@ -4,17 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.checkpoint import load_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
+from crossdistill.preflight import check_settings, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.stage import Stage
 from crossdistill.storage import key_hash
@@ -38,6 +39,8 @@ class Job:
     dataset: Dataset
     order: Order
     key: str
+    groups: tuple[str, ...]
+    """Of the terms that a step gives, in their order."""
 
     @property
     def folder(self) -> str:
@@ -77,8 +80,10 @@ def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
     for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
         try:
             members[name] = _member(name, given, dataset, recipe.seed).to(device)
+            if recipe.channels_last:
+                members[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except CrossdistillError as error:
-            faults.append(f"{'student' if name == recipe.learner else f'teachers.{name}'}: {error}")
+            faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
     if faults:
         raise RecipeError(recipe.name, faults)
     cast = _Cast(recipe, dataset, members, device)
@@ -87,8 +92,9 @@ def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
         try:
             jobs.append(cast.job(index, stage))
         except CrossdistillError as error:
-            faults.append(f"stages.{stage.name}: {error}")
-            break  # what comes after needs the teachers that graduate here
+            faults += _faults(f"stages.{stage.name}", error)
+            if stage.method.graduating:
+                break  # what comes after needs the teachers that graduate here
     if faults:
         raise RecipeError(recipe.name, faults)
     return Plan(recipe, dataset, members, tuple(jobs), cast.known)
@@ -102,12 +108,18 @@ def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: i
             torch.manual_seed(derived_seed("member", seed, name))
             network = given.build(len(dataset.classes))
         if given.weights is not None:
-            network.module.load_state_dict(load_file(given.weights))
+            load_weights(network.module, given.weights, network.name)
     missing = [modality for modality in network.reads if modality not in dataset.inputs]
     if missing:
-        raise RecipeError(name, [f"reads {m!r}; data {dataset.name!r}: {nearest(m, dataset.inputs)}" for m in missing])
+        who = f"{network.name} reads"
+        known = f"which data {dataset.name!r} does not have"
+        raise RecipeError(name, [f"{who} {m!r}, {known}; {nearest(m, dataset.inputs)}" for m in missing])
     network.probe(dataset.example().to(next(iter(network.parameters()), torch.zeros(0)).device))
     return network
+
+
+def _faults(where: str, error: CrossdistillError) -> list[str]:
+    return [f"{where}: {fault}" for fault in (error.faults if isinstance(error, RecipeError) else [str(error)])]
 
 
 class _Cast:
@@ -149,6 +161,8 @@ class _Cast:
         teaches = learner == recipe.learner and learner in trained and bool(asked)
         if recipe.control == "shuffled" and teaches:
             asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
+        order = self._order(stage, method, dataset)
+        groups = self._checked(stage, method, student, asked, trained, dataset)
         key = self._key(stage, method, learner, sorted(trained), asked, teaches)
         for name in trained:
             self.provenance[name] = key_hash([key, name])
@@ -157,7 +171,35 @@ class _Cast:
             self.provenance[name] = key_hash([key, name])
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
-        return Job(index, stage, method, student, asked, trained, dataset, self._order(stage, method, dataset), key)
+        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups)
+
+    def _checked(
+        self,
+        stage: Stage,
+        method: Method,
+        student: Live,
+        teachers: Mapping[str, Teacher],
+        trained: Mapping[str, tuple[Network, tuple[str, ...]]],
+        dataset: Dataset,
+    ) -> tuple[str, ...]:
+        """The groups of the method's terms, after everything that could go wrong with a step has been tried."""
+        moving: dict[str, nn.Module] = {
+            name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
+            for name, (network, taps) in trained.items()
+        }
+        faults = check_settings(stage, method, {**moving, "method": method})
+        logits, classes = student.spec.logits, len(dataset.classes)
+        if logits is not None and classes and logits[0] != classes:
+            faults.append(
+                f"{student.network.name}, who learns here, gives logits over {logits[0]} classes; data "
+                f"{dataset.name!r} has {classes}"
+            )
+        if faults:
+            raise RecipeError(self.recipe.name, faults)
+        for network in self.members.values():
+            network.eval()
+        batch = dataset.example().to(self.device)
+        return rehearse(stage, method, batch, student, teachers)
 
     def _trained(self, stage: Stage) -> dict[str, tuple[Network, tuple[str, ...]]]:
         found: dict[str, tuple[Network, tuple[str, ...]]] = {}
@@ -210,7 +252,10 @@ class _Cast:
         teaches: bool,
     ) -> str:
         """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
-        settings = stage.model_dump(mode="json", exclude={"source", "learner", "trains", "teachers"})
+        # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
+        omitted = {"source", "learner", "trains", "teachers"}
+        settings = stage.model_dump(mode="json", exclude=omitted, exclude_defaults=True)
+        settings["method"] = {"name": stage.method.name, **settings.get("method", {})}
         sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
         hidden = _mask_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
         # Where the roles could be swapped, only who hides labels remembers who the student is.
@@ -226,6 +271,7 @@ class _Cast:
                 "hidden": [learner, hidden] if hidden else None,
                 "trained": trained,
                 "cast": {name: self.provenance[name] for name in sorted({learner, *trained, *teachers})},
+                "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
             }
         )

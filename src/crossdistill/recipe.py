@@ -24,7 +24,7 @@ from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.method import STUDENT
 from crossdistill.models import build_network, find_model
 from crossdistill.network import Network
-from crossdistill.settings import overridden, parse_override, sentences
+from crossdistill.settings import overridden, parse_override, sentences, yaml_fault
 from crossdistill.stage import Stage
 
 LIVE = "live"
@@ -48,6 +48,13 @@ class NetworkConfig(BaseModel):
     @classmethod
     def _known(cls, value: str) -> str:
         find_model(value)
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _no_classes(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "classes" in value:
+            raise ValueError("leave `classes` out: as many as the data have are given to the model")
         return value
 
     @property
@@ -96,6 +103,8 @@ class Recipe(BaseModel):
     """"shuffled": where teachers teach, they look at other training rows, by one fixed permutation."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "mps"."""
+    channels_last: bool = False
+    """Keep pictures channels last in memory: the same numbers up to rounding, faster convolutions on most machines."""
     checkpoints: Checkpoints = Checkpoints()
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Besides metrics.jsonl, which is always written."""
@@ -113,6 +122,11 @@ class Recipe(BaseModel):
             settings = {"name": value} if isinstance(value, str) else dict(value)
             return find_data(str(settings.get("name"))).model_validate(settings)
         return value
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_serializer("data", mode="wrap")
     def _plain_data(self, value: Any, handler: Any) -> Any:
@@ -144,7 +158,7 @@ class Recipe(BaseModel):
         members = {STUDENT, self.learner, *self.teachers}
         for stage in self.stages:
             where = f"stages.{stage.name}"
-            for name in (stage.learner, *(part.partition(":")[0] for part in stage.trained)):
+            for name in dict.fromkeys((stage.learner, *(part.partition(":")[0] for part in stage.trained))):
                 if name not in members:
                     faults.append(f"{where}: no member is called {name!r}; {nearest(name, members)}")
         if faults:
@@ -185,7 +199,7 @@ class Recipe(BaseModel):
             try:
                 recipe = overridden(recipe, *parse_override(text))
             except SettingError as error:
-                faults.append(str(error))
+                faults.append(f"--set {text}: {error}")
         if faults:
             raise RecipeError(self.name, faults)
         return recipe
@@ -207,8 +221,11 @@ class Recipe(BaseModel):
         """
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RecipeError(str(path), [f"cannot be read as YAML: {error}"]) from error
+        except OSError as error:
+            raise SettingError(f"no recipe can be read from {path}: {error.strerror or error}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            fault = yaml_fault(error) if isinstance(error, yaml.YAMLError) else "it is no text"
+            raise RecipeError(str(path), [f"cannot be read as YAML: {fault}"]) from error
         if not isinstance(values, dict):
             raise RecipeError(str(path), [f"wanted a mapping of fields, found {type(values).__name__}"])
         found = [name for name in ("data", "student") if _is_live(values.get(name))]
@@ -241,7 +258,7 @@ def checked(values: Mapping[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(name, sentences(error)) from error
+        raise RecipeError(name, sentences(error, Recipe, values)) from error
     except SettingError as error:
         raise RecipeError(name, [str(error)]) from error
 

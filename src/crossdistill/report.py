@@ -66,6 +66,10 @@ class Report:
             raise RunError(f"{path} is damaged: {error}") from error
         return cls(out, tuple(rows))
 
+    def __str__(self) -> str:
+        """The table: what `print(run(...))` shows."""
+        return self.markdown()
+
     def markdown(self) -> str:
         """The rows as a Markdown table."""
         head = "| data | student | labels | method | accuracy | seconds | memory MB |\n|---|---|--:|---|--:|--:|--:|"
@@ -110,7 +114,9 @@ def number(row: Row) -> str:
 
 def _line(row: Row) -> str:
     teachers = f" ({row.teachers})" if row.teachers else ""
+    seconds = f"{row.seconds:.1f}" if row.seconds else ""
+    memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""
     return (
         f"| {row.data} | {row.student} | {row.labelled:.0%} | {row.method}{teachers} | {number(row)} "
-        f"| {row.seconds:.1f} | {row.peak_memory_mb:.0f} |"
+        f"| {seconds} | {memory} |"
     )

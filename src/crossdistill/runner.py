@@ -1,13 +1,12 @@
 """The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from crossdistill.checkpoint import (
@@ -16,28 +15,34 @@ from crossdistill.checkpoint import (
     flatten,
     load_outcome,
     newest_checkpoint,
+    newest_name,
     restore,
     save_checkpoint,
     save_outcome,
 )
+from crossdistill.claim import device_for, examine, take
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices, devices
 from crossdistill.display import Display, Quiet
-from crossdistill.environment import settle
-from crossdistill.errors import FrozenError, ResumeError, RunError
+from crossdistill.errors import FrozenError, NonFiniteError, ResumeError, StoppedError
 from crossdistill.evaluation import batches
+from crossdistill.initial import begun
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
 from crossdistill.plan import Job, Plan, fingerprint, prepare
 from crossdistill.recipe import Recipe
-from crossdistill.report import RESULTS, Report
-from crossdistill.storage import write_text
-from crossdistill.tracking import Tracking
-from crossdistill.training import Training, refuse_non_finite
+from crossdistill.report import Report
+from crossdistill.tracking import Tracking, require
+from crossdistill.training import Training
+from crossdistill.watch import Watch, shown
 
-CHECK_EVERY = {"cpu": 1, "cuda": 50, "mps": 50}
-"""Steps between looks at the loss, which on an accelerator wait for it."""
+Stop = Callable[[], bool]
+"""Whether a run is to stop at the next step; asked after every one."""
+
+
+def _never() -> bool:
+    return False
 
 
 def run(
@@ -48,73 +53,49 @@ def run(
     share: Path | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
+    stop: Stop = _never,
 ) -> Report:
     """Train everything that a recipe says, and evaluate on the test split once, at the end.
 
     `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
     other runs. `dataset` saves loading the recipe's data again. A run that was killed goes on with `resume`; on a
-    finished one it does nothing.
+    finished one it does nothing. Networks of your own that train are copied: yours stay as they were, and the trained
+    student is in the folder `student` of `out` (`load_student`). Once `stop` gives True, it saves where it is and ends.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
-        RunError: the folder holds another run, or this one already.
+        RunError: the folder holds another run, or this one already; or what is needed to go on differs.
         NonFiniteError: NaN or Inf in a loss; names the batch.
+        StorageError: something could not be written; what was written before is intact.
+        StoppedError: `stop` gave True.
     """
     out, display = Path(out), display or Quiet()
-    with devices(recipe.device) as where:
-        done = _claim(out, recipe, resume, where)
+    with devices(device_for(out, recipe, resume)) as where:
+        done = examine(out, recipe, resume, where)
         if done is not None:
             display.say(f"{out} is finished already; nothing to do")
             return done
-        settle(out, where, recipe.seed)
+        require(recipe.tracking)
         if dataset is None:
-            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
-        plan = prepare(recipe, dataset, where.device)
+            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
+        plan = prepare(begun(recipe, out, where), dataset, where.device)
+        take(out, recipe, where)
         outcomes = []
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
             for job in plan.jobs:
-                outcomes.append(_stage(plan, job, out, share, where, tracking, display))
+                outcomes.append(_stage(plan, job, out, share, where, tracking, display, stop))
         return finish(plan, out, outcomes, where)
 
 
-def _claim(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report | None:
-    """Make the folder this run's; give the report if it is finished.
-
-    Raises:
-        RunError: it holds a run, and `resume` was not asked for.
-        ResumeError: it holds a run of another recipe; says what differs.
-    """
-    path = out / "recipe.yaml"
-    text = recipe.to_yaml()
-    where.wait()
-    if path.is_file():
-        if not resume:
-            raise RunError(f"{out} holds a run already; go on with --resume, or choose another folder with --out")
-        differences = _differences(yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text))
-        if differences:
-            raise ResumeError(f"{out} was started with another recipe; what differs:\n" + "\n".join(differences))
-    where.wait()
-    if where.is_main and not path.is_file():
-        write_text(path, text)
-    where.wait()
-    return Report.load(out) if (out / RESULTS).is_file() else None
-
-
-def _differences(then: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = [*then, *(key for key in now if key not in then)]
-        return [
-            line for key in keys for line in _differences(then.get(key), now.get(key), f"{path}.{key}" if path else key)
-        ]
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return [
-            line for i, pair in enumerate(zip(then, now, strict=True)) for line in _differences(*pair, f"{path}.{i}")
-        ]
-    return [] if then == now else [f"  - {path}: was {then!r}, is {now!r}"]
-
-
 def _stage(
-    plan: Plan, job: Job, out: Path, share: Path | None, where: Devices, tracking: Tracking, display: Display
+    plan: Plan,
+    job: Job,
+    out: Path,
+    share: Path | None,
+    where: Devices,
+    tracking: Tracking,
+    display: Display,
+    stop: Stop,
 ) -> Outcome:
     """A stage's outcome: from this run, from a shared folder, or by training now."""
     modules = job.modules()
@@ -124,16 +105,18 @@ def _stage(
         about = load_outcome(share / job.key, modules, job.key)
         if about is not None:
             display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
+            about |= {"metrics": tracking.position()}
             if where.is_main:
                 save_outcome(own, modules, about)
     if about is None:
-        about = fit(plan, job, out, where, tracking, display)
+        about = fit(plan, job, out, where, tracking, display, stop)
         where.wait()
         if where.is_main:
             save_outcome(own, modules, about)
             if share is not None:
                 save_outcome(share / job.key, modules, about)
         where.wait()
+    tracking.settled = int(about["metrics"])
     if where.is_main:
         drop_checkpoints(out / "checkpoints")
     for module in modules.values():
@@ -159,16 +142,19 @@ class _State:
                 self.values[name], self.epochs[name] = value, epoch
                 self.tensors |= {f"best/{name}/{key}": tensor for key, tensor in flatten(parts[name]).items()}
 
-    def chosen(self) -> dict[str, dict[str, float]]:
+    def chosen(self) -> dict[str, dict[str, int | float]]:
         """The epoch and the value that each part was selected by."""
         return {name: {"epoch": self.epochs[name], "value": value} for name, value in self.values.items()}
 
 
-def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, display: Display) -> dict[str, Any]:
+def fit(
+    plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, display: Display, stop: Stop = _never
+) -> dict[str, Any]:
     """Train one stage from its start, or from its newest checkpoint; leaves the selected state in the modules.
 
     Raises:
-        NonFiniteError: NaN or Inf in a loss or gradient.
+        NonFiniteError: NaN or Inf in a loss, a gradient or a validation value.
+        StoppedError: `stop` gave True; a checkpoint was written.
         FrozenError: something that does not train in this stage has moved.
     """
     stage, steps = job.stage, job.order.steps
@@ -179,6 +165,7 @@ def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, dis
     job.method.measure(batches(job.dataset, job.dataset.splits["train"], where.device), job.student, job.teachers)
     parts, state = _parts(job), _State()
     saver = _Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
+    watch = Watch(stage.name, where.device.type, tracking, saver.kept)
     start = saver.resume()
     if start != (0, 0):
         display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
@@ -189,13 +176,19 @@ def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, dis
         first = start[1] if epoch == start[0] else 0
         for step, rows in enumerate(job.order.epoch(epoch, first), first):
             progress = Progress(epoch, stage.epochs, step, steps, where.gather)
-            logs = training.step(rows, progress)
-            if (step + 1) % CHECK_EVERY[where.device.type] == 0 or step + 1 == steps:
-                refuse_non_finite(logs, rows, stage.name, progress)
-            tracking.log("step", stage.name, epoch, step, logs)
+            looking = watch.add(rows, progress, training.step(rows, progress))
             display.advance()
-            if saver.due(step):
+            # Several ranks have to agree, for which they wait for each other.
+            stopping = where.same(str(stop())) == "True" if looking or where.ranks == 1 else False
+            if looking or stopping or saver.due(step):
+                watch.look()
+            if stopping or saver.due(step):
                 saver.save(epoch, step + 1)
+            if stopping:
+                raise StoppedError(
+                    f"stopped in stage {stage.name!r}, epoch {epoch}, after step {step}, and saved; go on with: "
+                    f"crossdistill run {out} --resume"
+                )
         training.weighting.after_epoch(where.add_up if where.ranks > 1 else None)
         found = validate(job, training, where)
         tracking.log("validation", stage.name, epoch, steps, found)
@@ -217,21 +210,34 @@ def fit(plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, dis
         "peak_memory_mb": where.peak_memory(),
         "selected": state.chosen(),
         "history": state.history,
+        "metrics": tracking.position(),
     }
 
 
 @torch.no_grad()
 def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks."""
+    where.agree(job.modules().values())
     training.eval_mode()
     totals: dict[str, Tensor] = {}
+    bad: list[int] = []
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
     for batch in batches(job.dataset, rows, where.device):
         for name, values in job.method.validate(batch, job.student, job.teachers).items():
             pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             totals[name] = totals[name] + pair if name in totals else pair
+            if not values.isfinite().all():
+                bad += (batch.ids[~values.isfinite()] if len(values) == len(batch) else batch.ids).tolist()
     training.train_mode()
-    return {name: float(pair[0] / pair[1]) for name, pair in ((n, where.add_up(p)) for n, p in totals.items())}
+    everywhere = torch.tensor(sorted({row for part in where.everyone(bad) for row in part}))
+    if len(everywhere):
+        raise NonFiniteError(
+            f"stage {job.stage.name!r}: NaN or Inf on the validation split, for the sample ids {shown(everywhere)}; "
+            "look at these samples; if they are sound, lower the learning rate or set clip_norm"
+        )
+    whole = {name: where.add_up(pair) for name, pair in totals.items()}
+    # A part that no row of the split speaks of (its modality is absent there) is not judged.
+    return {name: float(pair[0] / pair[1]) for name, pair in whole.items() if float(pair[1])}
 
 
 def _parts(job: Job) -> dict[str, dict[str, nn.Module]]:
@@ -293,7 +299,9 @@ class _Saver:
 
     def save(self, epoch: int, step: int) -> None:
         """Write a checkpoint from which the given step is the next."""
+        self._where.agree(self._job.modules().values())
         state = {
+            "key": self._job.key,
             "training": self._training.state(),
             "rng": self._where.random_state(),
             "best": {"values": self._state.values, "epochs": self._state.epochs},
@@ -306,11 +314,27 @@ class _Saver:
             save_checkpoint(self._folder, Checkpoint(self._job.index, epoch, step, tensors, state), self._settings.keep)
         self._last = time.monotonic()
 
+    def kept(self) -> str:
+        """Where one could go on from, as a sentence."""
+        name = newest_name(self._folder)
+        return (
+            "No checkpoint of this stage had been written yet; what earlier stages trained is kept"
+            if name is None
+            else f"The last good checkpoint is kept: {self._folder / name}"
+        )
+
     def resume(self) -> tuple[int, int]:
         """Take up the newest checkpoint of this stage; gives the epoch and step that come next."""
         saved = newest_checkpoint(self._folder)
         if saved is None or saved.stage != self._job.index:
+            # Lines of steps that are made again now.
+            self._tracking.back_to(self._tracking.settled)
             return 0, 0
+        if saved.state["key"] != self._job.key:
+            raise ResumeError(
+                f"{self._folder} holds checkpoints of another stage {self._job.stage.name!r}: its recipe is the same, "
+                "but the data, or weights that it starts from, are not what they were. Start anew in another folder"
+            )
         restore(self._job.modules(), saved.tensors)
         self._training.load_state(saved.state["training"])
         self._tracking.back_to(saved.state["metrics"])

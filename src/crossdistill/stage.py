@@ -1,5 +1,6 @@
 """One stage of a recipe: which method, how long, what trains, and how the best state is chosen."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -30,12 +31,14 @@ class Stage(BaseModel):
     """A method, its length, what trains and how the best state is chosen.
 
     `learner` is the member that plays the student here; `trains` lists what moves besides the method's own
-    modules: member names, or `member:tap` for one layer alone. `STUDENT` stands for the recipe's student.
+    modules: member names, or `member:tap` for one layer alone. `STUDENT` stands for the recipe's student. A method is
+    its settings, its name ("kd", every setting at its default) or a mapping with that name. A stage without a name of
+    its own is called after its method and its learner.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field("", pattern=r"^[a-z0-9][a-z0-9-]*$")
     method: SerializeAsAny[MethodConfig]
     epochs: int = Field(ge=0)
     batch_size: int = Field(64, ge=1)
@@ -57,10 +60,21 @@ class Stage(BaseModel):
     fresh: bool = False
     """Start the learner from its initial weights again, instead of where the stages before left it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "name" in values or "method" not in values:
+            return values
+        method = values["method"]
+        name = method.get("name") if isinstance(method, Mapping) else getattr(method, "name", method)
+        learner = values.get("learner", STUDENT)
+        text = f"{name}" if learner == STUDENT else f"{name}-{learner}"
+        return {"name": re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"), **values}
+
     @field_validator("method", mode="before")
     @classmethod
     def _method(cls, value: Any) -> Any:
-        return method_config(value) if isinstance(value, str | Mapping) else value
+        return value if isinstance(value, MethodConfig) else method_config(value)
 
     @field_validator("weighting", mode="before")
     @classmethod

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from crossdistill.errors import StorageError
 
 
@@ -28,8 +30,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise _storage_error(path, error) from error
+    except (OSError, SafetensorError) as error:
+        raise storage_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,7 +49,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -56,8 +58,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.is_dir():
                 raise
-    except OSError as error:
-        raise _storage_error(path, error) from error
+    except (OSError, SafetensorError) as error:
+        raise storage_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -89,11 +91,14 @@ def _temporary_file(path: Path) -> tuple[int, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """What a person is told when a file or folder could not be written."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    free = next((shutil.disk_usage(folder).free for folder in path.parents if folder.is_dir()), 0)
     return StorageError(
-        f"could not write {path}: {error.strerror or error}; everything written before is intact. "
-        "Free some space or choose another folder, then go on with --resume"
+        f"could not write {path}: {reason} ({free / 2**20:,.0f} MB are free there); everything written before is "
+        "intact. Free some space and go on with --resume, or choose another folder with --out"
     )

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
+from crossdistill.checkpoint import load_weights, read_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.decode import decode
-from crossdistill.errors import RunError, SettingError, ShapeError
+from crossdistill.errors import RunError, SettingError
 from crossdistill.models import MODELS, build_network
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
@@ -110,21 +110,28 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     A class that the folder names is never imported: a module that is not in the table of models is passed in.
 
     Raises:
-        RunError: the folder is not a student's, or is damaged.
+        RunError: the folder is not a student's, or its config is damaged.
+        DataError: a file of weights cannot be read; names it.
         SettingError: the student's module is foreign, and none was passed in.
         ShapeError: the weights do not fit the module.
     """
     path = Path(path)
     path = path / "student" if (path / "student" / CONFIG).is_file() else path
+    if not (path / CONFIG).is_file():
+        unfinished = (path / "recipe.yaml").is_file()
+        raise RunError(
+            f"{path} holds no student yet; finish its run with: crossdistill run {path} --resume"
+            if unfinished
+            else f"{path} is neither a run's folder nor a student's: there is no {CONFIG} in it"
+        )
+    fitted = read_weights(path / PREPARATION) if (path / PREPARATION).is_file() else {}
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(path / WEIGHTS)
-        fitted = load_file(path / PREPARATION) if (path / PREPARATION).is_file() else {}
-        model, reads = config["model"], tuple(config["reads"])
+        model, reads = dict(config["model"]), tuple(config["reads"])
         specs = {name: _spec(name, spec, fitted) for name, spec in config["inputs"].items()}
         classes, taps = tuple(config["classes"]), tuple(config["taps"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(f"{path} is not a readable student folder ({CONFIG}, {WEIGHTS}): {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path / CONFIG} is damaged: {type(error).__name__}: {error}") from error
     if module is not None:
         network = Network(module, reads, taps)
     elif model.get("name") in MODELS:
@@ -135,10 +142,7 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
             f"the student in {path} is a {what!r}, which is not in the table of models; a class that a folder names "
             "is never imported by itself: build the module yourself and call load_student(path, module=...)"
         )
-    try:
-        network.module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ShapeError(f"the weights in {path / WEIGHTS} do not fit {network.name}: {error}") from error
+    load_weights(network.module, path / WEIGHTS, network.name)
     return Student(network, classes, specs)
 
 

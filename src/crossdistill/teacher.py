@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -66,7 +67,10 @@ class Live:
 
     def asked(self, wants: Iterable[Want]) -> "Live":
         """The same network, asked for these things."""
-        return Live(self.name, self.network, wants, trained=self.trained)
+        found = Live(self.name, self.network, wants, trained=self.trained)
+        # One finds out for all that a tap cannot be cut: who runs the stem need not be who goes on from there.
+        found._uncut = self._uncut
+        return found
 
     def sees(self, batch: Batch) -> Batch:
         """The batch itself."""
@@ -78,25 +82,31 @@ class Live:
         rows = None if present is None else present.nonzero().flatten()
         part = batch if rows is None else batch.select(rows)
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            outputs = self._empty(part) if len(part) == 0 else self._run(part)
+            outputs = self._empty(self._anchor(batch.ids.device)) if len(part) == 0 else self._run(part)
         return replace(outputs, source=self.name, rows=rows)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
         """Go on from a cut; gradients flow through it to the cut's value, also where the network is frozen."""
-        if tap in self._uncut:
-            return lambda cut: self.network.edited(cut.context[0], {tap: lambda _: cut.value})
-        try:
-            return self.network.split(tap)[1]
-        except SplitError as error:
-            self._run_whole(tap, error)
-            return self.tail(tap)
+        if tap not in self._uncut:
+            try:
+                return partial(self._go_on, tap, self.network.split(tap)[1])
+            except SplitError as error:
+                self._run_whole(tap, error)
+        return partial(self._go_on, tap, None)
+
+    def _go_on(self, tap: str, exact: Callable[[Cut], Outputs] | None, cut: Cut) -> Outputs:
+        if len(cut.value) == 0:
+            return self._empty(cut.value.sum())
+        if exact is None:
+            return self.network.edited(cut.context[0], {tap: lambda _: cut.value})
+        return exact(cut)
 
     def _run(self, batch: Batch) -> Outputs:
         cuts = {want.tap for want in self.wants if want.kind == "cut"}
         try:
             exact = self.network.cuts(batch, sorted(cuts - self._uncut))
         except SplitError as error:
-            for tap in cuts:
+            for tap in sorted(cuts):
                 self._run_whole(tap, error)
             exact = {}
         # Where no exact cut exists, the cut carries the batch, and going on from it means running all of it again.
@@ -111,19 +121,28 @@ class Live:
             log.warning("%s: %s; its whole pass is run again from there", self.name, reason)
             self._uncut.add(tap)
 
-    def _empty(self, batch: Batch) -> Outputs:
+    def _anchor(self, device: torch.device) -> Tensor:
+        """Zero, which hangs on every weight that trains here: rows that are all absent give zero gradients."""
+        zero = torch.zeros((), device=device)
+        if not torch.is_grad_enabled():
+            return zero
+        # A sum over nothing, where a weight times zero would be NaN once the weight is.
+        return zero + sum(own.flatten()[:0].sum() for own in self.network.parameters() if own.requires_grad)
+
+    def _empty(self, anchor: Tensor) -> Outputs:
         """Outputs for no rows, without running a network that may refuse them (batch norm does)."""
+        taps = {want.tap: _no_rows(self.spec.features[want.tap], anchor) for want in self.wants if want.tap}
+        return Outputs(
+            self.name,
+            None if self.spec.logits is None else _no_rows(self.spec.logits, anchor),
+            None if self.spec.embedding is None else _no_rows(self.spec.embedding, anchor),
+            taps,
+            {want.tap: Cut(taps[want.tap]) for want in self.wants if want.kind == "cut"},
+        )
 
-        def none(shape: tuple[int, ...] | None) -> Tensor | None:
-            return None if shape is None else torch.zeros((0, *shape), device=batch.ids.device)
 
-        features = {
-            want.tap: torch.zeros((0, *self.spec.features[want.tap]), device=batch.ids.device)
-            for want in self.wants
-            if want.tap
-        }
-        cuts = {want.tap: Cut(features[want.tap]) for want in self.wants if want.kind == "cut"}
-        return Outputs(self.name, none(self.spec.logits), none(self.spec.embedding), features, cuts)
+def _no_rows(shape: tuple[int, ...], anchor: Tensor) -> Tensor:
+    return torch.zeros((0, *shape), device=anchor.device) + anchor
 
 
 class Masked:
@@ -165,6 +184,8 @@ class Masked:
         present = batch.rows_with(self.modalities)
         rows = None if present is None else present.nonzero().flatten()
         part = batch if rows is None else batch.select(rows)
+        if len(part) == 0:
+            return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
         edits = {tap: lambda value, mask=mask: self._bent(value, mask) for tap, mask in self.masks.items()}
         return replace(self.base.network.edited(part, edits), source=self.name, rows=rows)
 

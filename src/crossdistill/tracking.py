@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from crossdistill.errors import MissingExtraError, StorageError
+from crossdistill.errors import MissingExtraError
+from crossdistill.storage import storage_error
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Anything that takes numbers."""
 
@@ -34,6 +36,8 @@ class Tracking:
         self._file = None if silent else self.path.open("a", encoding="utf-8")
         self._others = [] if silent else [_tracker(kind, out, name) for kind in trackers]
         self._moment = 0
+        self.settled = 0
+        """Bytes that belong to finished stages."""
 
     def log(self, kind: str, stage: str, epoch: int, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Write one moment.
@@ -47,7 +51,7 @@ class Tracking:
         try:
             self._file.write(json.dumps(record | {name: _finite(value) for name, value in values.items()}) + "\n")
         except OSError as error:
-            raise StorageError(f"could not write {self.path}: {error}; earlier checkpoints are intact") from error
+            raise storage_error(self.path, error) from error
         self._moment += 1
         for other in self._others:
             other.log({f"{stage}/{name}": float(value) for name, value in values.items()}, self._moment)
@@ -64,7 +68,7 @@ class Tracking:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise StorageError(f"could not write {self.path}: {error}; earlier checkpoints are intact") from error
+            raise storage_error(self.path, error) from error
         return self._file.tell()
 
     def back_to(self, position: int) -> None:
@@ -73,6 +77,8 @@ class Tracking:
             self._file.flush()
             self._file.truncate(position)
             self._file.seek(position)
+            with self.path.open("rb") as lines:
+                self._moment = sum(1 for _ in lines)
 
     def __enter__(self) -> "Tracking":
         """Open already."""
@@ -89,12 +95,32 @@ class Tracking:
                 self._file.close()
             except OSError as failed:
                 if error is None:
-                    raise StorageError(f"could not write {self.path}: {failed}") from failed
+                    raise storage_error(self.path, failed) from failed
 
 
 def _finite(value: float | Tensor) -> float | None:
     number = float(value)
     return number if number - number == 0 else None
+
+
+def require(trackers: Sequence[str]) -> None:
+    """Look whether what these trackers need is installed.
+
+    Raises:
+        MissingExtraError: it is not; says how to install it.
+    """
+    for kind in trackers:
+        _module(kind)
+
+
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def _module(kind: str) -> Any:
+    try:
+        return importlib.import_module(_MODULES[kind])
+    except ImportError as error:
+        raise MissingExtraError(f"tracking with {kind}", kind, kind) from error
 
 
 def _tracker(kind: str, out: Path, name: str) -> Tracker:
@@ -108,27 +134,24 @@ def _tracker(kind: str, out: Path, name: str) -> Tracker:
 
 class _TensorBoard:
     def __init__(self, out: Path, name: str) -> None:
-        try:
-            module = importlib.import_module("torch.utils.tensorboard")
-        except ImportError as error:
-            raise MissingExtraError("tracking with TensorBoard", "tensorboard", "tensorboard") from error
-        self._writer = module.SummaryWriter(str(out / "tensorboard"))
+        self._folder = out / "tensorboard"
+        self._writer: Any = None
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        if self._writer is None:
+            # What a killed process had written of the steps from here on is not shown.
+            self._writer = _module("tensorboard").SummaryWriter(str(self._folder), purge_step=step)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _WeightsAndBiases:
     def __init__(self, out: Path, name: str) -> None:
-        try:
-            module = importlib.import_module("wandb")
-        except ImportError as error:
-            raise MissingExtraError("tracking with Weights & Biases", "wandb", "wandb") from error
-        self._run = module.init(project="crossdistill", name=name, dir=str(out), resume="allow")
+        self._run = _module("wandb").init(project="crossdistill", name=name, dir=str(out), resume="allow")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
@@ -139,10 +162,7 @@ class _WeightsAndBiases:
 
 class _MLflow:
     def __init__(self, out: Path, name: str) -> None:
-        try:
-            self._module = importlib.import_module("mlflow")
-        except ImportError as error:
-            raise MissingExtraError("tracking with MLflow", "mlflow", "mlflow") from error
+        self._module = _module("mlflow")
         self._module.start_run(run_name=name)
 
     def log(self, values: Mapping[str, float], step: int) -> None:

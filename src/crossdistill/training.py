@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.devices import Devices
-from crossdistill.errors import NonFiniteError, SettingError
 from crossdistill.method import Progress, Step
 from crossdistill.order import share_of
 from crossdistill.plan import Job
@@ -28,37 +28,28 @@ class _Together(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> Step:
         job = self._job[0]
         step: Step = job.method(batch, job.student, job.teachers, progress)
-        return step
+        # DDP waits for a gradient of everything that it can reach from here: the terms alone may be reached, since the
+        # student's outputs can come from weights (of an embedding, say) that no term reads.
+        return replace(step, student=step.student.detached())
 
 
 class Training:
-    """The moving parts of one stage. Building it freezes everything else, and sets modes.
-
-    Raises:
-        SettingError: micro-batches for a method that compares rows, or a stage in which nothing can train.
-    """
+    """The moving parts of one stage. Building it freezes everything else, and sets modes."""
 
     def __init__(self, job: Job, frozen: Iterable[nn.Module], devices: Devices) -> None:
         self.job = job
         self.devices = devices
         stage = job.stage
-        if job.method.batch_relational and stage.micro_batches > 1:
-            raise SettingError(
-                f"stage {stage.name!r}: {stage.method.name} compares the rows of a batch with each other, so its batch "
-                f"cannot be computed in {stage.micro_batches} micro-batches; set micro_batches to 1"
-            )
         for module in frozen:
             module.requires_grad_(False).eval()
         for network, taps in job.trained.values():
             for part in [network.module.get_submodule(tap) for tap in taps] or [network]:
                 part.requires_grad_(True).train()
         job.method.requires_grad_(True).train()
-        self.weighting = stage.weighting.build(self._groups()).to(devices.device)
+        self.weighting = stage.weighting.build(job.groups).to(devices.device)
         self.parameters = [
             p for module in (*job.modules().values(), self.weighting) for p in module.parameters() if p.requires_grad
         ]
-        if not self.parameters:
-            raise SettingError(f"stage {stage.name!r}: nothing trains; `trains` names {list(job.trained) or 'nobody'}")
         self.optimizer = _optimizer(stage.optimizer, self._by_rate(stage.optimizer))
         self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
         self.together = devices.wrap(_Together(job))
@@ -89,6 +80,11 @@ class Training:
                 step = self.together(batch, progress)
                 self._backward(step, len(rows), len(parts), progress, last, logs)
             job.method.after_step(batch, step)
+        self._add_up(logs, [name for name in logs if name not in step.logs])
+        for parameter in self.weighting.parameters():
+            # It is outside of what DDP wraps.
+            if parameter.grad is not None:
+                devices.add_up(parameter.grad).div_(devices.ranks)
         if job.stage.clip_norm is not None:
             logs["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, job.stage.clip_norm)
         else:
@@ -102,7 +98,7 @@ class Training:
         self, step: Step, total: int, parts: int, progress: Progress, last: bool, logs: dict[str, Tensor]
     ) -> None:
         ranks = self.devices.ranks
-        raw = {name: term.reduced(total, ranks) for name, term in step.terms.items()}
+        raw = {name: term.reduced(total, ranks * parts) for name, term in step.terms.items()}
         weighted = {name: value * step.terms[name].weight for name, value in raw.items()}
         groups = {name: term.group for name, term in step.terms.items()}
         separate = self.weighting.needs_separate
@@ -124,23 +120,14 @@ class Training:
         for name, value in step.logs.items():
             logs[name] = value.detach()
 
-    def _groups(self) -> Sequence[str]:
-        """Names of the groups of terms, learnt from one dry step where the weighting has to know them."""
-        if self.job.stage.weighting.name in {"sum", "pcgrad"}:
-            return ()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for module in self.job.modules().values():
-                module.eval()
-            batch = self.job.dataset.batch(self.job.order.rows[:2]).to(self.devices.device)
-            step = self.job.method(batch, self.job.student, self.job.teachers, Progress())
-        self.train_mode()
-        return list(dict.fromkeys(term.group for term in step.terms.values()))
+    def _add_up(self, logs: dict[str, Tensor], names: Sequence[str]) -> None:
+        """Make the whole of what each rank knows its part of."""
+        if self.devices.ranks > 1:
+            whole = self.devices.add_up(torch.stack([logs[name].reshape(()) for name in names]))
+            logs.update(zip(names, whole.unbind(), strict=True))
 
     def _by_rate(self, config: OptimizerConfig) -> list[dict[str, Any]]:
         modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}
-        unknown = sorted(set(config.rates) - set(modules))
-        if unknown:
-            raise SettingError(f"optimizer.rates names {unknown}; what trains in this stage is {sorted(modules)}")
         groups = []
         for name, module in modules.items():
             own = [p for p in module.parameters() if p.requires_grad]
@@ -153,31 +140,15 @@ class Training:
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "weighting": self.weighting.state_dict(),
+            # What it measured in this epoch is of each rank's own rows.
+            "weighting": self.devices.everyone(self.weighting.state_dict()),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.weighting.load_state_dict(state["weighting"])
-
-
-def refuse_non_finite(logs: Mapping[str, Tensor], rows: Tensor, stage: str, progress: Progress) -> None:
-    """Stop when the loss or the gradient is NaN or Inf.
-
-    Raises:
-        NonFiniteError: names the terms, the step and the batch's sample ids.
-    """
-    bad = [name for name, value in logs.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        shown = rows[:16].tolist()
-        more = f" and {len(rows) - 16} more" if len(rows) > 16 else ""
-        raise NonFiniteError(
-            f"stage {stage!r}, epoch {progress.epoch}, step {progress.step}: NaN or Inf in {', '.join(sorted(bad))}; "
-            f"the batch holds the sample ids {shown}{more}. The last good checkpoint is kept. Look at these samples, or "
-            "lower the learning rate or set clip_norm, and start again"
-        )
+        self.weighting.load_state_dict(state["weighting"][self.devices.rank])
 
 
 def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:

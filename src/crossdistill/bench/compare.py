@@ -179,6 +179,9 @@ class _Messages:
     def say(self, text: str) -> None:
         return
 
+    def data(self, description: str, done: int, total: int) -> None:
+        return
+
 
 def _train(task: dict[str, Any], send: Callable[[str, Any], None]) -> str:
     """One cell, in a worker; gives its result in a few words."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.table import Table
 from crossdistill.report import Row, number
 
 
+@runtime_checkable
 class Described(Protocol):
     """What a page has to know of the grid that was run."""
 
@@ -67,7 +68,7 @@ def _reading(rows: Sequence[Row], seeds: int) -> str:
     tested = max((row.test_rows for row in rows), default=0)
     return (
         f"Accuracy on {tested:,} test rows, mean ± standard deviation (ddof 1) over {seeds} seeds. Model selection saw "
-        "the validation split only. Seconds are the mean training time of a run with everything that it needs (teachers "
+        "the validation split only. Seconds are the mean training time of a run with all that it needs (teachers "
         "included), as if it shared nothing; memory is the largest peak of a process. In rows named `@shuffled` the "
         "teachers looked at other training rows while they taught: what is left there is not knowledge of the pair."
     )

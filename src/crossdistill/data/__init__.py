@@ -1,7 +1,6 @@
 """Data sets: one file each, an explicit table here, entry points of other packages behind it."""
 
 import importlib
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from crossdistill.errors import SettingError, nearest
@@ -28,6 +27,9 @@ def find_data(name: str) -> "type[DataConfig]":
         module, _, attribute = DATA[name].partition(":")
         found: type[DataConfig] = getattr(importlib.import_module(module), attribute)
         return found
+    # Slow to import, and needed only here.
+    from importlib.metadata import entry_points
+
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
         raise SettingError(f"data {name!r} is unknown; {nearest(name, [*DATA, *offered])}")

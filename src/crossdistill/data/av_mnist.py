@@ -81,7 +81,7 @@ class AvMnistConfig(DataConfig):
         default="speaker",
         description="no speaker in two splits, or random over pairs as in the paper (seed: its column)",
     )
-    snr_db: float = Field(default=0.0, description="speech power over noise power, decibels")
+    snr_db: float = Field(default=10.0, description="speech power over noise power, decibels")
     energy: float = Field(default=0.25, gt=0, le=1, description="share of the pictures' variance that is kept")
     components: int | None = Field(default=None, ge=1, description="principal components kept, instead of a share")
     release_compat: bool = Field(default=False, description="measure statistics over all rows, test rows included")

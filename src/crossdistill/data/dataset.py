@@ -38,7 +38,8 @@ class Dataset:
     `labelled` marks the rows whose target the *student* may use (None: every row that has one). `present` says where a
     modality is there at all (an unlisted one always is); `domain` names each row's domain ("speech"). `groups` say
     which rows share a source ("voice", "handwriting"): rows of one group are not independent of each other.
-    `fingerprint` changes with anything that changes the content; hiding labels does not. `about` is one paragraph for reports.
+    `fingerprint` changes with anything that changes the content; hiding labels does not. `about` is one paragraph for
+    reports.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """Synthesised speech: eSpeak NG in child processes that hand wavs back."""
 
+import functools
 import importlib.util
 import io
 import itertools
@@ -60,7 +61,8 @@ def synthesiser_version() -> str:
     return version(PACKAGE)
 
 
-def list_variants() -> list[str]:
+@functools.cache
+def list_variants() -> tuple[str, ...]:
     """All voice variants that sound different: of those that say a word with the very same samples, the first."""
     synthesiser_version()
     names = json.loads(_run_worker({"variants": True}))
@@ -69,7 +71,7 @@ def list_variants() -> list[str]:
     clips = synthesise([Speaker("en", name, probe) for name in names], lambda done: None)[0]
     for name, clip in zip(names, clips, strict=True):
         heard.setdefault(clip.tobytes(), name)
-    return sorted(heard.values())
+    return tuple(sorted(heard.values()))
 
 
 def synthesise(speakers: Sequence[Speaker], said: Callable[[int], None]) -> tuple[list[NDArray[np.int16]], int]:

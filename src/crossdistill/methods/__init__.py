@@ -12,6 +12,8 @@ from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
 
+__all__ = ["KD", "METHODS", "Collaborate", "Route", "Specialise", "Supervised", "find", "method_config"]
+
 METHODS: Mapping[str, type[MethodConfig]] = {
     "collaborate": Collaborate,
     "kd": KD,
@@ -21,18 +23,21 @@ METHODS: Mapping[str, type[MethodConfig]] = {
 }
 
 
-def method_config(value: str | Mapping[str, Any]) -> MethodConfig:
+def method_config(value: Any) -> MethodConfig:
     """A method's settings from its name, or from a mapping with the key `name`, checked.
 
     Other packages add methods through entry points in the group `crossdistill.methods`.
 
     Raises:
-        SettingError: no method has that name; says the nearest.
+        SettingError: it is neither, or no method has that name; says the nearest.
     """
-    settings = {"name": value} if isinstance(value, str) else dict(value)
+    settings = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
     name = settings.get("name")
     if not isinstance(name, str):
-        raise SettingError(f"a method is a name, or a mapping with the key 'name'; found {value!r}")
+        raise SettingError(
+            "a method is its settings, as in KD(temperature=4), a name, or a mapping with the key 'name'; "
+            f"found {value!r}"
+        )
     return find(name).model_validate(settings)
 
 

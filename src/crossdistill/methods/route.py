@@ -139,7 +139,7 @@ class _Route(Method):
         if config.balance != "none":
             value = balance_cv(everyone) if config.balance == "cv" else balance_kl(everyone, config.balance_divided)
             terms["balance"] = Term(value, config.balance_at(progress.epoch), "balance")
-        share = everyone.detach().softmax(1).mean(0)
+        share = everyone.detach().softmax(1).sum(0) / max(1, len(everyone))
         return Step(terms, outputs, logs={f"gate/{name}": share[i] for i, name in enumerate(self.teachers)})
 
     def _teachers(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """MST-Distill's second stage: masks that bend frozen teachers towards the student (Li et al., 2025, Eq. 5-8)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Specialise(MethodConfig):
     No labels are read. Each masked teacher graduates as `teacher@tap`.
     """
 
+    graduating: ClassVar[bool] = True
     name: Literal["specialise"] = "specialise"
     taps: Mapping[str, tuple[str, ...]]
     """For each teacher, the layers that are masked, each by a mask of its own."""

@@ -1,7 +1,8 @@
 """The table of models: published architectures and their smaller siblings, one family a file."""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -21,11 +22,15 @@ class Model:
     taps: tuple[str, ...]
     about: str
 
+    def make(self) -> Callable[..., nn.Module]:
+        """Its class, or the function that makes it."""
+        name, _, attribute = self.source.partition(":")
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(name), attribute)
+        return found
+
     def module(self, **options: Any) -> nn.Module:
         """The bare module, freshly initialised."""
-        name, _, attribute = self.source.partition(":")
-        made: nn.Module = getattr(importlib.import_module(name), attribute)(**options)
-        return made
+        return self.make()(**options)
 
 
 MODELS: Mapping[str, Model] = {
@@ -92,8 +97,12 @@ def build_network(name: str, reads: tuple[str, ...] | None = None, **options: An
         SettingError: no such model, or an option that it does not take.
     """
     model = find_model(name)
+    known = inspect.signature(model.make()).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+        raise SettingError(f"model {name!r} has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
     try:
         module = model.module(**options)
-    except TypeError as error:
-        raise SettingError(f"model {name!r} does not take these options: {options}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingError(f"model {name!r} cannot be built with the options {options}: {error}") from error
     return Network(module, reads or model.modalities, model.taps)

@@ -4,18 +4,22 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError, validate_call
 
-from crossdistill.errors import RecipeError, SettingError, nearest
+from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS
-from crossdistill.settings import parse_override, sentences
+from crossdistill.settings import explained, parse_override, sentences
+from crossdistill.storage import key_hash
 
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
@@ -46,11 +50,15 @@ def find(name: str) -> Maker:
     """
     if ":" in name:
         return _function(name)
+    if name.endswith(".py"):
+        raise SettingError(f"recipe {name!r}: which function of that file returns the recipe? Give {name}:FUNCTION")
     data, slash, method = name.partition("/")
     if not slash or data not in FAMILIES or method not in PLANS:
+        wrong = nearest(data, FAMILIES) if data not in FAMILIES else nearest(method, PLANS)
         raise SettingError(
-            f"no recipe is called {name!r}; {nearest(name, names())}; or give package.module:function, "
-            "path/to/file.py:function or a run's recipe.yaml"
+            f"no recipe is called {name!r}. Of its two parts, DATA/METHOD, "
+            f"{'the data' if data not in FAMILIES else 'the method'} is unknown: {wrong}. Other recipes are given as "
+            "package.module:function, path/to/file.py:function or a run's recipe.yaml"
         )
     return functools.partial(_function(FAMILIES[data]), method)
 
@@ -62,81 +70,119 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
         RecipeError: every fault of the settings, collected.
         SettingError: there is no such recipe.
     """
+    seeded = [] if seed is None else [f"seed={seed}"]
     if name.endswith((".yaml", ".yml")) or Path(name).is_dir():
         path = Path(name) / "recipe.yaml" if Path(name).is_dir() else Path(name)
-        settings = settings + ([] if seed is None else [f"seed={seed}"])
-        return Recipe.from_yaml(path).overridden(settings)
+        return Recipe.from_yaml(path).overridden([*settings, *seeded])
     maker = find(name)
     parameters = inspect.signature(maker).parameters
     given: dict[str, Any] = {}
-    rest, faults = [], []
-    for text in settings:
+    texts: dict[str, str] = {}
+    rest: list[str] = []
+    faults: list[str] = []
+    for text in [*settings, *seeded]:
         try:
             key, value = parse_override(text)
         except SettingError as error:
-            faults.append(str(error))
+            faults.append(f"--set {text}: {error}")
             continue
         head = key.partition(".")[0]
         if key in parameters:
-            given[key] = value
+            given[key], texts[key] = value, text
         elif head in Recipe.model_fields:
             rest.append(text)
         else:
             known = [*parameters, *Recipe.model_fields]
             faults.append(f"--set {text}: {name} has no parameter or field {head!r}; {nearest(head, known)}")
-    if seed is not None:
-        if "seed" in parameters:
-            given["seed"] = seed
-        else:
-            rest.append(f"seed={seed}")
-    recipe = _call(name, maker, given, faults)
-    origin = " ".join(
-        [name, *(f"--set {text}" for text in settings), *([f"--seed {seed}"] if seed is not None else [])]
-    )
-    return recipe.model_copy(update={"origin": origin}).overridden(rest)
-
-
-def _call(name: str, maker: Maker, given: Mapping[str, Any], faults: list[str]) -> Recipe:
+    recipe = _call(name, maker, given, texts, faults)
+    origin = [name, *(f"--set {shlex.quote(text)}" for text in settings), *([f"--seed {seed}"] if seeded else [])]
+    recipe = recipe.model_copy(update={"origin": " ".join(origin)})
     try:
-        made = validate_call(maker)(**given) if not faults else None
-        if made is None:
-            # The values are checked all the same, so that all faults are seen at once.
-            validate_call(maker)(**given)
-    except ValidationError as error:
-        faults = [*faults, *sentences(error)]
-        raise RecipeError(name, faults) from error
+        recipe = recipe.overridden(rest)
+    except RecipeError as error:
+        faults += error.faults
     if faults:
         raise RecipeError(name, faults)
+    return recipe
+
+
+def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str, str], faults: list[str]) -> Recipe:
+    """What a recipe function returns. Arguments that it refuses become faults, and it is tried without them.
+
+    Raises:
+        RecipeError: it cannot be called without them, or the recipe that it makes is faulty.
+        SettingError: what it returns is no recipe, or the program in it fails.
+    """
+    title = f"partial({maker.func.__name__})" if isinstance(maker, functools.partial) else maker.__name__
+    try:
+        made = validate_call(maker)(**given)
+    except ValidationError as error:
+        if error.title != title:
+            raise RecipeError(name, [*faults, *sentences(error)]) from error
+        refused = set()
+        for path, text in explained(error):
+            if path[0] in given:
+                refused.add(path[0])
+                faults.append(f"--set {texts[path[0]]}: {text}")
+            elif path[0] not in texts:
+                faults.append(f"{path[0]}: {text}; give it with --set {path[0]}=...")
+        if not refused:
+            raise RecipeError(name, faults) from error
+        return _call(name, maker, {key: value for key, value in given.items() if key not in refused}, texts, faults)
+    except CrossdistillError:
+        raise
+    except Exception as error:  # a program of the user's own may fail in any way
+        raise SettingError(f"recipe {name!r} fails: {_where(error)}") from error
     if not isinstance(made, Recipe):
-        raise SettingError(f"{name} returned a {type(made).__name__}; a recipe function returns a crossdistill.Recipe")
+        kind = type(made).__name__
+        raise SettingError(f"{name} returned an object of type {kind}; a recipe function returns a crossdistill.Recipe")
     return made
+
+
+def _where(error: BaseException) -> str:
+    """An exception, and the line that it comes from."""
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):
+        return what
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{what} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else what
 
 
 def _function(name: str) -> Maker:
     source, _, attribute = name.rpartition(":")
     try:
         module = _file_module(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            f"recipe {name!r}: {error}; is its folder on PYTHONPATH, or is it a path to a .py file?"
-        ) from error
+    except CrossdistillError:
+        raise
+    except Exception as error:  # importing runs the user's own program
+        if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
+            raise SettingError(
+                f"recipe {name!r}: there is no module {error.name!r}; is its folder on PYTHONPATH, or is it a path to "
+                "a .py file?"
+            ) from error
+        raise SettingError(f"recipe {name!r}: {source} cannot be imported: {_where(error)}") from error
+    functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
     if not hasattr(module, attribute):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise SettingError(f"recipe {name!r}: {source} has no {attribute!r}; {nearest(attribute, functions)}")
+        raise SettingError(f"recipe {name!r}: {source} has no function {attribute!r}; {nearest(attribute, functions)}")
     found = getattr(module, attribute)
-    if not callable(found):
-        raise SettingError(f"recipe {name!r}: {attribute!r} is no function")
+    if not inspect.isfunction(found) and not isinstance(found, functools.partial):
+        kind = type(found).__name__
+        raise SettingError(
+            f"recipe {name!r}: {attribute!r} is of type {kind}, not a function that returns a recipe; "
+            f"{nearest(attribute, functions)}"
+        )
     maker: Maker = found
     return maker
 
 
-def _file_module(path: Path) -> Any:
+def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise SettingError(f"recipe file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Its own name, unless another module has it already: classes find their module by it.
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{key_hash(str(path.resolve()))[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

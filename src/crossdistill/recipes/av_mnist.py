@@ -10,23 +10,41 @@ from typing import Literal
 
 from crossdistill.data.av_mnist import AvMnistConfig
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Kind, Kit, Length
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, kd_for, route_for
 from crossdistill.recipes.plans import recipe
 
 
-def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
-    """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` draws the split too, as the paper's does."""
-    length = Length(epochs=100, learning_rate=1e-4)
+def kit(
+    *,
+    labelled: float = 1.0,
+    seed: int = 0,
+    rows: int | None = None,
+    epochs: int = 100,
+    learning_rate: float = 1e-4,
+    batch_size: int = 512,
+    width_factor: int = 2,
+    channels_last: bool = False,
+) -> Kit:
+    """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` draws the split too, as the paper's does.
+
+    `rows`, `epochs` (of every stage), `learning_rate`, `batch_size`, `width_factor` and `channels_last` suit it to a
+    machine without an accelerator; their defaults are the published ones.
+    """
+    length = Length(epochs=epochs, learning_rate=learning_rate)
     return Kit(
-        data=AvMnistConfig(labelled=labelled, seed=seed),
+        data=AvMnistConfig(labelled=labelled, seed=seed, rows=rows),
         networks={"image": NetworkConfig(model="lenet5"), "audio": NetworkConfig(model="three-layer-cnn-a")},
         multimodal=NetworkConfig(model="cnn-i"),
         taps={"image": ("conv3", "fc1"), "audio": ("conv2", "conv3"), "mm": ("concat_identity", "fc1")},
-        batch_size=512,
+        batch_size=batch_size,
         supervised=length,
         collaborate=length,
         specialise=length,
         distil=length,
+        width_factor=width_factor,
+        channels_last=channels_last,
+        kd=kd_for(labelled),
+        route=route_for(labelled),
     )
 
 
@@ -35,10 +53,25 @@ def av_mnist(
     *,
     student: Literal["image", "audio"] = "image",
     teachers: Kind | None = None,
-    labelled: float = 1.0,
+    labelled: Fraction = 1.0,
     control: Literal["shuffled"] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
+    rows: int | None = None,
+    epochs: int = 100,
+    learning_rate: float = 1e-4,
+    batch_size: int = 512,
+    width_factor: int = 2,
+    channels_last: bool = False,
 ) -> Recipe:
     """A method on `av-mnist`; `data.root` or CROSSDISTILL_DATA says where the data are."""
-    made = kit(labelled=labelled, seed=seed)
+    made = kit(
+        labelled=labelled,
+        seed=seed,
+        rows=rows,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        width_factor=width_factor,
+        channels_last=channels_last,
+    )
     return recipe(made, method, student=student, teachers=teachers, seed=seed, control=control)

@@ -1,15 +1,20 @@
 """What a family of recipes shares: data, a network for each role, and how long things train."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from crossdistill.data.config import DataConfig
+from crossdistill.methods.kd import KD
+from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig
 from crossdistill.stage import OptimizerConfig
 
 Kind = Literal["mm", "cm", "mm+cm"]
+
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 MULTIMODAL = "mm"
 """Name of the teacher that reads every modality."""
@@ -22,6 +27,22 @@ class Length(BaseModel):
 
     epochs: int = Field(ge=0)
     learning_rate: float = Field(gt=0)
+
+
+SCARCE = 0.5
+"""Below this fraction of labels the teachers' share of the loss is larger and does not decay."""
+
+
+def kd_for(labelled: float) -> KD:
+    """KD's weights: the published ones, or, with few labels, those that validation chose on av-digits (LOG.md)."""
+    return KD(alpha=0.9, temperature=2.0, decay_every=None) if labelled < SCARCE else KD()
+
+
+def route_for(labelled: float) -> Route:
+    """Routing's weights: the published ones, or, with few labels, those that validation chose on av-digits (LOG.md)."""
+    if labelled >= SCARCE:
+        return Route()
+    return Route(weight_distil=10.0, weight_task=0.25, temperature=2.0, distil_decay_every=None)
 
 
 class Kit(BaseModel):
@@ -38,12 +59,18 @@ class Kit(BaseModel):
     multimodal: NetworkConfig
     taps: Mapping[str, tuple[str, ...]]
     batch_size: int = 64
+    channels_last: bool = False
     supervised: Length
     """Teachers, and the student alone."""
     collaborate: Length
     specialise: Length
     distil: Length
     """Every stage that teaches the student at the end."""
+    width_factor: int = Field(2, ge=1)
+    """Masks attend in (values at the tap / width_factor) dimensions."""
+    kd: KD = KD()
+    route: Route = Route()
+    """Weights and schedules, where validation chose others than the published ones."""
 
     def other(self, modality: str) -> str:
         """The cross-modal teacher of a student: the next modality in the kit's order."""

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crossdistill.errors import SettingError, nearest
 from crossdistill.method import STUDENT
 from crossdistill.methods.collaborate import Collaborate
-from crossdistill.methods.kd import KD
-from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
 from crossdistill.recipe import Recipe
@@ -51,7 +50,7 @@ def supervised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, 
 
 def kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels, then the student from labels and their softened predictions."""
-    return (*pretrained(kit, teachers), _stage("kd", KD(), kit, kit.distil, teachers=tuple(teachers)))
+    return (*pretrained(kit, teachers), _stage("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
 
 
 def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -59,22 +58,22 @@ def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage,
     return (
         _collaborate(kit, teachers),
         _specialise(kit, teachers),
-        _stage("route", Route(), kit, kit.distil),
+        _stage("route", kit.route, kit, kit.distil),
     )
 
 
 def mst_distill_release(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MST-Distill with every parity switch of the released code (its faults included)."""
-    joint = _specialise(kit, teachers).model_copy(
-        update={"method": Specialise(taps=_taps(kit, teachers), select="joint", stacked=True)}
-    )
-    route = Route(
-        reduce="mean",
-        balance_divided=True,
-        decay_after_first=True,
-        gate_activation=False,
-        gate_detached=False,
-    )
+    masks = Specialise(taps=_taps(kit, teachers), width_factor=kit.width_factor, select="joint", stacked=True)
+    joint = _specialise(kit, teachers).model_copy(update={"method": masks})
+    release = {
+        "reduce": "mean",
+        "balance_divided": True,
+        "decay_after_first": True,
+        "gate_activation": False,
+        "gate_detached": False,
+    }
+    route = kit.route.model_copy(update=release)
     return (_collaborate(kit, teachers), joint, _stage("route", route, kit, kit.distil))
 
 
@@ -85,23 +84,23 @@ def mean_of_diverse(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[St
 
 def routed_only(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (b): routing alone, over the pretrained teachers."""
-    return (*pretrained(kit, teachers), _stage("route", Route(), kit, kit.distil))
+    return (*pretrained(kit, teachers), _stage("route", kit.route, kit, kit.distil))
 
 
 def collaborated_routed(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (c): collaboration and routing, without masks."""
-    return (_collaborate(kit, teachers), _stage("route", Route(), kit, kit.distil))
+    return (_collaborate(kit, teachers), _stage("route", kit.route, kit, kit.distil))
 
 
 def specialised_routed(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (d): masks and routing, over pretrained teachers and a student that was trained alone."""
     alone = _stage(f"supervised-{student}", Supervised(), kit, kit.supervised, teachers=())
-    return (*pretrained(kit, teachers), alone, _specialise(kit, teachers), _stage("route", Route(), kit, kit.distil))
+    return (*pretrained(kit, teachers), alone, _specialise(kit, teachers), _stage("route", kit.route, kit, kit.distil))
 
 
 def collaborated_specialised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (e): collaboration and masks, then the mean of the specialised teachers instead of routing."""
-    return (_collaborate(kit, teachers), _specialise(kit, teachers), _stage("kd", KD(), kit, kit.distil))
+    return (_collaborate(kit, teachers), _specialise(kit, teachers), _stage("kd", kit.kd, kit, kit.distil))
 
 
 def _stage(name: str, method: Any, kit: Kit, length: Length, **settings: Any) -> Stage:
@@ -122,7 +121,7 @@ def _collaborate(kit: Kit, teachers: Sequence[str]) -> Stage:
 
 
 def _specialise(kit: Kit, teachers: Sequence[str]) -> Stage:
-    method = Specialise(taps=_taps(kit, teachers))
+    method = Specialise(taps=_taps(kit, teachers), width_factor=kit.width_factor)
     return _stage("specialise", method, kit, kit.specialise, trains=())
 
 
@@ -145,7 +144,13 @@ PLANS: Mapping[str, MethodPlan] = {
 
 
 def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: int, control: str | None) -> Recipe:
-    """A method's recipe for one student of a kit."""
+    """A method's recipe for one student of a kit.
+
+    Raises:
+        SettingError: there is no such method; says the nearest.
+    """
+    if method not in PLANS:
+        raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
     plan = PLANS[method]
     kind = None if plan.kind is None else (teachers or plan.kind)
     networks = kit.teachers(student, kind) if kind is not None else {}
@@ -157,6 +162,7 @@ def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: 
             "teachers": networks,
             "stages": plan.stages(kit, student, tuple(networks)),
             "seed": seed,
+            "channels_last": kit.channels_last,
             "student_name": student,
             "control": control,
             "method": method,

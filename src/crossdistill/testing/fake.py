@@ -51,9 +51,7 @@ class FakeTeacher:
         """The same teacher, asked for these things; notes that it was."""
         wants = frozenset(wants)
         self.record.wants.append(wants)
-        return FakeTeacher(
-            self.name, self.spec, self.modalities, wants=wants, given=self.given, record=self.record
-        )
+        return FakeTeacher(self.name, self.spec, self.modalities, wants=wants, given=self.given, record=self.record)
 
     def sees(self, batch: Batch) -> Batch:
         """The batch itself."""

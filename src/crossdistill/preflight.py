@@ -1,0 +1,80 @@
+"""What a stage would stumble over, found before anything trains: its settings, and one step on two rows."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
+from crossdistill.method import Method, Progress, Step
+from crossdistill.outputs import OutputSpec
+from crossdistill.stage import Stage
+from crossdistill.teacher import Teacher
+
+
+def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module]) -> list[str]:
+    """Faults of a stage that no method knows of; `moving` are the modules, or parts of them, that train in it."""
+    faults = []
+    if method.batch_relational and stage.micro_batches > 1:
+        faults.append(
+            f"{stage.method.name} compares the rows of a batch with each other, so its batch cannot be computed in "
+            f"{stage.micro_batches} micro-batches; set micro_batches to 1"
+        )
+    if not any(True for module in moving.values() for _ in module.parameters()):
+        faults.append("nothing trains here: `trains` names nobody with parameters, and the method has none of its own")
+    known = [*moving, "weighting"]
+    faults += [
+        f"optimizer.rates: nothing that trains here is called {name!r}; {nearest(name, known)}"
+        for name in stage.optimizer.rates
+        if name not in known
+    ]
+    return faults
+
+
+@torch.no_grad()
+def rehearse(
+    stage: Stage, method: Method, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
+) -> tuple[str, ...]:
+    """One step and one validation of a few rows, which leave no trace; gives the groups of the terms, in their order.
+
+    Raises:
+        ShapeError: torch refused to compute something; says what the method was given.
+        CrossdistillError: whatever the method, a network or the weighting itself says.
+    """
+    if type(method).measure is not Method.measure:
+        method = copy.deepcopy(method)
+    method.eval()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            method.measure([batch], student, teachers)
+            step: Step = method(batch, student, teachers, Progress())
+            method.validate(batch, student, teachers)
+        except CrossdistillError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ShapeError(
+                f"{stage.method.name} fails on {len(batch)} rows: {' '.join(str(error).split())}. It was given "
+                f"{_given([student, *teachers.values()])}, and targets {_shape(batch.targets)}"
+            ) from error
+        groups = tuple(dict.fromkeys(term.group for term in step.terms.values()))
+        if not groups:
+            raise SettingError(f"{stage.method.name} gives no terms, so there is nothing to descend")
+        stage.weighting.build(groups)
+    return groups
+
+
+def _given(sources: Sequence[Teacher]) -> str:
+    return "; ".join(f"{source.name!r} with {_sizes(source.spec)}" for source in sources)
+
+
+def _sizes(spec: OutputSpec) -> str:
+    parts = {"logits": spec.logits, "embedding": spec.embedding, **spec.features}
+    return ", ".join(f"{name} {shape}" for name, shape in parts.items() if shape is not None) or "no outputs"
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))

@@ -1,0 +1,365 @@
+"""The contract that every method keeps, ours or another package's: one function a clause, one line each in the table.
+
+`check_method` puts a method's settings through all of them on toy data.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import SettingError, SignalError
+from crossdistill.method import STUDENT
+from crossdistill.network import Network
+from crossdistill.outputs import Cut, Outputs, Want
+from crossdistill.plan import fingerprint
+from crossdistill.teacher import Live, Teacher
+from crossdistill.testing.ranks import compare_with_one
+from crossdistill.testing.rehearsal import (
+    ROWS,
+    Contract,
+    Rehearsal,
+    Settings,
+    Trains,
+    with_absent,
+    with_labels_hidden,
+    with_targets_missing,
+)
+from crossdistill.testing.toy import toy_dataset
+
+TOLERANCE = 1e-5
+"""Absolute and relative, between one way of computing a step and another."""
+
+
+def check_method(
+    settings: Settings,
+    *,
+    trains: Trains = "student",
+    student: Network | None = None,
+    teachers: Mapping[str, Network] | None = None,
+    dataset: Dataset | None = None,
+) -> None:
+    """Hold a method to the contract that the runner relies on.
+
+    `settings` are the method's, or a function of the teachers' names where they name teachers. `trains` says what
+    moves in the method's stage: the student with the method's own modules, these alone, or all members. By default it
+    is checked on toy data of three modalities with a small student and three teachers; networks of your own come
+    together (a `student` and `teachers`), with the `dataset` that they read, and have neither BatchNorm nor dropout,
+    because a batch and its parts are compared.
+
+    Raises:
+        AssertionError: a clause does not hold; one sentence says which, and what was seen.
+    """
+    contract = _contract(settings, trains, student, teachers, dataset)
+    for clause, check in CLAUSES.items():
+        hold(contract, clause, check)
+
+
+def check_ranks(
+    settings: Settings,
+    *,
+    trains: Trains = "student",
+    student: Network | None = None,
+    teachers: Mapping[str, Network] | None = None,
+    dataset: Dataset | None = None,
+    ranks: int = 2,
+) -> None:
+    """Hold a method to the clause that takes seconds: several processes compute what one does.
+
+    The arguments are those of `check_method`; settings and networks have to be of classes that can be imported, since
+    they are sent to the processes.
+
+    Raises:
+        AssertionError: the processes fail, wait for each other for ever, or compute something else.
+    """
+    contract = _contract(settings, trains, student, teachers, dataset)
+    hold(contract, f"{ranks} processes compute what one does", lambda held: compare_with_one(held, ranks, TOLERANCE))
+
+
+def _contract(
+    settings: Settings,
+    trains: Trains,
+    student: Network | None,
+    teachers: Mapping[str, Network] | None,
+    dataset: Dataset | None,
+) -> Contract:
+    if student is None and teachers is None:
+        return Contract(settings, toy_dataset(("first", "second", "third")) if dataset is None else dataset, trains)
+    if student is None or not teachers or dataset is None:
+        raise SettingError("networks of your own come together: student=, teachers= and the dataset= that they read")
+    return Contract(settings, dataset, trains, {"student-network": student, **teachers})
+
+
+def hold(contract: Contract, clause: str, check: Callable[[Contract], None]) -> None:
+    """Check one clause.
+
+    Raises:
+        AssertionError: it does not hold; says who broke which clause, and what was seen.
+    """
+    who = contract.config(list(contract.cast(3))[1:]).name
+    try:
+        check(contract)
+    except AssertionError as error:
+        raise AssertionError(f"{who} breaks the contract: {clause}. {error}") from error
+    except Exception as error:
+        raise AssertionError(
+            f"{who} breaks the contract: {clause}. It raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _loss_falls(contract: Contract) -> None:
+    run = Rehearsal(contract)
+    batch = run.batch()
+    before = run.loss(batch).detach()
+    for number in range(20):
+        logs = run.step(run.rows(), number)
+        bad = [name for name, value in logs.items() if not bool(value.isfinite().all())]
+        assert not bad, f"NaN or Inf in {bad} at step {number}"
+    after = run.loss(batch).detach()
+    assert after < before, f"It was {before:.6f} and is {after:.6f} after 20 steps on the same {ROWS} rows"
+
+
+def _frozen_stay(contract: Contract) -> None:
+    # BatchNorm and dropout belong in here: in train mode they would move a frozen teacher, or make it noisy.
+    run = Rehearsal(contract, normalised=contract.given is None)
+    frozen = {name: network for name, network in run.plan.members.items() if name not in run.job.trained}
+    before = {name: fingerprint(network) for name, network in frozen.items()}
+    for number in range(3):
+        run.step(run.rows(number), number)
+    for name, network in frozen.items():
+        assert fingerprint(network) == before[name], f"{name!r} does not train, but its weights or buffers moved"
+        assert not any(module.training for module in network.modules()), f"{name!r} was set to train mode"
+        touched = [key for key, own in network.named_parameters() if own.requires_grad or own.grad is not None]
+        assert not touched, f"{name!r} does not train, but got gradients: {touched}"
+
+
+def _owns_nothing_else(contract: Contract) -> None:
+    run = Rehearsal(contract)
+    run.forward(run.batch())
+    foreign: dict[int, str] = {}
+    for name, network in run.plan.members.items():
+        foreign |= {id(module): f"a layer of {name!r}" for module in network.modules()}
+        foreign |= {id(own): f"weights of {name!r}" for own in network.parameters()}
+    foreign |= {id(source): f"the source {name!r}" for name, source in run.job.teachers.items()}
+    foreign[id(run.job.student)] = "the student"
+    for path, value in _reachable(run.job.method):
+        held = foreign.get(id(value)) or ("a teacher" if isinstance(value, Live | Network) else None)
+        assert held is None, f"The method holds {held} in {path}; student and teachers are arguments, never attributes"
+
+
+def _reachable(method: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Everything that a method holds, through modules, containers and plain attributes, with its path."""
+    todo: list[tuple[str, Any]] = [(type(method).__name__, method)]
+    seen: set[int] = set()
+    while todo:
+        path, value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield path, value
+        if isinstance(value, nn.Module):
+            todo += [(f"{path}.{key}", part) for key, part in vars(value).items()]
+        elif isinstance(value, Mapping):
+            todo += [(f"{path}[{key!r}]", part) for key, part in value.items()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            todo += [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+
+
+class _Curtain:
+    """Behind it a source gives nothing but what the method declared in `needs()`."""
+
+    def __init__(self, base: Teacher, wants: Iterable[Want]) -> None:
+        self.base = base
+        self.name = base.name
+        self.modalities = base.modalities
+        self.spec = base.spec
+        self.wants = frozenset(wants)
+
+    def asked(self, wants: Iterable[Want]) -> "_Curtain":
+        return _Curtain(self.base.asked(wants), wants)
+
+    def sees(self, batch: Batch) -> Batch:
+        return self.base.sees(batch)
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        if Want.cut(tap) not in self.wants:
+            raise SignalError(f"the cut at {tap!r} of {self.name!r} is continued, but needs() does not name it")
+        return self.base.tail(tap)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        given = self.base(batch)
+        return replace(
+            given,
+            logits=given.logits if Want.LOGITS in self.wants else None,
+            embedding=given.embedding if Want.EMBEDDING in self.wants else None,
+            features={tap: value for tap, value in given.features.items() if Want.feature(tap) in self.wants},
+            cuts={tap: cut for tap, cut in given.cuts.items() if Want.cut(tap) in self.wants},
+        )
+
+
+def _needs_is_true(contract: Contract) -> None:
+    run = Rehearsal(contract)
+    needs = run.job.method.needs()
+    strangers = sorted(set(needs) - {STUDENT, *run.teachers})
+    assert not strangers, f"needs() names {strangers}, who are not there"
+    batch = run.batch()
+    whole = run.terms(batch)
+    student = _Curtain(run.job.student, needs.get(STUDENT, {Want.LOGITS}))
+    teachers = {name: _Curtain(source, needs[name]) for name, source in run.job.teachers.items() if name in needs}
+    torch.manual_seed(0)
+    step = run.job.method(batch, student, teachers, run.progress)
+    hidden = {name: term.reduced(batch.total_rows) * term.weight for name, term in step.terms.items()}
+    assert set(hidden) == set(whole), f"Without what needs() leaves out, the terms are {sorted(hidden)}"
+    for name, value in whole.items():
+        assert torch.equal(value, hidden[name]), f"Without what needs() leaves out, the term {name!r} is another"
+
+
+def _absent_unread(contract: Contract) -> None:
+    found = []
+    for fill in (torch.nan, 3.0):
+        run = Rehearsal(contract, with_absent(contract.dataset, fill))
+        rows = run.rows()
+        residue = rows % (len(contract.dataset.inputs) + 2)
+        # A mixed batch; one in which the student's modality is missing everywhere; one in which it alone is there.
+        steps = [rows, rows[residue == 0], rows[(residue == 1) | (residue == 2)]]
+        logs = [run.step(part, number) for number, part in enumerate(steps) if len(part)]
+        bad = [name for each in logs for name, value in each.items() if not bool(value.isfinite().all())]
+        assert not bad, f"Absent values reached {bad}, which are NaN or Inf"
+        found.append(run.weights())
+    _same_tensors(*found, exact=True, what="What stands in absent rows changes")
+
+
+def _labels_optional(contract: Contract) -> None:
+    hidden = [Rehearsal(contract, with_labels_hidden(contract.dataset, shift)) for shift in (0, 1)]
+    missing = Rehearsal(contract, with_targets_missing(contract.dataset))
+    for run in (*hidden, missing):
+        logs = [run.step(run.rows(number), number) for number in range(2)]
+        bad = [name for each in logs for name, value in each.items() if not bool(value.isfinite().all())]
+        assert not bad, f"With rows that have no label, {bad} are NaN or Inf"
+    if contract.trains != "all":
+        # Where teachers train too, they may use the labels that are hidden from the student.
+        pairs = (hidden[0].weights(), hidden[1].weights())
+        _same_tensors(*pairs, exact=True, what="A label that is hidden from the student changes")
+        _same_tensors(
+            *(hidden[0].weights(), missing.weights()), what="A row without target, unlike a hidden one, changes"
+        )
+
+
+def _parts_are_whole(contract: Contract) -> None:
+    whole = Rehearsal(contract)
+    if whole.job.method.batch_relational:
+        try:
+            Rehearsal(contract, micro_batches=2)
+        except SettingError:
+            return
+        raise AssertionError("It is batch_relational, but micro-batches were not refused")
+    parts = Rehearsal(contract, micro_batches=3)
+    for number in range(3):
+        one, two = whole.step(whole.rows(number), number), parts.step(parts.rows(number), number)
+        _same_tensors(_terms_of(one), _terms_of(two), what="In micro-batches there is another value of")
+    _same_tensors(
+        whole.weights(), parts.weights(), what="In micro-batches (is it batch_relational?) another result has"
+    )
+
+
+def _terms_of(logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in logs.items() if name.startswith(("raw/", "weighted/"))}
+
+
+def _forward_moves_nothing(contract: Contract) -> None:
+    run = Rehearsal(contract)
+    before = {name: value.clone() for name, value in run.job.method.state_dict().items()}
+    first = run.terms(run.batch())
+    run.terms(run.batch(run.rows(1)))
+    again = run.terms(run.batch())
+    _same_tensors(before, dict(run.job.method.state_dict()), exact=True, what="A forward pass moves")
+    _same_tensors(first, again, exact=True, what="A forward pass over other rows changes")
+
+
+def _any_number_of_teachers(contract: Contract) -> None:
+    for number in contract.numbers:
+        run = Rehearsal(contract, teachers=number)
+        logs = run.step(run.rows())
+        assert bool(logs["loss"].isfinite()), f"With {number} teachers the loss is {logs['loss']}"
+        graduates = run.job.method.graduates({name: Live(name, one) for name, one in run.teachers.items()})
+        for name, one in graduates.items():
+            assert isinstance(one, Teacher), f"{name!r} graduates, but is no Teacher: {type(one).__name__}"
+            logits = one.asked({Want.LOGITS})(run.batch()).need(Want.LOGITS)
+            assert logits.shape[0] == ROWS, f"{name!r} graduates, but gives {tuple(logits.shape)} for {ROWS} rows"
+
+
+def _order_is_free(contract: Contract) -> None:
+    run = Rehearsal(contract)
+    rows = run.rows()
+    mixed = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))]
+    _same_tensors(run.terms(run.batch(rows)), run.terms(run.batch(mixed)), what="In another order of rows, another")
+    gradients = [dict(enumerate(run.gradients(run.batch(each)))) for each in (rows, mixed)]
+    _same_tensors(*gradients, what="In another order of rows there is another gradient of parameter")
+
+
+def _state_comes_back(contract: Contract) -> None:
+    run, fresh = Rehearsal(contract), Rehearsal(contract, seed=1)
+    for number in range(3):
+        run.step(run.rows(number), number)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "method.safetensors"
+        state = run.job.method.state_dict()
+        save_file({name: value.contiguous().clone() for name, value in state.items()}, file)
+        fresh.job.method.load_state_dict(load_file(file))
+    for name, network in run.plan.members.items():
+        fresh.plan.members[name].load_state_dict(network.state_dict())
+    batch = run.batch()
+    _same_tensors(
+        run.terms(batch), fresh.terms(batch), exact=True, what="After its state was saved and loaded, another"
+    )
+
+
+def _validates_its_parts(contract: Contract) -> None:
+    run = Rehearsal(contract)
+    method = run.job.method
+    run.training.eval_mode()
+    with torch.no_grad():
+        values = method.validate(run.batch(), run.job.student, run.job.teachers)
+    wanted = set(method.parts()) or {STUDENT}
+    assert wanted <= set(values), f"validate() judges {sorted(values)}, but what is selected is {sorted(wanted)}"
+    for name, value in values.items():
+        assert value.shape == (ROWS,), f"validate() gives {tuple(value.shape)} for {name!r}, not one number a row"
+        assert bool(value.isfinite().all()), f"validate() gives NaN or Inf for {name!r}"
+
+
+def _same_tensors(one: Mapping[Any, Tensor], two: Mapping[Any, Tensor], *, what: str, exact: bool = False) -> None:
+    assert set(one) == set(two), f"{what} the names: {sorted(map(str, set(one) ^ set(two)))}"
+    for name, left in one.items():
+        right = two[name]
+        if exact:
+            same = torch.equal(left, right)
+        else:
+            same = left.shape == right.shape and torch.allclose(left, right, rtol=TOLERANCE, atol=TOLERANCE)
+        if not same:
+            apart = (left - right).abs().max().item() if left.shape == right.shape else float("nan")
+            raise AssertionError(f"{what} {name!r}: by {apart:.3g} at most")
+
+
+CLAUSES: Mapping[str, Callable[[Contract], None]] = {
+    "the loss is finite and falls": _loss_falls,
+    "what does not train stays as it is, without gradient, in eval mode": _frozen_stay,
+    "a method owns neither student nor teachers": _owns_nothing_else,
+    "needs() names every signal that is read": _needs_is_true,
+    "an absent modality is never read": _absent_unread,
+    "rows may have no label": _labels_optional,
+    "micro-batches are the batch": _parts_are_whole,
+    "state moves in after_step alone": _forward_moves_nothing,
+    "it takes one teacher and three, or refuses": _any_number_of_teachers,
+    "the order of rows does not matter": _order_is_free,
+    "its state comes back from a file": _state_comes_back,
+    "it judges what is selected": _validates_its_parts,
+    # What a bank gives equals what a live teacher gives: one more function and line, as soon as there is a bank.
+}
+"""What holds of every method, as a sentence, and the function that checks it."""

@@ -1,0 +1,100 @@
+"""The same steps in several real processes and in one: torch.distributed over gloo, a share of the rows for each."""
+
+import multiprocessing
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crossdistill.devices import Devices
+from crossdistill.testing.rehearsal import Contract, Rehearsal, with_absent
+
+PATIENCE = 120.0
+"""Seconds until processes that wait for each other are given up."""
+
+
+def compare_with_one(contract: Contract, ranks: int, tolerance: float) -> None:
+    """Train some steps in so many processes and in this one, and compare everything that moved.
+
+    Raises:
+        AssertionError: weights or terms differ, a process failed, or they wait for each other for ever.
+    """
+    # A function of the teachers' names cannot be sent to another process, the settings that it makes can.
+    number = contract.numbers[0]
+    names = list(contract.cast(number))[1:]
+    fixed = Contract(contract.config(names), contract.dataset, contract.trains, contract.given)
+    with tempfile.TemporaryDirectory() as folder:
+        _start(fixed, number, ranks, Path(folder))
+        weights, terms = _steps(fixed, number, Devices(torch.device("cpu")))
+        for kind, wanted in {"weights": weights, "terms": terms}.items():
+            for rank in range(ranks):
+                found = load_file(Path(folder) / f"{kind}-{rank}.safetensors")
+                for name, value in wanted.items():
+                    close = torch.allclose(found[name], value, rtol=tolerance, atol=tolerance)
+                    apart = (found[name] - value).abs().max().item()
+                    assert close, f"In {ranks} processes, rank {rank} has other {kind} of {name!r}: by {apart:.3g}"
+
+
+def _start(contract: Contract, teachers: int, ranks: int, folder: Path) -> None:
+    # Spawned, not forked: the threads of this process would be left behind with their locks held.
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_process, args=(contract, teachers, rank, ranks, folder)) for rank in range(ranks)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(PATIENCE)
+        waiting = [rank for rank, process in enumerate(processes) if process.is_alive()]
+        assert not waiting, f"The ranks {waiting} of {ranks} still wait for another after {PATIENCE:.0f} s"
+        failed = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode}
+        said = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
+        assert not failed, f"The ranks {sorted(failed)} of {ranks} failed: {' | '.join(said) or failed}"
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _process(contract: Contract, teachers: int, rank: int, ranks: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+        weights, terms = _steps(contract, teachers, Devices(torch.device("cpu"), rank, ranks))
+        save_file(weights, folder / f"weights-{rank}.safetensors")
+        save_file(terms, folder / f"terms-{rank}.safetensors")
+        dist.destroy_process_group()
+    except Exception as error:
+        (folder / f"error-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _steps(contract: Contract, teachers: int, devices: Devices) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and terms after steps with even and uneven shares, absent modalities, and a rank without rows."""
+    logs: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    for name, dataset in {"whole": contract.dataset, "absent": with_absent(contract.dataset, torch.nan)}.items():
+        run = Rehearsal(contract, dataset, teachers=teachers, devices=devices)
+        for number, rows in enumerate(_rows(run, absent=name == "absent")):
+            found = run.step(rows, number)
+            logs |= {f"{name}/{number}/{key}": value.reshape(1) for key, value in found.items()}
+        weights |= {f"{name}/{key}": value.contiguous() for key, value in run.weights().items()}
+    return weights, logs
+
+
+def _rows(run: Rehearsal, *, absent: bool) -> Sequence[Tensor]:
+    rows = run.rows()
+    steps = [rows, rows[:7], rows[:1], run.rows(1)]
+    if not absent:
+        return steps
+    # The student's modality is missing in all rows of the second rank: it has nothing to learn from in this step.
+    residue = rows % (len(run.dataset.inputs) + 2)
+    there, missing = rows[residue != 0], rows[residue == 0]
+    pairs = min(len(there), len(missing))
+    return [*steps, torch.stack([there[:pairs], missing[:pairs]], 1).flatten()]

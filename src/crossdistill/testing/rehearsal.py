@@ -1,0 +1,192 @@
+"""One stage of one method on toy data, built by the same machinery that a run uses, and thrown away afterwards."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.checkpoint import flatten
+from crossdistill.data.dataset import Dataset
+from crossdistill.devices import Devices
+from crossdistill.errors import ApplicabilityError
+from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step
+from crossdistill.network import Network
+from crossdistill.outputs import OutputSpec
+from crossdistill.plan import Job, prepare
+from crossdistill.recipe import Recipe
+from crossdistill.stage import OptimizerConfig, Stage
+from crossdistill.testing.toy import toy_cast
+from crossdistill.training import Training
+
+Settings = MethodConfig | Callable[[Sequence[str]], MethodConfig]
+Trains = Literal["student", "method", "all"]
+
+ROWS = 24
+"""Rows of a batch in the checks: divisible by micro-batches of 2, 3 and 4, and not by 5."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A method's settings, and the cast and data that it is checked on; `cast` holds the student first."""
+
+    settings: Settings
+    dataset: Dataset
+    trains: Trains = "student"
+    given: Mapping[str, Network] | None = None
+
+    def cast(self, teachers: int, *, normalised: bool = False) -> dict[str, Network]:
+        """Fresh copies of the student and of the first so many teachers."""
+        if self.given is None:
+            return toy_cast(self.dataset, teachers, normalised=normalised)
+        return dict(list(copy.deepcopy(dict(self.given)).items())[: teachers + 1])
+
+    def config(self, teachers: Sequence[str]) -> MethodConfig:
+        """The settings for teachers of these names."""
+        return self.settings if isinstance(self.settings, MethodConfig) else self.settings(tuple(teachers))
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """How many teachers the method takes, of one, two, three (or of as many as were given); most first.
+
+        Raises:
+            ApplicabilityError: it refuses all of them.
+        """
+        most = 3 if self.given is None else len(self.given) - 1
+        found = []
+        for number in sorted({most, 2, 1} & set(range(most + 1)), reverse=True):
+            try:
+                self.build(number)
+            except ApplicabilityError as error:
+                refusal = error
+            else:
+                found.append(number)
+        if not found:
+            raise ApplicabilityError(f"it takes neither one nor several teachers: {refusal}")
+        return found
+
+    def build(self, teachers: int) -> None:
+        """Build the method for so many teachers, and see whether it refuses."""
+        cast = self.cast(teachers)
+        student, *others = [network.probe(self.dataset.example()) for network in cast.values()]
+        names = list(cast)[1:]
+        specs: dict[str, OutputSpec] = dict(zip(names, others, strict=True))
+        train = self.dataset.splits["train"]
+        data = DataSpec(len(train), len(self.dataset.classes), self.dataset.targets[train], train)
+        self.config(names).build(student, specs, data)
+
+
+class Rehearsal:
+    """A method with its cast, ready to step; SGD with momentum, because Adam magnifies rounding."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        dataset: Dataset | None = None,
+        *,
+        teachers: int | None = None,
+        normalised: bool = False,
+        devices: Devices | None = None,
+        seed: int = 0,
+        **stage: Any,
+    ) -> None:
+        cast = contract.cast(contract.numbers[0] if teachers is None else teachers, normalised=normalised)
+        student, *others = cast
+        trains = {"student": (STUDENT,), "method": (), "all": (STUDENT, *others)}[contract.trains]
+        settings: dict[str, Any] = {
+            "name": "rehearsal",
+            "method": contract.config(others),
+            "epochs": 1,
+            "batch_size": ROWS,
+            "trains": trains,
+            "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        }
+        recipe = Recipe(
+            name="rehearsal",
+            data=contract.dataset if dataset is None else dataset,
+            student=cast[student],
+            student_name=student,
+            teachers={name: cast[name] for name in others},
+            stages=(Stage.model_validate(settings | stage),),
+            seed=seed,
+        )
+        assert isinstance(recipe.data, Dataset)
+        self.dataset = recipe.data
+        self.plan = prepare(recipe, recipe.data, torch.device("cpu"))
+        self.job: Job = self.plan.jobs[0]
+        self.training = Training(self.job, self.plan.members.values(), devices or Devices(torch.device("cpu")))
+        self.progress = Progress(0, 1, 0, self.job.order.steps, self.training.devices.gather)
+
+    @property
+    def teachers(self) -> dict[str, Network]:
+        """The networks that teach, by name."""
+        return {name: network for name, network in self.plan.members.items() if name != self.plan.recipe.learner}
+
+    def rows(self, step: int = 0) -> Tensor:
+        """The rows of one step, in the order of a run (labelled rows alone, where the method iterates over them)."""
+        return next(self.job.order.epoch(0, step))
+
+    def batch(self, rows: Tensor | None = None) -> Batch:
+        """These rows, by default those of the first step."""
+        return self.job.dataset.batch(self.rows() if rows is None else rows)
+
+    def forward(self, batch: Batch) -> Step:
+        """The method's own step, from the same random state each time."""
+        torch.manual_seed(0)
+        step: Step = self.job.method(batch, self.job.student, self.job.teachers, self.progress)
+        return step
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Every term as it joins the loss: reduced and weighted."""
+        step = self.forward(batch)
+        return {name: term.reduced(batch.total_rows) * term.weight for name, term in step.terms.items()}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the terms."""
+        return torch.stack([value.reshape(()) for value in self.terms(batch).values()]).sum()
+
+    def gradients(self, batch: Batch) -> list[Tensor]:
+        """The gradient to everything that trains; zeros where there is none."""
+        found = torch.autograd.grad(self.loss(batch), self.training.parameters, allow_unused=True)
+        pairs = zip(found, self.training.parameters, strict=True)
+        return [torch.zeros_like(own) if one is None else one for one, own in pairs]
+
+    def step(self, rows: Tensor, number: int = 0) -> dict[str, Tensor]:
+        """One step of the optimizer, as a run makes it."""
+        return self.training.step(rows, replace(self.progress, step=number))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that moves, as copies."""
+        return flatten(self.job.modules())
+
+
+def with_absent(dataset: Dataset, fill: float) -> Dataset:
+    """The same data, where every modality is missing in some rows; what stands there instead is `fill`.
+
+    Row number modulo (modalities + 2) says what is missing: one modality, in the last two residues nothing.
+    """
+    names = list(dataset.inputs)
+    residue = torch.arange(len(dataset)) % (len(names) + 2)
+    present = {name: residue != number for number, name in enumerate(names)}
+    inputs = {name: dataset.inputs[name].clone() for name in names}
+    for name, tensor in inputs.items():
+        tensor[~present[name]] = fill
+    return replace(dataset, inputs=inputs, present=present)
+
+
+def with_labels_hidden(dataset: Dataset, shift: int = 0) -> Dataset:
+    """The same data, where the student may not use every second label; those are moved on by `shift` classes."""
+    hidden = torch.arange(len(dataset)) % 2 == 1
+    moved = (dataset.targets + shift) % len(dataset.classes)
+    targets = torch.where(hidden & (dataset.targets != MISSING_TARGET), moved, dataset.targets)
+    return replace(dataset, targets=targets, labelled=~hidden)
+
+
+def with_targets_missing(dataset: Dataset) -> Dataset:
+    """The same data, where every second row has no target at all."""
+    hidden = torch.arange(len(dataset)) % 2 == 1
+    return replace(dataset, targets=dataset.targets.masked_fill(hidden, MISSING_TARGET))

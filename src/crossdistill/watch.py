@@ -1,0 +1,63 @@
+"""The numbers of the last steps, looked at together: on an accelerator each look waits for it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import NonFiniteError
+from crossdistill.method import Progress
+from crossdistill.tracking import Tracking
+
+LOOK_EVERY = {"cpu": 1, "cuda": 50, "mps": 50}
+"""Steps between two looks, by the kind of device."""
+IDS_SHOWN = 16
+
+
+@dataclass
+class Watch:
+    """Keeps the terms of each step until they are looked at: then they are tracked, if all of them are finite."""
+
+    stage: str
+    kind: str
+    """Of device."""
+    tracking: Tracking
+    kept: Callable[[], str]
+    """What is left when a run stops here, as a sentence."""
+    waiting: list[tuple[Tensor, Progress, Mapping[str, Tensor]]] = field(default_factory=list)
+
+    def add(self, rows: Tensor, progress: Progress, logs: Mapping[str, Tensor]) -> bool:
+        """Take one step's numbers; whether it is time to look."""
+        self.waiting.append((rows, progress, logs))
+        return len(self.waiting) >= LOOK_EVERY[self.kind] or progress.step + 1 == progress.steps
+
+    def look(self) -> None:
+        """Track all that waits.
+
+        Raises:
+            NonFiniteError: NaN or Inf in a step; names its terms and the batch's sample ids.
+        """
+        if not self.waiting:
+            return
+        flat = torch.stack([value.float().reshape(()) for _, _, logs in self.waiting for value in logs.values()])
+        numbers = iter(flat.tolist())
+        for rows, progress, logs in self.waiting:
+            found = {name: next(numbers) for name in logs}
+            bad = sorted(name for name, value in found.items() if not math.isfinite(value))
+            if bad:
+                where = f"stage {self.stage!r}, epoch {progress.epoch}, step {progress.step}"
+                raise NonFiniteError(
+                    f"{where}: NaN or Inf in {', '.join(bad)}; the batch holds the sample ids {shown(rows)}. "
+                    f"{self.kept()}. Look at these samples; if they are sound, lower the learning rate or set "
+                    "clip_norm, and start again in another folder"
+                )
+            self.tracking.log("step", self.stage, progress.epoch, progress.step, found)
+        self.waiting.clear()
+
+
+def shown(rows: Tensor) -> str:
+    """The first sample ids, and how many more there are."""
+    more = f" and {len(rows) - IDS_SHOWN} more" if len(rows) > IDS_SHOWN else ""
+    return f"{rows[:IDS_SHOWN].tolist()}{more}"

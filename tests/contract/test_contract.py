@@ -1,0 +1,272 @@
+"""The contract can be broken: for every clause there is a method here that breaks it, and is caught by that clause."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.errors import ApplicabilityError, SettingError
+from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
+from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.teacher import Live, Teacher
+from crossdistill.testing import CLAUSES, check_method, check_ranks, toy_dataset, toy_network
+from crossdistill.testing.contract import hold
+from crossdistill.testing.rehearsal import Contract
+
+
+class Honest(Method):
+    """Cross-entropy, and the squared distance to the mean of the teachers' logits."""
+
+    def __init__(self, teachers: tuple[str, ...], classes: int) -> None:
+        super().__init__()
+        self.teachers = teachers
+        self.scale = nn.Parameter(torch.ones(classes))
+
+    def needs(self) -> Mapping[str, frozenset[Want]]:
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        terms = {"task": task_term(outputs, batch)}
+        for name in self.teachers:
+            given = teachers[name](batch)
+            mine, theirs = self.on_both(outputs, given, len(batch))
+            terms[name] = Term((self.scale * mine - theirs.detach()).square().sum(1), 0.1)
+        return Step(terms | self.extra(batch, outputs, teachers), outputs)
+
+    def on_both(self, student: Outputs, teacher: Outputs, rows: int) -> tuple[Tensor, Tensor]:
+        seen = [torch.arange(rows) if one.rows is None else one.rows for one in (student, teacher)]
+        mine = student.need(Want.LOGITS)[torch.isin(seen[0], seen[1])]
+        return mine, teacher.need(Want.LOGITS)[torch.isin(seen[1], seen[0])]
+
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        return {}
+
+
+class Settings(MethodConfig):
+    name: Literal["honest"] = "honest"
+    kind: str = "Honest"
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        made: Method = globals()[self.kind](tuple(teachers), student.classes)
+        return made
+
+
+class Rises(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        value = task_term(student, batch).value
+        return {"rises": Term(2 * value.detach() - value, 2.0)}
+
+
+class MovesTeacher(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        teacher = next(iter(teachers.values()))
+        assert isinstance(teacher, Live)
+        with torch.no_grad():
+            next(teacher.network.parameters()).mul_(1.01)
+        return {}
+
+
+class TrainsTeacher(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        teacher = next(iter(teachers.values()))
+        assert isinstance(teacher, Live)
+        teacher.network.train()
+        return {}
+
+
+class KeepsTeacher(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        self.memory = {"last": (next(iter(teachers.values())),)}
+        return {}
+
+
+class KeepsWeights(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        teacher = next(iter(teachers.values()))
+        assert isinstance(teacher, Live)
+        self.borrowed = [next(teacher.network.parameters())]
+        return {}
+
+
+class ReadsUndeclared(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        return {"embedding": Term(student.need(Want.EMBEDDING).square().sum(1))}
+
+
+class PeeksUndeclared(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        there = student.embedding is not None
+        return {"peek": Term(student.need(Want.LOGITS).square().sum(1) * (2.0 if there else 1.0))}
+
+
+class TimesZero(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        value = batch.read("second")
+        assert isinstance(value, Tensor)
+        there = batch.present.get("second", torch.ones(len(batch), dtype=torch.bool))
+        return {"energy": Term(value.flatten(1).mean(1) * there)}
+
+
+class ReadsAbsent(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        value = batch.read("second")
+        assert isinstance(value, Tensor)
+        weight = value.nan_to_num(100.0).flatten(1).mean(1)
+        return {"energy": Term(student.of(weight) * student.need(Want.LOGITS).square().sum(1), 0.01)}
+
+
+class ReadsHiddenLabels(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        return {"more": task_term(student, batch, hidden=False)}
+
+
+class NeedsLabels(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        assert batch.targets is not None
+        return {"more": Term(student.need(Want.LOGITS).gather(1, student.of(batch.targets)[:, None])[:, 0])}
+
+
+class ComparesRows(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        logits = student.need(Want.LOGITS)
+        return {"spread": Term((logits - logits.mean(0)).square().sum(1))}
+
+
+class MovesInForward(Honest):
+    def __init__(self, teachers: tuple[str, ...], classes: int) -> None:
+        super().__init__(teachers, classes)
+        self.register_buffer("centre", torch.zeros(classes))
+
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        logits = student.need(Want.LOGITS)
+        with torch.no_grad():
+            self.centre += 0.1 * logits.sum(0)
+        return {}
+
+
+class CountsInForward(Honest):
+    calls = 0
+
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        self.calls += 1
+        return {"calls": Term(student.need(Want.LOGITS).square().sum(1) * self.calls)}
+
+
+class NeedsTwo(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        second = teachers[self.teachers[1]](batch)
+        return {"second": Term(second.need(Want.LOGITS).square().sum(1))}
+
+
+class CountsRows(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        logits = student.need(Want.LOGITS)
+        return {"place": Term(logits.square().sum(1) * torch.arange(len(logits)))}
+
+
+class Forgets(Honest):
+    steps = 0
+
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        return {"more": Term(student.need(Want.LOGITS).square().sum(1) * self.steps)}
+
+    def after_step(self, batch: Batch, step: Step) -> None:
+        self.steps += 1
+
+
+class JudgesOthers(Honest):
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"scale": nn.Identity()}
+
+
+class JudgesBatches(Honest):
+    def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
+        return {name: value.mean() for name, value in super().validate(batch, student, teachers).items()}
+
+
+BROKEN: list[tuple[type[Honest], str, str]] = [
+    (Rises, "the loss is finite and falls", "after 20 steps"),
+    (MovesTeacher, "what does not train stays", "weights or buffers moved"),
+    (TrainsTeacher, "what does not train stays", "weights or buffers moved|train mode"),
+    (KeepsTeacher, "owns neither student nor teachers", r"the source 'teacher-0' in .*memory"),
+    (KeepsWeights, "owns neither student nor teachers", r"weights of 'teacher-0' in .*borrowed"),
+    (ReadsUndeclared, "names every signal that is read", "gave no embedding"),
+    (PeeksUndeclared, "names every signal that is read", "the term 'peek' is another"),
+    (TimesZero, "an absent modality is never read", "NaN or Inf"),
+    (ReadsAbsent, "an absent modality is never read", "What stands in absent rows changes"),
+    (ReadsHiddenLabels, "rows may have no label", "hidden from the student changes"),
+    (NeedsLabels, "rows may have no label", "raised|hidden"),
+    (ComparesRows, "micro-batches are the batch", "In micro-batches"),
+    (MovesInForward, "state moves in after_step alone", "moves 'centre'"),
+    (CountsInForward, "state moves in after_step alone", "changes 'calls'"),
+    (NeedsTwo, "it takes one teacher and three, or refuses", "tuple index out of range"),
+    (CountsRows, "the order of rows does not matter", "'place'"),
+    (Forgets, "its state comes back from a file", "'more'"),
+    (JudgesOthers, "it judges what is selected", "judges .*student.*'scale'"),
+    (JudgesBatches, "it judges what is selected", "not one number a row"),
+]
+
+
+def test_every_clause_is_broken_by_somebody() -> None:
+    assert {next(clause for clause in CLAUSES if words in clause) for _, words, _ in BROKEN} == set(CLAUSES)
+
+
+def test_an_honest_method_keeps_the_contract() -> None:
+    check_method(Settings())
+
+
+@pytest.mark.parametrize(("kind", "words", "seen"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_a_broken_clause_is_caught(kind: type[Honest], words: str, seen: str) -> None:
+    clause = next(clause for clause in CLAUSES if words in clause)
+    with pytest.raises(AssertionError, match=seen) as caught:
+        held(kind, clause)
+    assert f"honest breaks the contract: {clause}." in str(caught.value)
+
+
+def held(kind: type[Honest], clause: str) -> None:
+    """One clause alone, through the same door as all of them."""
+    hold(Contract(Settings(kind=kind.__name__), toy_dataset(("first", "second", "third"))), clause, CLAUSES[clause])
+
+
+def test_a_method_that_refuses_every_number_of_teachers_is_told_apart() -> None:
+    class Refuses(Settings):
+        def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+            raise ApplicabilityError("never")
+
+    with pytest.raises(AssertionError, match="neither one nor several teachers: never"):
+        check_method(Refuses())
+
+
+def test_networks_and_data_of_your_own() -> None:
+    data = toy_dataset({"left": (3,), "right": (2, 2)}, classes=3)
+    shapes = {"left": (3,), "right": (2, 2)}
+    student = toy_network(("left",), shapes=shapes, classes=3)
+    teachers = {"both": toy_network(("right", "left"), shapes=shapes, classes=3, seed=1)}
+    before = [parameter.clone() for parameter in student.parameters()]
+    check_method(Settings(), student=student, teachers=teachers, dataset=data)
+    assert all(torch.equal(one, two) for one, two in zip(before, student.parameters(), strict=True)), "copies train"
+
+
+def test_networks_of_your_own_come_together() -> None:
+    with pytest.raises(SettingError, match="together"):
+        check_method(Settings(), student=toy_network())
+
+
+class SumsOverRanks(Honest):
+    """Compares rows of its own rank alone, which is another number where there are several."""
+
+    batch_relational: ClassVar[bool] = True
+
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        logits = student.need(Want.LOGITS)
+        return {"spread": Term((logits - logits.mean(0)).square().sum() / max(1, len(logits)))}
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_gather_are_caught() -> None:
+    with pytest.raises(AssertionError, match="In 2 processes, rank"):
+        check_ranks(Settings(kind="SumsOverRanks"))
