@@ -4,6 +4,7 @@ from crossdistill.nets.fill import Fill
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.nets.mask import MaskNet1d, MaskNet2d, SpatialReduction, apply_mask, mask_for, mask_width
 from crossdistill.nets.memory import Memory
+from crossdistill.nets.norm import JointNorm, Layers
 from crossdistill.nets.projector import UnitEmbedding, logit_projector
 from crossdistill.nets.proxy import proxy_for
 from crossdistill.nets.regressor import ChannelRegressor, regressor
@@ -14,6 +15,8 @@ __all__ = [
     "Fill",
     "GateNet",
     "GateNetDense",
+    "JointNorm",
+    "Layers",
     "MaskNet1d",
     "MaskNet2d",
     "Memory",

@@ -22,8 +22,8 @@ KEYS_AT_ONCE = 2**24
 class Memory(nn.Module):
     """Unit vectors for N rows, seen from the student's side and from one teacher's: Tian et al., ICLR 2020.
 
-    `normaliser` holds log Z of both directions, NaN until it was measured. Which rows are whose negatives is decided
-    by `labels`: a row without one (`MISSING_TARGET`) is the negative of all others, and has all others as negatives.
+    `normaliser` holds log Z of both directions, infinite until it was measured. `labels` decide which rows are whose
+    negatives: a row without one (`MISSING_TARGET`) is the negative of all others, and has all others as negatives.
     """
 
     def __init__(
@@ -36,16 +36,18 @@ class Memory(nn.Module):
         """
         super().__init__()
         rows, span = len(labels), (width / 3) ** -0.5
-        self.momentum, self.repeat, self.seed = momentum, repeat, seed
+        self.momentum, self.repeat = momentum, repeat
         self.student: Tensor
         self.teacher: Tensor
         self.normaliser: Tensor
+        self.seed: Tensor
         self.order: Tensor
         self.start: Tensor
         self.own: Tensor
         self.register_buffer("student", torch.empty(rows, width).uniform_(-span, span))
         self.register_buffer("teacher", torch.empty(rows, width).uniform_(-span, span))
-        self.register_buffer("normaliser", torch.full((2,), torch.nan))
+        self.register_buffer("normaliser", torch.full((2,), torch.inf))
+        self.register_buffer("seed", torch.tensor(seed))
         order, start, own = _by_class(labels)
         if rows and int(own.max()) == rows:
             raise ApplicabilityError(
@@ -77,10 +79,10 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def measured(self, logits: Float[Tensor, "B K"], gather: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
-        """Log Z of these scores over all ranks' rows; NaN of no rows."""
+        """Log Z of these scores over all ranks' rows; infinite of no rows."""
         everyone = gather(logits.logsumexp(1))
         if len(everyone) == 0:
-            return everyone.new_full((), torch.nan)
+            return everyone.new_full((), torch.inf)
         return everyone.logsumexp(0) - math.log(len(everyone) * logits.shape[1]) + math.log(len(self.order))
 
     @torch.no_grad()

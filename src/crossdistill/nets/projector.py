@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill.losses.spatial import as_map, as_vector
+from crossdistill.nets.norm import Gather, JointNorm, Layers, alone
 
 
 def logit_projector(shape: tuple[int, ...], classes: int) -> "VectorProjector | MapProjector":
@@ -23,7 +24,7 @@ class VectorProjector(nn.Module):
         self.fc1 = nn.Linear(width, 2 * classes)
         self.fc2 = nn.Linear(2 * classes, classes)
 
-    def forward(self, feature: Float[Tensor, "B D *one"]) -> Float[Tensor, "B C"]:
+    def forward(self, feature: Float[Tensor, "B D *one"], gather: Gather = alone) -> Float[Tensor, "B C"]:
         """Class logits."""
         logits: Tensor = self.fc2(functional.relu(self.fc1(feature.flatten(1))))
         return logits
@@ -34,12 +35,12 @@ class MapProjector(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_separable(channels, 2 * channels), _separable(2 * channels, 2 * classes))
+        self.body = Layers(_separable(channels, 2 * channels), _separable(2 * channels, 2 * classes))
         self.fc = nn.Linear(2 * classes, classes)
 
-    def forward(self, feature: Float[Tensor, "B D *space"]) -> Float[Tensor, "B C"]:
+    def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C"]:
         """Class logits."""
-        logits: Tensor = self.fc(self.body(as_map(feature)).mean(dim=(2, 3)))
+        logits: Tensor = self.fc(self.body(as_map(feature), gather).mean(dim=(2, 3)))
         return logits
 
 
@@ -55,16 +56,16 @@ class UnitEmbedding(nn.Module):
         return functional.normalize(self.fc(as_vector(feature)), dim=1)
 
 
-def _separable(channels: int, out: int) -> nn.Sequential:
+def _separable(channels: int, out: int) -> Layers:
     def half(stride: int, out: int) -> list[nn.Module]:
         return [
             nn.Conv2d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False),
             nn.Conv2d(channels, out, 1, bias=False),
-            nn.BatchNorm2d(out),
+            JointNorm(out),
             nn.ReLU(),
         ]
 
-    return nn.Sequential(*half(2, channels), *half(1, out))
+    return Layers(*half(2, channels), *half(1, out))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill.losses.spatial import as_map
+from crossdistill.nets.norm import Gather, JointNorm, alone
 
 
 def proxy_for(shape: tuple[int, ...], logits: tuple[int, ...]) -> nn.Module:
@@ -29,12 +30,13 @@ class VectorProxy(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, width)
-        self.norm = nn.BatchNorm1d(width)
+        self.norm = JointNorm(width)
         self.fc2 = nn.Linear(width, classes)
 
-    def forward(self, feature: Float[Tensor, "B D *one"]) -> Float[Tensor, "B C"]:
+    def forward(self, feature: Float[Tensor, "B D *one"], gather: Gather = alone) -> Float[Tensor, "B C"]:
         """Class logits."""
-        logits: Tensor = self.fc2(functional.leaky_relu(self.norm(self.fc1(feature.flatten(1))), 0.1))
+        hidden = self.norm(self.fc1(feature.flatten(1)), gather)
+        logits: Tensor = self.fc2(functional.leaky_relu(hidden, 0.1))
         return logits
 
 
@@ -44,12 +46,12 @@ class MapProxy(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = JointNorm(channels)
         self.fc = nn.Linear(channels, classes)
 
-    def forward(self, feature: Float[Tensor, "B D *space"]) -> Float[Tensor, "B C"]:
+    def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C"]:
         """Class logits."""
-        hidden = self.norm(self.convolution(as_map(feature).mean(dim=(2, 3), keepdim=True)))
+        hidden = self.norm(self.convolution(as_map(feature).mean(dim=(2, 3), keepdim=True)), gather)
         logits: Tensor = self.fc(functional.leaky_relu(hidden, 0.1).flatten(1))
         return logits
 
@@ -61,12 +63,12 @@ class DenseProxy(nn.Module):
         super().__init__()
         self.size = size
         self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = JointNorm(channels)
         self.out = nn.Conv2d(channels, classes, 1)
 
-    def forward(self, feature: Float[Tensor, "B D *space"]) -> Float[Tensor, "B C H W"]:
+    def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C H W"]:
         """Dense class logits."""
-        logits = self.out(functional.relu(self.norm(self.convolution(as_map(feature)))))
+        logits = self.out(functional.relu(self.norm(self.convolution(as_map(feature)), gather)))
         return functional.interpolate(logits, self.size, mode="bilinear", align_corners=False)
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crossdistill.nets.norm import Gather, JointNorm, Layers, alone
 from crossdistill.nets.regressor import resized
 
 WIDEST = 512
@@ -29,12 +30,12 @@ class Review(nn.Module):
             for stage, (own, other) in enumerate(zip(mine, theirs, strict=True))
         )
 
-    def forward(self, features: Sequence[Float[Tensor, "B ..."]]) -> list[Tensor]:
+    def forward(self, features: Sequence[Float[Tensor, "B ..."]], gather: Gather = alone) -> list[Tensor]:
         """Fused features, shallow first."""
         found: list[Tensor] = []
         deeper: Tensor | None = None
         for stage, feature in zip(reversed(self.stages), reversed(features), strict=True):
-            out, deeper = stage(feature, deeper)
+            out, deeper = stage(feature, deeper, gather)
             found.append(out)
         return found[::-1]
 
@@ -45,21 +46,24 @@ class Fusion(nn.Module):
     def __init__(self, channels: int, between: int, theirs: tuple[int, ...], *, fuses: bool) -> None:
         super().__init__()
         self.size = theirs[1:]
-        self.inner = nn.Sequential(nn.Conv2d(channels, between, 1, bias=False), nn.BatchNorm2d(between))
-        self.outer = nn.Sequential(nn.Conv2d(between, theirs[0], 3, padding=1, bias=False), nn.BatchNorm2d(theirs[0]))
+        self.inner = Layers(nn.Conv2d(channels, between, 1, bias=False), JointNorm(between))
+        self.outer = Layers(nn.Conv2d(between, theirs[0], 3, padding=1, bias=False), JointNorm(theirs[0]))
         self.attention = nn.Conv2d(2 * between, 2, 1) if fuses else None
         for part in (self.inner, self.outer):
             nn.init.kaiming_uniform_(part[0].weight, a=1)  # type: ignore[arg-type]
 
     def forward(
-        self, feature: Float[Tensor, "B C H W"], deeper: Float[Tensor, "B M H1 W1"] | None = None
+        self,
+        feature: Float[Tensor, "B C H W"],
+        deeper: Float[Tensor, "B M H1 W1"] | None = None,
+        gather: Gather = alone,
     ) -> tuple[Float[Tensor, "B D H2 W2"], Float[Tensor, "B M H2 W2"]]:
         """What is compared with the teacher, and the residual for the next shallower stage."""
-        inner: Tensor = self.inner(feature)
+        inner: Tensor = self.inner(feature, gather)
         if self.attention is not None:
             assert deeper is not None
             above = functional.interpolate(deeper, inner.shape[2:], mode="nearest")
             weights = torch.sigmoid(self.attention(torch.cat([inner, above], dim=1)))
             inner = inner * weights[:, :1] + above * weights[:, 1:]
         inner = resized(inner, self.size)
-        return self.outer(inner), inner
+        return self.outer(inner, gather), inner
