@@ -94,14 +94,17 @@ def _stage(plan: Plan, job: Job, where: Devices) -> StageForecast:
     order, epochs = job.order, job.stage.epochs
     where.reset_peak()
     times = []
-    for step, rows in zip(range(TIMED_STEPS + 1), order.epoch(0), strict=False):
+    # A stage of no epochs only looks through the data, which is not projected.
+    for step, rows in zip(range(TIMED_STEPS + 1 if epochs else 0), order.epoch(0), strict=False):
         began = time.perf_counter()
         training.step(rows, Progress(0, max(1, epochs), step, order.steps, where.gather))
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
-    validate(job, training, where)
+    if epochs:
+        validate(job, training, where)
     validation = time.perf_counter() - began
-    steady = sorted(times[1:] or times)[len(times[1:] or times) // 2]
+    timed = sorted(times[1:] or times or [0.0])
+    steady = timed[len(timed) // 2]
     return StageForecast(
         job.stage.name,
         job.stage.method.name,

@@ -78,7 +78,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """What a method may know of the training data: rows, classes, targets and ids by row, the labelled fraction."""
+    """What a method may know of the training data: rows, classes, the labelled fraction, ids and targets by row.
+
+    `targets` hold `MISSING_TARGET` in rows whose target the student may not use.
+    """
 
     rows: int
     classes: int

@@ -1,14 +1,14 @@
 """A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
-from crossdistill.checkpoint import load_weights
+from crossdistill.checkpoint import flatten, load_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.method import STUDENT, DataSpec, Method
@@ -41,6 +41,8 @@ class Job:
     key: str
     groups: tuple[str, ...]
     """Of the terms that a step gives, in their order."""
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    """The learner's weights as the run began, where the stage starts from them again."""
 
     @property
     def folder(self) -> str:
@@ -132,8 +134,8 @@ class _Cast:
         self.device = device
         self.current: dict[str, Teacher] = {name: Live(name, members[name]) for name in recipe.teachers}
         self.known: dict[str, Teacher] = dict(self.current)
-        initial = {name: _initial_key(recipe, name, members[name]) for name in members}
-        self.provenance = dict(initial)
+        self.origin = {name: _initial_key(recipe, name, members[name]) for name in members}
+        self.provenance = dict(self.origin)
 
     def job(self, index: int, stage: Stage) -> Job:
         """The next stage; moves the cast on to its graduates."""
@@ -161,9 +163,11 @@ class _Cast:
         teaches = learner == recipe.learner and learner in trained and bool(asked)
         if recipe.control == "shuffled" and teaches:
             asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
+        if stage.fresh:
+            self.provenance[learner] = self.origin[learner]
         order = self._order(stage, method, dataset)
         groups = self._checked(stage, method, student, asked, trained, dataset)
-        key = self._key(stage, method, learner, sorted(trained), asked, teaches)
+        key = self._key(stage, method, learner, trained, asked, teaches)
         for name in trained:
             self.provenance[name] = key_hash([key, name])
         graduated = dict(method.graduates(teachers)) if wants else teachers
@@ -171,7 +175,8 @@ class _Cast:
             self.provenance[name] = key_hash([key, name])
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
-        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups)
+        initial = flatten({learner: self.members[learner]}) if stage.fresh else {}
+        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, initial)
 
     def _checked(
         self,
@@ -247,7 +252,7 @@ class _Cast:
         stage: Stage,
         method: Method,
         learner: str,
-        trained: list[str],
+        trained: Mapping[str, tuple[Network, tuple[str, ...]]],
         teachers: Mapping[str, Teacher],
         teaches: bool,
     ) -> str:
@@ -258,8 +263,9 @@ class _Cast:
         settings["method"] = {"name": stage.method.name, **settings.get("method", {})}
         sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
         hidden = _mask_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
-        # Where the roles could be swapped, only who hides labels remembers who the student is.
-        role = None if method.symmetric else learner
+        # Where the roles could be swapped, only who hides labels remembers who the student is. The best epoch is the
+        # student's, so choosing it takes sides.
+        role = None if method.symmetric and stage.select == "last" else learner
         return key_hash(
             {
                 "schema": SCHEMA,
@@ -269,7 +275,7 @@ class _Cast:
                 "stage": settings,
                 "role": role,
                 "hidden": [learner, hidden] if hidden else None,
-                "trained": trained,
+                "trained": sorted(":".join([name, *taps]) for name, (_, taps) in trained.items()),
                 "cast": {name: self.provenance[name] for name in sorted({learner, *trained, *teachers})},
                 "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
@@ -309,7 +315,9 @@ def _visible(dataset: Dataset) -> Tensor:
 def _data_spec(dataset: Dataset) -> DataSpec:
     train = dataset.splits["train"]
     fraction = float(_visible(dataset)[train].double().mean())
-    return DataSpec(len(train), len(dataset.classes), dataset.targets[train], train, fraction)
+    # A target that is hidden from the student is none to its method either.
+    targets = dataset.targets[train].where(_visible(dataset)[train], MISSING_TARGET)
+    return DataSpec(len(train), len(dataset.classes), targets, train, fraction)
 
 
 def _spec(network: Network) -> OutputSpec:

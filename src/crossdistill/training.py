@@ -156,6 +156,8 @@ def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    # A stage of no epochs, which only measures, may have nothing that trains.
+    groups = groups or [{"params": []}]
     if config.name == "sgd":
         return torch.optim.SGD(groups, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
