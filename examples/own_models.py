@@ -25,6 +25,7 @@ def alone() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
+torch.manual_seed(0)
 draw = np.random.default_rng(0)
 targets = draw.integers(4, size=2000)
 camera = draw.normal(size=(4, 16))[targets] + draw.normal(size=(2000, 16))
@@ -40,4 +41,4 @@ recipe = Recipe(
 print(run(recipe, "runs/own-models"))
 
 student = load_student("runs/own-models", module=alone())
-print(student.logits({"radar": torch.tensor(radar[:5]).float()}).argmax(1).tolist(), targets[:5])
+print(student.logits({"radar": torch.tensor(radar[:5]).float()}).argmax(1))

@@ -58,6 +58,15 @@ def built_once() -> Callable[[str], AbstractContextManager[object]]:
     return lambda what: FileLock(CACHE / f"{what}.lock", timeout=300)
 
 
+@pytest.fixture(scope="session")
+def digits(built_once: Callable[[str], AbstractContextManager[object]]) -> None:
+    """The tiny av-digits, in the cache."""
+    from crossdistill.recipes import make
+
+    with built_once("av-digits"):
+        make("av-digits/supervised", []).tiny().data.load()
+
+
 def _shared(variable: str, default: str) -> Path:
     folder = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
     if not folder.is_dir():

@@ -1,10 +1,24 @@
-"""The pages agree with the repository: every link between them resolves, anchors included."""
+"""The pages agree with the repository: links resolve, and what they quote is what there is."""
 
 import re
+import shlex
 import subprocess
+import textwrap
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from crossdistill import Recipe, Stage, run
+from crossdistill.bench.grid import Grid
+from crossdistill.cli import app
+from crossdistill.errors import SettingError
+from crossdistill.recipe import Checkpoints
+from crossdistill.recipes import make
+from crossdistill.recipes import names as recipe_names
+from crossdistill.testing import toy_dataset, toy_network
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)|!\[[^\]]*\]\(([^)\s]+)\)")
@@ -48,3 +62,138 @@ def test_links_resolve(page: Path) -> None:
 def test_a_broken_link_is_found() -> None:
     text = "[a](nowhere.md) [b](CHANGELOG.md) [c](CHANGELOG.md#no-such-heading) [d](https://example.org/x)"
     assert broken_links(ROOT / "README.md", text) == ["nowhere.md", "CHANGELOG.md#no-such-heading"]
+
+
+# What README quotes is what there is.
+
+README = (ROOT / "README.md").read_text()
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+COMMAND = re.compile(r"(?<![\w/.-])crossdistill ((?:run|compare|eval|predict|list|bank|doctor|--)[^`\n#]*)")
+# typer brings a click of its own.
+WRONG_USE: type[BaseException] = typer.BadParameter.__bases__[0]
+MAKE = re.compile(r"`make ([a-z-]+)`|^make ([a-z-]+)", re.MULTILINE)
+PATH = re.compile(r"`((?:src|tests|examples|benchmarks|\.ci)/[\w./-]+|(?:[a-z_]+/)*[a-z_]+\.py)`")
+
+
+def commands() -> list[str]:
+    found = [match.group(1).strip() for page in PAGES for match in COMMAND.finditer((ROOT / page).read_text())]
+    return sorted({command for command in found if "..." not in command})
+
+
+def _parse(command: str) -> dict[str, Any]:
+    """The options of a command, taken by the command line's own parser and not carried out."""
+    words = shlex.split(command)
+    parser: Any = typer.main.get_command(app)
+    while hasattr(parser, "commands"):
+        if not words or words[0].startswith("-"):
+            return dict(parser.make_context("crossdistill", words or ["--help"], resilient_parsing=True).params)
+        assert words[0] in parser.commands, f"crossdistill {command}: there is no {words[0]!r}"
+        parser = parser.commands[words.pop(0)]
+    # A command that is only named has no arguments.
+    return dict(parser.make_context("crossdistill", words or ["--help"], resilient_parsing=not words).params)
+
+
+def test_commands_are_found() -> None:
+    assert len(commands()) >= 12
+    assert any(command.startswith("compare ") for command in commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_quoted_commands_parse_and_name_what_exists(command: str) -> None:
+    found = _parse(command)
+    if command.startswith("run ") and ":" not in found["recipe"] and "recipe.yaml" not in found["recipe"]:
+        if found["recipe"] == "RECIPE":
+            return
+        assert found["recipe"] in recipe_names()
+        # Every setting, by name and by type.
+        make(found["recipe"], list(found["settings"] or []), found["seed"])
+    if command.startswith("compare "):
+        names = ("preset", "methods", "students", "teachers", "seeds", "labelled", "control", "tiny")
+        assert Grid.parse(
+            found["data"], settings=tuple(found["settings"] or ()), **{n: found[n] for n in names}
+        ).cells()
+
+
+@pytest.mark.parametrize("command", ["runn av-digits/kd", "run av-digits/kd --sett a=b", "list recipe"])
+def test_a_command_that_is_not_there_is_found(command: str) -> None:
+    with pytest.raises((AssertionError, WRONG_USE)):
+        _parse(command)
+
+
+def test_single_settings_that_are_quoted_exist() -> None:
+    """`--set a.b=c` between backticks, on its own: each fits one of the recipes at least."""
+    alone = re.findall(r"`--set '?([^`']+)'?`", "".join((ROOT / page).read_text() for page in PAGES))
+    assert len(alone) > 5
+    recipes = ["av-digits/kd", "av-digits/mst-distill", "av-mnist/kd"]
+    for text in alone:
+        faults = []
+        for recipe in recipes:
+            try:
+                make(recipe, [text])
+            except SettingError as error:
+                faults.append(str(error))
+        assert "a.b=c" in text or len(faults) < len(recipes), "\n".join(faults)
+
+
+def test_python_in_readme_is_that_of_the_examples() -> None:
+    blocks = [text for language, text in FENCED.findall(README) if language == "python"]
+    assert len(blocks) >= 3
+    sources = [path.read_text() for path in sorted((ROOT / "examples").glob("*.py"))]
+    for block in blocks:
+        # Taken out of a loop, lines lose their indent.
+        forms = {textwrap.indent(block, " " * depth, lambda line: bool(line.strip())) for depth in (0, 4, 8)}
+        assert any(form in source for form in forms for source in sources), f"in no example:\n{block}"
+    assert any(blocks[0] in source and source.endswith(blocks[0]) for source in sources), "not the whole example"
+
+
+def test_quoted_make_verbs_exist() -> None:
+    verbs = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    quoted = {one or other for page in PAGES for one, other in MAKE.findall((ROOT / page).read_text())}
+    assert {"demo", "test"} <= quoted <= verbs
+
+
+def test_extras_in_readme_are_those_of_the_package() -> None:
+    section = README.split("## Extras", 1)[1].split("\n## ", 1)[0]
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    assert declared <= set(re.findall(r"`([a-z]+)`", section))
+    assert set(re.findall(r"\[(\w+)\]'`", section.replace("tracking=[", ""))) <= declared
+
+
+def test_quoted_paths_exist() -> None:
+    wrong = []
+    for page in PAGES:
+        for name in PATH.findall((ROOT / page).read_text()):
+            places = (ROOT / name, ROOT / "src" / "crossdistill" / name, ROOT / "tests" / name)
+            if not re.search("[A-Z]{3}", name) and not any(place.exists() for place in places):
+                wrong.append(f"{page}: {name}")
+    assert not wrong, wrong
+
+
+def test_the_layout_of_a_run_in_readme_is_what_a_run_leaves(tmp_path: Path) -> None:
+    block = next(text for _, text in FENCED.findall(README) if text.startswith("recipe.yaml  "))
+    named = {line.split()[0].rstrip("/") for line in block.splitlines()}
+    dataset = toy_dataset(("first",), rows=60)
+    recipe = Recipe(
+        data=dataset,
+        student=toy_network(("first",)),
+        stages=(Stage(method="supervised", epochs=1),),
+        checkpoints=Checkpoints(steps=1),
+    )
+    run(recipe, tmp_path / "out")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    # Nothing runs any more, and there is no teacher whose outputs could be kept.
+    assert left - {"checkpoints", "banks"} == named - {"checkpoints", "banks"}
+    assert {"checkpoints", "banks"} <= named
+    files = {path.name for path in (tmp_path / "out" / "student").iterdir()}
+    assert all(f"`{name}`" in README for name in files), files
+
+
+def test_architecture_names_every_module_and_no_other() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    section = text.split("## The nouns", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"^\| `([\w/.]+)` \|", section, re.MULTILINE))
+    package = ROOT / "src" / "crossdistill"
+    there = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert named == there

@@ -18,13 +18,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "crossdistill"
 # From the bottom up; a module imports from its own layer and from those below. "" is the package's own __init__: it
 # imports nothing until a name is asked for, so that every module may ask it for the version.
 LAYERS = (
-    {"", "batch", "outputs", "errors", "settings", "storage", "order"},
-    {"network", "cut", "teacher", "losses", "nets", "weighting"},
-    {"bank", "method"},
+    {"", "batch", "outputs", "errors", "settings", "storage", "order", "fingerprint", "lock"},
+    {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
+    {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method"},
     {"methods", "models", "data", "backends"},
     {"stage", "recipe"},
     {
         "runner",
+        "source",
+        "supply",
+        "prefill",
         "checkpoint",
         "report",
         "devices",
@@ -52,7 +55,9 @@ LAYERS = (
         "trial",
         "trial_worker",
         "testing",
+        "interruption",
         "cli",
+        "cli_bank",
         "cli_list",
         "__main__",
     },

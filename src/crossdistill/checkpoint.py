@@ -1,7 +1,9 @@
 """Saving and finding again: checkpoints inside a stage, and the outcome of a finished one. Atomic, without pickle."""
 
 import json
+import logging
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from crossdistill.errors import DataError, RunError, ShapeError
 from crossdistill.storage import atomic_folder, file_hash, write_json
+
+log = logging.getLogger("crossdistill")
 
 WEIGHTS, STATE, ABOUT = "weights.safetensors", "state.pt", "about.json"
 
@@ -36,6 +40,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         StorageError: it could not be written; the earlier ones are intact.
     """
     name = f"{checkpoint.stage:02d}-{checkpoint.epoch:05d}-{checkpoint.step:07d}"
+    # One of the same position is the same to the last bit, or it was damaged and the run has come by here again.
+    shutil.rmtree(folder / name, ignore_errors=True)
     with atomic_folder(folder / name) as temporary:
         save_file({key: value.contiguous() for key, value in checkpoint.tensors.items()}, temporary / WEIGHTS)
         try:
@@ -55,10 +61,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             about = json.loads((path / ABOUT).read_text())
             tensors = load_file(path / WEIGHTS)
-            state = torch.load(path / STATE, weights_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError):
-            continue
-        return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(path / STATE, weights_only=True)
+            return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
+        except Exception as error:  # damage can make each of the three readers raise anything
+            log.warning("%s is damaged (%s) and is passed over", path, type(error).__name__)
     return None
 
 
@@ -156,15 +163,19 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
     file = path / "outcome.json"
     if not file.is_file():
         return None
-    about: dict[str, Any] = json.loads(file.read_text())
-    if about["key"] != key:
+    try:
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found, stage, files = about["key"], about["stage"], dict(about["files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; remove {path} and resume") from error
+    if found != key:
         raise RunError(
-            f"{path} was trained by another stage {about['stage']!r}: its recipe is the same, but the data, or weights "
+            f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, or weights "
             "that it starts from, are not what they were. Start anew in another folder"
         )
     for name, module in modules.items():
         weights = path / f"{name}.safetensors"
-        if not weights.is_file() or file_hash(weights) != about["files"].get(name):
+        if not weights.is_file() or file_hash(weights) != files.get(name):
             raise RunError(f"{weights} is damaged: its hash is not the one in outcome.json; remove {path} and resume")
         module.load_state_dict(load_file(weights))
     return about

@@ -4,13 +4,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crossdistill import __version__
+from crossdistill.cli_bank import bank
 from crossdistill.cli_list import listing
-from crossdistill.errors import CrossdistillError, RecipeError
+from crossdistill.errors import CrossdistillError, RecipeError, StoppedError
+
+if TYPE_CHECKING:
+    from crossdistill.recipe import Recipe
 
 app = typer.Typer(
     name="crossdistill",
@@ -21,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(listing, name="list")
+app.add_typer(bank, name="bank")
 
 Settings = Annotated[
     list[str] | None,
@@ -61,28 +66,36 @@ def run_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would happen, with projected time and memory.")
     ] = False,
+    timed_steps: Annotated[
+        int, typer.Option("--timed-steps", min=1, help="With --dry-run: steps timed per stage.")
+    ] = 3,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
 ) -> None:
     """Train a recipe, and evaluate its student once at the end."""
     _offline(offline)
-    from crossdistill.display import Terminal
+    from crossdistill.display import Quiet, Terminal
     from crossdistill.forecast import forecast
+    from crossdistill.interruption import Interruption
     from crossdistill.recipes import make
     from crossdistill.runner import run
 
     made = make(recipe, settings or [], seed)
     made = made.tiny() if tiny else made
-    folder = (
-        out or Path("runs") / f"{made.name.replace('/', '-')}-{made.learner}-seed{made.seed}{'-tiny' if tiny else ''}"
-    )
-    with Terminal() as display:
-        if dry_run:
-            typer.echo(forecast(made, display).text())
-            return
-        display.say(f"{made.name}: student {made.learner!r}, seed {made.seed}, into {folder}")
-        report = run(made, folder, resume=resume, display=display)
-    typer.echo(report.markdown())
-    typer.echo(f"student: {folder / 'student'}   results: {folder / 'results.json'}", err=True)
+    folder = out or _folder(recipe, made, resume=resume, tiny=tiny)
+    with Terminal() as terminal, Interruption() as stop:
+        display = terminal if _rank() == 0 else Quiet()
+        try:
+            if dry_run:
+                _say(forecast(made, display, timed_steps).text())
+                return
+            display.say(f"{made.name}: student {made.learner!r}, seed {made.seed}, into {folder}")
+            report = run(made, folder, resume=resume, display=display, stop=stop)
+        except KeyboardInterrupt as error:
+            raise _ended(AT_ONCE, stop.status) from error
+        except StoppedError as error:
+            raise _ended(str(error), stop.status) from error
+    _say(report.markdown())
+    _say(f"student: {folder / 'student'}   results: {folder / 'results.json'}", err=True)
 
 
 @app.command("eval")
@@ -130,27 +143,67 @@ def predict_command(
 @app.command("compare")
 def compare_command(
     data: Annotated[str, typer.Argument(metavar="DATA", help="As in `crossdistill list data`.")],
-    methods: Annotated[str | None, typer.Option("--methods", help="Names with commas.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="Names with commas (crossdistill list methods); all: every method once, without presets and ablations "
+            "(mst-distill-...), which are run when they are named.",
+        ),
+    ] = None,
     students: Annotated[
         str | None, typer.Option("--students", help="Modalities with commas; by default every one.")
     ] = None,
     teachers: Annotated[
-        str | None, typer.Option("--teachers", help="mm, cm, mm+cm with commas; by default the method's own.")
+        str | None,
+        typer.Option(
+            "--teachers",
+            help="mm (multimodal), cm (cross-modal), mm+cm with commas; by default each method's own. A method whose "
+            "own are both is run once with both where both are named.",
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs of each cell.")] = None,
     labelled: Annotated[
         str | None, typer.Option("--labelled", help="Fractions of the student's labels, with commas.")
     ] = None,
-    control: Annotated[str | None, typer.Option("--control", help="shuffled: teachers look at other rows.")] = None,
+    control: Annotated[
+        str | None,
+        typer.Option("--control", help="shuffled: teachers look at other rows, at the scarcest labels of the grid."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="FIELD=A,B,C",
+            help="Tune a field of the methods, of their stage or of its optimizer: the same number of trials for every "
+            "method, on a seed of their own, chosen on the validation split. Can be given several times.",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="MINUTES", help="Pick seeds and epochs that fit, and say so.")
+    ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="demo: the README's table.")] = None,
     settings: Settings = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core, or what the cluster has.")
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="PLACE",
+            help="local, ray[:address=...,num_gpus=...] or slurm[:slurm_partition=...,timeout_min=...]; machines share "
+            "the folder of --out.",
+        ),
+    ] = "local",
     out: Out = None,
     resume: Resume = False,
     tiny: Tiny = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they share.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells, what they share, projected time, and what cannot apply.")
+    ] = False,
 ) -> None:
-    """Train several methods under equal conditions, and print one table."""
+    """Train several methods under equal conditions, and print one table with paired statistics."""
     from crossdistill.bench.compare import compare
     from crossdistill.bench.grid import Grid
 
@@ -164,15 +217,22 @@ def compare_command(
         labelled=labelled,
         control=control,
         settings=tuple(settings or ()),
+        sweep=tuple(sweep or ()),
+        budget=budget,
         tiny=tiny,
     )
     if dry_run:
-        typer.echo(grid.text())
+        from crossdistill.bench.outline import outline
+
+        typer.echo(outline(grid, jobs, on))
         return
     folder = out or Path("runs") / f"compare-{data}"
-    comparison = compare(grid, folder, jobs=jobs, resume=resume)
+    try:
+        comparison = compare(grid, folder, jobs=jobs, resume=resume, on=on)
+    except KeyboardInterrupt as error:
+        raise _ended(AT_ONCE, 130) from error
     typer.echo(comparison.text())
-    if comparison.failed:
+    if comparison.findings.failed:
         raise typer.Exit(1)
 
 
@@ -192,22 +252,50 @@ def doctor_command(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:
+    """Where a run goes: by the recipe's name, unless a run's own recipe goes on."""
+    given = Path(name)
+    given = given.parent if given.name == "recipe.yaml" else given
+    if resume and (given / "recipe.yaml").is_file():
+        return given
+    return Path("runs") / f"{recipe.name.replace('/', '-')}-{recipe.learner}-seed{recipe.seed}{'-tiny' * tiny}"
+
+
+def _rank() -> int:
+    """Which of the processes that torchrun started this is."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Once, however many processes there are."""
+    if _rank() == 0:
+        typer.echo(text, err=err)
+
+
 def _offline(wanted: bool) -> None:
     if wanted:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+        # Read when those packages are imported, which is later than this.
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
 def main() -> None:
     """Run a command; what a user can mend is said in plain words, and ends with status 1 (2 for a faulty recipe)."""
     try:
-        app()
+        app(prog_name="crossdistill")
     except CrossdistillError as error:
         _complain(error)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("\ncrossdistill: stopped; the same command with --resume goes on", err=True)
-        sys.exit(130)
 
 
-def _complain(error: Any) -> None:
-    typer.echo(f"crossdistill: {error}", err=True)
+AT_ONCE = "stopped at once; the same command with --resume goes on"
+
+
+def _ended(why: str, status: int) -> typer.Exit:
+    if _rank() == 0:
+        _complain(why)
+    return typer.Exit(status)
+
+
+def _complain(error: object) -> None:
+    """On standard error; every process may have its own reason."""
+    typer.echo(f"crossdistill{f', rank {_rank()}' if _rank() else ''}: {error}", err=True)

@@ -1,6 +1,7 @@
 """`crossdistill list`: what there is, by the names that recipes and other commands take."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -9,6 +10,9 @@ import typer
 listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
 
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
+
+WIDE = 200
+"""Characters in a line where nobody looks at a terminal."""
 
 
 @listing.command("recipes")
@@ -28,7 +32,7 @@ def recipes(as_json: AsJson = False) -> None:
         for data in FAMILIES
         for method, plan in PLANS.items()
     ]
-    _print(rows, as_json)
+    _print(rows, as_json, hidden=("data", "method"))
 
 
 @listing.command("methods")
@@ -46,7 +50,7 @@ def methods(as_json: AsJson = False) -> None:
         }
         for name, config in METHODS.items()
     ]
-    _print(rows, as_json, hidden="settings")
+    _print(rows, as_json, hidden=("settings",))
 
 
 @listing.command("data")
@@ -92,7 +96,7 @@ def _first(thing: object) -> str:
     return next(iter((thing.__doc__ or "").strip().splitlines()), "")
 
 
-def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: str = "") -> None:
+def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: Sequence[str] = ()) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2, default=str))
         return
@@ -100,12 +104,14 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: str = "") -
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    columns = [name for name in rows[0] if name != hidden]
+    columns = [name for name in rows[0] if name not in hidden]
     for name in columns:
         table.add_column(name, justify="right" if name in {"parameters", "bytes"} else "left", no_wrap=name == "name")
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in columns))
-    Console().print(table)
+    # Into a pipe or a file, lines as long as they are: what reads them does not fold.
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(table)
 
 
 def _cell(value: Any) -> str:

@@ -32,19 +32,33 @@ class CutGraph:
         if taps not in self._stems:
             graph = fx.Graph()
             copies: dict[fx.Node, fx.Node] = {}
-            live = [self._live(self._at(tap)) for tap in taps]
-            kept: dict[fx.Node, fx.Node] = {}
-            for node in self._graph.nodes:
-                if node.op == "output":
-                    continue
+            cuts = [(self._at(tap), self._live(self._at(tap))) for tap in taps]
+            kept: list[dict[fx.Node, fx.Node]] = [{} for _ in cuts]
+            for node in self._before(cuts):
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-                if any(node in values for values in live):
-                    # Where the next layer works in place, what crosses the cut has to be a copy.
-                    kept[node] = graph.call_method("clone", (copies[node],)) if self._overwrites(node) else copies[node]
-            graph.output(tuple(tuple(kept[node] for node in values) for values in live))
-            graph.eliminate_dead_code(lambda node: node.op in {"placeholder", "output"} or self._in_place(node))
+                for (at, live), own in zip(cuts, kept, strict=True):
+                    # A cut is what is there when its tap has run: nothing before that, nothing done in place later.
+                    for value in [v for v in live if v in copies and v not in own and at in copies]:
+                        copy = copies[value]
+                        own[value] = graph.call_method("clone", (copy,)) if self._overwrites(value) else copy
+            graph.output(tuple(tuple(own[value] for value in live) for (_, live), own in zip(cuts, kept, strict=True)))
             self._stems[taps] = fx.GraphModule(self._module, graph)
         return self._stems[taps]
+
+    def _before(self, cuts: Sequence[tuple[fx.Node, Sequence[fx.Node]]]) -> list[fx.Node]:
+        """What has to run so that all cuts are there: what they are computed from, and what works in place on that."""
+        nodes = list(self._graph.nodes)
+        values = {value for _, live in cuts for value in live}
+        last = max(index for index, node in enumerate(nodes) if node in values)
+        after_all = set.intersection(*(_descendants(at) for at, _ in cuts))
+        spoiling = {node for node in nodes[: last + 1] if self._in_place(node) and node not in after_all}
+        needed, todo = set[fx.Node](), [*values, *spoiling]
+        while todo:
+            node = todo.pop()
+            if node not in needed:
+                needed.add(node)
+                todo += node.all_input_nodes
+        return [node for node in nodes[: last + 1] if node in needed or node.op == "placeholder"]
 
     def tail(self, tap: str) -> Graph:
         """From what is live at a tap, in the stem's order, to the module's own result."""
@@ -85,8 +99,23 @@ class CutGraph:
         return live
 
     def _overwrites(self, node: fx.Node) -> bool:
-        """Whether a direct user of this value works in place."""
-        return any(self._in_place(user) and user.all_input_nodes[0] is node for user in node.users)
+        """Whether something may work in place on this value, or on another view of it."""
+        views, todo = {node}, [node]
+        while todo:
+            value = todo.pop()
+            for user in value.users:
+                if self._in_place(user) and user.all_input_nodes[0] is value:
+                    return True
+                # Only a layer with weights is sure to give a tensor of its own.
+                if user not in views and not self._has_weights(user):
+                    views.add(user)
+                    todo.append(user)
+        return False
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        return any(True for _ in self._module.get_submodule(str(node.target)).parameters())
 
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":

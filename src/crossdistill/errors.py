@@ -12,6 +12,10 @@ CrossdistillError                     what a user can mend; the command line pri
 ├── MissingExtraError (ImportError)   an optional dependency is absent; says its install command
 ├── NonFiniteError (ArithmeticError)  a loss or gradient became NaN or Inf; names the batch ids
 ├── FrozenError (AssertionError)      something that had to stay frozen moved: a fault of ours or of a plug-in
+├── BankError (RuntimeError)          stored outputs of frozen networks that cannot be used
+│   ├── BankMissing                   ... because they are not there, or not all of them
+│   ├── BankStale                     ... because they are of other weights, data or settings; names the fields
+│   └── BankDamaged                   ... because a file is not what it was when it was written
 ├── RunError (RuntimeError)           a run folder cannot be used
 │   ├── ResumeError                   ... because what it was started with differs
 │   ├── StorageError                  ... because it could not be written (disk full, no permission)
@@ -79,6 +83,22 @@ class NonFiniteError(CrossdistillError, ArithmeticError):
 
 class FrozenError(CrossdistillError, AssertionError):
     """Something that had to stay frozen moved during training."""
+
+
+class BankError(CrossdistillError, RuntimeError):
+    """Stored outputs of frozen networks cannot be used as asked."""
+
+
+class BankMissing(BankError):
+    """A bank is not there, or some of its blocks are not filled."""
+
+
+class BankStale(BankError):
+    """A bank holds outputs of other weights, data or settings; the text names the fields that differ."""
+
+
+class BankDamaged(BankError):
+    """A file of a bank is truncated, of another type, or its rows and sample ids disagree."""
 
 
 class RunError(CrossdistillError, RuntimeError):

@@ -1,6 +1,6 @@
 """How well a network does on a split: predictions without gradient, and a metric over all of them at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,17 @@ class Predictions:
         return float((self.predicted == self.targets).double().mean()) if len(self.targets) else float("nan")
 
 
-def batches(dataset: Dataset, rows: Tensor, device: torch.device, size: int = ROWS_AT_ONCE) -> Iterator[Batch]:
-    """Rows in their order, as whole batches on a device."""
+def batches(
+    dataset: Dataset,
+    rows: Tensor,
+    device: torch.device,
+    size: int = ROWS_AT_ONCE,
+    *,
+    only: Collection[str] | None = None,
+) -> Iterator[Batch]:
+    """Rows in their order, as whole batches on a device; `only` names the modalities to fetch (None: all)."""
     for part in rows.split(size):
-        yield dataset.batch(part).to(device)
+        yield dataset.batch(part, only=only).to(device)
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """What a recipe would do, before it does it: stages, sizes, and time and memory projected from a few real steps."""
 
+import copy
+import itertools
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,21 +13,28 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices, devices
 from crossdistill.display import Display
 from crossdistill.method import Progress
+from crossdistill.network import Network
 from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.runner import validate
 from crossdistill.training import Training
 
 TIMED_STEPS = 3
+"""Enough for a projection; more, for figures that are quoted."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """One stage: what trains (parameters), how many steps, projected seconds and the peak of memory in MB."""
+    """One stage: what trains (parameters), how many steps, projected seconds and the peak of memory in MB.
+
+    `step_seconds` are the quartiles of the timed steps.
+    """
 
     name: str
     method: str
     trains: int
+    batch_size: int
+    step_seconds: tuple[float, float, float]
     epochs: int
     steps: int
     seconds: float
@@ -44,6 +54,7 @@ class Forecast:
     stages: tuple[StageForecast, ...]
     device: str
     bank_bytes: int
+    timed_steps: int = TIMED_STEPS
 
     @property
     def seconds(self) -> float:
@@ -59,19 +70,24 @@ class Forecast:
             f"data {self.data}: {splits} rows",
             f"members (parameters): {members}",
             "",
-            f"{'stage':<24}{'method':<14}{'trains':>12}{'epochs':>8}{'steps':>9}{'time':>10}{'memory':>10}  teachers",
+            f"{'stage':<24}{'method':<14}{'trains':>12}{'batch':>7}{'epochs':>8}{'steps':>9}"
+            f"{'a step (quartiles)':>26}{'time':>10}{'memory':>10}  teachers",
         ]
         for stage in self.stages:
             lines.append(
-                f"{stage.name:<24}{stage.method:<14}{stage.trains:>12,}{stage.epochs:>8}{stage.steps:>9,}"
-                f"{_time(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
+                f"{stage.name:<24}{stage.method:<14}{stage.trains:>12,}{stage.batch_size:>7}{stage.epochs:>8}"
+                f"{stage.steps:>9,}{' / '.join(f'{1000 * s:.1f}' for s in stage.step_seconds) + ' ms':>26}"
+                f"{duration(stage.seconds):>10}{stage.peak_memory_mb:>7.0f} MB  {', '.join(stage.teachers) or '-'}"
             )
-        lines += ["", f"projected: {_time(self.seconds)} in all, from {TIMED_STEPS} timed steps of each stage"]
+        lines += [
+            "",
+            f"projected: {duration(self.seconds)} in all, from {self.timed_steps} timed steps of each stage (median)",
+        ]
         lines.append(f"outputs of frozen networks, if all were kept: {self.bank_bytes / 2**20:.1f} MB")
         return "\n".join(lines)
 
 
-def forecast(recipe: Recipe, display: Display) -> Forecast:
+def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -> Forecast:
     """Build everything, time a few steps of each stage on throw-away weights, and project.
 
     Raises:
@@ -80,22 +96,32 @@ def forecast(recipe: Recipe, display: Display) -> Forecast:
     with devices(recipe.device) as where:
         display.say("loading the data")
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(recipe, dataset, where.device)
-        stages = tuple(_stage(plan, job, where) for job in plan.jobs)
+        plan = prepare(_thrown_away(recipe), dataset, where.device)
+        stages = tuple(forecast_stage(plan, job, where, timed_steps) for job in plan.jobs)
         splits = {name: len(rows) for name, rows in dataset.splits.items()}
         device = str(where.device)
     return Forecast(
-        recipe.name, recipe.learner, dataset.name, plan.parameters(), splits, stages, device, _bank_bytes(plan)
+        recipe.name,
+        recipe.learner,
+        dataset.name,
+        plan.parameters(),
+        splits,
+        stages,
+        device,
+        _bank_bytes(plan),
+        timed_steps,
     )
 
 
-def _stage(plan: Plan, job: Job, where: Devices) -> StageForecast:
+def forecast_stage(plan: Plan, job: Job, where: Devices, timed_steps: int = TIMED_STEPS) -> StageForecast:
+    """Time a few steps of one stage, on the weights that are there; they move."""
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
     order, epochs = job.order, job.stage.epochs
     where.reset_peak()
     times = []
+    every = itertools.chain.from_iterable(order.epoch(epoch) for epoch in itertools.count())
     # A stage of no epochs only looks through the data, which is not projected.
-    for step, rows in zip(range(TIMED_STEPS + 1 if epochs else 0), order.epoch(0), strict=False):
+    for step, rows in enumerate(itertools.islice(every, timed_steps + 1 if epochs else 0)):
         began = time.perf_counter()
         training.step(rows, Progress(0, max(1, epochs), step, order.steps, where.gather))
         times.append(time.perf_counter() - began)
@@ -103,18 +129,29 @@ def _stage(plan: Plan, job: Job, where: Devices) -> StageForecast:
     if epochs:
         validate(job, training, where)
     validation = time.perf_counter() - began
-    timed = sorted(times[1:] or times or [0.0])
-    steady = timed[len(timed) // 2]
+    # The first step pays for allocations and for torch's own late imports.
+    later = times[1:] or [0.0]
+    quartiles = statistics.quantiles(later, n=4) if len(later) > 1 else later * 3
+    steady = quartiles[1]
     return StageForecast(
         job.stage.name,
         job.stage.method.name,
         _size(job.modules().values()),
+        job.stage.batch_size,
+        (quartiles[0], quartiles[1], quartiles[2]),
         epochs,
         epochs * order.steps,
         epochs * (order.steps * steady + validation),
         where.peak_memory(),
         tuple(job.teachers),
     )
+
+
+def _thrown_away(recipe: Recipe) -> Recipe:
+    """The recipe with copies of the live networks in it: the timed steps must not train somebody's own."""
+    teachers = {n: copy.deepcopy(t) if isinstance(t, Network) else t for n, t in recipe.teachers.items()}
+    student = copy.deepcopy(recipe.student) if isinstance(recipe.student, Network) else recipe.student
+    return recipe.model_copy(update={"student": student, "teachers": teachers})
 
 
 def _size(modules: Iterable[nn.Module]) -> int:
@@ -133,7 +170,8 @@ def _bank_bytes(plan: Plan) -> int:
     return rows * numbers * 4
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

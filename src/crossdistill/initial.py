@@ -6,6 +6,7 @@ was drawn by somebody's program, which may draw others the next time it runs.
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from safetensors.torch import save_file
 
 from crossdistill.checkpoint import load_weights
+from crossdistill.claim import RECIPE
 from crossdistill.devices import Devices
 from crossdistill.errors import ResumeError
+from crossdistill.fingerprint import fingerprint
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
-from crossdistill.plan import fingerprint
 from crossdistill.recipe import Recipe
 from crossdistill.storage import atomic_folder, write_json
 
@@ -39,6 +41,9 @@ def begun(recipe: Recipe, out: Path, where: Devices) -> Recipe:
         return recipe
     moving = _moving(recipe)
     folder = out / FOLDER
+    if where.is_main and not (out / RECIPE).is_file():
+        # Left by a run that could not begin.
+        shutil.rmtree(folder, ignore_errors=True)
     if where.is_main and not folder.is_dir():
         with atomic_folder(folder) as temporary:
             for name in sorted(moving & set(live)):

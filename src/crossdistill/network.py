@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.cut import CutGraph
-from crossdistill.errors import ShapeError, SignalError, SplitError, TapError, nearest
+from crossdistill.errors import CrossdistillError, ShapeError, SignalError, SplitError, TapError, nearest
+from crossdistill.fingerprint import function_key, structure
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -48,7 +49,7 @@ class Network(nn.Module):
         self.spec = spec
         self._call = call
         self._give = give
-        self._graph: CutGraph | None = None
+        self._graphs: dict[int, CutGraph] = {}
         self._overwritten: set[str] = set()
         self._verified: set[str] = set()
         known = dict(module.named_modules())
@@ -60,6 +61,11 @@ class Network(nn.Module):
     def name(self) -> str:
         """The module's class, for messages."""
         return type(self.module).__name__
+
+    def wiring(self) -> list[Any] | None:
+        """What its outputs depend on besides weights, as JSON; None when `call` or `give` cannot be keyed."""
+        functions = [function_key(self._call), function_key(self._give)]
+        return None if None in functions else [structure(self.module), list(self.reads), functions]
 
     def forward(self, batch: Batch, wants: Iterable[Want] = (Want.LOGITS,)) -> Outputs:
         """Outputs for all rows of `batch`: at least what `wants` names.
@@ -84,30 +90,34 @@ class Network(nn.Module):
         """
         if not taps:
             return {}
-        graph = self._cut_graph(taps)
-        stem = graph.stem(tuple(taps))
         args, named = self.arguments(batch)
-        for tap in set(taps) - self._verified:
-            self._verify(graph, tap, args, named)
-        return {
-            tap: Cut(value, tuple(context)) for tap, (value, *context) in zip(taps, stem(*args, **named), strict=True)
-        }
+        found: dict[str, Cut] = {}
+        for level in sorted({self._level(tap) for tap in taps}):
+            graph, group = self._graph(level), [tap for tap in taps if self._level(tap) == level]
+            for tap in set(group) - self._verified:
+                self._verify(graph, tap, args, named)
+            for tap, (value, *context) in zip(group, graph.stem(tuple(group))(*args, **named), strict=True):
+                found[tap] = Cut(value, tuple(context))
+        return found
 
     def _verify(self, graph: CutGraph, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Hold the two parts against the whole once, on real rows, bit for bit."""
+        """Hold the two parts against the whole once, on real rows, bit for bit.
+
+        The second part runs twice on the same cut, which it must not spoil.
+        """
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
         try:
             with torch.no_grad():
                 whole = self.outputs(self.module(*args, **named))
                 (live,) = graph.stem((tap,))(*args, **named)
-                parts = self.outputs(graph.tail(tap)(*live))
+                parts = [self.outputs(graph.tail(tap)(*live)) for _ in range(2)]
         finally:
             for module, mode in modes.items():
                 module.training = mode
         for name in ("logits", "embedding"):
-            one, two = getattr(whole, name), getattr(parts, name)
-            if one is not None and not torch.equal(one.nan_to_num(), two.nan_to_num()):
+            one = getattr(whole, name)
+            if one is not None and not all(torch.equal(one.nan_to_num(), getattr(p, name).nan_to_num()) for p in parts):
                 raise SplitError(
                     f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there"
                 )
@@ -171,18 +181,21 @@ class Network(nn.Module):
         Raises:
             SplitError: the module cannot be traced, the tap runs more than once or not at all.
         """
-        second = self._cut_graph([tap]).tail(tap)
+        second = self._graph(self._level(tap)).tail(tap)
         return (
             lambda batch: self.cuts(batch, [tap])[tap],
             lambda cut: self.outputs(second(cut.value, *cut.context)),
         )
 
-    def _cut_graph(self, taps: Sequence[str]) -> CutGraph:
-        for tap in taps:
-            self._layer(tap)
-        if self._graph is None:
-            self._graph = CutGraph(self.module, self.taps)
-        return self._graph
+    def _level(self, tap: str) -> int:
+        """In how many other taps this one lies: a tapped layer is traced whole, so every level has its own graph."""
+        self._layer(tap)
+        return sum(tap.startswith(f"{other}.") for other in self.taps)
+
+    def _graph(self, level: int) -> CutGraph:
+        if level not in self._graphs:
+            self._graphs[level] = CutGraph(self.module, [tap for tap in self.taps if self._level(tap) == level])
+        return self._graphs[level]
 
     def _layer(self, tap: str) -> None:
         if tap not in self.taps:
@@ -192,13 +205,13 @@ class Network(nn.Module):
         args, named = self.arguments(batch)
         try:
             return self.module(*args, **named)
-        except (RuntimeError, TypeError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError | CrossdistillError):
                 raise
             shapes = [tuple(a.shape) for a in (*args, *named.values()) if isinstance(a, Tensor)]
             raise ShapeError(
                 f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape "
-                f"{', '.join(map(str, shapes))} (batch first): {error}"
+                f"{', '.join(map(str, shapes))} (batch first): {' '.join(str(error).split())}"
             ) from error
 
     def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:

@@ -24,16 +24,16 @@ class Outcome:
     about: Mapping[str, Any]
 
 
-def finish(plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices) -> Report:
-    """Read the test split, once; write predictions, the student's folder, and last of all `results.json`."""
+def finish(plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, split: str = "test") -> Report:
+    """Read the test split (or another), once; write predictions, the student, and last of all `results.json`."""
     recipe, dataset = plan.recipe, plan.dataset
-    rows = dataset.splits["test"]
+    rows = dataset.splits[split]
     seconds = sum(float(outcome.about["seconds"]) for outcome in outcomes)
     memory = max((float(outcome.about["peak_memory_mb"]) for outcome in outcomes), default=0.0)
     learner = Live(recipe.learner, plan.members[recipe.learner])
     method = recipe.method or recipe.stages[-1].method.name
-    table = _Table(plan, len(rows))
-    results = [table.row("chance", chance(dataset), 0.0, 0.0, labelled=1.0)]
+    table = _Table(plan, len(rows), "accuracy" if split == "test" else f"{split} accuracy")
+    results = [table.row("chance", chance(dataset, split), 0.0, 0.0, labelled=1.0)]
     for name, teacher in plan.teachers.items():
         found = predict(teacher.asked({Want.LOGITS}), dataset, rows, where.device)
         results.append(table.row(f"teacher:{name}", found.accuracy(), 0.0, 0.0, labelled=1.0))
@@ -55,8 +55,9 @@ def finish(plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices) -
 class _Table:
     """Rows of one run share most of their fields."""
 
-    def __init__(self, plan: Plan, test_rows: int) -> None:
+    def __init__(self, plan: Plan, test_rows: int, metric: str) -> None:
         self._plan = plan
+        self._metric = metric
         self._test_rows = test_rows
         data = plan.recipe.data
         self._labelled = labelled_fraction(data) if isinstance(data, Dataset) else data.labelled
@@ -80,7 +81,7 @@ class _Table:
             student=self._plan.recipe.learner,
             labelled=self._labelled if labelled is None else labelled,
             control=control,
-            metric="accuracy",
+            metric=self._metric,
             mean=accuracy,
             std=None,
             values=(accuracy,),

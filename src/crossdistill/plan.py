@@ -1,7 +1,7 @@
 """A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,17 @@ from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.checkpoint import flatten, load_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
+from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.preflight import check_settings, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.source import Choices, choices_key, decide
 from crossdistill.stage import Stage
 from crossdistill.storage import key_hash
-from crossdistill.teacher import Live, Shuffled, Teacher
+from crossdistill.teacher import Live, Masked, Shuffled, Teacher
 
 SCHEMA = 1
 """Changes whenever the same key would stand for other numbers."""
@@ -32,7 +34,7 @@ class Job:
     index: int
     stage: Stage
     method: Method
-    student: Live
+    student: Teacher
     teachers: Mapping[str, Teacher]
     trained: Mapping[str, tuple[Network, tuple[str, ...]]]
     """Members that move, each with the taps that alone do (none: all of it)."""
@@ -41,13 +43,17 @@ class Job:
     key: str
     groups: tuple[str, ...]
     """Of the terms that a step gives, in their order."""
-    initial: Mapping[str, Tensor] = field(default_factory=dict)
-    """The learner's weights as the run began, where the stage starts from them again."""
+    initial: Mapping[str, Tensor] | None = None
+    """The learner's weights of the run's beginning, where the stage starts from them again."""
+    choices: Choices = ()
+    """What is read from banks, what is live, and why."""
+    reads: frozenset[str] | None = None
+    """Modalities that anybody live reads; None: all of them."""
 
     @property
     def folder(self) -> str:
         """Name of its folder under `stages/`."""
-        return f"{self.index:02d}-{self.stage.name}"
+        return folder_name(self.index, self.stage)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything that moves, by the name that it is saved under."""
@@ -71,8 +77,17 @@ class Plan:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.members.items()}
 
 
-def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
+def folder_name(index: int, stage: Stage) -> str:
+    """Name of a stage's folder under `stages/`."""
+    return f"{index:02d}-{stage.name}"
+
+
+def prepare(
+    recipe: Recipe, dataset: Dataset, device: torch.device, chosen: Mapping[str, Choices] | None = None
+) -> Plan:
     """Build all members and methods of a recipe on a device, and check that they fit.
+
+    `chosen` are the sources that a resumed run decided on at its start, by the name of each stage's folder.
 
     Raises:
         RecipeError: every fault of every stage, collected.
@@ -88,7 +103,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: torch.device) -> Plan:
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
     if faults:
         raise RecipeError(recipe.name, faults)
-    cast = _Cast(recipe, dataset, members, device)
+    cast = _Cast(recipe, dataset, members, device, chosen or {})
     jobs = []
     for index, stage in enumerate(recipe.stages):
         try:
@@ -127,15 +142,23 @@ def _faults(where: str, error: CrossdistillError) -> list[str]:
 class _Cast:
     """Who is who while stages are built one after another."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, members: Mapping[str, Network], device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        members: Mapping[str, Network],
+        device: torch.device,
+        chosen: Mapping[str, Choices],
+    ) -> None:
         self.recipe = recipe
+        self.chosen = chosen
         self.dataset = dataset
         self.members = members
         self.device = device
         self.current: dict[str, Teacher] = {name: Live(name, members[name]) for name in recipe.teachers}
         self.known: dict[str, Teacher] = dict(self.current)
-        self.origin = {name: _initial_key(recipe, name, members[name]) for name in members}
-        self.provenance = dict(self.origin)
+        self.initial = {name: _initial_key(recipe, name, members[name]) for name in members}
+        self.provenance = dict(self.initial)
 
     def job(self, index: int, stage: Stage) -> Job:
         """The next stage; moves the cast on to its graduates."""
@@ -163,11 +186,15 @@ class _Cast:
         teaches = learner == recipe.learner and learner in trained and bool(asked)
         if recipe.control == "shuffled" and teaches:
             asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
-        if stage.fresh:
-            self.provenance[learner] = self.origin[learner]
         order = self._order(stage, method, dataset)
         groups = self._checked(stage, method, student, asked, trained, dataset)
-        key = self._key(stage, method, learner, trained, asked, teaches)
+        if stage.fresh:
+            self.provenance[learner] = self.initial[learner]
+        choices = self.chosen.get(folder_name(index, stage))
+        if choices is None:
+            moving = [network for network, _ in trained.values()]
+            choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, moving)
+        key = self._key(stage, method, learner, trained, asked, teaches, choices)
         for name in trained:
             self.provenance[name] = key_hash([key, name])
         graduated = dict(method.graduates(teachers)) if wants else teachers
@@ -175,8 +202,8 @@ class _Cast:
             self.provenance[name] = key_hash([key, name])
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
-        initial = flatten({learner: self.members[learner]}) if stage.fresh else {}
-        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, initial)
+        initial = flatten({learner: self.members[learner]}) if stage.fresh else None
+        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, initial, choices)
 
     def _checked(
         self,
@@ -193,6 +220,12 @@ class _Cast:
             for name, (network, taps) in trained.items()
         }
         faults = check_settings(stage, method, {**moving, "method": method})
+        own = self.recipe.learner
+        if own in trained and student.name != own and self.dataset.labelled is not None:
+            faults.append(
+                f"{own!r} trains here while {student.name!r} learns: teachers may use the labels that are hidden from "
+                f"{own!r}; make it the learner, or leave it out of `trains`"
+            )
         logits, classes = student.spec.logits, len(dataset.classes)
         if logits is not None and classes and logits[0] != classes:
             faults.append(
@@ -214,8 +247,9 @@ class _Cast:
             network = self.members[name]
             if tap:
                 _spec(network).feature(tap, f"member {name!r}")
-            found[name] = (network, (*found[name][1], tap) if name in found else ((tap,) if tap else ()))
-        return found
+            found[name] = (network, (*found[name][1], tap) if name in found else (tap,))
+        # Where a member is named as a whole too, all of it trains.
+        return {name: (network, () if "" in taps else taps) for name, (network, taps) in found.items()}
 
     def _teachers(self, stage: Stage, learner: str) -> dict[str, Teacher]:
         if stage.teachers is None:
@@ -255,6 +289,7 @@ class _Cast:
         trained: Mapping[str, tuple[Network, tuple[str, ...]]],
         teachers: Mapping[str, Teacher],
         teaches: bool,
+        choices: Choices,
     ) -> str:
         """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
         # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
@@ -262,10 +297,13 @@ class _Cast:
         settings = stage.model_dump(mode="json", exclude=omitted, exclude_defaults=True)
         settings["method"] = {"name": stage.method.name, **settings.get("method", {})}
         sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
-        hidden = _mask_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
-        # Where the roles could be swapped, only who hides labels remembers who the student is. The best epoch is the
-        # student's, so choosing it takes sides.
+        hidden = tensor_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
+        # Where the roles could be swapped, only who hides labels, or is judged, remembers who the student is.
         role = None if method.symmetric and stage.select == "last" else learner
+        sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
+        cast = {name: self.provenance[name] for name in {learner, *trained}} | sources
+        # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
+        banked = choices_key(choices)
         return key_hash(
             {
                 "schema": SCHEMA,
@@ -275,36 +313,34 @@ class _Cast:
                 "stage": settings,
                 "role": role,
                 "hidden": [learner, hidden] if hidden else None,
-                "trained": sorted(":".join([name, *taps]) for name, (_, taps) in trained.items()),
-                "cast": {name: self.provenance[name] for name in sorted({learner, *trained, *teachers})},
+                "trained": sorted(
+                    f"{name}:{tap}" for name, (_, taps) in trained.items() for tap in sorted(taps) or [""]
+                ),
+                "cast": cast,
                 "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
+                **({"banked": banked} if banked else {}),
             }
         )
+
+    def _source(self, name: str, teacher: Teacher) -> str:
+        """Where a teacher's numbers come from: under a mask also from its base, which may train again later."""
+        if isinstance(teacher, Shuffled):
+            return self._source(name, teacher.base)
+        own = self.provenance[name]
+        return key_hash([own, self.provenance[teacher.base.name]]) if isinstance(teacher, Masked) else own
 
 
 def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
     given = recipe.student if name == recipe.learner else recipe.teachers[name]
     if isinstance(given, Network):
-        return fingerprint(network)
+        kind = type(network.module)
+        # The same weights in another architecture are another network.
+        return key_hash([kind.__module__, kind.__qualname__, network.reads, fingerprint(network)])
+    settings = given.model_dump(mode="json", exclude={"weights"})
     if given.weights is not None:
-        return fingerprint(network)
-    return key_hash([name, recipe.seed, given.model_dump(mode="json")])
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of every parameter and buffer: equal exactly when the weights are, bit for bit."""
-    parts = []
-    for name, tensor in module.state_dict().items():
-        parts.append([name, str(tensor.dtype), _mask_hash(tensor)])
-    return key_hash(parts)
-
-
-def _mask_hash(tensor: Tensor) -> str:
-    import hashlib
-
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+        return key_hash([settings, fingerprint(network)])
+    return key_hash([name, recipe.seed, settings])
 
 
 def _visible(dataset: Dataset) -> Tensor:

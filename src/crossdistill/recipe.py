@@ -1,5 +1,6 @@
 """A whole experiment as typed, frozen data: data, student, teachers, stages."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from crossdistill.bank import BankSettings
 from crossdistill.data import find_data
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
@@ -26,6 +28,9 @@ from crossdistill.models import build_network, find_model
 from crossdistill.network import Network
 from crossdistill.settings import overridden, parse_override, sentences, yaml_fault
 from crossdistill.stage import Stage
+
+RESERVED = {"method", "weighting"}
+"""What else trains in a stage, by the names under which rates are set and states are saved."""
 
 LIVE = "live"
 """Key that stands in a file where the recipe was given an object of the running program."""
@@ -106,6 +111,8 @@ class Recipe(BaseModel):
     channels_last: bool = False
     """Keep pictures channels last in memory: the same numbers up to rounding, faster convolutions on most machines."""
     checkpoints: Checkpoints = Checkpoints()
+    bank: BankSettings = BankSettings()
+    """Room and precision for what frozen networks gave; each stage's `source` says whether it is used."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Besides metrics.jsonl, which is always written."""
     method: str | None = None
@@ -153,6 +160,12 @@ class Recipe(BaseModel):
             faults.append(f"teachers: {STUDENT!r} means the student itself; call the teacher otherwise")
         if self.learner in self.teachers:
             faults.append(f"teachers: {self.learner!r} is the student's name already; set student_name to another")
+        for name in (self.learner, *self.teachers):
+            if name in RESERVED or not re.fullmatch(r"\w[\w.@+-]*", name):
+                faults.append(
+                    f"members: {name!r} cannot be a name; it names a file and stands in `member:tap`, so it is made of "
+                    f"letters, digits and . _ @ + -, and is none of {', '.join(sorted(RESERVED))}"
+                )
         names = [stage.name for stage in self.stages]
         faults += [f"stages: the name {name!r} is given twice" for name in sorted(set(names)) if names.count(name) > 1]
         members = {STUDENT, self.learner, *self.teachers}

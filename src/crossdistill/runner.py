@@ -1,7 +1,8 @@
 """The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,17 @@ from crossdistill.devices import Devices, devices
 from crossdistill.display import Display, Quiet
 from crossdistill.errors import FrozenError, NonFiniteError, ResumeError, StoppedError
 from crossdistill.evaluation import batches
+from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.initial import begun
+from crossdistill.lock import Holder, Lock
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
-from crossdistill.plan import Job, Plan, fingerprint, prepare
+from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
+from crossdistill.source import load_choices, save_choices
+from crossdistill.supply import supply
 from crossdistill.tracking import Tracking, require
 from crossdistill.training import Training
 from crossdistill.watch import Watch, shown
@@ -52,16 +57,21 @@ def run(
     *,
     resume: bool = False,
     share: Path | None = None,
+    banks: Path | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
     stop: Stop = _never,
+    split: str = "test",
 ) -> Report:
     """Train everything that a recipe says, and evaluate on the test split once, at the end.
 
     `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
-    other runs. `dataset` saves loading the recipe's data again. A run that was killed goes on with `resume`; on a
-    finished one it does nothing. Networks of your own that train are copied: yours stay as they were, and the trained
-    student is in the folder `student` of `out` (`load_student`). Once `stop` gives True, it saves where it is and ends.
+    other runs; of several runs at the same time, on any machine, one trains a stage and the others wait for it.
+    `banks` is a folder for what frozen networks gave, which several runs may use at a time; by default `banks` in
+    `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was killed
+    goes on with `resume`; on a finished one it does nothing. Networks of your own that train are copied: yours stay as
+    they were, and the trained student is in the folder `student` of `out` (`load_student`). Once `stop` gives True, it
+    saves where it is and ends. With another `split`, results are of that split, and no row of the test split is read.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
@@ -79,13 +89,16 @@ def run(
         require(recipe.tracking)
         if dataset is None:
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(begun(recipe, out, where), dataset, where.device)
+        plan = prepare(begun(recipe, out, where), dataset, where.device, load_choices(out) if resume else None)
         take(out, recipe, where)
+        if where.is_main:
+            save_choices(out, {job.folder: job.choices for job in plan.jobs})
+        banks = banks or (share or out) / "banks"
         outcomes = []
         with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
             for job in plan.jobs:
-                outcomes.append(_stage(plan, job, out, share, where, tracking, display, stop))
-        return finish(plan, out, outcomes, where)
+                outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, stop))
+        return finish(plan, out, outcomes, where, split)
 
 
 def _stage(
@@ -93,36 +106,53 @@ def _stage(
     job: Job,
     out: Path,
     share: Path | None,
+    banks: Path,
     where: Devices,
     tracking: Tracking,
     display: Display,
     stop: Stop,
 ) -> Outcome:
     """A stage's outcome: from this run, from a shared folder, or by training now."""
-    modules = job.modules()
-    own = out / "stages" / job.folder
-    about = load_outcome(own, modules, job.key)
-    if about is None and share is not None:
-        about = load_outcome(share / job.key, modules, job.key)
-        if about is not None:
-            display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
-            about |= {"metrics": tracking.position()}
-            if where.is_main:
-                save_outcome(own, modules, about)
+    modules, own = job.modules(), out / "stages" / job.folder
+    about = load_outcome(own, modules, job.key) or _shared(job, own, share, where, tracking, display)
     if about is None:
-        about = fit(plan, job, out, where, tracking, display, stop)
-        where.wait()
-        if where.is_main:
-            save_outcome(own, modules, about)
-            if share is not None:
-                save_outcome(share / job.key, modules, about)
-        where.wait()
+        # Several ranks are one run: runs of one rank alone look out for each other.
+        lock = Lock(share / "locks" / job.key) if share is not None and where.ranks == 1 else None
+        with nullcontext() if lock is None else lock.held(_waiting(job, display)):
+            # Whoever held the lock before may have trained it.
+            about = None if lock is None else _shared(job, own, share, where, tracking, display)
+            if about is None:
+                supplied, seconds = supply(job, plan.recipe.bank, banks, where, display)
+                about = fit(plan, supplied, out, where, tracking, display, stop)
+                about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds}
+                where.wait()
+                if where.is_main:
+                    for folder in [own, *([] if share is None else [share / job.key])]:
+                        save_outcome(folder, modules, about)
+                where.wait()
     tracking.settled = int(about["metrics"])
     if where.is_main:
         drop_checkpoints(out / "checkpoints")
     for module in modules.values():
         module.requires_grad_(False).eval()
     return Outcome(job.stage.name, about)
+
+
+def _shared(
+    job: Job, own: Path, share: Path | None, where: Devices, tracking: Tracking, display: Display
+) -> dict[str, Any] | None:
+    """Take a stage's outcome over from the shared folder, if there is one and it lies there."""
+    about = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
+    if about is not None:
+        display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
+        about |= {"metrics": tracking.position()}
+        if where.is_main:
+            save_outcome(own, job.modules(), about)
+    return about
+
+
+def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
+    return lambda holder: display.say(f"{job.stage.name}: waits for {holder}, which trains it too")
 
 
 @dataclass
@@ -160,10 +190,9 @@ def fit(
     """
     stage, steps = job.stage, job.order.steps
     torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
-    if job.initial:
-        restore({job.student.name: job.student.network}, job.initial)
-    frozen = _frozen(plan, job)
-    before = {name: fingerprint(module) for name, module in frozen.items()}
+    if job.initial is not None:
+        restore({job.student.name: plan.members[job.student.name]}, job.initial)
+    before = _still(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
     job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
     parts, state = _parts(job), _State()
@@ -202,9 +231,9 @@ def fit(
             saver.save(epoch + 1, 0)
     for name in state.values:
         restore(parts[name], state.tensors, f"best/{name}/")
-    for name, module in frozen.items():
-        if fingerprint(module) != before[name]:
-            raise FrozenError(f"stage {stage.name!r} moved {name!r}, which does not train in it")
+    moved = [name for name, print_ in _still(plan, job).items() if print_ != before[name]]
+    if moved:
+        raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, moved))}, which does not train in it")
     display.end(_note(state, saver.seconds()))
     return {
         "key": job.key,
@@ -221,7 +250,7 @@ def _looked_through(plan: Plan, job: Job, where: Devices) -> Iterator[Batch]:
     """The training rows in a random order of the recipe's seed, since methods may look at a batch as a sample."""
     source = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
     train = job.dataset.splits["train"]
-    return batches(job.dataset, train[torch.randperm(len(train), generator=source)], where.device)
+    return batches(job.dataset, train[torch.randperm(len(train), generator=source)], where.device, only=job.reads)
 
 
 @torch.no_grad()
@@ -232,7 +261,7 @@ def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     totals: dict[str, Tensor] = {}
     bad: list[int] = []
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
-    for batch in batches(job.dataset, rows, where.device):
+    for batch in batches(job.dataset, rows, where.device, only=job.reads):
         for name, values in job.method.validate(batch, job.student, job.teachers).items():
             pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             totals[name] = totals[name] + pair if name in totals else pair
@@ -258,21 +287,19 @@ def _parts(job: Job) -> dict[str, dict[str, nn.Module]]:
     return {**own, STUDENT: rest} if rest else own
 
 
-def _frozen(plan: Plan, job: Job) -> dict[str, nn.Module]:
-    """Everything in the run that must not move in this stage."""
-    whole = {name for name, (_, taps) in job.trained.items() if not taps}
-    members: dict[str, nn.Module] = {name: network for name, network in plan.members.items() if name not in job.trained}
+def _still(plan: Plan, job: Job) -> dict[str, str]:
+    """Fingerprints of everything in the run that must not move in this stage."""
+    found = {name: fingerprint(network) for name, network in plan.members.items() if name not in job.trained}
     for name, (network, taps) in job.trained.items():
-        if name not in whole:
-            # A member that trains at some taps alone stands still everywhere else.
-            members |= {
-                f"{name}.{child}": part
-                for child, part in network.module.named_modules()
-                if not any(True for _ in part.children())
-                and not any(child == t or child.startswith(f"{t}.") for t in taps)
-            }
+        # A member that trains at some taps alone stands still everywhere else.
+        rest = {key: value for key, value in network.module.state_dict().items() if not key.startswith(_below(taps))}
+        found |= {f"{name}.{key}": tensor_hash(value) for key, value in rest.items()} if taps else {}
     methods = {f"method of {other.stage.name}": other.method for other in plan.jobs if other.index < job.index}
-    return {**members, **methods}
+    return found | {name: fingerprint(method) for name, method in methods.items()}
+
+
+def _below(taps: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{tap}." for tap in taps)
 
 
 class _Saver:

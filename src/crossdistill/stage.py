@@ -83,8 +83,6 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "Stage":
-        if self.fresh and self.learner not in self.trained:
-            raise ValueError(f"fresh starts {self.learner!r} anew, who has to train then; trains: {self.trained}")
         plain = (self.optimizer.name, self.optimizer.momentum, self.optimizer.weight_decay) == ("sgd", 0.0, 0.0)
         if self.weighting.plain_sgd and not plain:
             raise ValueError(
@@ -93,6 +91,10 @@ class Stage(BaseModel):
             )
         if self.micro_batches > self.batch_size:
             raise ValueError(f"{self.micro_batches} micro-batches cannot share a batch of {self.batch_size} rows")
+        if self.fresh and self.learner not in self.trained:
+            raise ValueError(
+                f"fresh: {self.learner!r} starts from its initial weights here, so it has to train as a whole"
+            )
         return self
 
     @property

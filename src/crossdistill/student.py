@@ -61,6 +61,8 @@ class Student:
         """
         if len(self.network.reads) != 1:
             raise SettingError(f"this student reads {', '.join(self.network.reads)}; use logits() with all of them")
+        if not files:
+            return []
         (modality,) = self.network.reads
         rows = torch.stack([decode(self.inputs[modality], Path(file)) for file in files])
         probabilities = self.logits({modality: rows}).softmax(1)
@@ -107,7 +109,8 @@ def save_student(path: Path, network: Network, given: NetworkConfig | Network, d
 def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     """Load a student's folder.
 
-    A class that the folder names is never imported: a module that is not in the table of models is passed in.
+    A class that the folder names is never imported: a module that is not in the table of models is passed in, as a
+    `Network` where inputs or results take a way of their own.
 
     Raises:
         RunError: the folder is not a student's, or its config is damaged.
@@ -128,16 +131,17 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         model, reads = dict(config["model"]), tuple(config["reads"])
+        known, options = str(model.get("name", "")), dict(model.get("options", {}))
         specs = {name: _spec(name, spec, fitted) for name, spec in config["inputs"].items()}
         classes, taps = tuple(config["classes"]), tuple(config["taps"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path / CONFIG} is damaged: {type(error).__name__}: {error}") from error
     if module is not None:
-        network = Network(module, reads, taps)
-    elif model.get("name") in MODELS:
-        network = build_network(model["name"], reads, **model["options"])
+        network = module if isinstance(module, Network) else Network(module, reads, taps)
+    elif known in MODELS:
+        network = build_network(known, reads, **options)
     else:
-        what = model.get("name") or model.get("class")
+        what = known or model.get("class")
         raise SettingError(
             f"the student in {path} is a {what!r}, which is not in the table of models; a class that a folder names "
             "is never imported by itself: build the module yourself and call load_student(path, module=...)"

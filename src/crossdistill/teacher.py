@@ -4,13 +4,15 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.errors import SplitError
+from crossdistill.fingerprint import structure
+from crossdistill.nets.fill import Fill
 from crossdistill.nets.mask import apply_mask
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
@@ -40,6 +42,19 @@ class Teacher(Protocol):
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
         """From a (rewritten) cut at a tap to the outputs."""
+        ...
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """A source whose outputs can be kept in a bank, because everything that they depend on can be named."""
+
+    def wiring(self) -> Any | None:
+        """JSON that differs wherever the outputs of equal weights would; None where nothing says that."""
+        ...
+
+    def modules(self) -> list[nn.Module]:
+        """Modules whose weights the outputs depend on, in an order that `wiring` relies on."""
         ...
 
 
@@ -75,6 +90,14 @@ class Live:
     def sees(self, batch: Batch) -> Batch:
         """The batch itself."""
         return batch
+
+    def wiring(self) -> Any | None:
+        """See `Keyed`; None for a network that trains, or whose `call` or `give` cannot be keyed."""
+        return None if self.trained else self.network.wiring()
+
+    def modules(self) -> list[nn.Module]:
+        """See `Keyed`."""
+        return [self.network.module]
 
     def __call__(self, batch: Batch) -> Outputs:
         """Run the network on the rows whose modalities are present; absent inputs are never read."""
@@ -170,17 +193,33 @@ class Masked:
         """Not cut again: its base is."""
         raise SplitError(f"{self.name!r} is a masked teacher; cut its base {self.base.name!r} at {tap!r} instead")
 
+    def wiring(self) -> Any | None:
+        """See `Keyed`: the base's, and which masks are worn where."""
+        base = self.base.wiring()
+        return None if base is None else [base, [[tap, structure(mask)] for tap, mask in self.masks.items()]]
+
+    def modules(self) -> list[nn.Module]:
+        """See `Keyed`: the base's, then the masks."""
+        return [*self.base.modules(), *self.masks.values()]
+
+    @torch.no_grad()
+    def continued(self, given: Outputs) -> Outputs:
+        """From the base's outputs with the cut at the one masked tap, which may come from a bank."""
+        ((tap, mask),) = self.masks.items()
+        cut = given.cuts[tap]
+        if len(cut.value) == 0:
+            # Not run at all: it may refuse no rows.
+            shapes = (self.spec.logits, self.spec.embedding)
+            logits, embedding = (None if s is None else cut.value.new_zeros((0, *s)) for s in shapes)
+            return Outputs(self.name, logits, embedding, rows=given.rows)
+        outputs = self.base.tail(tap)(cut.rewritten(self._bent(cut.value, mask)))
+        return replace(outputs, source=self.name, rows=given.rows)
+
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs of the base with its taps masked."""
         if len(self.masks) == 1:
-            ((tap, mask),) = self.masks.items()
-            given = self.base.asked({Want.cut(tap)})(batch)
-            cut = given.cuts[tap]
-            if len(cut.value) == 0:
-                return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
-            outputs = self.base.tail(tap)(cut.rewritten(self._bent(cut.value, mask)))
-            return replace(outputs, source=self.name, rows=given.rows)
+            return self.continued(self.base.asked(map(Want.cut, self.masks))(batch))
         present = batch.rows_with(self.modalities)
         rows = None if present is None else present.nonzero().flatten()
         part = batch if rows is None else batch.select(rows)
@@ -197,6 +236,11 @@ class Masked:
 class Filled(Masked):
     """A frozen teacher some of whose units at a tap are replaced by what they are on average (MGDFR)."""
 
+    def wiring(self) -> Any | None:
+        """See `Keyed`; None where a row's output depends on the other rows of its batch."""
+        alone = all(isinstance(fill, Fill) and fill.by_row for fill in self.masks.values())
+        return super().wiring() if alone else None
+
     def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
         """The value as its `Fill` leaves it."""
         filled: Tensor = mask(value)
@@ -212,16 +256,22 @@ class Shuffled:
         self.base = base
         self.modalities = base.modalities
         self.spec = base.spec
-        self._partner = partner
-        self._fetch = fetch
+        self.partner = partner
+        self.fetch = fetch
 
     def asked(self, wants: Iterable[Want]) -> "Shuffled":
         """The same control over the base, asked for these things."""
-        return Shuffled(self.base.asked(wants), self._partner, self._fetch)
+        return Shuffled(self.base.asked(wants), self.partner, self.fetch)
+
+    def partner_of(self, ids: Tensor) -> Tensor:
+        """The sample ids that are looked at instead of these."""
+        if self.partner.device != ids.device:
+            self.partner = self.partner.to(ids.device)
+        return self.partner[ids]
 
     def sees(self, batch: Batch) -> Batch:
         """The partners' rows, whole: every modality and the target."""
-        other = self._fetch(self._partner.to(batch.ids.device)[batch.ids])
+        other = self.fetch(self.partner_of(batch.ids))
         return replace(other.to(batch.ids.device), total_rows=batch.total_rows)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:

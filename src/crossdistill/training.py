@@ -73,7 +73,7 @@ class Training:
         parts = share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches)
         logs: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
-            batch = job.dataset.batch(part, total_rows=len(rows)).to(devices.device)
+            batch = job.dataset.batch(part, total_rows=len(rows), only=job.reads).to(devices.device)
             last = number + 1 == len(parts)
             separate = self.weighting.needs_separate
             with devices.unsynced(self.together) if separate or not last else nullcontext():

@@ -188,6 +188,19 @@ class JudgesBatches(Honest):
         return {name: value.mean() for name, value in super().validate(batch, student, teachers).items()}
 
 
+class ReadsInputs(Honest):
+    """A modality that only a teacher reads, which nobody fetches when that teacher is banked."""
+
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        return {"more": Term(student.of(torch.as_tensor(batch.inputs["third"]).nan_to_num().sum(1)) * self.scale[0])}
+
+
+class TellsSourcesApart(Honest):
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        live = sum(isinstance(one, Live) for one in teachers.values())
+        return {"more": Term(student.need(Want.LOGITS).sum(1) * live)}
+
+
 BROKEN: list[tuple[type[Honest], str, str]] = [
     (Rises, "the loss is finite and falls", "after 20 steps"),
     (MovesTeacher, "what does not train stays", "weights or buffers moved"),
@@ -208,6 +221,8 @@ BROKEN: list[tuple[type[Honest], str, str]] = [
     (Forgets, "its state comes back from a file", "'more'"),
     (JudgesOthers, "it judges what is selected", "judges .*student.*'scale'"),
     (JudgesBatches, "it judges what is selected", "not one number a row"),
+    (ReadsInputs, "what a bank gives is what a live source gives", "KeyError: 'third'"),
+    (TellsSourcesApart, "what a bank gives is what a live source gives", "From banks there is another 'more'"),
 ]
 
 

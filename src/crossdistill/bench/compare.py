@@ -1,226 +1,264 @@
 """Run a grid of cells that share whatever is equal, and put their results side by side."""
 
 import json
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from crossdistill.bench.grid import Cell, Grid
-from crossdistill.bench.pool import Message, Pool
+from crossdistill.bench.board import Board
+from crossdistill.bench.budget import Pick, pick, project
+from crossdistill.bench.collect import collect
+from crossdistill.bench.crew import crew, local_workers, place
+from crossdistill.bench.grid import Cell, Grid, Setting
+from crossdistill.bench.pages import save
+from crossdistill.bench.pool import Message
 from crossdistill.bench.progress import GridProgress
-from crossdistill.bench.table import comparison_markdown, comparison_table
+from crossdistill.bench.sheet import Findings
+from crossdistill.bench.survey import Survey, survey
+from crossdistill.bench.sweep import Tuning, tunings, with_choices
+from crossdistill.bench.terminal import terminal
+from crossdistill.bench.verdict import Samples, sample_numbers, verdicts
+from crossdistill.bench.worker import as_task, loaded, train
 from crossdistill.data.config import DataConfig
-from crossdistill.data.dataset import Dataset
 from crossdistill.display import Terminal
-from crossdistill.errors import CrossdistillError, ResumeError, RunError
-from crossdistill.plan import prepare
-from crossdistill.report import RESULTS, Report, Row, merged
-from crossdistill.runner import run
-from crossdistill.storage import write_json, write_text
+from crossdistill.errors import RecipeError, ResumeError, RunError
+from crossdistill.lock import Lock
+from crossdistill.recipe import NetworkConfig
+from crossdistill.report import RESULTS, Report
+from crossdistill.storage import write_json
+
+GRID, BUDGET, TUNING = "grid.json", "budget.json", "tuning.json"
+CELLS, TRIALS, SHARED, MAIL = "cells", "tuning", "shared", "mail"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A finished comparison: rows merged over seeds, and the cells that failed with their reasons."""
+    """A finished comparison: its folder, and all that was found."""
 
     out: Path
-    rows: tuple[Row, ...]
-    failed: dict[str, str]
-    about: str
+    findings: Findings
 
     def text(self) -> str:
         """The table as it is drawn on a terminal."""
-        return comparison_table(self.rows, self.failed, self.about)
+        return terminal(self.findings)
 
 
-@dataclass
-class _Board:
-    """Which cells wait and run, so that no stage is trained twice at the same time."""
-
-    keys: list[dict[str, int]]
-    share: Path
-    waiting: list[int]
-    running: set[int] = field(default_factory=set)
-
-    def choose(self) -> int | None:
-        """The first cell none of whose missing stages is being trained for another cell now."""
-        busy = {key for cell in self.running for key in self.keys[cell] if not self.there(key)}
-        for cell in self.waiting:
-            if not busy.intersection(self.keys[cell]):
-                self.waiting.remove(cell)
-                self.running.add(cell)
-                return cell
-        return None
-
-    def there(self, key: str) -> bool:
-        """Whether a stage's outcome lies in the shared folder."""
-        return (self.share / key / "outcome.json").is_file()
-
-
-def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = False) -> Comparison:
-    """Run every cell that is not done yet, with as many workers as `jobs` (by default one a core).
+def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = False, on: str = "local") -> Comparison:
+    """Run every cell that is not done yet, with as many workers as `jobs` (by default what the place `on` has).
 
     Cells share a folder of stages: what two of them would train alike is trained once. A cell that fails is
-    reported in its place, and does not stop the others.
+    reported in its place, and does not stop the others. Killed at any moment, it goes on with `resume` and repeats
+    nothing that was finished.
 
     Raises:
-        RunError: the folder holds a comparison, and `resume` was not asked for.
+        RecipeError: no cell can run, or a sweep names what no method has; nothing was trained.
+        RunError: the folder holds a comparison, and `resume` was not asked for; or somebody computes it right now.
         ResumeError: it holds another comparison.
     """
-    _claim(out, grid, resume)
-    cells = grid.cells()
-    with Terminal() as display:
-        keys, failed, about = _survey(cells, display)
-        waiting = [i for i in range(len(cells)) if i in keys and not (_folder(out, cells[i]) / RESULTS).is_file()]
-        board = _Board([keys.get(i, {}) for i in range(len(cells))], out / "shared", waiting)
-        workers = max(1, min(jobs or os.cpu_count() or 1, len(waiting)))
-        display.say(f"{len(cells)} cells, {len(keys) - len(waiting)} done already, {workers} workers")
-    tasks = [{"cell": cell.as_data(), "out": str(_folder(out, cell)), "share": str(board.share)} for cell in cells]
-    steps = {key: count for i in waiting for key, count in board.keys[i].items() if not board.there(key)}
-    with GridProgress(sum(steps.values()), len(waiting)) as progress:
-        for message in Pool(_train, workers).run(tasks, board.choose):
-            _follow(message, board, cells, failed, progress)
-    rows = _collect(out, [cells[i] for i in range(len(cells)) if i in keys])
-    comparison = Comparison(out, tuple(rows), failed, about)
-    Report(out, comparison.rows).save()
-    write_text(out / "report.md", comparison_markdown(comparison.rows, failed, about, grid))
-    return comparison
+    place(on)
+    with _mine(out):
+        _check(out, grid, resume)
+        asked = grid
+        with Terminal() as display:
+            picked = _picked(grid, out, jobs, display)
+            if picked is not None:
+                grid = grid.model_copy(update={"seeds": picked.seeds, "epochs": picked.epochs})
+            looked = survey(grid.cells(), display)
+            tuned = tunings(grid, [looked.cells[i] for i in looked.found])
+        # From here on the folder is this comparison's: what is wrong with it as asked was found before.
+        write_json(out / GRID, json.loads(asked.model_dump_json()))
+        if picked is not None:
+            write_json(out / BUDGET, picked.as_data())
+        run = _Run(out, jobs, on)
+        tuning, choices, failed = run.tune(tuned)
+        if any(choices.values()):
+            with Terminal() as display:
+                looked = survey(with_choices(looked.cells, choices), display)
+        untuned = {cell.name: failed[cell.setting] for cell in looked.cells if cell.setting in failed}
+        ended = run.cells(looked, CELLS, "test", skip=set(untuned))
+        collected = collect(looked, out / CELLS)
+        findings = Findings(
+            grid=grid,
+            cells=looked.cells,
+            collected=collected,
+            verdicts=verdicts(collected, _samples(looked)),
+            refused={**looked.refused_cells(), **grid.undefined()},
+            failed={**untuned, **ended},
+            about=looked.about,
+            tuning=tuning,
+            pick=picked,
+            split_moves=_split_moves(tuned),
+        )
+        save(findings, out)
+        shutil.rmtree(out / MAIL, ignore_errors=True)
+    return Comparison(out, findings)
 
 
-def _follow(message: Message, board: _Board, cells: list[Cell], failed: dict[str, str], progress: GridProgress) -> None:
-    name = cells[message.task].name
-    if message.kind in {"done", "failed"}:
-        board.running.discard(message.task)
-        if message.kind == "failed":
-            failed[name] = str(message.value)
-        progress.over(message.worker, name, str(message.value), well=message.kind == "done")
-    else:
-        progress.heard(message.worker, name, message.kind, message.value)
+@contextmanager
+def _mine(out: Path) -> Iterator[None]:
+    """Hold the folder of a comparison: two processes that hand out the same cells would work against each other."""
+    lock = Lock(out / "locks" / "comparison")
+    if not lock.acquire():
+        holder = lock.holder()
+        who = f" by {holder}" if holder is not None else ""
+        raise RunError(f"{out} is being computed{who}; wait for it, or end it and go on with --resume")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _claim(out: Path, grid: Grid, resume: bool) -> None:
-    path = out / "grid.json"
-    now = json.loads(grid.model_dump_json())
+def _check(out: Path, grid: Grid, resume: bool) -> None:
+    """Look whether the folder is free, or this very comparison's."""
+    path = out / GRID
     if not path.is_file():
-        write_json(path, now)
         return
-    then = json.loads(path.read_text(encoding="utf-8"))
     if not resume:
         raise RunError(f"{out} holds a comparison already; go on with --resume, or choose another folder with --out")
+    then, now = _read(path), json.loads(grid.model_dump_json())
     changed = [f"  - {name}: was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
     if changed:
         raise ResumeError(f"{out} holds another comparison; what differs:\n" + "\n".join(changed))
 
 
-def _survey(cells: Sequence[Cell], display: Terminal) -> tuple[dict[int, dict[str, int]], dict[str, str], str]:
-    """Build every cell's plan without training: its stages' keys with their steps, or why it cannot run."""
-    keys: dict[int, dict[str, int]] = {}
-    failed: dict[str, str] = {}
-    about = ""
-    display.begin("looking through the cells", len(cells))
-    for number, cell in enumerate(cells):
-        try:
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}; choose another folder with --out") from error
+
+
+def _picked(grid: Grid, out: Path, jobs: int | None, display: Terminal) -> Pick | None:
+    """What the budget buys; once picked it stays, also when a resumed comparison would measure other times."""
+    if grid.budget is None:
+        return None
+    path = out / BUDGET
+    picked = Pick(**_read(path)) if path.is_file() else fitted(grid, jobs, display)
+    display.say(f"{picked}")
+    return picked
+
+
+def fitted(grid: Grid, jobs: int | None, display: Terminal) -> Pick:
+    """The seeds and epochs that fit into a grid's budget.
+
+    Raises:
+        RunError: nothing does.
+    """
+    one = survey(grid.model_copy(update={"seeds": 1}).cells(), display)
+    projection = project(one, display)
+    tuned = tunings(grid, [one.cells[i] for i in one.found])
+    cells = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
+    trials = project(survey(cells, display), display) if cells else None
+    return pick(grid, projection, trials, local_workers(jobs))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Where cells are computed, and by whom."""
+
+    out: Path
+    jobs: int | None
+    on: str
+
+    def cells(self, looked: Survey, folder: str, split: str, skip: set[str]) -> dict[str, str]:
+        """Run all cells that are not done; gives those that failed with their reasons."""
+        out = self.out.absolute()
+        cells = looked.cells
+        todo = [i for i in looked.found if cells[i].name not in skip]
+        waiting = [i for i in todo if not (out / folder / cells[i].name / RESULTS).is_file()]
+        board = Board(looked.stages(), waiting, out / SHARED)
+        tasks = [as_task(cell, out / folder / cell.name, out / SHARED, split) for cell in cells]
+        every = {key: steps for i in waiting for key, steps in looked.found[i].steps.items()}
+        steps = sum(count for key, count in every.items() if not board.done(key))
+        failed: dict[str, str] = {}
+        if not waiting:
+            return failed
+        workers, count = crew(self.on, train, self.jobs, len(waiting), out)
+        title = "cells" if split == "test" else "trials"
+        with GridProgress(steps, len(waiting), title) as progress:
+            progress.say(f"{len(cells)} {title}, {len(todo) - len(waiting)} done already, {count} workers on {self.on}")
+            for message in workers.run(tasks, board.choose):
+                _follow(message, board, cells, failed, progress)
+        return failed
+
+    def tune(
+        self, tuned: Sequence[Tuning]
+    ) -> tuple[list[dict[str, Any]], dict[Setting, tuple[str, ...]], dict[Setting, str]]:
+        """Run all trials; gives them in plain values, what was chosen, and the settings of which nothing can be."""
+        plain: list[dict[str, Any]] = []
+        choices: dict[Setting, tuple[str, ...]] = {}
+        lost: dict[Setting, str] = {}
+        failed: Mapping[str, str] = {}
+        trials = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
+        if trials:
+            with Terminal() as display:
+                looked = survey(trials, display)
+            failed = {**looked.refused_cells(), **self.cells(looked, TRIALS, "validation", skip=set())}
+        for tuning in tuned:
+            if not any(trial.settings for trial in tuning.trials) and not tuning.missing:
+                continue
+            try:
+                best, scores = tuning.chosen(self._score)
+            except RecipeError as error:
+                names = [cell.name for trial in tuning.trials for cell in trial.cells if cell.name in failed]
+                why = "; ".join(f"{name}: {failed[name]}" for name in names[:1])
+                lost[tuning.setting] = f"{error.faults[0]} ({why})"
+                continue
+            choices[tuning.setting] = best.settings
+            plain.append(tuning.as_data(best, scores))
+        if plain:
+            write_json(self.out / TUNING, plain)
+        return plain, choices, lost
+
+    def _score(self, cell: Cell) -> float | None:
+        folder = self.out / TRIALS / cell.name
+        return Report.load(folder).rows[-1].mean if (folder / RESULTS).is_file() else None
+
+
+def _follow(
+    message: Message, board: Board, cells: Sequence[Cell], failed: dict[str, str], progress: GridProgress
+) -> None:
+    name = cells[message.task].name
+    if message.kind in {"done", "failed"}:
+        well = message.kind == "done"
+        board.over(message.task, well=well)
+        if not well:
+            failed[name] = str(message.value)
+        progress.over(message.worker, name, str(message.value), well=well)
+        return
+    if message.kind == "trained":
+        board.trained(message.task, str(message.value))
+    progress.heard(message.worker, name, message.kind, message.value)
+
+
+def _split_moves(tuned: Sequence[Tuning]) -> bool:
+    """Whether another seed is other data: told from the settings that a trial's data have."""
+    cells = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
+    if not cells:
+        return False
+    drawn = [replace(cells[0], seed=seed).recipe().data for seed in (0, cells[0].seed)]
+    return len({one.seed for one in drawn if isinstance(one, DataConfig)}) > 1
+
+
+def _samples(looked: Survey) -> Samples:
+    """Test samples by what the student is shown, looked up once for each student and seed."""
+    known: dict[tuple[str, int], Any] = {}
+
+    def samples(student: str, seed: int, ids: Any) -> Any:
+        key = (student, seed)
+        if key not in known or not (len(known[key][0]) == len(ids) and (known[key][0] == ids).all()):
+            cell = next(looked.cells[i] for i in looked.found if _is(looked.cells[i], student, seed))
             recipe = cell.recipe()
             assert isinstance(recipe.data, DataConfig)
-            dataset = _load(recipe.data, display.data)
-            plan = prepare(recipe, dataset, torch.device("cpu"))
-        except CrossdistillError as error:
-            failed[cell.name] = str(error)
-        else:
-            about = dataset.about
-            keys[number] = {job.key: job.stage.epochs * job.order.steps for job in plan.jobs}
-        display.advance()
-    display.end(f"{len(keys)} can run" + (f", {len(failed)} cannot" if failed else ""))
-    return keys, failed, about
+            assert isinstance(recipe.student, NetworkConfig)
+            known[key] = ids, sample_numbers(loaded(recipe.data), recipe.student.modalities, ids)
+        return known[key][1]
+
+    return samples
 
 
-_DATASETS: dict[str, Dataset] = {}
-
-
-def _load(config: DataConfig, progress: Callable[[str, int, int], None] | None = None) -> Dataset:
-    """A cell's data; the last few stay in memory, since cells that follow each other mostly use the same."""
-    key = config.model_dump_json()
-    if key not in _DATASETS:
-        while len(_DATASETS) >= 4:
-            del _DATASETS[next(iter(_DATASETS))]
-        _DATASETS[key] = config.load(progress)
-    return _DATASETS[key]
-
-
-def _folder(out: Path, cell: Cell) -> Path:
-    return out / "cells" / cell.name
-
-
-class _Messages:
-    """A display that sends what it is told to the parent."""
-
-    def __init__(self, send: Callable[[str, Any], None]) -> None:
-        self._send = send
-        self._pending = 0
-
-    def begin(self, name: str, total: int) -> None:
-        self._send("begin", (name, total))
-
-    def advance(self, parts: int = 1) -> None:
-        # Every step would be a message; one in ten is enough for a bar.
-        self._pending += parts
-        if self._pending >= 10:
-            self._send("advance", self._pending)
-            self._pending = 0
-
-    def end(self, note: str = "") -> None:
-        self._send("advance", self._pending)
-        self._pending = 0
-
-    def say(self, text: str) -> None:
-        return
-
-    def data(self, description: str, done: int, total: int) -> None:
-        return
-
-
-def _train(task: dict[str, Any], send: Callable[[str, Any], None]) -> str:
-    """One cell, in a worker; gives its result in a few words."""
-    cell = Cell(**{**task["cell"], "settings": tuple(task["cell"]["settings"])})
-    recipe = cell.recipe()
-    assert isinstance(recipe.data, DataConfig)
-    report = run(
-        recipe,
-        Path(task["out"]),
-        resume=True,
-        share=Path(task["share"]),
-        dataset=_load(recipe.data),
-        display=_Messages(send),
-    )
-    return f"{report.rows[-1].mean:.3f}"
-
-
-def _collect(out: Path, cells: Sequence[Cell]) -> list[Row]:
-    """All cells' rows, merged over seeds: chance and teachers once for each student and seed, then the methods."""
-    found: dict[tuple[object, ...], Row] = {}
-
-    def add(row: Row, seed: int) -> None:
-        found.setdefault((seed, row.method, row.teachers, row.student, row.labelled, row.control), row)
-
-    for cell in cells:
-        folder = _folder(out, cell)
-        if not (folder / RESULTS).is_file():
-            continue
-        rows = Report.load(folder).rows
-        # Teachers that trained together with the student are another thing than teachers alone.
-        alone = any((folder / "stages").glob("*-supervised-*")) and cell.control is None
-        for row in rows:
-            if not row.method.startswith("teacher:") or (alone and "@" not in row.method):
-                add(row, cell.seed)
-        if cell.method == "supervised" and cell.labelled == 1.0:
-            # A network that was trained alone is what teaches the students of other modalities.
-            for other in sorted({other.student for other in cells} - {cell.student}):
-                taught = replace(
-                    rows[-1], method=f"teacher:{cell.student}", student=other, seconds=0.0, peak_memory_mb=0.0
-                )
-                add(taught, cell.seed)
-    return merged([row for _, row in sorted(found.items(), key=lambda item: int(str(item[0][0])))])
+def _is(cell: Cell, student: str, seed: int) -> bool:
+    return (cell.student, cell.seed) == (student, seed)

@@ -15,7 +15,7 @@ from crossdistill.settings import sentences
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run of a comparison."""
+    """One run of a comparison. `epochs` is the part of its usual epochs that each stage gets; trials have a number."""
 
     data: str
     method: str
@@ -26,12 +26,20 @@ class Cell:
     seed: int
     settings: tuple[str, ...] = ()
     tiny: bool = False
+    epochs: float = 1.0
+    trial: int | None = None
 
     @property
     def name(self) -> str:
         """A folder's name, different for every cell of a grid."""
         parts = [self.method, self.student, self.teachers, f"{self.labelled:g}", self.control, f"seed{self.seed}"]
+        parts += [] if self.trial is None else [f"trial{self.trial}"]
         return "-".join(part.replace("+", "") for part in parts if part)
+
+    @property
+    def setting(self) -> "Setting":
+        """What cells have in common that differ in their seed alone."""
+        return Setting(self.method, self.student, self.teachers, self.labelled, self.control)
 
     def recipe(self) -> Recipe:
         """The recipe that this cell runs.
@@ -43,11 +51,56 @@ class Cell:
         given += [f"teachers={self.teachers}"] if self.teachers else []
         given += [f"control={self.control}"] if self.control else []
         made = make(f"{self.data}/{self.method}", given, self.seed)
+        if self.epochs < 1:
+            # A stage that trains at all trains for one epoch at least.
+            part = [max(min(stage.epochs, 1), round(self.epochs * stage.epochs)) for stage in made.stages]
+            stages = (stage.model_copy(update={"epochs": e}) for stage, e in zip(made.stages, part, strict=True))
+            made = made.model_copy(update={"stages": tuple(stages)})
         return made.tiny() if self.tiny else made
 
     def as_data(self) -> dict[str, Any]:
         """Plain values, for other processes."""
         return asdict(self)
+
+    @classmethod
+    def from_data(cls, values: Mapping[str, Any]) -> "Cell":
+        """What `as_data` gave."""
+        return cls(**{**values, "settings": tuple(values["settings"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is compared: a method with its teachers, on a student, at a fraction of labels, or its control."""
+
+    method: str
+    student: str
+    teachers: str | None
+    labelled: float
+    control: str | None
+
+    @property
+    def title(self) -> str:
+        """For people: the method, and which teachers it has."""
+        name = f"{self.method}@{self.control}" if self.control else self.method
+        return f"{name} ({self.teachers})" if self.teachers else name
+
+    @property
+    def place(self) -> str:
+        """For people: the student and its labels."""
+        return f"{self.student}, {percent(self.labelled)} of the labels"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as people write it, without losing small ones."""
+    return f"{100 * fraction:.3g}%"
+
+
+def standard_methods() -> tuple[str, ...]:
+    """What `all` stands for: every method once.
+
+    A name that goes on after another one's with a hyphen (`mst-distill-a`) is a variant of that, and left out.
+    """
+    return tuple(name for name in PLANS if not any(name.startswith(f"{other}-") for other in PLANS))
 
 
 class Grid(BaseModel):
@@ -65,6 +118,12 @@ class Grid(BaseModel):
     control: Literal["shuffled"] | None = None
     settings: tuple[str, ...] = ()
     tiny: bool = False
+    sweep: tuple[str, ...] = ()
+    """FIELD=a,b,c: tuned for every method with the same number of trials."""
+    budget: float | None = Field(None, gt=0)
+    """Minutes; seeds and epochs are picked to fit."""
+    epochs: float = Field(1.0, gt=0, le=1)
+    """The part of its usual epochs that each stage gets."""
 
     @field_validator("data")
     @classmethod
@@ -91,7 +150,14 @@ class Grid(BaseModel):
 
     @classmethod
     def parse(
-        cls, data: str, *, preset: str | None = None, settings: Sequence[str] = (), tiny: bool = False, **texts: Any
+        cls,
+        data: str,
+        *,
+        preset: str | None = None,
+        settings: Sequence[str] = (),
+        sweep: Sequence[str] = (),
+        tiny: bool = False,
+        **texts: Any,
     ) -> "Grid":
         """A grid from the command line's words; `None` means the preset's, or the default.
 
@@ -100,15 +166,16 @@ class Grid(BaseModel):
         """
         if preset is not None and preset not in PRESETS:
             raise SettingError(f"--preset: none is called {preset!r}; {nearest(preset, PRESETS)}")
-        values: dict[str, Any] = {"data": data, "settings": tuple(settings), "tiny": tiny}
+        values: dict[str, Any] = {"data": data, "settings": tuple(settings), "tiny": tiny, "sweep": tuple(sweep)}
         if data in FAMILIES:
             values |= {"students": tuple(family_kit(data).networks), "methods": ("supervised", "kd", "mst-distill")}
         values |= PRESETS.get(preset or "", {})
         for name, text in texts.items():
             if text is not None:
-                values[name] = tuple(text.split(",")) if name in LISTS else text
-        if values.get("methods") == ("all",):
-            values["methods"] = tuple(PLANS)
+                values[name] = _words(text) if name in LISTS else text
+        given = values.get("methods", ())
+        spread = (standard_methods() if name == "all" else (name,) for name in given)
+        values["methods"] = tuple(dict.fromkeys(name for names in spread for name in names))
         if data in FAMILIES:
             unknown = [name for name in values["students"] if name not in family_kit(data).networks]
             if unknown:
@@ -129,25 +196,43 @@ class Grid(BaseModel):
                     for method in self.methods:
                         for kind in self._kinds(method):
                             base = (self.data, method, student, kind, labelled)
-                            found.append(Cell(*base, None, seed, self.settings, self.tiny))
+                            rest = (seed, self.settings, self.tiny, self.epochs)
+                            found.append(Cell(*base, None, *rest))
                             if self.control and kind is not None and labelled == min(self.labelled):
-                                found.append(Cell(*base, self.control, seed, self.settings, self.tiny))
+                                found.append(Cell(*base, self.control, *rest))
+        return found
+
+    def undefined(self) -> dict[str, str]:
+        """Methods that are not defined for teachers that were asked for, each with the reason."""
+        found = {}
+        for method in self.methods:
+            plan = PLANS[method]
+            if self.teachers and plan.kind is not None and not self._kinds(method):
+                possible = ", ".join(dict.fromkeys((plan.kind, *plan.kinds)))
+                asked = ", ".join(self.teachers)
+                found[method] = f"{method} has no form with teachers {asked}; possible: {possible}"
         return found
 
     def _kinds(self, method: str) -> list[str | None]:
+        """The teachers that a method is run with.
+
+        A method whose own teachers are both kinds at once has them where both are asked for, one by one or together.
+        """
         plan = PLANS[method]
         if plan.kind is None:
             return [None]
         if not self.teachers:
             return [plan.kind]
+        if plan.kind == BOTH and {"mm", "cm"} <= set(self.teachers):
+            return [BOTH]
         return [kind for kind in self.teachers if kind == plan.kind or kind in plan.kinds]
 
-    def text(self) -> str:
-        """For people: the cells, before anything runs."""
-        cells = self.cells()
-        return "\n".join([f"{len(cells)} cells:", *(f"  {cell.name}" for cell in cells)])
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
 
 
+BOTH = "mm+cm"
 LISTS = frozenset({"methods", "students", "teachers", "labelled"})
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -1,13 +1,14 @@
-"""Long-lived worker processes of one thread: importing torch is paid once, and a crash costs one task."""
+"""Long-lived worker processes: importing torch is paid once, and a crash costs one task."""
 
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from crossdistill.errors import CrossdistillError
 
@@ -25,8 +26,21 @@ class Message:
     value: Any
 
 
+@runtime_checkable
+class Crew(Protocol):
+    """Workers, wherever they are."""
+
+    def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
+        """Do tasks as `choose` names their numbers (None: none can start now), giving messages as they come.
+
+        Ends when no worker is busy and `choose` gives None. A task that fails, or takes its worker down with it, is
+        reported and does not stop the others.
+        """
+        ...
+
+
 class Pool:
-    """So many workers over a list of tasks; the caller chooses which task is next.
+    """Worker processes on this machine, which end with this process, however it ends.
 
     `work` has to be importable by name, and tasks and results plain values: workers are fresh processes.
     """
@@ -37,10 +51,7 @@ class Pool:
         self._workers: list[_Worker | None] = [None] * workers
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
-        """Do tasks as `choose` names their numbers (None: none can start now), giving messages as they come.
-
-        Ends when no worker is busy and `choose` gives None.
-        """
+        """Do tasks as `choose` names them; see `Crew`."""
         try:
             while True:
                 for place in range(len(self._workers)):
@@ -57,14 +68,22 @@ class Pool:
             self.close()
 
     def _begin(self, worker: "_Worker | None", task: int, value: Any) -> "_Worker":
-        if worker is None or not worker.process.is_alive():
+        if worker is not None:
+            try:
+                worker.pipe.send(value)
+            except OSError:
+                # It died while it had nothing to do, which costs no task.
+                worker.process.join()
+                worker.pipe.close()
+                worker = None
+        if worker is None:
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_serve, args=(self._work, theirs), daemon=True)
             process.start()
             theirs.close()
             worker = _Worker(process, ours)
+            worker.pipe.send(value)
         worker.task = task
-        worker.pipe.send(value)
         return worker
 
     def _listen(self, busy: list["_Worker"]) -> Iterator[Message]:
@@ -76,7 +95,8 @@ class Pool:
                 kind, value = worker.pipe.recv()
             except (EOFError, OSError):
                 worker.process.join()
-                kind, value = "failed", f"its worker process died (exit code {worker.process.exitcode})"
+                worker.pipe.close()
+                kind, value = "failed", f"its worker process died: {_death(worker.process.exitcode)}"
                 self._workers[place] = None
             if kind in {"done", "failed"}:
                 worker.task = None
@@ -99,24 +119,42 @@ class _Worker:
     task: int | None = None
 
 
+def _death(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}, perhaps for want of memory" if name == "SIGKILL" else name
+    return f"exit status {code}"
+
+
 def _serve(work: Work, pipe: Connection) -> None:
     """A worker's life: task after task, until the pipe closes."""
     # The terminal's interrupt is the parent's to handle: it ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             task = pipe.recv()
         except EOFError:
             return
-        try:
-            result = work(task, lambda kind, value: pipe.send((kind, value)))
-        except CrossdistillError as error:
-            pipe.send(("failed", str(error)))
-        except Exception:  # one cell's fault, whatever it is, must not stop the others
-            pipe.send(("failed", traceback.format_exc()))
-        else:
-            pipe.send(("done", result))
+        pipe.send(attempted(work, task, lambda kind, value: pipe.send((kind, value))))
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the parent has died: nobody waits for the result, and a resumed comparison needs the cores.
+
+    What is half done goes on from its last checkpoint; all that is written is written atomically.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def attempted(work: Work, task: Any, send: Callable[[str, Any], None]) -> tuple[str, Any]:
+    """A task's last message: ("done", result) or ("failed", reason)."""
+    try:
+        return "done", work(task, send)
+    except CrossdistillError as error:
+        return "failed", str(error)
+    except Exception:  # one cell's fault, whatever it is, must not stop the others
+        return "failed", traceback.format_exc()

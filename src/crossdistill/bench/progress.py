@@ -15,10 +15,11 @@ LINE_EVERY_S = 15.0
 class GridProgress:
     """Bars on standard error where that is a terminal; lines where it is not."""
 
-    def __init__(self, steps: int, cells: int) -> None:
+    def __init__(self, steps: int, cells: int, title: str = "cells") -> None:
         self._console = Console(stderr=True, soft_wrap=True)
         self._live = sys.stderr.isatty()
-        self._steps, self._cells = steps, cells
+        self._steps, self._cells, self._name = steps, cells, title
+        self._running: set[str] = set()
         self._done_steps = self._done_cells = self._failed = 0
         self._began = self._said = time.monotonic()
         self._workers: dict[int, TaskID] = {}
@@ -45,8 +46,15 @@ class GridProgress:
         """Stop drawing."""
         self._bars.stop()
 
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self._console.print(text, markup=False, highlight=False)
+
     def heard(self, worker: int, cell: str, kind: str, value: Any) -> None:
         """A worker began a stage, or is some steps further."""
+        if cell not in self._running:
+            self._running.add(cell)
+            self._bars.update(self._all, description=self._title())
         if kind == "begin":
             name, total = value
             self._row(worker, f"  {cell}: {name}", max(1, total))
@@ -55,11 +63,14 @@ class GridProgress:
             self._bars.advance(self._all, value)
             self._bars.advance(self._row(worker), value)
             self._line()
+        elif kind == "lost":
+            self._console.print(f"{cell}: {value}; it is tried once more", markup=False, highlight=False)
 
     def over(self, worker: int, cell: str, note: str, *, well: bool) -> None:
         """A cell has ended."""
         self._done_cells += well
         self._failed += not well
+        self._running.discard(cell)
         if worker in self._workers:
             self._bars.remove_task(self._workers.pop(worker))
         self._bars.update(self._all, description=self._title())
@@ -69,7 +80,7 @@ class GridProgress:
 
     def _title(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"cells {self._done_cells}/{self._cells}{failed}"
+        return f"{self._name}: {self._done_cells} of {self._cells} done, {len(self._running)} running{failed}"
 
     def _row(self, worker: int, description: str | None = None, total: int | None = None) -> TaskID:
         if worker not in self._workers:
@@ -83,6 +94,7 @@ class GridProgress:
         if self._live or now - self._said < LINE_EVERY_S or not self._done_steps:
             return
         self._said = now
-        left = (now - self._began) * (self._steps - self._done_steps) / self._done_steps
-        share = self._done_steps / max(1, self._steps)
+        # Filling banks counts a little more than was planned: the end is never behind us.
+        share = min(1.0, self._done_steps / max(1, self._steps))
+        left = (now - self._began) * (1 / share - 1)
         self._console.print(f"{self._title()}, {share:.0%} of all steps, about {left:.0f} s left", highlight=False)

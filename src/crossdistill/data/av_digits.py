@@ -62,7 +62,7 @@ SYNTHESIS = Licence(
 
 
 class AvDigitsConfig(DataConfig):
-    """Settings of `av-digits`."""
+    """Handwritten digits (scikit-learn) and spoken ones (synthesised); nothing is downloaded."""
 
     name: Literal["av-digits"] = "av-digits"
     snr_db: float = Field(default=-2.0, description="speech power over noise power, decibels")

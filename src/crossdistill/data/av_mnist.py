@@ -65,7 +65,7 @@ LICENCES = (
 
 
 class AvMnistConfig(DataConfig):
-    """Settings of `av-mnist`.
+    """MNIST and spoken digits in noise, from downloaded files or as the reference's arrays.
 
     Under `root` it looks for `mnist`, `free-spoken-digit-dataset/recordings` and `esc10`, each of which can be set by
     itself; or for the arrays of the reference, `avmnist/{image,audio}/{train,test}_data.npy` and

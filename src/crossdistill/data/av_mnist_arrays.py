@@ -56,7 +56,7 @@ def build_from_arrays(
     rows (`over_all`: of all rows), as the reference decides by the number of dimensions.
 
     Raises:
-        DataError: an array is unreadable, truncated, or has another shape than the reference's.
+        DataError: an array is unreadable, truncated, holds NaN or Inf, or has another shape than the reference's.
     """
     image, audio, label = ([read_array(path, mapped=True) for path in paths[i : i + 2]] for i in (0, 2, 4))
     for kind, parts, names in (("image", image, paths[:2]), ("audio", audio, paths[2:4])):
@@ -67,12 +67,12 @@ def build_from_arrays(
     splits = paper_split(len(chosen), seed)
     measured = chosen if over_all else chosen[np.sort(splits["train"].numpy())]
     inputs, specs = {}, {}
-    for kind, parts in (("image", image), ("audio", audio)):
-        spec = InputSpec(
-            kind="array", shape=SHAPES[kind], options={"normalisation": _normalisation(kind, parts, measured)}
-        )
+    for kind, parts, names in (("image", image, paths[:2]), ("audio", audio, paths[2:4])):
+        read = _reader(kind, parts, names)
+        how = MIN_MAX if parts[0].ndim < 4 else _limits(read, measured)
+        spec = InputSpec(kind="array", shape=SHAPES[kind], options={"normalisation": how})
         path = folder / f"input.{kind}.npy"
-        _write(path, _reader(kind, parts), chosen, spec, progress)
+        _write(path, read, chosen, spec, progress)
         inputs[kind], specs[kind] = map_array(path), spec
     store(
         folder,
@@ -101,7 +101,9 @@ def _check(kind: str, part: NDArray[Any], targets: NDArray[Any], path: Path, tar
         raise DataError(f"{target_path}: wanted whole numbers from 0 to 9, found {targets.dtype} up to {targets.max()}")
 
 
-def _reader(kind: str, parts: list[NDArray[Any]]) -> Callable[[NDArray[np.int64]], Float[Tensor, "B 1 H W"]]:
+def _reader(
+    kind: str, parts: list[NDArray[Any]], paths: Sequence[Path]
+) -> Callable[[NDArray[np.int64]], Float[Tensor, "B 1 H W"]]:
     """Rows of both parts as one array, training part first."""
     border = len(parts[0])
 
@@ -109,15 +111,17 @@ def _reader(kind: str, parts: list[NDArray[Any]]) -> Callable[[NDArray[np.int64]
         # Rows ascend, so those of the first part come first.
         first, second = rows[rows < border], rows[rows >= border] - border
         block = np.concatenate([parts[0][first], parts[1][second]]).astype(np.float32)
+        bad = rows[~np.isfinite(block.reshape(len(rows), -1)).all(1)]
+        if len(bad):
+            which = int(bad[0] >= border)
+            row = int(bad[0]) - which * border
+            raise DataError(f"{paths[which]}: NaN or Inf in row {row} (rows count from 0)")
         return torch.from_numpy(block.reshape(len(rows), *SHAPES[kind]))
 
     return read
 
 
-def _normalisation(kind: str, parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> dict[str, Any]:
-    if parts[0].ndim < 4:
-        return MIN_MAX
-    read = _reader(kind, parts)
+def _limits(read: Callable[[NDArray[np.int64]], Tensor], rows: NDArray[np.int64]) -> dict[str, Any]:
     blocks = [read(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
     return limits(min(float(block.min()) for block in blocks), max(float(block.max()) for block in blocks))
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -158,13 +158,17 @@ class Dataset:
         check_finite(dataset)
         return replace(dataset, fingerprint=content_fingerprint(dataset))
 
-    def batch(self, rows: Int64[Tensor, " B"], total_rows: int | None = None) -> Batch:
+    def batch(
+        self, rows: Int64[Tensor, " B"], total_rows: int | None = None, only: Collection[str] | None = None
+    ) -> Batch:
         """These rows as one batch, fetched by index; sample ids are the row numbers.
 
-        `total_rows` counts the rows of the whole optimizer step and defaults to those asked for.
+        `total_rows` counts the rows of the whole optimizer step and defaults to those asked for. `only` names the
+        modalities to fetch, where not all of them are read.
         """
+        wanted = self.inputs if only is None else {name: self.inputs[name] for name in self.inputs if name in only}
         return Batch(
-            inputs={modality: tensor[rows] for modality, tensor in self.inputs.items()},
+            inputs={modality: tensor[rows] for modality, tensor in wanted.items()},
             ids=rows,
             targets=self.targets[rows],
             labelled=None if self.labelled is None else self.labelled[rows],
@@ -226,7 +230,7 @@ def check_finite(dataset: Dataset) -> None:
             shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
             raise DataError(
                 f"dataset {dataset.name!r}: {modality!r} holds NaN or Inf in {len(bad)} of {len(tensor)} rows: "
-                f"{shown}; mend or drop them, or mark them absent with present={...}"
+                f"{shown}; mend or drop them, or mark them absent with `present`"
             )
 
 

@@ -1,18 +1,24 @@
 """MST-Distill's second stage: masks that bend frozen teachers towards the student (Li et al., 2025, Eq. 5-8)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.combination import require_same_logits
+from crossdistill.eager_gradient import eagerly
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
 from crossdistill.nets.mask import apply_mask, mask_for
-from crossdistill.outputs import Outputs, OutputSpec, Want, aligned
+from crossdistill.nets.mask_low_rank import low_rank_mask_for
+from crossdistill.nets.mask_together import masks_of, together
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, aligned
 from crossdistill.teacher import Live, Masked, Teacher
 
 
@@ -35,6 +41,11 @@ class Specialise(MethodConfig):
     """Multiply divergences by T², as the released code does (the paper writes none)."""
     select: Literal["each", "joint"] = "each"
     """Choose each mask's best epoch by itself, or one epoch for all of them (the released code)."""
+    masknet: Literal["full", "low_rank"] = "full"
+    """"low_rank": the mask's projector has about 50 times fewer parameters; an option of ours, not the paper's."""
+    rank: int | None = Field(None, ge=1)
+    """Of "low_rank"; None: the largest that leaves 1/50 of the projector (1 for taps below 52 units, which no rank
+    makes that small)."""
     stacked: bool = False
     """Let the graduates of one teacher wear the masks of those before them too (a fault of the released code)."""
 
@@ -45,6 +56,8 @@ class Specialise(MethodConfig):
             ApplicabilityError: a named teacher is not there, or has other logits than the student.
             SignalError: a teacher has no such tap.
         """
+        if self.rank is not None and self.masknet != "low_rank":
+            raise SettingError(f"specialise: rank = {self.rank} is of low-rank masks; set masknet to 'low_rank'")
         if not self.taps or not all(self.taps.values()):
             raise SettingError("specialise: `taps` has to name at least one layer for each teacher that it names")
         absent = sorted(set(self.taps) - set(teachers))
@@ -55,11 +68,16 @@ class Specialise(MethodConfig):
         chosen = {name: teachers[name] for name in self.taps}
         require_same_logits(self.name, student, chosen)
         masks = {
-            graduate(name, tap): mask_for(chosen[name].feature(tap, f"teacher {name!r}"), self.heads, self.width_factor)
+            graduate(name, tap): self._mask(chosen[name].feature(tap, f"teacher {name!r}"))
             for name, taps in self.taps.items()
             for tap in taps
         }
         return _Specialise(self, masks)
+
+    def _mask(self, shape: tuple[int, ...]) -> nn.Module:
+        if self.masknet == "low_rank":
+            return low_rank_mask_for(shape, self.heads, self.width_factor, self.rank)
+        return mask_for(shape, self.heads, self.width_factor)
 
 
 class _Specialise(Method):
@@ -84,14 +102,14 @@ class _Specialise(Method):
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
         rows = self._divergences(batch, outputs, teachers)
-        return Step({f"kl/{name}": Term(value, group=name) for name, (value, _) in rows.items()}, outputs)
+        return Step({f"kl/{name}": Term(value, group=name) for name, value in rows.items()}, outputs)
 
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
         rows = self._divergences(batch, student(batch), teachers)
         if self.config.select == "each":
-            return {name: value for name, (value, _) in rows.items()}
+            return rows
         # The released criterion: the mean over each teacher's masks, added up over teachers.
-        total = sum(rows[graduate(name, tap)][0] / len(taps) for name, taps in self.config.taps.items() for tap in taps)
+        total = sum(rows[graduate(name, tap)] / len(taps) for name, taps in self.config.taps.items() for tap in taps)
         assert isinstance(total, Tensor)
         return {"masks": total}
 
@@ -108,20 +126,55 @@ class _Specialise(Method):
 
     def _divergences(
         self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """KL(student ‖ masked teacher) by graduate, row by row, and the rows."""
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    ) -> dict[str, Float[Tensor, " R"]]:
+        """KL(student ‖ masked teacher) by graduate, row by row, on the rows that both saw.
+
+        Stems run once for all masks of a teacher. Then masks of equal shape run as one, and one such group after
+        another, each with its gradient taken before the next begins.
+        """
+        worn = self._worn(batch, teachers)
+        found: dict[str, Tensor] = {}
+        for group in together([one.mask for one in worn], [one.cut.value for one in worn]):
+            members = [worn[number] for number in group]
+            values = eagerly(
+                partial(self._bend, members, student),
+                [list(one.mask.parameters()) for one in members],
+                batch.total_rows,
+            )
+            found |= {one.name: value for one, value in zip(members, values, strict=True)}
+        return {one.name: found[one.name] for one in worn}
+
+    def _worn(self, batch: Batch, teachers: Mapping[str, Teacher]) -> list["_Worn"]:
+        found = []
         for name, taps in self.config.taps.items():
             teacher = teachers[name]
+            if isinstance(teacher, Live) and teacher.trained:
+                raise SettingError(f"specialise bends frozen teachers, and {name!r} trains; leave it out of `trains`")
             given = teacher(batch)
             for tap in taps:
-                cut = given.cuts[tap]
-                weights = self.mask(name, tap)(cut.value)
-                bent = teacher.tail(tap)(cut.rewritten(apply_mask(cut.value, weights)))
-                theirs, mine, rows = aligned(Outputs(name, bent.logits, rows=given.rows), student)
-                value = distillation_kl(theirs, mine.detach(), self.config.temperature, squared=self.config.squared)
-                found[graduate(name, tap)] = value, rows
+                mask, tail = self.mask(name, tap), teacher.tail(tap)
+                found.append(_Worn(graduate(name, tap), mask, given.cuts[tap], tail, given.rows))
         return found
+
+    def _bend(self, members: Sequence["_Worn"], student: Outputs) -> list[Tensor]:
+        masks = masks_of([one.mask for one in members], [one.cut.value for one in members])
+        values = []
+        for one, mask in zip(members, masks, strict=True):
+            bent = one.tail(one.cut.rewritten(apply_mask(one.cut.value, mask)))
+            theirs, mine, _ = aligned(Outputs(one.name, bent.logits, rows=one.rows), student)
+            values.append(distillation_kl(theirs, mine.detach(), self.config.temperature, squared=self.config.squared))
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Worn:
+    """One mask in one step: what it acts on, and how the teacher goes on from there."""
+
+    name: str
+    mask: nn.Module
+    cut: Cut
+    tail: Callable[[Cut], Outputs]
+    rows: Tensor | None
 
 
 def graduate(teacher: str, tap: str) -> str:

@@ -3,6 +3,7 @@
 from crossdistill.nets.fill import Fill
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.nets.mask import MaskNet1d, MaskNet2d, SpatialReduction, apply_mask, mask_for, mask_width
+from crossdistill.nets.mask_low_rank import LowRankMaskNet1d, LowRankMaskNet2d, low_rank_mask_for
 from crossdistill.nets.memory import Memory
 from crossdistill.nets.norm import JointNorm, Layers
 from crossdistill.nets.projector import UnitEmbedding, logit_projector
@@ -17,6 +18,8 @@ __all__ = [
     "GateNetDense",
     "JointNorm",
     "Layers",
+    "LowRankMaskNet1d",
+    "LowRankMaskNet2d",
     "MaskNet1d",
     "MaskNet2d",
     "Memory",
@@ -25,6 +28,7 @@ __all__ = [
     "UnitEmbedding",
     "apply_mask",
     "logit_projector",
+    "low_rank_mask_for",
     "mask_for",
     "mask_width",
     "proxy_for",

@@ -27,6 +27,15 @@ class Fill(nn.Module):
         self.register_buffer("replaced", torch.zeros(shape[0], dtype=torch.bool))
         self.register_buffer("mean", torch.zeros(shape))
 
+    @property
+    def by_row(self) -> bool:
+        """Whether what becomes of a row does not depend on the rows beside it."""
+        return self.fill != "batch"
+
+    def extra_repr(self) -> str:
+        """What weights do not say of it: keys of banks hold this."""
+        return f"fill={self.fill}"
+
     def forward(self, value: Float[Tensor, "B L *space"]) -> Float[Tensor, "B L *space"]:
         """The tap's value with the chosen units replaced."""
         if self.fill == "none" or len(value) == 0:

@@ -68,11 +68,19 @@ class MaskNet1d(nn.Module):
             SettingError: the width is no positive multiple of the heads.
         """
         super().__init__()
-        _check_width(width, heads)
+        check_width(width, heads)
         self.embed = nn.Linear(length, length * width)
         # Holds, names and initialises the parameters as the reference does; its own forward is never run.
         self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
+        """One number for each unit: the value itself, (B, L) or (B, L, 1, 1), flattened.
+
+        Raises:
+            ShapeError: the value is no batch of vectors of this length.
+        """
+        return flat_vector(value, self.embed.in_features)
 
     def forward(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
         """Mask of each row for vectors (B, L) or (B, L, 1, 1).
@@ -80,10 +88,7 @@ class MaskNet1d(nn.Module):
         Raises:
             ShapeError: the value is no batch of vectors of this length.
         """
-        length = self.embed.in_features
-        if value.shape[1:] not in ((length,), (length, 1, 1)):
-            raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {length})")
-        return torch.sigmoid(_unit_logits(value.flatten(1), self.embed, self.mha, self.fc))
+        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
 
 
 class MaskNet2d(nn.Module):
@@ -96,12 +101,20 @@ class MaskNet2d(nn.Module):
             SettingError: the width is no positive multiple of the heads.
         """
         super().__init__()
-        _check_width(width, heads)
+        check_width(width, heads)
         self.spatial_reduce = SpatialReduction(channels)
         self.embed = nn.Linear(channels, channels * width)
         # As in MaskNet1d: parameters only.
         self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
+        """One number for each channel: the map reduced over space.
+
+        Raises:
+            ShapeError: the value is no batch of maps with this number of channels.
+        """
+        return reduced_maps(value, self.embed.in_features, self.spatial_reduce)
 
     def forward(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
         """Mask of each row for maps.
@@ -109,10 +122,7 @@ class MaskNet2d(nn.Module):
         Raises:
             ShapeError: the value is no batch of maps with this number of channels.
         """
-        channels = self.embed.in_features
-        if value.ndim != 4 or value.shape[1] != channels:
-            raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {channels}, H, W)")
-        return torch.sigmoid(_unit_logits(self.spatial_reduce(value), self.embed, self.mha, self.fc))
+        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
 
 
 class SpatialReduction(nn.Module):
@@ -133,7 +143,35 @@ class SpatialReduction(nn.Module):
         return reduced.mean(dim=(2, 3))
 
 
-def _check_width(width: int, heads: int) -> None:
+def flat_vector(value: Tensor, length: int) -> Tensor:
+    """Vectors (B, L) or (B, L, 1, 1) as (B, L).
+
+    Raises:
+        ShapeError: the value is no batch of vectors of this length.
+    """
+    if value.shape[1:] not in ((length,), (length, 1, 1)):
+        raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {length})")
+    return value.flatten(1)
+
+
+def reduced_maps(value: Tensor, channels: int, reduction: SpatialReduction) -> Tensor:
+    """Maps (B, C, H, W) as one number for each channel.
+
+    Raises:
+        ShapeError: the value is no batch of maps with this number of channels.
+    """
+    if value.ndim != 4 or value.shape[1] != channels:
+        raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {channels}, H, W)")
+    reduced: Tensor = reduction(value)
+    return reduced
+
+
+def check_width(width: int, heads: int) -> None:
+    """Refuse a width that the heads do not share evenly.
+
+    Raises:
+        SettingError: the width is no positive multiple of the heads.
+    """
     if heads < 1 or width < 1 or width % heads:
         raise SettingError(f"mask: width {width} is no positive multiple of {heads} heads")
 
@@ -158,14 +196,14 @@ def _unit_logits(vector: Tensor, embed: nn.Linear, mha: nn.MultiheadAttention, f
     )
     query, key, scalar = torch.split(joint, [width, width, heads], dim=2)
     by_head = (rows, length, heads, width // heads)
-    attended = _attend_scalars(
+    attended = attend_scalars(
         query.reshape(by_head).transpose(1, 2), key.reshape(by_head).transpose(1, 2), scalar.transpose(1, 2)
     )
     constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
     return attended.sum(dim=1) + constant
 
 
-def _attend_scalars(query: Tensor, key: Tensor, scalar: Tensor) -> Tensor:
+def attend_scalars(query: Tensor, key: Tensor, scalar: Tensor) -> Tensor:
     """softmax(query · key / sqrt(e)) @ scalar for (B, h, L, e), (B, h, L, e), (B, h, L), as (B, h, L).
 
     Zero columns bring the shapes to what the fused kernels accept, since the fallback would store all h · L² weights:

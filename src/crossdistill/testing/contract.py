@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, SignalError
+from crossdistill.fingerprint import fingerprint
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, Want
-from crossdistill.plan import fingerprint
+from crossdistill.source import TRAINS
 from crossdistill.teacher import Live, Teacher
 from crossdistill.testing.ranks import compare_with_one
 from crossdistill.testing.rehearsal import (
@@ -323,15 +324,29 @@ def _state_comes_back(contract: Contract) -> None:
 
 def _validates_its_parts(contract: Contract) -> None:
     run = Rehearsal(contract)
-    method = run.job.method
-    run.training.eval_mode()
-    with torch.no_grad():
-        values = method.validate(run.batch(), run.job.student, run.job.teachers)
-    wanted = set(method.parts()) or {STUDENT}
+    values = run.validated()
+    wanted = set(run.job.method.parts()) or {STUDENT}
     assert wanted <= set(values), f"validate() judges {sorted(values)}, but what is selected is {sorted(wanted)}"
     for name, value in values.items():
         assert value.shape == (ROWS,), f"validate() gives {tuple(value.shape)} for {name!r}, not one number a row"
         assert bool(value.isfinite().all()), f"validate() gives NaN or Inf for {name!r}"
+
+
+def _banked_is_live(contract: Contract) -> None:
+    for dataset in (contract.dataset, with_absent(contract.dataset, torch.nan)):
+        # So many epochs that every frozen source is worth a bank.
+        live, banked = (Rehearsal(contract, dataset, source=source, epochs=9) for source in ("live", "auto"))
+        with tempfile.TemporaryDirectory() as folder:
+            banked.read_banks(Path(folder))
+            others = [one.text() for one in banked.job.choices if not one.banked and one.reason != TRAINS]
+            assert contract.given is not None or not others, f"Toy networks can be banked, but were not: {others}"
+            _same_tensors(live.terms(live.batch()), banked.terms(banked.batch()), what="From banks there is another")
+            for number in range(3):
+                live.step(live.rows(number), number)
+                banked.step(banked.rows(number), number)
+            _same_tensors(live.weights(), banked.weights(), what="From banks another result has")
+            judged = [run.validated() for run in (live, banked)]
+            _same_tensors(*judged, what="From banks there is another judgement of")
 
 
 def _same_tensors(one: Mapping[Any, Tensor], two: Mapping[Any, Tensor], *, what: str, exact: bool = False) -> None:
@@ -360,6 +375,6 @@ CLAUSES: Mapping[str, Callable[[Contract], None]] = {
     "the order of rows does not matter": _order_is_free,
     "its state comes back from a file": _state_comes_back,
     "it judges what is selected": _validates_its_parts,
-    # What a bank gives equals what a live teacher gives: one more function and line, as soon as there is a bank.
+    "what a bank gives is what a live source gives": _banked_is_live,
 }
 """What holds of every method, as a sentence, and the function that checks it."""

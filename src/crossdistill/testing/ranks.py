@@ -3,6 +3,7 @@
 import multiprocessing
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def compare_with_one(contract: Contract, ranks: int, tolerance: float) -> None:
     # A function of the teachers' names cannot be sent to another process, the settings that it makes can.
     number = contract.numbers[0]
     names = list(contract.cast(number))[1:]
-    fixed = Contract(contract.config(names), contract.dataset, contract.trains, contract.given)
+    fixed = replace(contract, settings=contract.config(names))
     with tempfile.TemporaryDirectory() as folder:
         _start(fixed, number, ranks, Path(folder))
         weights, terms = _steps(fixed, number, Devices(torch.device("cpu")))

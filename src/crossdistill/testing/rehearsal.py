@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.checkpoint import flatten
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices
+from crossdistill.display import Quiet
 from crossdistill.errors import ApplicabilityError
 from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step
 from crossdistill.network import Network
@@ -20,6 +22,7 @@ from crossdistill.outputs import OutputSpec
 from crossdistill.plan import Job, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.stage import OptimizerConfig, Stage
+from crossdistill.supply import supply
 from crossdistill.testing.toy import toy_cast
 from crossdistill.training import Training
 
@@ -32,12 +35,16 @@ ROWS = 24
 
 @dataclass(frozen=True)
 class Contract:
-    """A method's settings, and the cast and data that it is checked on; `cast` holds the student first."""
+    """A method's settings, and the cast and data that it is checked on; `given` holds the student first.
+
+    `stage` are further settings of the stage, such as its weighting.
+    """
 
     settings: Settings
     dataset: Dataset
     trains: Trains = "student"
     given: Mapping[str, Network] | None = None
+    stage: Mapping[str, Any] = field(default_factory=dict)
 
     def cast(self, teachers: int, *, normalised: bool = False) -> dict[str, Network]:
         """Fresh copies of the student and of the first so many teachers."""
@@ -111,7 +118,7 @@ class Rehearsal:
             student=cast[student],
             student_name=student,
             teachers={name: cast[name] for name in others},
-            stages=(Stage.model_validate(settings | stage),),
+            stages=(Stage.model_validate(settings | dict(contract.stage) | stage),),
             seed=seed,
         )
         assert isinstance(recipe.data, Dataset)
@@ -131,8 +138,14 @@ class Rehearsal:
         return next(self.job.order.epoch(0, step))
 
     def batch(self, rows: Tensor | None = None) -> Batch:
-        """These rows, by default those of the first step."""
-        return self.job.dataset.batch(self.rows() if rows is None else rows)
+        """These rows, by default those of the first step; of their modalities, those that somebody live reads."""
+        return self.job.dataset.batch(self.rows() if rows is None else rows, only=self.job.reads)
+
+    def read_banks(self, folder: Path) -> None:
+        """From now on read from banks whatever the stage's choices say, as a run does; fills them in a folder."""
+        devices = self.training.devices
+        self.job, _ = supply(self.job, self.plan.recipe.bank, folder, devices, Quiet())
+        self.training = Training(self.job, self.plan.members.values(), devices)
 
     def forward(self, batch: Batch) -> Step:
         """The method's own step, from the same random state each time."""
@@ -158,6 +171,12 @@ class Rehearsal:
     def step(self, rows: Tensor, number: int = 0) -> dict[str, Tensor]:
         """One step of the optimizer, as a run makes it."""
         return self.training.step(rows, replace(self.progress, step=number))
+
+    @torch.no_grad()
+    def validated(self) -> dict[str, Tensor]:
+        """What the method judges its parts by, on the rows of the first step."""
+        self.training.eval_mode()
+        return dict(self.job.method.validate(self.batch(), self.job.student, self.job.teachers))
 
     def weights(self) -> dict[str, Tensor]:
         """Everything that moves, as copies."""

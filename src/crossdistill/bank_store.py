@@ -1,0 +1,129 @@
+"""Folders of banks: what is in them, whether it is sound, and making room."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from crossdistill.bank import DESCRIPTION, Bank, BankKey, described
+from crossdistill.bank_fill import being_filled
+from crossdistill.errors import BankDamaged, BankError, BankMissing
+from crossdistill.storage import key_hash
+
+ABANDONED_S = 24 * 3600
+"""Age in seconds at which a half-made folder is taken for the remains of a killed process."""
+
+
+@dataclass(frozen=True, slots=True)
+class BankEntry:
+    """A bank for people: of whom, what, how much of it is filled, bytes on disk, seconds since it was last used.
+
+    `fault` says what is wrong with it; None: nothing.
+    """
+
+    path: str
+    source: str
+    want: str
+    dtype: str
+    rows: int
+    blocks: int
+    filled: int
+    bytes: int
+    idle_s: float
+    fault: str | None = None
+
+
+def find_banks(folder: Path) -> list[Path]:
+    """All banks in a folder and below it (a folder of banks, a run, a comparison), or the folder itself.
+
+    Raises:
+        BankMissing: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise BankMissing(f"there is no folder {folder}; banks are in `banks` of a run's folder, or of a shared one")
+    found = [file.parent for file in folder.rglob(DESCRIPTION)]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def opened(path: Path) -> Bank:
+    """A bank by itself, whatever it is of, verified as far as its own description goes.
+
+    Raises:
+        BankDamaged: something in it is not as it was written, or it is in another bank's place.
+    """
+    found = described(path)
+    key = BankKey.from_data(found["key"], path)
+    if path.name != key.folder:
+        raise BankDamaged(f"bank {path} is not where its key belongs, which is {key.folder!r}; remove or rename it")
+    try:
+        ids = torch.from_numpy(np.load(path / "ids.npy", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise BankDamaged(f"bank {path}: ids.npy cannot be read: {error}") from error
+    if ids.dtype != torch.int64 or ids.ndim != 1 or key_hash(ids.tolist()) != key.rows:
+        raise BankDamaged(f"bank {path}: ids.npy does not hold the sample ids that its key was made of")
+    return Bank.open(path, key, ids)
+
+
+def entry(path: Path, *, values: bool = False) -> BankEntry:
+    """What a bank is; with `values` everything in it is read and compared with its checksums."""
+    idle = time.time() - (path / DESCRIPTION).stat().st_mtime  # before it is opened, which counts as a use
+    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    try:
+        about = described(path).get("about", {})
+        bank = opened(path)
+        missing, blocks = len(bank.missing()), len(bank.blocks)
+        if values and not missing:
+            bank.verify_values()
+    except BankError as error:
+        return BankEntry(str(path), "?", "?", "?", 0, 0, 0, size, idle, str(error))
+    finally:
+        _unused_for(path, idle)
+    name = str(about.get("source", "?"))
+    return BankEntry(
+        str(path), name, bank.key.want, bank.key.dtype, len(bank.ids), blocks, blocks - missing, size, idle
+    )
+
+
+def _unused_for(path: Path, idle: float) -> None:
+    """Looking at a bank is no use of it."""
+    with suppress(OSError):
+        os.utime(path / DESCRIPTION, (time.time() - idle,) * 2)
+
+
+def to_prune(entries: Sequence[BankEntry], *, older_s: float | None = None, keep: int | None = None) -> list[BankEntry]:
+    """Which banks to remove: faulty ones, those unused for longer than `older_s` seconds, and for a size the oldest.
+
+    After that the longest unused go, until the rest take at most `keep` bytes.
+    """
+    gone = [one for one in entries if one.fault or (older_s is not None and one.idle_s > older_s)]
+    rest = sorted((one for one in entries if one not in gone), key=lambda one: -one.idle_s)
+    while keep is not None and rest and sum(one.bytes for one in rest) > keep:
+        gone.append(rest.pop(0))
+    return gone
+
+
+def remove(path: Path) -> str | None:
+    """Take a bank away as a whole; gives the reason why not, when a process is filling it now.
+
+    A run that reads it goes on: what it has mapped stays until it lets go.
+    """
+    if being_filled(path):
+        return f"{path} is being filled now"
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    path.rename(aside / path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove half-made folders that killed processes left behind."""
+    for path in folder.rglob(".*.tmp"):
+        if path.is_dir() and time.time() - path.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""Messages of a worker that shares nothing with us but a folder: lines at the end of a file."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+WRITE_EVERY_S = 1.0
+
+
+class Outbox:
+    """The worker's end: steps are gathered and written once a second, all else at once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._steps = 0
+        self._wrote = time.monotonic()
+
+    def __call__(self, kind: str, value: Any) -> None:
+        """Send one message."""
+        if kind == "advance":
+            self._steps += value
+            if time.monotonic() - self._wrote < WRITE_EVERY_S:
+                return
+        lines = [["advance", self._steps]] if self._steps else []
+        lines += [] if kind == "advance" else [[kind, value]]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._steps, self._wrote = 0, time.monotonic()
+
+
+class Inbox:
+    """Our end: what has come since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def look(self) -> list[tuple[str, Any]]:
+        """New messages, complete lines only."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        end = text.rfind(b"\n") + 1
+        self._position += end
+        return [(kind, value) for kind, value in map(json.loads, text[:end].splitlines())]

@@ -1,0 +1,63 @@
+"""The table of a comparison as it is drawn on a terminal."""
+
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+
+from crossdistill.bench.grid import percent
+from crossdistill.bench.reading import control_sentences, notes, verdict_sentences
+from crossdistill.bench.sheet import Column, Entry, Findings, Line, Sheet
+from crossdistill.report import number
+
+MARKS = {"best": " ¹", "second": " ²", "": "  "}
+FITTING = 6
+"""So many columns are drawn side by side; with more of them each student has a table of its own."""
+
+
+def terminal(findings: Findings) -> str:
+    """The table, what the comparison says in sentences, and what could not run."""
+    sheet = Sheet.of(findings)
+    out = StringIO()
+    console = Console(file=out, width=max(120, 70 + 22 * FITTING))
+    students = list(dict.fromkeys(student for student, _ in sheet.columns))
+    for group in [students] if len(sheet.columns) <= FITTING else [[student] for student in students]:
+        console.print(_table(sheet, [column for column in sheet.columns if column[0] in group]))
+        console.print()
+    lines = ["¹ best, ² second of the methods; mean ± standard deviation over seeds. " + notes(findings)]
+    lines += [*verdict_sentences(findings), *control_sentences(findings)]
+    lines += [f"cannot apply: {name}: {why}" for name, why in findings.refused.items()]
+    lines += [f"failed: {name}: {why.strip()}" for name, why in findings.failed.items()]
+    for line in (*lines, findings.about):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return out.getvalue()
+
+
+def _table(sheet: Sheet, columns: list[Column]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
+    table.add_column("method", no_wrap=True)
+    table.add_column("teachers", no_wrap=True)
+    for student, labelled in columns:
+        table.add_column(f"{student}\n{percent(labelled)} labels", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("memory\nMB", justify="right", no_wrap=True)
+    for line in sheet.lines:
+        if any(column in line.entries for column in columns):
+            values = [drawn(line.entries.get(column)) for column in columns]
+            table.add_row(line.method, line.teachers or "", *values, *costs(line))
+    return table
+
+
+def drawn(entry: Entry | None) -> str:
+    """One place: the number with its mark, or why there is none."""
+    if entry is None:
+        return ""
+    if entry.row is None:
+        return f"{entry.state}  "
+    partly = " †" if entry.state == "partly failed" else ""
+    return f"{number(entry.row)}{partly}{MARKS[entry.mark]}"
+
+
+def costs(line: Line) -> tuple[str, str]:
+    """Seconds and memory, empty where nothing was trained."""
+    return (f"{line.seconds:.1f}" if line.seconds else "", f"{line.memory:.0f}" if line.memory else "")

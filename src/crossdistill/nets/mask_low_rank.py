@@ -1,0 +1,160 @@
+"""MaskNets whose large projector has low rank: an option of ours, not of the paper.
+
+Nearly all parameters of a MaskNet are in its projector from L units to L tokens of width d, L · (d · L) of them. Here
+it is Linear(L, r) followed by Linear(r, d · L) without bias, r · (L + d · L) + r parameters: about L / r times fewer,
+so that a reduction by 50 is possible from about 50 units on. Tokens are then linear in a code of r numbers, and
+queries, keys and the folded values (see `mask`) are too: they are computed from the code at once, with weights that are
+multiplied out of the parameters once for each step, and tokens never exist.
+
+Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads, r rank.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crossdistill.errors import SettingError, ShapeError
+from crossdistill.nets.mask import (
+    SpatialReduction,
+    attend_scalars,
+    check_width,
+    flat_vector,
+    mask_width,
+    reduced_maps,
+)
+
+REDUCTION = 50
+"""How many times fewer parameters the projector has by default, where the tap is wide enough."""
+
+
+def default_rank(length: int, width: int) -> int:
+    """The largest rank that leaves the projector 1 / 50 of the full one's parameters, and 1 where none does.
+
+    None does below 52 units: one rank alone then has more.
+    """
+    full = length * width * length + length * width
+    return max(1, full // REDUCTION // (length + width * length + 1))
+
+
+def low_rank_mask_for(
+    shape: tuple[int, ...], heads: int = 3, width_factor: int = 2, rank: int | None = None
+) -> "LowRankMaskNet1d | LowRankMaskNet2d":
+    """The low-rank mask network for a tap of this shape (without the batch dimension); shapes as for `mask_for`.
+
+    Raises:
+        SettingError: a rank below 1, or see `mask_width`.
+        ShapeError: the tap is neither a vector nor a two-dimensional map.
+    """
+    if len(shape) not in (1, 3):
+        raise ShapeError(
+            f"mask: no mask network for a tap of shape {shape}; possible are (units,) and (channels, H, W)"
+        )
+    width = mask_width(shape[0], heads, width_factor)
+    chosen = default_rank(shape[0], width) if rank is None else rank
+    flat = len(shape) == 1 or shape[1:] == (1, 1)
+    return (LowRankMaskNet1d if flat else LowRankMaskNet2d)(shape[0], width, heads, chosen)
+
+
+class LowRankProjector(nn.Module):
+    """L numbers to L tokens of width d, through a code of r numbers."""
+
+    def __init__(self, length: int, width: int, rank: int) -> None:
+        super().__init__()
+        if rank < 1:
+            raise SettingError(f"mask: the rank is {rank}; it needs to be 1 or more")
+        self.down = nn.Linear(length, rank)
+        self.up = nn.Linear(rank, length * width, bias=False)
+
+    def forward(self, vector: Float[Tensor, "B L"]) -> Float[Tensor, "B L d"]:
+        """Tokens. The mask networks do not need them; this is what they are exact to."""
+        tokens: Tensor = self.up(self.down(vector))
+        return tokens.view(*vector.shape, -1)
+
+
+class LowRankMaskNet1d(nn.Module):
+    """A mask in (0, 1) for the L units of a vector; r · (L + L · width) parameters and the attention's own."""
+
+    def __init__(self, length: int, width: int, heads: int = 3, rank: int = 1) -> None:
+        """Build for `length` units; `width` must be a multiple of `heads`.
+
+        Raises:
+            SettingError: the width is no positive multiple of the heads, or the rank is below 1.
+        """
+        super().__init__()
+        check_width(width, heads)
+        self.embed = LowRankProjector(length, width, rank)
+        # As in the full mask: parameters only.
+        self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
+        """One number for each unit.
+
+        Raises:
+            ShapeError: the value is no batch of vectors of this length.
+        """
+        return flat_vector(value, self.embed.down.in_features)
+
+    def forward(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
+        """Mask of each row for vectors (B, L) or (B, L, 1, 1).
+
+        Raises:
+            ShapeError: the value is no batch of vectors of this length.
+        """
+        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+
+
+class LowRankMaskNet2d(nn.Module):
+    """A mask in (0, 1) for the C channels of a map; as `LowRankMaskNet1d`, behind the same reduction over space."""
+
+    def __init__(self, channels: int, width: int, heads: int = 3, rank: int = 1) -> None:
+        """Build for `channels`; `width` must be a multiple of `heads`.
+
+        Raises:
+            SettingError: the width is no positive multiple of the heads, or the rank is below 1.
+        """
+        super().__init__()
+        check_width(width, heads)
+        self.spatial_reduce = SpatialReduction(channels)
+        self.embed = LowRankProjector(channels, width, rank)
+        self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
+        """One number for each channel.
+
+        Raises:
+            ShapeError: the value is no batch of maps with this number of channels.
+        """
+        return reduced_maps(value, self.embed.down.in_features, self.spatial_reduce)
+
+    def forward(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
+        """Mask of each row for maps.
+
+        Raises:
+            ShapeError: the value is no batch of maps with this number of channels.
+        """
+        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+
+
+def _unit_logits(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention, fc: nn.Linear) -> Tensor:
+    """(B, L) -> (B, L): what the sigmoid turns into the mask, from codes instead of tokens."""
+    width, heads = mha.embed_dim, mha.num_heads
+    rows, length = vector.shape
+    code: Tensor = embed.down(vector)
+    weight, bias = mha.in_proj_weight, mha.in_proj_bias
+    direction = (fc.weight @ mha.out_proj.weight).view(heads, width // heads)
+    scalar_weight = torch.einsum("he,hed->hd", direction, weight[2 * width :].view(heads, width // heads, width))
+    scalar_bias = (direction * bias[2 * width :].view(heads, width // heads)).sum(dim=1)
+    joint_weight = torch.cat([weight[: 2 * width], scalar_weight])
+    # Unit i of token space, times what attention reads: (L, 2d + h, r), once for all rows.
+    from_code = torch.matmul(joint_weight, embed.up.weight.view(length, width, -1))
+    joint = torch.matmul(code, from_code.flatten(0, 1).T).view(rows, length, -1)
+    joint = joint + torch.cat([bias[: 2 * width], scalar_bias])
+    query, key, scalar = torch.split(joint, [width, width, heads], dim=2)
+    by_head = (rows, length, heads, width // heads)
+    attended = attend_scalars(
+        query.reshape(by_head).transpose(1, 2), key.reshape(by_head).transpose(1, 2), scalar.transpose(1, 2)
+    )
+    constant = nn.functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
+    return attended.sum(dim=1) + constant

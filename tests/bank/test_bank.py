@@ -1,0 +1,257 @@
+"""What a bank is on disk: its key, reading by sample id, and everything that opening one can find wrong."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from crossdistill.bank import BLOCK_ROWS, Bank, BankKey
+from crossdistill.bank_fill import Estimate, Produce, estimate, fill
+from crossdistill.bank_rows import BankRows
+from crossdistill.errors import BankDamaged, BankError, BankMissing, BankStale, NonFiniteError
+
+IDS = torch.arange(0, 1200, 2)  # two blocks of 256 rows and one of 88
+KEY = BankKey(weights="w" * 64, data="d" * 64, rows="r" * 64, want="cut:fc1.linear", shape=(5,))
+
+
+def value_of(ids: Tensor, view: int = 0) -> Tensor:
+    return torch.stack([torch.sin(ids * (k + 1.0) + view) for k in range(5)], 1)
+
+
+def produce(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    return {"a": (value_of(ids, view), None)}
+
+
+def filled(folder: Path, key: BankKey = KEY, how: Produce = produce) -> Bank:
+    bank = Bank.create(folder, key, IDS, {"source": "a"})
+    fill({"a": bank}, how, lambda: None, lambda text: None)
+    return bank
+
+
+def test_rows_are_read_by_sample_id_in_any_order(tmp_path: Path) -> None:
+    bank = filled(tmp_path)
+    ids = IDS[torch.randperm(len(IDS))[:40]]
+    assert torch.equal(bank.read(ids), value_of(ids))
+    assert torch.equal(bank.read(ids[:0]), value_of(ids[:0]))
+    assert torch.equal(bank.read(torch.cat([ids[:3], ids[:3]])), value_of(torch.cat([ids[:3], ids[:3]])))
+
+
+def test_what_is_held_in_memory_is_what_is_on_disk(tmp_path: Path) -> None:
+    bank = filled(tmp_path)
+    mapped = bank.read(IDS)
+    bank.hold()
+    assert torch.equal(bank.read(IDS), mapped)
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [("float16", 2**-10), ("bfloat16", 2**-7)])
+def test_half_precision_keeps_its_digits(tmp_path: Path, dtype: str, eps: float) -> None:
+    bank = filled(tmp_path, replace(KEY, dtype=dtype))
+    read = bank.read(IDS)
+    assert read.dtype == getattr(torch, dtype)
+    assert torch.equal(read, value_of(IDS).to(read.dtype))
+    assert torch.allclose(read.float(), value_of(IDS), rtol=eps, atol=0)
+    assert bank.path.joinpath("values.npy").stat().st_size == 128 + 2 * len(IDS) * 5
+    bank.hold()
+    assert torch.equal(bank.read(IDS), read)
+
+
+def test_views_are_rows_of_their_own(tmp_path: Path) -> None:
+    bank = filled(tmp_path, replace(KEY, views=3))
+    ids, view = IDS[:6], torch.tensor([0, 1, 2, 2, 1, 0])
+    wanted = torch.stack([value_of(i[None], int(v))[0] for i, v in zip(ids, view, strict=True)])
+    assert torch.equal(bank.read(ids, view), wanted)
+    with pytest.raises(BankMissing, match="3 views of each sample, and the batch does not say which"):
+        bank.read(ids)
+    with pytest.raises(BankMissing, match="looks at view 3, but the bank holds 3"):
+        bank.read(ids, view + 1)
+
+
+def test_another_view_than_the_only_one_is_refused(tmp_path: Path) -> None:
+    bank = filled(tmp_path)
+    assert torch.equal(bank.read(IDS[:2], torch.zeros(2, dtype=torch.int64)), value_of(IDS[:2]))
+    with pytest.raises(BankMissing, match="looks at view 1"):
+        bank.read(IDS[:2], torch.ones(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("ids", [[0, 3], [4, 99999]])
+def test_a_sample_that_is_not_in_the_bank(tmp_path: Path, ids: list[int]) -> None:
+    bank = filled(tmp_path)
+    with pytest.raises(BankMissing, match=rf"the bank holds 600 samples, and the samples {ids[1]} are not"):
+        bank.read(torch.tensor(ids))
+    assert torch.equal(bank.read(IDS[:3]), value_of(IDS[:3])), "it can be used again afterwards"
+
+
+def test_banks_of_the_same_samples_share_one_lookup(tmp_path: Path) -> None:
+    first = filled(tmp_path)
+    second = Bank.open(first.path, KEY, IDS, first.rows)
+    ids = IDS[5:9]
+    assert first.rows.find(ids) is second.rows.find(ids)
+    assert first.rows.find(ids.clone()) is not first.rows.find(ids)
+
+
+def test_a_row_that_was_not_seen_is_marked(tmp_path: Path) -> None:
+    def half(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+        rows = (ids % 4 == 0).nonzero().flatten()
+        return {"a": (value_of(ids[rows]), rows)}
+
+    bank = filled(tmp_path, how=half)
+    at = bank.rows.find(IDS)
+    seen = bank.seen(at)
+    assert seen is not None
+    assert torch.equal(seen, IDS % 4 == 0)
+    assert torch.equal(bank.take(at)[seen], value_of(IDS[seen]))
+    assert not bank.take(at)[~seen].any()
+    assert filled(tmp_path / "other").seen(at) is None
+
+
+def test_the_key_names_the_folder_and_every_field_changes_it() -> None:
+    changes = {
+        "weights": "x",
+        "data": "x",
+        "rows": "x",
+        "want": "logits",
+        "shape": (6,),
+        "gives": "float16",
+        "dtype": "float16",
+        "transform": "x",
+        "views": 2,
+        "computed": "x",
+        "schema": 2,
+    }
+    assert set(changes) == set(KEY.as_data())
+    folders = {KEY.folder, *(replace(KEY, **{name: value}).folder for name, value in changes.items())}
+    assert len(folders) == len(changes) + 1
+    assert KEY.folder.startswith("cut-fc1-linear-")
+    assert BankKey.from_data(json.loads(json.dumps(KEY.as_data())), Path("x")) == KEY
+
+
+def test_making_a_bank_that_is_there_opens_it(tmp_path: Path) -> None:
+    first = filled(tmp_path)
+    again = Bank.create(tmp_path, KEY, IDS, {"source": "b"})
+    assert not again.missing()
+    assert again.path == first.path
+
+
+def test_no_bank() -> None:
+    with pytest.raises(BankMissing, match="there is no bank"):
+        Bank.open(Path("nowhere"), KEY, IDS)
+
+
+def test_a_bank_that_is_not_filled(tmp_path: Path) -> None:
+    bank = Bank.create(tmp_path, KEY, IDS, {})
+    assert bank.missing() == [0, 1, 2]
+    for use in (lambda: bank.read(IDS[:2]), bank.hold, bank.verify_values):
+        with pytest.raises(BankMissing, match="3 of 3 blocks are not filled, first 0; resume"):
+            use()
+
+
+def test_a_stale_bank_names_the_fields_that_differ(tmp_path: Path) -> None:
+    bank = filled(tmp_path)
+    other = replace(KEY, weights="v" * 64, dtype="float16")
+    with pytest.raises(BankStale, match=r"weights \(wanted v{12}…, found w{12}…\); dtype \(wanted 'float16', found"):
+        Bank.open(bank.path, other, IDS)
+
+
+def _truncate(path: Path) -> None:
+    with (path / "values.npy").open("rb+") as file:
+        file.truncate(1000)
+
+
+def _other_type(path: Path) -> None:
+    np.save(path / "values.npy", np.zeros((600, 5), np.float64))
+
+
+def _other_shape(path: Path) -> None:
+    np.save(path / "seen.npy", np.zeros(599, np.uint8))
+
+
+def _no_array(path: Path) -> None:
+    (path / "values.npy").write_bytes(b"not an array")
+
+
+def _other_ids(path: Path) -> None:
+    ids = IDS.numpy().copy()
+    ids[17] = 35
+    np.save(path / "ids.npy", ids)
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (_truncate, r"values.npy has 1,000 bytes, wanted 12,128"),
+    (_other_type, r"values.npy holds <f8 \(600, 5\), wanted <f4 \(600, 5\)"),
+    (_other_shape, r"seen.npy holds \|u1 \(599,\), wanted \|u1 \(600,\)"),
+    (_no_array, r"values.npy cannot be read"),
+    (lambda path: (path / "blocks.npy").unlink(), r"blocks.npy cannot be read"),
+    (_other_ids, r"row 17 holds sample 35, wanted 34"),
+    (lambda path: (path / "bank.json").write_text("{"), r"bank.json cannot be read"),
+    (lambda path: (path / "bank.json").write_text("{}"), r"bank.json does not describe a bank"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[message.split()[0] for _, message in DAMAGES])
+def test_damage_is_found_when_a_bank_is_opened(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    bank = filled(tmp_path)
+    damage(bank.path)
+    with pytest.raises(BankDamaged, match=message + ".*crossdistill bank clear"):
+        Bank.open(bank.path, KEY, IDS)
+
+
+def test_a_changed_value_is_found_by_its_checksum(tmp_path: Path) -> None:
+    bank = filled(tmp_path)
+    bank.verify_values()
+    values = np.load(bank.path / "values.npy", mmap_mode="r+")
+    values[300, 2] += 1
+    values.flush()
+    again = Bank.open(bank.path, KEY, IDS)
+    for use in (again.verify_values, again.hold):
+        with pytest.raises(BankDamaged, match=r"block 1 \(rows 256 to 511\) is not what was written"):
+            use()
+
+
+def test_a_key_of_another_schema(tmp_path: Path) -> None:
+    with pytest.raises(BankDamaged, match="holds no key of schema"):
+        BankKey.from_data({"weights": "w"}, tmp_path)
+
+
+def test_values_that_do_not_fit_the_key(tmp_path: Path) -> None:
+    bank = Bank.create(tmp_path, KEY, IDS, {})
+    with pytest.raises(BankError, match=r"gives cut:fc1.linear as float32 \(4,\), but .* float32 \(5,\)"):
+        fill({"a": bank}, lambda ids, _: {"a": (value_of(ids)[:, :4], None)}, lambda: None, lambda text: None)
+    with pytest.raises(BankError, match=r"as float64 \(5,\)"):
+        fill({"a": bank}, lambda ids, _: {"a": (value_of(ids).double(), None)}, lambda: None, lambda text: None)
+
+
+def test_numbers_that_half_precision_cannot_hold(tmp_path: Path) -> None:
+    bank = Bank.create(tmp_path, replace(KEY, dtype="float16"), IDS, {})
+
+    def large(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+        return {"a": (torch.where(ids == 600, 1e6, 1.0)[:, None].expand(-1, 5), None)}
+
+    with pytest.raises(NonFiniteError, match=r"for the samples 600 as float16; bank\.dtype=float32 may hold them"):
+        fill({"a": bank}, large, lambda: None, lambda text: None)
+    assert 1 in bank.missing()
+
+
+def test_the_estimate_writes_nothing(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def counting(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+        asked.append(len(ids))
+        return produce(ids, view)
+
+    found = estimate(IDS, KEY.bytes(len(IDS)), 3, BLOCK_ROWS, counting)
+    assert asked == [2, 256]
+    assert found.bytes == 600 * 5 * 4
+    assert found.seconds > 0
+    assert not list(tmp_path.iterdir())
+    assert Estimate(600, 3, 12000, 0.2).text() == "600 rows, 11.7 kB, about a moment"
+    assert Estimate(56_000, 219, 3 * 2**30, 300.0).text() == "56,000 rows, 3.0 GB, about 5.0 min"
+
+
+def test_rows_of_no_samples() -> None:
+    with pytest.raises(BankMissing):
+        BankRows(torch.zeros(0, dtype=torch.int64)).find(torch.tensor([0]))

@@ -1,0 +1,48 @@
+"""A recipe with everything that a resume, or a second process, could lose."""
+
+from crossdistill import OptimizerConfig, Recipe, Stage
+from crossdistill.method import STUDENT
+from crossdistill.methods import Collaborate, Route, Specialise
+from crossdistill.recipe import Checkpoints
+from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.weighting import GradNormConfig, PCGradConfig
+
+MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.02, momentum=0.9, schedule="cosine")
+
+
+def three_stages(seed: int = 0, epochs: int = 2, every: int = 2) -> Recipe:
+    """All stages of MST-Distill on toy data, with dropout, BatchNorm, momentum, schedules and learned weights.
+
+    `every` so many steps there is a checkpoint.
+    """
+    data = toy_dataset(("first", "second"), rows=120, labelled=0.5)
+    (name, student), *others = toy_cast(data, 2, normalised=True).items()
+    teachers = dict(others)
+    return Recipe(
+        name="three stages",
+        data=data,
+        student=student,
+        student_name=name,
+        teachers=teachers,
+        stages=(
+            Stage(
+                method=Collaborate(),
+                trains=(STUDENT, *teachers),
+                epochs=epochs,
+                batch_size=24,
+                weighting=GradNormConfig(),
+                optimizer=OptimizerConfig(learning_rate=0.01),
+                clip_norm=1.0,
+            ),
+            Stage(
+                method=Specialise(taps=dict.fromkeys(teachers, ("joint", "hidden"))),
+                trains=(),
+                epochs=epochs,
+                batch_size=24,
+                optimizer=OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.01),
+            ),
+            Stage(method=Route(k=2), epochs=epochs, batch_size=24, weighting=PCGradConfig(), optimizer=MOMENTUM),
+        ),
+        seed=seed,
+        checkpoints=Checkpoints(steps=every),
+    )

@@ -1,0 +1,116 @@
+"""Every method's recipe leaves the trace that it left before: each term, and the size of the gradient, step by step.
+
+A change that alters no numbers leaves these files as they are. One that is meant to alter them writes them anew
+(`REGENERATE_TRACES=1`, see CONTRIBUTING.md), and the difference is part of the change. Plain SGD: Adam divides by the
+gradient's own size, and so hides a wrong factor.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from crossdistill import NetworkConfig, OptimizerConfig, Recipe, run
+from crossdistill.data.config import DataConfig, Progress
+from crossdistill.data.dataset import Dataset
+from crossdistill.recipes.kit import Kit, Length
+from crossdistill.recipes.plans import PLANS, recipe
+from crossdistill.testing import toy_dataset
+
+TRACES = Path(__file__).parent / "traces"
+REGENERATE = os.environ.get("REGENERATE_TRACES") == "1"
+RELATIVE, ABSOLUTE = 2e-4, 2e-6
+"""What other processors may round otherwise, over a dozen steps in single precision."""
+
+
+class ToyConfig(DataConfig):
+    """Patterns of the sizes that the small networks read; every third label is hidden from the student."""
+
+    name: Literal["toy"] = "toy"
+
+    def build(self, progress: Progress) -> Dataset:
+        shapes = {"image": (1, 8, 8), "audio": (1, 32, 32)}
+        return toy_dataset(shapes, rows=100, classes=10, labelled=0.67)
+
+    def cached(self) -> None:
+        return None
+
+    def tiny(self) -> "ToyConfig":
+        return self
+
+
+def _recipe(method: str) -> Recipe:
+    length = Length(epochs=2, learning_rate=0.02)
+    kit = Kit(
+        data=ToyConfig(),
+        networks={"image": NetworkConfig(model="small-image"), "audio": NetworkConfig(model="small-audio")},
+        multimodal=NetworkConfig(model="small-mm"),
+        taps={"image": ("conv2", "fc1"), "audio": ("conv3", "fc1"), "mm": ("concat_identity", "fc1")},
+        batch_size=24,
+        supervised=length,
+        collaborate=length,
+        specialise=length,
+        distil=length,
+    )
+    made = recipe(kit, method, student="image", teachers=None, seed=0, control=None)
+    plain = OptimizerConfig(name="sgd", learning_rate=0.02, momentum=0.0)
+    stages = tuple(stage.model_copy(update={"optimizer": plain, "steps": 3}) for stage in made.stages)
+    return made.model_copy(update={"stages": stages, "device": "cpu"})
+
+
+def trace_of(method: str, out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, to seven digits."""
+    recipe = _recipe(method)
+    assert isinstance(recipe.data, DataConfig)
+    run(recipe, out, dataset=recipe.data.load())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in line.items()}
+        for line in lines
+    ]
+
+
+def differences(then: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    """Where two traces part, first lines first."""
+    if len(then) != len(now):
+        return [f"{len(now)} lines instead of {len(then)}"]
+    found = []
+    for number, (old, new) in enumerate(zip(then, now, strict=True)):
+        where = f"line {number}, {new.get('stage')}, epoch {new.get('epoch')}, step {new.get('step')}"
+        if set(old) != set(new):
+            found.append(f"{where}: {sorted(set(old) ^ set(new))} in one of them only")
+        for name in sorted(set(old) & set(new)):
+            one, two = old[name], new[name]
+            numbers = isinstance(one, float) and isinstance(two, float)
+            same = math.isclose(one, two, rel_tol=RELATIVE, abs_tol=ABSOLUTE) if numbers else one == two
+            if not same:
+                found.append(f"{where}: {name} was {one}, is {two}")
+    return found
+
+
+@pytest.mark.parametrize("method", PLANS)
+def test_a_recipe_leaves_its_trace(method: str, tmp_path: Path) -> None:
+    file = TRACES / f"{method}.json"
+    now = trace_of(method, tmp_path / "out")
+    assert any("gradient_norm" in line for line in now)
+    if REGENERATE:
+        file.write_text("[\n" + ",\n".join(json.dumps(line) for line in now) + "\n]\n")
+    found = differences(json.loads(file.read_text()), now)
+    assert not found, f"{len(found)} numbers of {method} are others:\n" + "\n".join(found[:10])
+
+
+def test_every_trace_belongs_to_a_method() -> None:
+    assert {path.stem for path in TRACES.glob("*.json")} == set(PLANS)
+
+
+def test_a_wrong_factor_is_seen() -> None:
+    then = [{"stage": "kd", "epoch": 0, "step": 0, "loss": 2.0, "gradient_norm": 0.5}]
+    assert not differences(then, [then[0] | {"loss": 2.0002}])
+    assert differences(then, [then[0] | {"gradient_norm": 0.501}]) == [
+        "line 0, kd, epoch 0, step 0: gradient_norm was 0.5, is 0.501"
+    ]
+    assert differences(then, [])
+    assert differences(then, [{**then[0], "raw/kd": 1.0}])
