@@ -64,8 +64,8 @@ class LogitConfig(MethodConfig):
 class Lesson:
     """One prediction to learn from, on the rows of the student's outputs: a teacher's, or that of several.
 
-    `weight` says what it counts in each row (R,): 0 where nobody saw the row, and `seen` is then the rows that
-    somebody did (None: all). `share` is what it counts in a loss of the whole batch.
+    It counts `share` of the loss in a row that everybody saw, and `weight` times that in each row (R,): nothing where
+    nobody saw it, more where others did not. `seen` marks the rows that somebody saw (None: all).
     """
 
     name: str
@@ -96,7 +96,7 @@ def lessons(config: LogitConfig, student: Outputs, batch: Batch, teachers: Mappi
     partly = any(outputs.rows is not None for outputs in given.values())
     logits = torch.stack([standardised(one) for one in raw]) if config.standardise else raw
     if config.combine == "each":
-        weight = saw.to(logits.dtype) / saw.sum(0).clamp(min=1)
+        weight = saw * (len(given) / saw.sum(0).clamp(min=1))
         alone = torch.zeros_like(weight[:1])
         return [
             Lesson(name, logits[k : k + 1], alone, weight[k], 1 / len(given), saw[k] if partly else None)
@@ -115,8 +115,9 @@ def _weights(
     """What each teacher counts in each row (K, R); they add up to 1, also in rows that nobody saw."""
     wanted = [config.teacher_weights.get(name, 1.0) if config.combine == "weighted" else 1.0 for name in teachers]
     weights = logits.new_tensor(wanted).unsqueeze(1) * saw
-    # A row whose only witnesses count nothing, or that has none: all alike, and its weight is 0 elsewhere.
-    weights = torch.where(weights.sum(0) > 0, weights, 1.0)
+    # Where those who saw a row count nothing, they count alike; where nobody did, what comes out is not used.
+    for instead in (saw.to(weights.dtype), torch.ones_like(weights)):
+        weights = torch.where(weights.sum(0) > 0, weights, instead)
     weights = weights / weights.sum(0)
     if config.combine != "best":
         return weights
@@ -172,7 +173,7 @@ def lesson_term(lesson: Lesson, value: Tensor) -> Term:
     """A loss with what its lesson counts, row by row or as a whole."""
     if value.ndim == 0:
         return Term(value, lesson.share)
-    return Term(value.where(lesson.weight > 0, 0.0) * lesson.weight)
+    return Term(value.where(lesson.weight > 0, 0.0) * lesson.weight, lesson.share)
 
 
 def seen_everywhere(progress: Progress, lesson: Lesson, values: Sequence[Tensor]) -> list[Tensor]:
