@@ -54,10 +54,11 @@ def test_targets_of_a_divergence_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("gate", ["rows", "any", "none"])
 def test_gates(gate: str) -> None:
-    always = Cast(C2KD.model_validate({"gate": gate, "threshold": -1.0}), {"a": SPEC})
-    never = Cast(C2KD.model_validate({"gate": gate, "threshold": 1.0}), {"a": SPEC})
-    some = Cast(C2KD.model_validate({"gate": gate}), {"a": SPEC})
-    everything = always.value("others/a->student")
+    def at(threshold: float) -> Cast:
+        return Cast(C2KD.model_validate({"gate": gate, "threshold": threshold}), {"a": SPEC, "b": SPEC})
+
+    never, some = at(1.0), at(0.0)
+    everything = Cast(C2KD(gate="none"), {"a": SPEC, "b": SPEC}).value("others/a->student")
     assert bool((everything > 0).all())
     closed = never.value("others/a->student")
     assert bool((closed == 0).all()) == (gate != "none")

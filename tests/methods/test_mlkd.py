@@ -1,8 +1,10 @@
 """Published multi-level logit distillation: two views, masks, and what the released code makes of them."""
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
-from stand_ins import SPEC, Cast, rows_of
+from stand_ins import SPEC, data_of, rows_of
 from torch import Tensor
 
 from crossdistill.batch import Batch
@@ -10,7 +12,7 @@ from crossdistill.errors import SignalError
 from crossdistill.losses import class_correlation, distillation_kl, row_correlation
 from crossdistill.method import Progress
 from crossdistill.methods.mlkd import MLKD
-from crossdistill.outputs import Outputs
+from crossdistill.outputs import Cut, Outputs, Want
 
 EVERY = (4.0, 3.0, 5.0, 2.0, 6.0)
 
@@ -29,8 +31,14 @@ class Seeing:
         assert isinstance(value, Tensor)
         return Outputs(self.name, logits=value[:, :4] * self.scale + value[:, 4:])
 
+    def asked(self, wants: Iterable[Want]) -> "Seeing":
+        return self
+
     def sees(self, batch: Batch) -> Batch:
         return batch
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        raise AssertionError(f"nobody cuts at {tap}")
 
 
 def kl(one: Tensor, other: Tensor) -> Tensor:
@@ -44,12 +52,12 @@ def masks(teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def terms_of(**settings: object) -> tuple[dict[str, Tensor], dict[str, float], list[Tensor]]:
-    """Values and weights of the terms, and the logits: weak and strong of the student, weak and strong of the teacher."""
+    """Values and weights of the terms; the logits of the student, weak and strong, and of the teacher."""
     torch.manual_seed(1)
     x, strong = torch.randn(8, 8), torch.randn(8, 8)
     batch = rows_of(inputs={"x": x, "x@strong": strong})
     student, teacher = Seeing("student", 1.0), Seeing("mm", -2.0)
-    method = MLKD.model_validate(settings).build(SPEC, {"mm": SPEC}, Cast(MLKD(), {"mm": SPEC}).method)  # type: ignore[arg-type]
+    method = MLKD.model_validate(settings).build(SPEC, {"mm": SPEC}, data_of())
     step = method(batch, student, {"mm": teacher}, Progress())
     other = batch.rendered("strong")
     logits = [source(view).logits for source in (student, teacher) for view in (batch, other)]

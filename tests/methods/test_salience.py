@@ -5,20 +5,22 @@ import torch
 from stand_ins import SPEC, data_of
 from torch import Tensor, nn
 
+from crossdistill.bank import BankSettings
+from crossdistill.data.dataset import Dataset
 from crossdistill.errors import ApplicabilityError
 from crossdistill.methods.salience import Salience
 from crossdistill.network import Network
+from crossdistill.order import Order
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.source import decide
 from crossdistill.stage import Stage
 from crossdistill.teacher import Filled, Live
-from crossdistill.testing import toy_dataset
 
-STRENGTHS = (0.0, 3.0, 0.5, 1.0)
+STRENGTHS = (0.0, 3.0, 0.5, 1.0, 2.0)
 
 
 class Known(nn.Module):
-    """Four units, of which the logits read each with its own strength."""
+    """Five units, of which the logits read each with its own strength."""
 
     def __init__(self, spatial: bool) -> None:
         super().__init__()
@@ -26,13 +28,20 @@ class Known(nn.Module):
         self.units = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        units = self.units(x.view(-1, 4, 2, 1) if self.spatial else x[:, :4])
+        units = self.units(x.view(-1, 5, 2, 1) if self.spatial else x[:, :5])
         pooled = units.mean(dim=(2, 3)) if self.spatial else units
-        return pooled * torch.tensor(STRENGTHS)
+        read = pooled * torch.tensor(STRENGTHS)
+        # Four logits for five units: the last two share one.
+        return torch.cat([read[:, :3], read[:, 3:].sum(1, keepdim=True)], dim=1)
+
+
+def noise() -> Dataset:
+    x = torch.randn(600, 10, generator=torch.Generator().manual_seed(0))
+    return Dataset.from_arrays("noise", {"x": x}, torch.arange(600) % 4)
 
 
 def cast(spatial: bool = False) -> tuple[Network, OutputSpec]:
-    dataset = toy_dataset({"x": (8,)})
+    dataset = noise()
     network = Network(Known(spatial).eval(), ("x",), ("units",))
     return network, network.probe(dataset.example())
 
@@ -40,19 +49,19 @@ def cast(spatial: bool = False) -> tuple[Network, OutputSpec]:
 @pytest.mark.parametrize("spatial", [False, True])
 def test_units_that_carry_the_agreement_are_salient(spatial: bool) -> None:
     network, spec = cast(spatial)
-    dataset = toy_dataset({"x": (8,)})
+    dataset = noise()
     teacher = Live("mm", network, {Want.LOGITS, Want.cut("units")})
     student = Live("student", network)
     method = Salience(fraction=0.5, repeats=3).build(spec, {"mm": spec}, data_of())
-    batches = [dataset.batch(part) for part in torch.arange(120).split(50)]
+    batches = [dataset.batch(part) for part in torch.arange(600).split(250)]
     method.measure(batches, student, {"mm": teacher})
     fill = method.get_submodule("fills.mm")
     salience = fill.get_buffer("salience")
     # The two agree entirely, so a unit's salience is what its permutation does to the logits: its strength squared.
     wanted = torch.tensor(STRENGTHS).square() / max(STRENGTHS) ** 2
-    torch.testing.assert_close(salience, wanted, rtol=0.3, atol=0.02)
-    assert fill.get_buffer("replaced").tolist() == [True, False, True, False]
-    everything = dataset.batch(torch.arange(120))
+    torch.testing.assert_close(salience, wanted, rtol=0.2, atol=0.02)
+    assert fill.get_buffer("replaced").tolist() == [True, False, True, False, False]
+    everything = dataset.batch(torch.arange(600))
     values = teacher(everything).cuts["units"].value
     torch.testing.assert_close(fill.get_buffer("mean"), values.mean(0))
     (graduate,) = method.graduates({"mm": teacher}).values()
@@ -66,7 +75,7 @@ def test_units_that_carry_the_agreement_are_salient(spatial: bool) -> None:
 
 def test_the_released_code_fills_and_measures_nothing() -> None:
     network, spec = cast()
-    dataset = toy_dataset({"x": (8,)})
+    dataset = noise()
     teacher = Live("mm", network, {Want.LOGITS, Want.cut("units")})
     method = Salience(fill="none").build(spec, {"mm": spec}, data_of())
     method.measure([], teacher, {"mm": teacher})
@@ -78,13 +87,10 @@ def test_the_released_code_fills_and_measures_nothing() -> None:
 @pytest.mark.parametrize(("fill", "banked"), [("mean", True), ("batch", False), ("none", True)])
 def test_a_teacher_filled_by_the_batch_is_not_banked(fill: str, banked: bool) -> None:
     network, spec = cast()
-    dataset = toy_dataset({"x": (8,)})
+    dataset = noise()
     base = Live("mm", network)
     method = Salience.model_validate({"fill": fill}).build(spec, {"mm": spec}, data_of())
     teachers = method.graduates({"mm": base})
-    from crossdistill.bank import BankSettings
-    from crossdistill.order import Order
-
     order = Order(dataset.splits["train"], len(dataset.splits["train"]), 8, 0)
     needs = {"mm@units": frozenset({Want.LOGITS})}
     stage = Stage.model_validate({"method": "kd", "epochs": 50})
