@@ -38,7 +38,7 @@ recipe = Recipe(
     teachers={"both": Network(Both(), reads=("camera", "radar"))},
     stages=(Stage(method="supervised", learner="both", epochs=6), Stage(method="kd", epochs=16)),
 )
-print(run(recipe, "runs/own-models"))
+print(run(recipe, "runs/own-models", resume=True))
 
 student = load_student("runs/own-models", module=alone())
 print(student.logits({"radar": torch.tensor(radar[:5]).float()}).argmax(1))

@@ -59,6 +59,7 @@ LAYERS = (
         "cli",
         "cli_bank",
         "cli_list",
+        "cli_options",
         "__main__",
     },
 )

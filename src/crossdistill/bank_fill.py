@@ -225,7 +225,10 @@ class _Writer:
             own = ids if rows is None else ids[rows.cpu()]
             shown = ", ".join(map(str, own[bad].tolist()[:8]))
             precision = "" if key.dtype == key.gives else f" as {key.dtype}; bank.dtype={key.gives} may hold them"
-            raise NonFiniteError(f"bank {self._bank.path}: {key.want} is NaN or Inf for the samples {shown}{precision}")
+            raise NonFiniteError(
+                f"bank {self._bank.path}: {key.want} is NaN or Inf for the samples {shown}{precision}; "
+                "look at these samples, and at the weights of the network that gave this"
+            )
         if rows is not None:
             stored = stored.new_zeros((len(ids), *stored.shape[1:])).index_copy(0, rows.cpu(), stored)
         stored = stored.contiguous()

@@ -33,7 +33,8 @@ def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report |
     if path.is_file():
         if not resume:
             raise RunError(
-                f"{out} holds a run already; go on with --resume, or choose another folder with --out, or remove it"
+                f"{out} holds a run already; go on with --resume, or choose another folder with --out, or remove it "
+                "(in Python: run(recipe, out, resume=True))"
             )
         # The same recipe may have been made in another way.
         then, now = (plain | {"origin": None} for plain in (_read(path), yaml.safe_load(recipe.to_yaml())))
@@ -57,8 +58,8 @@ def take(out: Path, recipe: Recipe, where: Devices) -> None:
         StorageError: it cannot be written.
     """
     if where.is_main:
-        # What a killed process was writing at that moment; only this run writes here.
-        for folder in (out, out / "stages"):
+        # What a killed process was writing at that moment; nobody else writes here.
+        for folder in (out, out / "stages", out / "banks"):
             for path in folder.glob(".*.tmp"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)

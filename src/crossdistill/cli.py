@@ -11,6 +11,26 @@ import typer
 from crossdistill import __version__
 from crossdistill.cli_bank import bank
 from crossdistill.cli_list import listing
+from crossdistill.cli_options import (
+    AsJson,
+    Budget,
+    Control,
+    DataName,
+    DryRun,
+    Jobs,
+    Labelled,
+    Methods,
+    Out,
+    Place,
+    Preset,
+    Resume,
+    Seeds,
+    Settings,
+    Students,
+    Sweep,
+    Teachers,
+    Tiny,
+)
 from crossdistill.errors import CrossdistillError, RecipeError, StoppedError
 
 if TYPE_CHECKING:
@@ -26,15 +46,6 @@ app = typer.Typer(
 )
 app.add_typer(listing, name="list")
 app.add_typer(bank, name="bank")
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="A parameter of the recipe, or any of its fields."),
-]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default under runs/.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")]
-Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps on a few rows, to see that all of it runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -142,66 +153,23 @@ def predict_command(
 
 @app.command("compare")
 def compare_command(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="As in `crossdistill list data`.")],
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            "--methods",
-            help="Names with commas (crossdistill list methods); all: every method once, without presets and ablations "
-            "(mst-distill-...), which are run when they are named.",
-        ),
-    ] = None,
-    students: Annotated[
-        str | None, typer.Option("--students", help="Modalities with commas; by default every one.")
-    ] = None,
-    teachers: Annotated[
-        str | None,
-        typer.Option(
-            "--teachers",
-            help="mm (multimodal), cm (cross-modal), mm+cm with commas; by default each method's own. A method whose "
-            "own are both is run once with both where both are named.",
-        ),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs of each cell.")] = None,
-    labelled: Annotated[
-        str | None, typer.Option("--labelled", help="Fractions of the student's labels, with commas.")
-    ] = None,
-    control: Annotated[
-        str | None,
-        typer.Option("--control", help="shuffled: teachers look at other rows, at the scarcest labels of the grid."),
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sweep",
-            metavar="FIELD=A,B,C",
-            help="Tune a field of the methods, of their stage or of its optimizer: the same number of trials for every "
-            "method, on a seed of their own, chosen on the validation split. Can be given several times.",
-        ),
-    ] = None,
-    budget: Annotated[
-        float | None, typer.Option("--budget", metavar="MINUTES", help="Pick seeds and epochs that fit, and say so.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="demo: the README's table.")] = None,
+    data: DataName,
+    methods: Methods = None,
+    students: Students = None,
+    teachers: Teachers = None,
+    seeds: Seeds = None,
+    labelled: Labelled = None,
+    control: Control = None,
+    sweep: Sweep = None,
+    budget: Budget = None,
+    preset: Preset = None,
     settings: Settings = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core, or what the cluster has.")
-    ] = None,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on",
-            metavar="PLACE",
-            help="local, ray[:address=...,num_gpus=...] or slurm[:slurm_partition=...,timeout_min=...]; machines share "
-            "the folder of --out.",
-        ),
-    ] = "local",
+    jobs: Jobs = None,
+    on: Place = "local",
     out: Out = None,
     resume: Resume = False,
     tiny: Tiny = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the cells, what they share, projected time, and what cannot apply.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train several methods under equal conditions, and print one table with paired statistics."""
     from crossdistill.bench.compare import compare

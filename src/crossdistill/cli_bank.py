@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from crossdistill.cli_options import AsJson
 from crossdistill.errors import BankDamaged, SettingError
 
 bank = typer.Typer(
@@ -15,8 +16,6 @@ bank = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's folder, a folder of banks, or one bank.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
-
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 

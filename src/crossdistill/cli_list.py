@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
+from crossdistill.cli_options import AsJson
 
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
+listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
 
 WIDE = 200
 """Characters in a line where nobody looks at a terminal."""

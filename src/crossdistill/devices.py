@@ -1,5 +1,6 @@
 """One device to many machines: the only file that knows of ranks (torchrun's variables), DDP and accelerators."""
 
+import atexit
 import inspect
 import os
 import resource
@@ -149,7 +150,7 @@ class _Gathered(torch.autograd.Function):
 
 @contextmanager
 def devices(wanted: str = "auto") -> Iterator[Devices]:
-    """Join the other ranks where torchrun started several, and leave them at the end.
+    """Join the other ranks where torchrun started several; the process leaves them when it ends.
 
     Raises:
         SettingError: the device is not there; names those that are.
@@ -159,16 +160,18 @@ def devices(wanted: str = "auto") -> Iterator[Devices]:
     if ranks == 1:
         yield Devices(device)
         return
-    own = not dist.is_initialized()
-    if own:
+    if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Devices(device, rank, ranks)
-    finally:
-        if own:
-            dist.destroy_process_group()
+        # Ranks meet once: the next run of the same processes finds each other in the same group.
+        atexit.register(_leave)
+    yield Devices(device, rank, ranks)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices
 from crossdistill.evaluation import Predictions, chance, predict
+from crossdistill.network import Network
 from crossdistill.outputs import Want
 from crossdistill.plan import Plan
 from crossdistill.report import Report, Row
@@ -45,7 +46,8 @@ def finish(plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, s
         _save_predictions(out / "predictions.npz", student)
         parameters = plan.parameters()[recipe.learner]
         title = f"{recipe.learner} student of {recipe.name}"
-        card = model_card(dataset, title, report.markdown(), list(recipe.teachers), parameters)
+        foreign = isinstance(recipe.student, Network)
+        card = model_card(dataset, title, report.markdown(), list(recipe.teachers), parameters, foreign=foreign)
         save_student(out / "student", plan.members[recipe.learner], recipe.student, dataset, card)
         report.save()
     where.wait()

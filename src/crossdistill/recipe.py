@@ -130,6 +130,13 @@ class Recipe(BaseModel):
             return find_data(str(settings.get("name"))).model_validate(settings)
         return value
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"wanted auto, cpu, mps, cuda or cuda:NUMBER, found {value!r}")
+        return value
+
     @field_validator("tracking", mode="before")
     @classmethod
     def _one_tracker(cls, value: Any) -> Any:

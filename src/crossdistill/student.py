@@ -155,12 +155,18 @@ def _spec(name: str, values: Mapping[str, Any], fitted: Mapping[str, Tensor]) ->
     return InputSpec(values["kind"], tuple(values["shape"]), values["options"], own)
 
 
-def model_card(dataset: Dataset, title: str, table: str, teachers: Sequence[str], parameters: int) -> str:
-    """The student's README: what it is, what was measured, on what, and whose licences hold."""
+def model_card(
+    dataset: Dataset, title: str, table: str, teachers: Sequence[str], parameters: int, *, foreign: bool = False
+) -> str:
+    """The student's README: what it is, what was measured, on what, and whose licences hold.
+
+    A `foreign` student's module is not in the table of models: whoever loads it has to bring it.
+    """
     licences = "\n".join(
         f"- {one.name}: {one.licence} ({one.source}){'' if one.commercial else '. **Forbids commercial use.**'}"
         for one in dataset.licences
     )
+    given = ", module=YourModule()" if foreign else ""
     return f"""# {title}
 
 A student of {parameters:,} parameters, distilled with crossdistill.
@@ -183,7 +189,7 @@ Test split of `{dataset.name}`; model selection saw the validation split only.
 ```python
 from crossdistill import load_student
 
-student = load_student("this folder")
+student = load_student("this folder"{given})
 student.predict(["a file"])
 ```
 """

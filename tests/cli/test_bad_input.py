@@ -78,6 +78,7 @@ def test_all_faults_of_all_settings_at_once_in_a_real_process(tmp_path: Path) ->
         ("checkpoints.steps=often", ["wanted a whole number, found 'often'"]),
         ("student_name=mm", ["'mm' is the student's name already; set student_name to another"]),
         ("student.options={classes: 3}", ["leave `classes` out"]),
+        ("device=tpu", ["wanted auto, cpu, mps, cuda or cuda:NUMBER, found 'tpu'"]),
         ("seed.x=1", ["seed is 0, which has nothing below it"]),
         ("labelled=0", ["wanted more than 0, found 0"]),
         ("teachers=xx", ["wanted 'mm' or 'cm' or 'mm+cm', found 'xx'"]),
@@ -189,7 +190,10 @@ def test_faults_in_a_recipe_file_say_where(crossdistill: Command, tmp_path: Path
 def test_a_live_recipe_is_refused_with_the_reason_and_the_way_out(tmp_path: Path) -> None:
     """Run from its function, refused from its file, and the command in the refusal works: all of it real."""
     recipe = f"{FILES}:live"
-    assert process("run", recipe, "--out", "out", "--set", "epochs=0", cwd=tmp_path).status == 0
+    done = process("run", recipe, "--out", "out", "--set", "epochs=0", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "| toy | first | 100% | kd |" in done.out
+    assert "results: out/results.json" in done.err
     said = process("run", "out/recipe.yaml", cwd=tmp_path)
     assert said.status == 2
     has(said, "data, student, teachers.teacher-0: built from live objects", f"crossdistill run {recipe} --set epochs=0")

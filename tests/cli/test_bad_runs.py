@@ -43,16 +43,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits: None, tmp_path: Path) -
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_inf_in_the_data_names_the_batch_that_holds_it(crossdistill: Command) -> None:
-    said = crossdistill("run", f"{FILES}:hides_nan", "--out", "out", "--set", "checkpoints.steps=1")
-    has(said, "stage 'kd', epoch 0, step", "the batch holds the sample ids [")
+def _row_with_inf() -> int:
     sys.path.insert(0, str(FILES.parent))
     from recipe_files import hides_nan
 
-    row = int(hides_nan().data.splits["train"][5])  # type: ignore[union-attr]
+    return int(hides_nan().data.splits["train"][5])  # type: ignore[union-attr]
+
+
+def test_inf_in_the_data_names_the_batch_that_holds_it(crossdistill: Command) -> None:
+    live = ("--set", "stages.kd.source=live", "--set", "checkpoints.steps=1")
+    said = crossdistill("run", f"{FILES}:hides_nan", "--out", "out", *live)
+    has(said, "stage 'kd', epoch 0, step", "the batch holds the sample ids [")
     ids = json.loads(said.err.partition("sample ids ")[2].partition("]")[0] + "]")
-    assert row in ids
+    assert _row_with_inf() in ids
     assert len(ids) == 12
+
+
+def test_inf_in_what_a_bank_would_hold_names_the_sample(crossdistill: Command) -> None:
+    said = crossdistill("run", f"{FILES}:hides_nan", "--out", "out")
+    has(said, "logits is NaN or Inf for the samples", "look at these samples")
+    assert _row_with_inf() == int(said.complaint().partition("for the samples ")[2].partition(";")[0])
 
 
 def test_nan_in_own_arrays_is_refused_before_training(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_every_command_explains_itself(crossdistill: Command, command: str) -> N
         assert option in said.out
 
 
-def test_models_with_exact_sizes_in_a_real_process() -> None:
-    said = process("list", "models", "--json")
+def test_models_with_exact_sizes(crossdistill: Command) -> None:
+    said = crossdistill("list", "models", "--json")
     assert said.status == 0
     rows = {row["name"]: row for row in json.loads(said.out)}
     assert all(list(row) == ["name", "parameters", "modalities", "taps"] for row in rows.values())
@@ -150,13 +150,6 @@ def test_a_recipe_is_a_function(digits: None, crossdistill: Command, recipe: str
     assert rows_of(Path("out"))[-1]["mean"] > 0
 
 
-def test_a_function_in_a_file_in_a_real_process(tmp_path: Path) -> None:
-    said = process("run", f"{FILES}:live", "--out", "out", "--set", "epochs=2", cwd=tmp_path)
-    assert said.status == 0, said.err
-    assert "| toy | first | 100% | kd |" in said.out
-    assert "kd: 2 epochs in" in said.err
-
-
 def test_dry_run_says_what_would_happen_and_writes_nothing(digits: None, crossdistill: Command, tmp_path: Path) -> None:
     said = crossdistill("run", "av-digits/mst-distill", "--tiny", "--dry-run")
     assert said.status == 0, said.err
@@ -225,12 +218,14 @@ def test_tensorboard_gets_every_number_and_is_closed(digits: None, crossdistill:
     assert [event.value for event in events.Scalars("supervised-image/loss")] == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_compare_puts_methods_side_by_side(digits: None, tmp_path: Path) -> None:
     """With real worker processes."""
     words = ["--methods", "supervised,kd", "--students", "image", "--seeds", "1", "--tiny", "--jobs", "1"]
     said = process("compare", "av-digits", *words, "--out", "out", cwd=tmp_path)
     assert said.status == 0, said.err
-    assert "student: image" in said.out
+    assert "supervised" in said.out, said.out
+    assert "not distinguishable" in said.out or "against" in said.out
     rows = rows_of(tmp_path / "out")
     assert all(list(row) == COLUMNS for row in rows)
     assert {row["method"] for row in rows} >= {"chance", "teacher:mm", "supervised", "kd"}

@@ -202,7 +202,7 @@ class TellsSourcesApart(Honest):
 
 
 BROKEN: list[tuple[type[Honest], str, str]] = [
-    (Rises, "the loss is finite and falls", "after 20 steps"),
+    (Rises, "the loss is finite and falls", "after 12 steps"),
     (MovesTeacher, "what does not train stays", "weights or buffers moved"),
     (TrainsTeacher, "what does not train stays", "weights or buffers moved|train mode"),
     (KeepsTeacher, "owns neither student nor teachers", r"the source 'teacher-0' in .*memory"),

@@ -59,7 +59,7 @@ def test_equal_shapes_go_together_and_others_alone() -> None:
 
 def test_masks_that_are_too_large_together_run_one_after_another() -> None:
     masks, values = [mask_for((24,)) for _ in range(4)], [torch.zeros(8, 24)] * 4
-    one = 4 * 24 * 12 * (2 * 24 + 7 * 8)
+    one = 4 * 24 * 12 * (2 * 24 + 2 * 8)
     assert together(masks, values, limit=one) == [[0], [1], [2], [3]]
     assert together(masks, values, limit=2 * one) == [[0, 1], [2, 3]]
     assert together(masks, values, limit=1) == [[0], [1], [2], [3]], "one that is too large alone runs all the same"
@@ -69,3 +69,14 @@ def test_masks_that_are_too_large_together_run_one_after_another() -> None:
 def test_a_mask_alone_is_what_it_is() -> None:
     mask, value = mask_for((24,)), torch.randn(3, 24)
     assert torch.equal(masks_of([mask], [value])[0], mask(value))
+
+
+@pytest.mark.parametrize("shape", [(24,), (12, 5, 5)])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_no_rows_give_no_masks_and_a_gradient_of_zero(shape: tuple[int, ...], at_once: bool) -> None:
+    masks = [mask_for(shape).eval() for _ in range(2)]
+    rows = torch.zeros(0, *shape)
+    found = masks_of(masks, [rows, rows]) if at_once else [mask(rows) for mask in masks]
+    assert [tuple(one.shape) for one in found] == [(0, shape[0])] * 2
+    torch.stack([one.sum() for one in found]).sum().backward()
+    assert all(mask.embed.weight.grad is not None and not mask.embed.weight.grad.any() for mask in masks)

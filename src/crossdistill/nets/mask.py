@@ -6,8 +6,8 @@ MST-Distill, section 3.3 and equations 5 to 7 (arXiv 2507.07015). The reference 
 
 Everything after the attention weights is linear, so the value, output and final projections fold into one scalar for
 each token and head, and only that scalar is averaged by the weights: 1.5 L³ multiply-adds instead of 2.5 L³ at
-d = L / 2, equal to rounding, in value and in every parameter's gradient. The parameters stay the reference's own, so
-its state dictionaries load strictly.
+d = L / 2, equal to rounding, in value and in every parameter's gradient (`attention` computes it). The parameters stay
+the reference's own, so its state dictionaries load strictly.
 
 Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill.errors import SettingError, ShapeError
+from crossdistill.nets.attention import unit_logits
 
 
 def mask_width(length: int, heads: int, width_factor: int) -> int:
@@ -88,7 +89,7 @@ class MaskNet1d(nn.Module):
         Raises:
             ShapeError: the value is no batch of vectors of this length.
         """
-        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+        return torch.sigmoid(unit_logits(self.vector(value), self.embed, self.mha, self.fc))
 
 
 class MaskNet2d(nn.Module):
@@ -122,7 +123,7 @@ class MaskNet2d(nn.Module):
         Raises:
             ShapeError: the value is no batch of maps with this number of channels.
         """
-        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+        return torch.sigmoid(unit_logits(self.vector(value), self.embed, self.mha, self.fc))
 
 
 class SpatialReduction(nn.Module):
@@ -174,33 +175,6 @@ def check_width(width: int, heads: int) -> None:
     """
     if heads < 1 or width < 1 or width % heads:
         raise SettingError(f"mask: width {width} is no positive multiple of {heads} heads")
-
-
-def _unit_logits(vector: Tensor, embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear) -> Tensor:
-    """(B, L) -> (B, L): what the sigmoid turns into the mask, in the folded form of the module's docstring.
-
-    With attention weights A of head h, out_proj and fc give Σ_h Σ_j A_ij (u_h · v_j) + c, where u = fc.weight @
-    out_proj.weight; u_h · v_j is linear in token j, so its weights join those of query and key. The weights of A sum
-    to 1, which lets the value bias pass through them. Nothing is detached, so the original parameters get their
-    gradients through u.
-    """
-    width, heads = mha.embed_dim, mha.num_heads
-    rows, length = vector.shape
-    tokens = embed(vector).view(rows, length, width)
-    weight, bias = mha.in_proj_weight, mha.in_proj_bias
-    direction = (fc.weight @ mha.out_proj.weight).view(heads, width // heads)
-    scalar_weight = torch.einsum("he,hed->hd", direction, weight[2 * width :].view(heads, width // heads, width))
-    scalar_bias = (direction * bias[2 * width :].view(heads, width // heads)).sum(dim=1)
-    joint = functional.linear(
-        tokens, torch.cat([weight[: 2 * width], scalar_weight]), torch.cat([bias[: 2 * width], scalar_bias])
-    )
-    query, key, scalar = torch.split(joint, [width, width, heads], dim=2)
-    by_head = (rows, length, heads, width // heads)
-    attended = attend_scalars(
-        query.reshape(by_head).transpose(1, 2), key.reshape(by_head).transpose(1, 2), scalar.transpose(1, 2)
-    )
-    constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
-    return attended.sum(dim=1) + constant
 
 
 def attend_scalars(query: Tensor, key: Tensor, scalar: Tensor) -> Tensor:

@@ -141,6 +141,9 @@ def _unit_logits(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAtten
     """(B, L) -> (B, L): what the sigmoid turns into the mask, from codes instead of tokens."""
     width, heads = mha.embed_dim, mha.num_heads
     rows, length = vector.shape
+    if rows == 0:
+        # A rank without rows: nothing to attend to, but its gradient, zero, is still waited for.
+        return torch.add(vector, embed.down(vector).sum())
     code: Tensor = embed.down(vector)
     weight, bias = mha.in_proj_weight, mha.in_proj_bias
     direction = (fc.weight @ mha.out_proj.weight).view(heads, width // heads)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from crossdistill.nets.mask import MaskNet1d, MaskNet2d, attend_scalars
+from crossdistill.nets.attention import attend
+from crossdistill.nets.mask import MaskNet1d, MaskNet2d
 
 TOGETHER_BYTES = 256 * 2**20
 """What the stacked parameters and the saved values of masks in one pass may take; masks beyond it run alone."""
@@ -28,8 +29,8 @@ def together(masks: Sequence[nn.Module], values: Sequence[Tensor], limit: int = 
             continue
         length, width = mask.embed.in_features, mask.mha.embed_dim
         alike = (length, width, mask.mha.num_heads, len(value), value.dtype, value.device)
-        # Parameters and their gradients; tokens, queries, keys, and the copies that attention takes of them.
-        size = value.element_size() * length * width * (2 * length + 7 * len(value))
+        # Parameters and tokens, and the gradients of both.
+        size = value.element_size() * length * width * (2 * length + 2 * len(value))
         group, taken = open_groups.get(alike, ([], 0))
         if not group or taken + size > limit:
             group, taken = [], 0
@@ -50,32 +51,25 @@ def masks_of(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> list[Tenso
 
 
 def _unit_logits(vectors: Tensor, masks: Sequence[MaskNet1d | MaskNet2d]) -> Tensor:
-    """(G, B, L) -> (G, B, L): the folded form of `mask`, with a leading dimension of networks."""
+    """(G, B, L) -> (G, B, L): `attention.unit_logits` with a leading dimension of networks."""
 
     def stacked(pick: Callable[[MaskNet1d | MaskNet2d], Tensor]) -> Tensor:
         return torch.stack([pick(mask) for mask in masks])
 
-    (group, rows, length), width, heads = vectors.shape, masks[0].mha.embed_dim, masks[0].mha.num_heads
     embed_weight, embed_bias = stacked(lambda m: m.embed.weight), stacked(lambda m: m.embed.bias)
+    if vectors.shape[1] == 0:
+        # A rank without rows: nothing to attend to, but its gradient, zero, is still waited for.
+        return torch.bmm(vectors, embed_weight[:, : vectors.shape[2]].transpose(1, 2))
     tokens = torch.baddbmm(embed_bias.unsqueeze(1), vectors, embed_weight.transpose(1, 2))
-    weight, bias = stacked(lambda m: m.mha.in_proj_weight), stacked(lambda m: m.mha.in_proj_bias)
-    out_weight, out_bias = stacked(lambda m: m.mha.out_proj.weight), stacked(lambda m: m.mha.out_proj.bias)
-    fc_weight, fc_bias = stacked(lambda m: m.fc.weight), stacked(lambda m: m.fc.bias)
-    direction = torch.bmm(fc_weight, out_weight).view(group, heads, width // heads)
-    value_weight = weight[:, 2 * width :].view(group, heads, width // heads, width)
-    scalar_weight = torch.einsum("ghe,ghed->ghd", direction, value_weight)
-    scalar_bias = (direction * bias[:, 2 * width :].view(group, heads, width // heads)).sum(dim=2)
-    joint_weight = torch.cat([weight[:, : 2 * width], scalar_weight], dim=1)
-    joint_bias = torch.cat([bias[:, : 2 * width], scalar_bias], dim=1)
-    joint = torch.baddbmm(
-        joint_bias.unsqueeze(1), tokens.view(group, rows * length, width), joint_weight.transpose(1, 2)
-    )
-    query, key, scalar = torch.split(joint, [width, width, heads], dim=2)
-    by_head = (group * rows, length, heads, width // heads)
-    attended = attend_scalars(
-        query.reshape(by_head).transpose(1, 2),
-        key.reshape(by_head).transpose(1, 2),
-        scalar.reshape(group * rows, length, heads).transpose(1, 2),
-    )
-    constant = torch.bmm(fc_weight, out_bias.unsqueeze(2)) + fc_bias.unsqueeze(2)
-    return attended.sum(dim=1).view(group, rows, length) + constant
+    with torch.autocast(vectors.device.type, enabled=False):
+        fc_weight = stacked(lambda m: m.fc.weight)
+        attended = attend(
+            tokens.view(*vectors.shape, -1),
+            stacked(lambda m: m.mha.in_proj_weight),
+            stacked(lambda m: m.mha.in_proj_bias),
+            stacked(lambda m: m.mha.out_proj.weight),
+            fc_weight,
+            masks[0].mha.num_heads,
+        )
+        constant = torch.bmm(fc_weight, stacked(lambda m: m.mha.out_proj.bias).unsqueeze(2))
+        return attended + constant + stacked(lambda m: m.fc.bias).unsqueeze(2)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from crossdistill.devices import Devices
 from crossdistill.testing.rehearsal import Contract, Rehearsal, with_absent
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds until processes that wait for each other are given up."""
 
 
@@ -51,11 +52,13 @@ def _start(contract: Contract, teachers: int, ranks: int, folder: Path) -> None:
     try:
         for process in processes:
             process.start()
-        for process in processes:
-            process.join(PATIENCE)
-        waiting = [rank for rank, process in enumerate(processes) if process.is_alive()]
-        assert not waiting, f"The ranks {waiting} of {ranks} still wait for another after {PATIENCE:.0f} s"
-        failed = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode}
+        end = time.monotonic() + PATIENCE
+        # Whoever fails is not waited for by the others: they would wait for ever.
+        while any(one.is_alive() for one in processes) and not any(one.exitcode for one in processes):
+            waiting = [rank for rank, one in enumerate(processes) if one.is_alive()]
+            assert time.monotonic() < end, f"The ranks {waiting} of {ranks} wait for each other since {PATIENCE:.0f} s"
+            processes[waiting[0]].join(0.2)
+        failed = {rank: one.exitcode for rank, one in enumerate(processes) if one.exitcode}
         said = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
         assert not failed, f"The ranks {sorted(failed)} of {ranks} failed: {' | '.join(said) or failed}"
     finally:

@@ -1,0 +1,68 @@
+"""Options of the command line that several commands take, or that would hide what a command does."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A parameter of the recipe, or any of its fields."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default under runs/.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")]
+Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps on a few rows, to see that all of it runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
+
+DataName = Annotated[str, typer.Argument(metavar="DATA", help="As in `crossdistill list data`.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        help="Names with commas (crossdistill list methods); all: every method once, without presets and ablations "
+        "(mst-distill-...), which are run when they are named.",
+    ),
+]
+Students = Annotated[str | None, typer.Option("--students", help="Modalities with commas; by default every one.")]
+Teachers = Annotated[
+    str | None,
+    typer.Option(
+        "--teachers",
+        help="mm (multimodal), cm (cross-modal), mm+cm with commas; by default each method's own. A method whose "
+        "own are both is run once with both where both are named.",
+    ),
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs of each cell.")]
+Labelled = Annotated[str | None, typer.Option("--labelled", help="Fractions of the student's labels, with commas.")]
+Control = Annotated[
+    str | None,
+    typer.Option("--control", help="shuffled: teachers look at other rows, at the scarcest labels of the grid."),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="FIELD=A,B,C",
+        help="Tune a field of the methods, of their stage or of its optimizer: the same number of trials for every "
+        "method, on a seed of their own, chosen on the validation split. Can be given several times.",
+    ),
+]
+Budget = Annotated[
+    float | None, typer.Option("--budget", metavar="MINUTES", help="Pick seeds and epochs that fit, and say so.")
+]
+Preset = Annotated[str | None, typer.Option("--preset", help="demo: the README's table.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core, or what the cluster has.")
+]
+Place = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        metavar="PLACE",
+        help="local, ray[:address=...,num_gpus=...] or slurm[:slurm_partition=...,timeout_min=...]; machines share "
+        "the folder of --out.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List the cells, what they share, projected time, and what cannot apply.")
+]
