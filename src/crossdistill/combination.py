@@ -24,9 +24,10 @@ class LogitConfig(MethodConfig):
     """Settings of every method that distils logits: how several teachers count, and standardisation."""
 
     combine: Literal["each", "probabilities", "logits", "weighted", "best"] = "each"
-    """"each": one term for each teacher, averaged. The others make one prediction of them: the mean of their
-    probabilities, of their logits, of their probabilities with `teacher_weights`, or in each labelled row the teacher
-    with the lowest cross-entropy of its own (an unlabelled row has no best: the mean of probabilities)."""
+    """"each": one term for each teacher, averaged; one that did not see a row adds nothing there. The others make one
+    prediction of those who saw it: the mean of their probabilities, of their logits, of their probabilities with
+    `teacher_weights`, or in each labelled row the teacher with the lowest cross-entropy of its own (an unlabelled row
+    has no best: the mean of probabilities)."""
     teacher_weights: Mapping[str, float] = Field(default_factory=dict)
     """For "weighted", by teacher; a teacher that is not named counts 1, and they are scaled to add up to 1."""
     standardise: bool = False
@@ -64,8 +65,8 @@ class LogitConfig(MethodConfig):
 class Lesson:
     """One prediction to learn from, on the rows of the student's outputs: a teacher's, or that of several.
 
-    It counts `share` of the loss in a row that everybody saw, and `weight` times that in each row (R,): nothing where
-    nobody saw it, more where others did not. `seen` marks the rows that somebody saw (None: all).
+    It counts `share` of the loss, and `weight` times that in each row (R,): 1 where somebody saw it, else 0. `seen`
+    marks the rows that somebody saw (None: all).
     """
 
     name: str
@@ -96,7 +97,7 @@ def lessons(config: LogitConfig, student: Outputs, batch: Batch, teachers: Mappi
     partly = any(outputs.rows is not None for outputs in given.values())
     logits = torch.stack([standardised(one) for one in raw]) if config.standardise else raw
     if config.combine == "each":
-        weight = saw * (len(given) / saw.sum(0).clamp(min=1))
+        weight = saw.to(logits.dtype)
         alone = torch.zeros_like(weight[:1])
         return [
             Lesson(name, logits[k : k + 1], alone, weight[k], 1 / len(given), saw[k] if partly else None)
