@@ -10,6 +10,7 @@ from crossdistill.method import MethodConfig
 from crossdistill.methods import METHODS
 from crossdistill.methods.crd import CRD
 from crossdistill.methods.pkt import PKT
+from crossdistill.methods.salience import Salience
 from crossdistill.methods.sp import SP
 from crossdistill.methods.specialise import Specialise
 from crossdistill.testing import TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_cast
@@ -19,6 +20,8 @@ ARGUMENTS: Mapping[str, Callable[[Sequence[str]], MethodConfig]] = {
     # Few negatives, because the data are few; weights at which rounding stays below what is compared.
     "crd": lambda _: CRD(negatives=32, width=16),
     "pkt": lambda _: PKT(weight=100.0),
+    # The last tap of the toy networks is beside their logits; one permutation does for the contract.
+    "salience": lambda teachers: Salience(taps=dict.fromkeys(teachers, "hidden"), repeats=1),
     "sp": lambda _: SP(weight=30.0),
     "specialise": lambda teachers: Specialise(taps=dict.fromkeys(teachers, ("joint", "hidden"))),
 }
