@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "setup: no Python >= 3.11 with the venv module found. Install one (Debian: apt install python3 python3-venv) or say make setup PYTHON=/path/to/python." >&2; exit 1; \
 	fi; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "setup: making $(VENV) with $$found"; "$$found" -m venv --clear $(VENV); fi
+	@echo "setup: installing torch 2.13.0 and what else constraints.txt pins into $(VENV); some minutes on a slow line"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $@

@@ -1,6 +1,7 @@
 """The command line as tests use it: in this process, or as a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -70,14 +71,21 @@ def process(
 def finished(
     words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> Said:
-    """Any process, run to its end."""
-    done = subprocess.run(
+    """Any process, run to its end; one that takes too long is ended with all that it started."""
+    child = subprocess.Popen(
         list(words),
         cwd=cwd,
         env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    return Said(done.returncode, done.stdout, done.stderr)
+    try:
+        out, err = child.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        raise
+    return Said(child.returncode, out, err)

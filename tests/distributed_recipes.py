@@ -1,5 +1,7 @@
 """Recipes without BatchNorm and dropout, and with plain descent: two processes then equal one to rounding."""
 
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +33,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "collaborate-absent": {"method": "collaborate", "absent": 0.5},
     "specialise-absent": {"method": "specialise", "absent": 0.5},
     "route-absent": {"method": "route", "absent": 0.5},
+    "longer": {"method": "route", "weighting": "loss-ratio", "epochs": 15, "every": 3},
 }
 
 
@@ -64,7 +67,22 @@ def recipe(
     )
 
 
+class Steps:
+    """Asked after every step whether to stop; ends its process at one of them, as a kill from outside would."""
+
+    def __init__(self, fatal: int) -> None:
+        self.fatal, self.count = fatal, 0
+
+    def __call__(self) -> bool:
+        self.count += 1
+        if self.count == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+
 if __name__ == "__main__":
-    # All of them in the same processes: starting these takes longer than the runs.
-    for case, given in CASES.items():
-        run(recipe(**given), Path(sys.argv[1]) / case)
+    # FOLDER [CASE [STEP TO BE KILLED AT]]; all cases in the same processes: starting these takes longer than the runs.
+    folder, *which = sys.argv[1:]
+    steps = Steps(fatal=int((*which, 0, 0)[1]))
+    for case in which[:1] or CASES:
+        run(recipe(**CASES[case]), Path(folder) / case, resume=True, stop=steps)

@@ -1,7 +1,10 @@
 """Two processes started by torchrun equal one, through the real command line, on the CPU."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import distributed_recipes
@@ -10,6 +13,8 @@ from command_line import Said, finished
 from distributed_recipes import CASES, recipe
 from safetensors.torch import load_file
 
+from crossdistill.errors import ResumeError
+from crossdistill.recipes import make
 from crossdistill.runner import run
 
 RECIPES = str(Path(distributed_recipes.__file__).resolve())
@@ -57,53 +62,73 @@ def assert_close(found: Path, wanted: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case, run by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    said = finished([*TORCHRUN, "2", RECIPES, str(folder)])
+    said = finished([*TORCHRUN, "2", RECIPES, str(folder)], timeout=600)
     assert said.status == 0, said.err
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_one(case: str, two: Path, tmp_path: Path) -> None:
-    run(recipe(**CASES[case]), tmp_path / "one")
-    assert_close(two / case, tmp_path / "one")
+def test_two_processes_equal_one(two: Path, tmp_path: Path) -> None:
+    """Every method and weighting; absent modalities, and a last step of one row, which leaves the second with none."""
+    # What rounding does to a step, later ones amplify.
+    for case in CASES.keys() - {"longer"}:
+        run(recipe(**CASES[case]), tmp_path / case)
+        assert_close(two / case, tmp_path / case)
 
 
-def test_the_command_line_under_two_processes(tmp_path: Path) -> None:
-    said = several("run", RECIPE, *settings(method="collaborate"), "--out", tmp_path / "two")
+def test_the_command_line_under_two_processes(digits: None, tmp_path: Path) -> None:
+    words = ["av-digits/mst-distill", "--tiny"]
+    for stage in ("collaborate", "specialise", "route"):
+        words += ["--set", f"stages.{stage}.optimizer.name=sgd"]
+    # A mask on maps has a BatchNorm, which sees other rows in each process; one on vectors has none.
+    words += ["--set", "stages.specialise.method.taps={mm: [fc1], audio: [fc1]}"]
+    said = several("run", *words, "--out", tmp_path / "two")
     assert said.status == 0, said.err
     # One of them speaks.
     assert said.out.count("| data | student |") == 1
     assert said.err.count("results: ") == 1
-    run(recipe("collaborate"), tmp_path / "one")
+    run(make(words[0], words[3::2]).tiny(), tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
-def test_three_processes_on_the_embedded_data(digits: None, tmp_path: Path) -> None:
-    words = ["av-digits/mst-distill", "--tiny"]
-    for stage in ("collaborate", "specialise", "route"):
-        words += ["--set", f"stages.{stage}.optimizer.name=sgd"]
-    # One mask on maps has a BatchNorm, which sees other rows in each process; vectors have none.
-    words += ["--set", "stages.specialise.method.taps={mm: [fc1], audio: [fc1]}"]
-    said = several("run", *words, "--out", tmp_path / "three", ranks=3)
-    assert said.status == 0, said.err
-    alone = finished([sys.executable, "-m", "crossdistill", "run", *words, "--out", str(tmp_path / "one")])
-    assert alone.status == 0, alone.err
-    assert_close(tmp_path / "three", tmp_path / "one")
-
-
-def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    words = ["run", RECIPE, *settings(method="kd", absent=0.0), "--out", out]
-    with pytest.raises(KeyboardInterrupt):
-        run_until_first_checkpoint(out)
-    said = several(*words, "--resume")
+def test_killed_and_resumed_under_two_processes(two: Path, tmp_path: Path) -> None:
+    said = finished([*TORCHRUN, "2", RECIPES, str(tmp_path), "longer", "20"])
     assert said.status != 0
-    assert f"{out} cannot be resumed: the number of processes was 1 when it was started, and is 2 now" in said.err
+    assert "SIGKILL" in said.err
+    out = tmp_path / "longer"
+    assert list((out / "checkpoints").iterdir())
+    assert not (out / "results.json").exists()
+    said = finished([*TORCHRUN, "2", RECIPES, str(tmp_path), "longer"])
+    assert said.status == 0, said.err
+    # Of 45: the last checkpoint was made after 18.
+    assert said.out.split("\n")[:2] == ["27 steps"] * 2
+    for name in ("student/model.safetensors", "metrics.jsonl", "stages/00-route/method.safetensors"):
+        assert (out / name).read_bytes() == (two / "longer" / name).read_bytes(), name
 
 
-def run_until_first_checkpoint(out: Path) -> None:
-    class Stop:
-        def __call__(self) -> bool:
-            raise KeyboardInterrupt
+def test_asked_to_stop_two_processes_save_together_and_one_cannot_go_on(tmp_path: Path) -> None:
+    given = {"method": "kd", "epochs": 4000, "every": 100000}
+    out = tmp_path / "out"
+    child = subprocess.Popen(
+        launch("run", RECIPE, *settings(**given), "--out", out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while child.poll() is None and not list((out / "checkpoints").glob("00-*")):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=300)
+    assert child.returncode != 0
+    assert err.count(f"go on with: crossdistill run {out} --resume") == 1, err
+    said = "cannot be resumed: the number of processes was 2 when it was started, and is 1 now"
+    with pytest.raises(ResumeError, match=said):
+        run(recipe(**given), out, resume=True)
 
-    run(recipe(), out, stop=Stop())
+
+def test_what_stops_one_process_stops_all_with_a_reason(tmp_path: Path) -> None:
+    words = ["run", RECIPE, *settings(method="kd"), "--set", "stages.0.optimizer.learning_rate=1e30"]
+    said = several(*words, "--out", tmp_path / "out")
+    assert said.status != 0
+    assert "crossdistill: stage 'kd', epoch 0, step" in said.err
+    assert "NaN or Inf in" in said.err

@@ -32,6 +32,7 @@ LAYERS = (
         "report",
         "devices",
         "evaluation",
+        "metrics",
         "claim",
         "plan",
         "preflight",

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -138,6 +139,21 @@ def test_a_kill_while_something_is_put_in_its_place(whole: Path, tmp_path: Path,
     assert killed_at(call, before, lambda: run(three_stages(), out)) == -signal.SIGKILL
     run(three_stages(), out, resume=True)
     assert_same_run(out, whole)
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_single_write(whole: Path, tmp_path: Path) -> None:
+    call = 0
+    for call in range(1, 400):
+        for before in (True, False):
+            out = tmp_path / f"run-{call}-{before}"
+            status = killed_at(call, before, lambda out=out: run(three_stages(), out))  # type: ignore[misc]
+            run(three_stages(), out, resume=True)
+            assert_same_run(out, whole)
+            shutil.rmtree(out)
+        if status == 0:
+            break
+    assert 30 < call < 399
 
 
 @pytest.mark.slow

@@ -113,6 +113,9 @@ def run_command(
 def eval_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
     split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    metric: Annotated[
+        str, typer.Option("--metric", help="accuracy, balanced-accuracy, macro-f1, kappa or matthews.")
+    ] = "accuracy",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -121,7 +124,7 @@ def eval_command(
     from crossdistill.recipe import Recipe
 
     recipe = Recipe.from_yaml(run / "recipe.yaml").overridden(settings or [])
-    found = evaluate_folder(run, recipe, split)
+    found = evaluate_folder(run, recipe, split, metric)
     if as_json:
         typer.echo(json.dumps(found))
     else:

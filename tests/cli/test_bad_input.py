@@ -299,6 +299,7 @@ def test_folders_that_are_no_run(crossdistill: Command, tmp_path: Path, finished
         "begun holds no student yet; finish its run with: crossdistill run begun --resume",
     )
     has(crossdistill("eval", finished_run, "--split", "tset"), "no split 'tset'; did you mean 'test'")
+    has(crossdistill("eval", finished_run, "--metric", "macro"), "no metric 'macro'; did you mean 'macro-f1'")
 
 
 def test_files_that_a_student_cannot_read(finished_run: Path, tmp_path: Path, crossdistill: Command) -> None:

@@ -164,6 +164,7 @@ def test_eval_repeats_what_the_run_measured(finished_run: Path, crossdistill: Co
     said = crossdistill("eval", finished_run, "--split", "validation")
     assert "accuracy 0." in said.out
     assert "on 100 rows of the validation split" in said.out
+    assert "macro-f1 0." in crossdistill("eval", finished_run, "--metric", "macro-f1").out
 
 
 def test_predict_names_a_class_for_each_file(finished_run: Path, crossdistill: Command) -> None:
