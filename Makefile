@@ -56,10 +56,8 @@ lint: $(STAMP) ## formatting and lint, changes nothing
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-bench: $(STAMP) ## run every script in benchmarks/
-	@shopt -s nullglob; scripts=(benchmarks/*.py); \
-	if [ $${#scripts[@]} -eq 0 ]; then echo "bench: benchmarks/ holds no script, nothing to run."; exit 0; fi; \
-	for script in "$${scripts[@]}"; do echo "bench: $$script"; $(BIN)/python "$$script"; done
+bench: $(STAMP) ## measure every claim about cost: benchmarks/results.json and the table in README.md
+	$(BIN)/python benchmarks/run.py
 
 docs: $(STAMP) ## check that links between the pages resolve
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -22,7 +22,7 @@ LAYERS = (
     {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
     {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method", "protocol", "combination", "taps"},
     {"methods", "models", "data", "backends"},
-    {"stage", "recipe"},
+    {"stage", "recipe", "precision"},
     {
         "runner",
         "source",
@@ -35,6 +35,7 @@ LAYERS = (
         "metrics",
         "claim",
         "plan",
+        "graphed",
         "preflight",
         "watch",
         "tracking",

@@ -129,6 +129,8 @@ CHANGES: Mapping[str, dict[str, Any]] = {
     "what trains": {"stages": (STAGE.model_copy(update={"trains": ("student:hidden",)}),)},
     "student": {"student": toy_network(seed=77), "student_name": "student-network"},
     "channels last": {"channels_last": True},
+    "precision": {"stages": (STAGE.model_copy(update={"precision": "bfloat16"}),)},
+    "compiling": {"stages": (STAGE.model_copy(update={"compile": True}),)},
 }
 
 
@@ -138,6 +140,16 @@ def test_a_key_changes_with_everything_that_matters(what: str) -> None:
     base = toy(**plain).jobs[0].key
     assert toy(**plain).jobs[0].key == base, "and with nothing else"
     assert toy(**(plain | CHANGES[what])).jobs[0].key != base
+
+
+def test_switches_that_are_off_leave_keys_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes in shared folders were found before there were these switches, and still are."""
+    seen: list[Any] = []
+    monkeypatch.setattr("crossdistill.plan.key_hash", lambda value: seen.append(value) or str(len(seen)))
+    off = {"precision": "float32", "compile": False, "cuda_graphs": False}
+    toy(stages=(Stage(method=KD(), epochs=2, **off),))
+    (settings,) = (value["stage"] for value in seen if isinstance(value, dict) and "stage" in value)
+    assert settings == {"name": "kd", "method": {"name": "kd"}, "epochs": 2}
 
 
 @pytest.mark.parametrize("changes", [{"name": "other"}, {"tracking": "tensorboard"}, {"method": "x"}, {"origin": "y"}])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crossdistill.bank import BankSettings
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.devices import Devices
 from crossdistill.display import Quiet
 from crossdistill.errors import BankDamaged, RecipeError
 from crossdistill.methods import KD, Collaborate, Route, Specialise, Supervised
@@ -23,6 +24,7 @@ from crossdistill.recipe import Recipe
 from crossdistill.runner import run
 from crossdistill.source import Choice, choices_key, explained, load_choices
 from crossdistill.stage import Stage
+from crossdistill.supply import supply
 from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
 from crossdistill.testing.toy import toy_cast
@@ -258,6 +260,40 @@ def test_a_run_on_banks_is_the_run_live(tmp_path: Path, name: str, control: Any)
     assert_close(weights(tmp_path / "live"), weights(tmp_path / "banked"))
     assert (tmp_path / "banked" / "banks").is_dir()
     assert not (tmp_path / "live" / "banks").exists()
+
+
+@pytest.mark.parametrize("absent", [0.0, 0.2])
+def test_a_block_is_computed_in_parts_that_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: float
+) -> None:
+    """What a part holds is the peak of memory of a stage that reads banks alone."""
+    data = toy_dataset(absent={"second": absent})
+    if absent:
+        data.present["second"][data.splits["train"].sort().values[14:28]] = False  # parts of which no row is seen
+    made, sizes = [], []
+    plain = Dataset.batch
+
+    def watched(self: Dataset, rows: Tensor, *more: Any, **named: Any) -> Batch:
+        sizes.append(len(rows))
+        return plain(self, rows, *more, **named)
+
+    for size in (10_000, 7):
+        monkeypatch.setattr("crossdistill.supply.PASS_ROWS", {"cpu": size})
+        plan = planned(recipe(masks("banked"), stage(Route(), "banked"), dataset=data))
+        monkeypatch.setattr(Dataset, "batch", watched)
+        sizes.clear()
+        supplied, _ = supply(
+            plan.jobs[1], plan.recipe.bank, tmp_path / f"{size}", Devices(torch.device("cpu")), Quiet()
+        )
+        monkeypatch.setattr(Dataset, "batch", plain)
+        assert max(sizes) <= max(size, 2)
+        batch = data.batch(data.splits["train"].sort().values[10:40])
+        made.append([teacher(batch) for teacher in supplied.teachers.values()])
+    for whole, parts in zip(*made, strict=True):
+        assert (whole.rows is None) == (parts.rows is None) == (not absent)
+        if whole.rows is not None:
+            assert torch.equal(whole.rows, parts.rows)
+        torch.testing.assert_close(whole.logits, parts.logits)
 
 
 def test_half_precision_is_close(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from crossdistill.errors import BankDamaged, BankMissing, BankStale, StorageErro
 from crossdistill.outputs import Want
 from crossdistill.storage import atomic_folder, key_hash, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 """Changes whenever the same key would stand for other files."""
 BLOCK_ROWS = 256
 DESCRIPTION = "bank.json"

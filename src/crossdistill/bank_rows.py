@@ -41,7 +41,9 @@ class BankRows:
         except IndexError:
             raise BankMissing(self._absent(ids)) from None
         self._lookups += 1
-        if (ids.device.type == "cpu" or self._lookups % LOOK_EVERY == 1) and bool(failed):
+        # Nothing can be looked at while a graph is captured; what failed is seen at the next look.
+        capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        if (ids.device.type == "cpu" or (self._lookups % LOOK_EVERY == 1 and not capturing)) and bool(failed):
             failed.zero_()
             raise BankMissing(self._absent(ids))
         if self.views > 1 or view is not None:

@@ -5,6 +5,7 @@ after the term is computed, the graph is gone before the next term's begins: mem
 of the sum, and the step's interface, weighting, and DDP's hooks stay what they are. No pass is run twice.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,8 +41,10 @@ class _Eager(torch.autograd.Function):
             values = list(compute())
             # What a term's reduction sends back to every row; to the last bit, so that nothing is rounded twice.
             sent = [torch.ones((), dtype=value.dtype, device=value.device) / total_rows for value in values]
-            weights = [one.expand_as(value) for one, value in zip(sent, values, strict=True)]
-            found = torch.autograd.grad(values, parameters, weights, allow_unused=True)
+            ctx.boost = _boost(sent[0].device.type, total_rows)
+            weights = [(one * ctx.boost).expand_as(value) for one, value in zip(sent, values, strict=True)]
+            with torch.autocast(sent[0].device.type, enabled=False):
+                found = torch.autograd.grad(values, parameters, weights, allow_unused=True)
         ctx.counts, ctx.given = counts, [gradient is not None for gradient in found]
         ctx.save_for_backward(*sent, *(gradient for gradient in found if gradient is not None))
         return tuple(value.detach() for value in values)
@@ -53,9 +56,20 @@ class _Eager(torch.autograd.Function):
         sent = [next(saved) for _ in upstream]
         # One number for all rows: exactly 1 where the term has weight 1.
         scales = [
-            upstream[k].flatten()[0] / sent[k] if upstream[k].numel() else sent[k].new_zeros(())
+            upstream[k].flatten()[0] / sent[k] / ctx.boost if upstream[k].numel() else sent[k].new_zeros(())
             for k in range(len(upstream))
         ]
+        # Where a look is free, what needs no scaling is handed on as it is: masks have gradients of half a gigabyte.
+        plain = [scale.device.type == "cpu" and bool(scale == 1) for scale in scales]
         owners = [k for k, count in enumerate(ctx.counts) for _ in range(count)]
-        gradients = [next(saved) * scales[k] if given else None for k, given in zip(owners, ctx.given, strict=True)]
+        gradients: list[Tensor | None] = []
+        for k, given in zip(owners, ctx.given, strict=True):
+            gradient = next(saved) if given else None
+            gradients.append(gradient if gradient is None or plain[k] else gradient * scales[k])
         return (None, None, None, *gradients)
+
+
+def _boost(kind: str, total_rows: int) -> float:
+    """What gradients of float16 passes are multiplied by, so that they do not vanish: the loss scale comes later."""
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return 2.0 ** round(math.log2(total_rows)) if half else 1.0

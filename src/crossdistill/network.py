@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.cut import CutGraph
-from crossdistill.errors import CrossdistillError, ShapeError, SignalError, SplitError, TapError, nearest
+from crossdistill.errors import CrossdistillError, SettingError, ShapeError, SignalError, SplitError, TapError, nearest
 from crossdistill.fingerprint import function_key, structure
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 
@@ -50,6 +50,7 @@ class Network(nn.Module):
         self._call = call
         self._give = give
         self._graphs: dict[int, CutGraph] = {}
+        self._compiled: tuple[Callable[..., Any], ...] = ()
         self._overwritten: set[str] = set()
         self._verified: set[str] = set()
         known = dict(module.named_modules())
@@ -201,13 +202,24 @@ class Network(nn.Module):
         if tap not in self.taps:
             raise TapError(f"{self.name} has no tap {tap!r}; {nearest(tap, self.taps)}")
 
-    def _run(self, batch: Batch) -> Any:
+    def use_compiled(self, wanted: bool) -> None:
+        """Run whole passes through torch.compile from now on, or no longer; taps and cuts are read without it."""
+        # In a tuple: as a submodule it would hold every weight a second time.
+        self._compiled = (torch.compile(self.module),) if wanted else ()
+
+    def _run(self, batch: Batch, *, compiled: bool = False) -> Any:
         args, named = self.arguments(batch)
+        run = self._compiled[0] if compiled and self._compiled else self.module
         try:
-            return self.module(*args, **named)
+            return run(*args, **named)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError | CrossdistillError):
                 raise
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise SettingError(
+                    f"network {self.name!r} cannot be compiled: {' '.join(str(error).split())[:400]}; set compile to "
+                    "false (on a CPU, compiling takes a C++ compiler)"
+                ) from error
             shapes = [tuple(a.shape) for a in (*args, *named.values()) if isinstance(a, Tensor)]
             raise ShapeError(
                 f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape "
@@ -230,7 +242,7 @@ class Network(nn.Module):
                 self._layer(tap)
                 layer = self.module.get_submodule(tap)
                 handles.append(layer.register_forward_hook(lambda _m, _a, result, tap=tap: keep(tap, result)))
-            result = self._run(batch)
+            result = self._run(batch, compiled=not taps)
         finally:
             for handle in handles:
                 handle.remove()

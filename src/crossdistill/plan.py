@@ -219,7 +219,7 @@ class _Cast:
             name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
             for name, (network, taps) in trained.items()
         }
-        faults = check_settings(stage, method, {**moving, "method": method})
+        faults = check_settings(stage, method, {**moving, "method": method}, self.device)
         own = self.recipe.learner
         if own in trained and student.name != own and self.dataset.labelled is not None:
             faults.append(

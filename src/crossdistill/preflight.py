@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
+from crossdistill.graphed import graph_faults
 from crossdistill.method import Method, Progress, Step
 from crossdistill.outputs import OutputSpec
 from crossdistill.stage import Stage
 from crossdistill.teacher import Teacher
 
 
-def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module]) -> list[str]:
+def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module], device: torch.device) -> list[str]:
     """Faults of a stage that no method knows of; `moving` are the modules, or parts of them, that train in it."""
-    faults = []
+    faults = graph_faults(stage, method, device)
     if method.batch_relational and stage.micro_batches > 1:
         faults.append(
             f"{stage.method.name} compares the rows of a batch with each other, so its batch cannot be computed in "

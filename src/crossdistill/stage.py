@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import method_config
+from crossdistill.precision import PrecisionName
 from crossdistill.weighting import AnyWeighting, SumConfig
 
 
@@ -59,6 +60,12 @@ class Stage(BaseModel):
     """At most so many steps in an epoch; None: all rows."""
     fresh: bool = False
     """Start the learner from its initial weights again, instead of where the stages before left it."""
+    precision: PrecisionName = "float32"
+    """In which training passes compute; weights, losses, validation and banks stay float32."""
+    compile: bool = False
+    """Run networks through torch.compile. On a CPU this needs a C++ compiler."""
+    cuda_graphs: bool = False
+    """Replay each step as one CUDA graph: for students so small that their launches take longer than they do."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +102,15 @@ class Stage(BaseModel):
             raise ValueError(
                 f"fresh: {self.learner!r} starts from its initial weights here, so it has to train as a whole"
             )
+        if self.cuda_graphs:
+            unfit = {
+                "micro_batches of 1": self.micro_batches != 1,
+                "the plain sum as weighting": self.weighting.name != "sum",
+                "a constant learning rate": self.optimizer.schedule != "constant",
+                "float32 or bfloat16": self.precision == "float16",
+            }
+            if any(unfit.values()):
+                raise ValueError(f"cuda_graphs needs {', '.join(what for what, holds in unfit.items() if holds)}")
         return self
 
     @property

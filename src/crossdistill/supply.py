@@ -24,6 +24,10 @@ from crossdistill.source import Choice, banked_rows, explained, wanted_shape
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Keyed, Live, Masked, Shuffled, Teacher
 
+PASS_ROWS = {"cpu": 16}
+"""Rows of one pass while a block is computed, by the kind of device (elsewhere all of them): it is the peak of memory
+of a stage that reads nothing but banks, and a CPU is no faster with more."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:
@@ -184,6 +188,20 @@ class _Producer:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, view: int) -> Produced:
+        size = PASS_ROWS.get(self._device.type, len(ids))
+        parts = [self._passed(part) for part in ids.split(size)]
+        if len(parts) == 1:
+            return parts[0]
+        starts = range(0, len(ids), size)
+        return {
+            label: (
+                torch.cat([part[label][0] for part in parts]),
+                _joined([part[label][1] for part in parts], starts, len(ids)),
+            )
+            for label in parts[0]
+        }
+
+    def _passed(self, ids: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
         batch = self._dataset.batch(ids, only=self._reads).to(self._device)
         given = None if self._base is None else self._base(batch)
         found: dict[str, Outputs] = {}
@@ -206,6 +224,15 @@ class _Producer:
     def _runs_alone(teacher: Teacher) -> bool:
         """Whether it takes whole passes of its own: several masks act in one pass."""
         return isinstance(teacher, Masked) and not _masked_tap(teacher)
+
+
+def _joined(rows: Sequence[Tensor | None], starts: range, total: int) -> Tensor | None:
+    """Which rows of a block were seen, out of those of its parts; None: all."""
+    if all(one is None for one in rows):
+        return None
+    ends = [*starts[1:], total]
+    spans = zip(rows, starts, ends, strict=True)
+    return torch.cat([torch.arange(s, e) if one is None else one.cpu() + s for one, s, e in spans])
 
 
 def _masked_tap(teacher: Teacher) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What "trained" means, in one place: gradients, train or eval mode, and the optimizer, for one stage."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,10 +11,18 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.devices import Devices
+from crossdistill.errors import SettingError
+from crossdistill.graphed import CudaGraphs, GraphedStep
 from crossdistill.method import Progress, Step
+from crossdistill.network import Network
 from crossdistill.order import share_of
 from crossdistill.plan import Job
+from crossdistill.precision import Precision
 from crossdistill.stage import OptimizerConfig
+from crossdistill.teacher import Live
+
+FUSED = ("cpu", "cuda")
+"""Kinds of devices on which optimizers have one kernel for everything."""
 
 
 class _Together(nn.Module):
@@ -46,13 +55,23 @@ class Training:
             for part in [network.module.get_submodule(tap) for tap in taps] or [network]:
                 part.requires_grad_(True).train()
         job.method.requires_grad_(True).train()
+        if stage.cuda_graphs and devices.ranks > 1:
+            raise SettingError(f"stage {stage.name!r}: cuda_graphs is for one process, and there are {devices.ranks}")
+        for network in self._running():
+            network.use_compiled(stage.compile)
+        self.precision = Precision(stage.precision, devices.device, keeps_casts=not stage.cuda_graphs)
         self.weighting = stage.weighting.build(job.groups).to(devices.device)
         self.parameters = [
             p for module in (*job.modules().values(), self.weighting) for p in module.parameters() if p.requires_grad
         ]
-        self.optimizer = _optimizer(stage.optimizer, self._by_rate(stage.optimizer))
+        self.optimizer = _optimizer(stage.optimizer, self._by_rate(stage.optimizer), graphed=stage.cuda_graphs)
         self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
         self.together = devices.wrap(_Together(job))
+        self._graphed = (
+            GraphedStep(lambda batch, progress: self._move([batch], 1, len(batch), progress), CudaGraphs())
+            if stage.cuda_graphs
+            else None
+        )
 
     def train_mode(self) -> None:
         """Back to training after a validation pass."""
@@ -69,29 +88,48 @@ class Training:
     def step(self, rows: Tensor, progress: Progress) -> dict[str, Tensor]:
         """One optimizer step over the given rows (of all ranks); gives raw and weighted terms, without a host sync."""
         job, devices = self.job, self.devices
-        self.optimizer.zero_grad(set_to_none=True)
         parts = share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches)
+        batches = (job.dataset.batch(part, total_rows=len(rows), only=job.reads).to(devices.device) for part in parts)
+        if self._graphed is not None:
+            logs = self._graphed(next(batches), progress)
+        else:
+            logs = self._move(batches, len(parts), len(rows), progress)
+        with warnings.catch_warnings():
+            if self.precision.scales:
+                # A first step that overflowed is no mistake in the order of calls.
+                warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            self.schedule.step()
+        self.weighting.after_step()
+        return logs
+
+    def _move(self, batches: Iterable[Batch], parts: int, total: int, progress: Progress) -> dict[str, Tensor]:
+        """From the micro-batches of a step to moved weights, and its numbers."""
+        job, devices = self.job, self.devices
+        self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
-        for number, part in enumerate(parts):
-            batch = job.dataset.batch(part, total_rows=len(rows), only=job.reads).to(devices.device)
-            last = number + 1 == len(parts)
+        for number, batch in enumerate(batches):
+            last = number + 1 == parts
             separate = self.weighting.needs_separate
             with devices.unsynced(self.together) if separate or not last else nullcontext():
-                step = self.together(batch, progress)
-                self._backward(step, len(rows), len(parts), progress, last, logs)
+                with self.precision.passes():
+                    step = self.together(batch, progress)
+                self._backward(step, total, parts, progress, last, logs)
             job.method.after_step(batch, step)
         self._add_up(logs, [name for name in logs if name not in step.logs])
         for parameter in self.weighting.parameters():
             # It is outside of what DDP wraps.
             if parameter.grad is not None:
                 devices.add_up(parameter.grad).div_(devices.ranks)
+        self.precision.unscale(self.optimizer)
         if job.stage.clip_norm is not None:
-            logs["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, job.stage.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.parameters, job.stage.clip_norm)
         else:
-            logs["gradient_norm"] = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self.optimizer.step()
-        self.schedule.step()
-        self.weighting.after_step()
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.precision.scales:
+            logs["skipped"] = (~norm.isfinite()).float()
+            norm = norm.where(norm.isfinite(), 0.0)
+        logs["gradient_norm"] = norm
+        self.precision.step(self.optimizer)
         return logs
 
     def _backward(
@@ -107,7 +145,7 @@ class Training:
             groups,
             self.parameters,
             # DDP averages over ranks what has to be added up.
-            scale=(lambda value: value) if separate else (lambda value: value * ranks),
+            scale=self.precision.scaled if separate else (lambda value: self.precision.scaled(value) * ranks),
             reduce=self.devices.add_up if separate and ranks > 1 else None,
             step=progress.epoch * progress.steps + progress.step,
             last=last,
@@ -126,6 +164,11 @@ class Training:
             whole = self.devices.add_up(torch.stack([logs[name].reshape(()) for name in names]))
             logs.update(zip(names, whole.unbind(), strict=True))
 
+    def _running(self) -> list[Network]:
+        """Networks that run in this stage as a whole."""
+        sources = [source for source in (self.job.student, *self.job.teachers.values()) if isinstance(source, Live)]
+        return list({id(source.network): source.network for source in sources}.values())
+
     def _by_rate(self, config: OptimizerConfig) -> list[dict[str, Any]]:
         modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}
         groups = []
@@ -142,6 +185,7 @@ class Training:
             "schedule": self.schedule.state_dict(),
             # What it measured in this epoch is of each rank's own rows.
             "weighting": self.devices.everyone(self.weighting.state_dict()),
+            "precision": self.precision.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -149,19 +193,24 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.weighting.load_state_dict(state["weighting"][self.devices.rank])
+        self.precision.load_state(state["precision"])
 
 
 def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:
     logs[name] = logs[name] + value if name in logs else value
 
 
-def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]], *, graphed: bool) -> torch.optim.Optimizer:
     # A stage of no epochs, which only measures, may have nothing that trains.
     groups = groups or [{"params": []}]
+    # One pass over the weights instead of a dozen; and a loss scale can skip a step without a look from the host.
+    fused = all(p.is_floating_point() and p.device.type in FUSED for group in groups for p in group["params"])
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            groups, config.learning_rate, config.momentum, weight_decay=config.weight_decay, fused=fused
+        )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, config.learning_rate, weight_decay=config.weight_decay)
+    return kind(groups, config.learning_rate, weight_decay=config.weight_decay, fused=fused, capturable=graphed)
 
 
 def _schedule(

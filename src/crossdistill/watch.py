@@ -14,6 +14,8 @@ from crossdistill.tracking import Tracking
 LOOK_EVERY = {"cpu": 1, "cuda": 50, "mps": 50}
 """Steps between two looks, by the kind of device."""
 IDS_SHOWN = 16
+SKIPS_ALLOWED = 32
+"""Steps in a row that may be left out because float16 overflowed: each halves the loss scale, which starts at 2¹⁶."""
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Watch:
     kept: Callable[[], str]
     """What is left when a run stops here, as a sentence."""
     waiting: list[tuple[Tensor, Progress, Mapping[str, Tensor]]] = field(default_factory=list)
+    skips: int = 0
+    """Steps in a row that were left out so far."""
 
     def add(self, rows: Tensor, progress: Progress, logs: Mapping[str, Tensor]) -> bool:
         """Take one step's numbers; whether it is time to look."""
@@ -37,7 +41,7 @@ class Watch:
         """Track all that waits.
 
         Raises:
-            NonFiniteError: NaN or Inf in a step; names its terms and the batch's sample ids.
+            NonFiniteError: NaN or Inf in a step, or too many steps were skipped for it; names the sample ids.
         """
         if not self.waiting:
             return
@@ -46,6 +50,8 @@ class Watch:
         for rows, progress, logs in self.waiting:
             found = {name: next(numbers) for name in logs}
             bad = sorted(name for name, value in found.items() if not math.isfinite(value))
+            self.skips = self.skips + 1 if found.get("skipped") else 0
+            bad += [f"the gradients of {self.skips} steps in a row"] if self.skips > SKIPS_ALLOWED else []
             if bad:
                 where = f"stage {self.stage!r}, epoch {progress.epoch}, step {progress.step}"
                 raise NonFiniteError(

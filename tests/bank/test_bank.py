@@ -121,7 +121,7 @@ def test_the_key_names_the_folder_and_every_field_changes_it() -> None:
         "transform": "x",
         "views": 2,
         "computed": "x",
-        "schema": 2,
+        "schema": 0,
     }
     assert set(changes) == set(KEY.as_data())
     folders = {KEY.folder, *(replace(KEY, **{name: value}).folder for name, value in changes.items())}

@@ -1,0 +1,56 @@
+"""Reading a batch of random rows from a bank / index_select on a plain tensor in memory.
+
+50,000 rows of 512 float16 numbers, batches of 512. The bank finds each sample's row by its id, verifies it, and takes
+it from the file (mapped, and in the page cache after the first round) or from memory where it is held.
+"""
+
+import numpy as np
+import torch
+from measure import Script, Work, ratios
+
+from crossdistill.bank import Bank, BankKey
+from crossdistill.bank_fill import fill
+
+ROWS, WIDTH, BATCH = 50_000, 512, 512
+BATCHES = 200
+
+
+def filled(script: Script, values: torch.Tensor) -> Bank:
+    """A bank that holds these rows; ids are not row numbers, so that they have to be looked up."""
+    ids = torch.arange(ROWS) * 2 + 1
+    key = BankKey(weights="w", data="d", rows="r", want="logits", shape=(WIDTH,), dtype="float16")
+    bank = Bank.create(script.scratch, key, ids, {})
+    position = {"bank": lambda wanted, _view: {"bank": (values[(wanted - 1) // 2].float(), None)}}
+    fill({"bank": bank}, position["bank"], lambda: None, print)
+    return bank
+
+
+def main() -> None:
+    """From disk and from memory."""
+    script = Script(__file__)
+    torch.manual_seed(0)
+    values = torch.randn(ROWS, WIDTH).half()
+    bank = filled(script, values)
+    rows = [torch.randint(ROWS, (BATCH,), device=script.device) for _ in range(BATCHES)]
+    ids = [each * 2 + 1 for each in rows]
+    plain = values.to(script.device)
+
+    def read() -> None:
+        for each in ids:
+            bank.read(each)
+
+    def index() -> None:
+        for each in rows:
+            plain.index_select(0, each)
+
+    assert torch.equal(bank.read(ids[0]), plain[rows[0]])
+    assert np.load(bank.path / "values.npy", mmap_mode="r").dtype == np.float16
+    works: list[Work] = [read, index]
+    name = f"bank: random batches of {BATCH} out of {ROWS:,} x {WIDTH} float16"
+    script.ratio(f"{name}, on disk / a plain index in memory", ratios(*script.alternate(works, 15)), 1.5)
+    bank.hold(script.device)
+    script.ratio(f"{name}, held / a plain index in memory", ratios(*script.alternate(works, 15)), 1.5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""MST-Distill for one student in both ways: the library's stages on banks, and the reference's way beside them."""
+
+from collections.abc import Sequence
+
+from measure import Script, Work
+from sizes import Course, av_mnist, in_batches, job_of, random_data, reference_of
+from torch import Tensor
+
+from crossdistill.plan import prepare
+
+BATCH_ROWS = 64
+PUBLISHED_EPOCHS = 100
+
+
+class BothWays:
+    """The same networks, masks and rows twice. On the library's side each stage has its networks for itself."""
+
+    def __init__(
+        self,
+        script: Script,
+        student: str,
+        train: int,
+        validation: int,
+        batch_size: int = BATCH_ROWS,
+        sides: Sequence[str] = ("own", "theirs"),
+    ) -> None:
+        self._data = data = random_data(train, validation)
+        self._recipe = av_mnist(student, batch_size, train + validation, script.device)
+        self._reference = None
+        if "theirs" in sides:
+            self._reference = reference_of(prepare(self._recipe, data, script.device), script.device)
+        rows: Tensor = data.splits["train"]
+        self._train = in_batches(data, rows, batch_size, script.device)
+        self._validation = in_batches(data, data.splits["validation"], batch_size, script.device)
+        self._script, self._folder = script, script.scratch / student
+        self._courses: dict[str, Course] = {}
+
+    def course(self, stage: str) -> Course:
+        """A stage of the library's side; its banks are filled when it is first asked for."""
+        if stage not in self._courses:
+            until = [one.name for one in self._recipe.stages].index(stage) + 1
+            recipe = self._recipe.model_copy(update={"stages": self._recipe.stages[:until]})
+            plan = prepare(recipe, self._data, self._script.device)
+            self._courses[stage] = Course(plan, job_of(plan, stage), self._script.device, self._folder / stage)
+        return self._courses[stage]
+
+    def own(self, stage: str) -> Work:
+        """One epoch of a stage, the library's way."""
+        return self.course(stage).epoch
+
+    def theirs(self, stage: str) -> Work:
+        """One epoch of a stage, the reference's way."""
+        reference = self._reference
+        assert reference is not None
+        works: dict[str, Work] = {
+            "collaborate": lambda: reference.collaborate_epoch(self._train),
+            "specialise": lambda: reference.specialise_epoch(self._train, self._validation),
+            "route": lambda: reference.route_epoch(self._train, self._validation),
+        }
+        return works[stage]
+
+    def filling(self, stage: str) -> float:
+        """Seconds that filling the banks takes for each of the published epochs."""
+        return self.course(stage).bank_seconds / PUBLISHED_EPOCHS

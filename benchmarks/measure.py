@@ -1,0 +1,162 @@
+"""How the benchmarks measure: A and B in turn within one run, ratios of neighbours, medians with their spread."""
+
+import argparse
+import atexit
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of results.json.
+
+    `value` is a ratio (dimensionless), `limit` what it may be at most (None: it is there for comparison), `spread` the
+    distance between the quartiles of the ratios of single rounds (0 where the value does not depend on time).
+    """
+
+    name: str
+    value: float
+    limit: float | None
+    spread: float
+    device: str
+    command: str
+
+    def text(self) -> str:
+        """For people."""
+        verdict = "" if self.limit is None else f", at most {self.limit:g}: {'ok' if self.held else 'MISSED'}"
+        return f"{self.name} ({self.device}): {self.value:.4g} ± {self.spread:.2g}{verdict}"
+
+    @property
+    def held(self) -> bool:
+        """Whether the limit is kept."""
+        return self.limit is None or self.value <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """What alternation found: the ratio A / B of each round, and the seconds of each side."""
+
+    values: tuple[float, ...]
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Between the quartiles."""
+        return quartile_distance(self.values)
+
+
+def quartile_distance(values: Sequence[float]) -> float:
+    """From the first to the third quartile; 0 of a single value."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+def ratios(first: Sequence[float], second: Sequence[float]) -> Ratios:
+    """Round by round."""
+    return Ratios(tuple(a / b for a, b in zip(first, second, strict=True)), tuple(first), tuple(second))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Script:
+    """One benchmark script: its options, its clock, and its figures as they come."""
+
+    def __init__(self, file: str) -> None:
+        name = Path(file).name
+        parser = argparse.ArgumentParser(description=f"benchmarks/{name}")
+        parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+        parser.add_argument("--rounds", type=int, help="rounds of each alternation, instead of the script's own number")
+        parser.add_argument(
+            "--clock",
+            choices=("wall", "processor"),
+            default="wall",
+            help="processor: seconds of this process on all cores; for a CPU that is busy with other work",
+        )
+        options = parser.parse_args()
+        self.device = torch.device(options.device)
+        told = {"--rounds": options.rounds, "--clock": options.clock if options.clock != "wall" else None}
+        self.command = " ".join(
+            [f"python benchmarks/{name}", *(f"{option} {value}" for option, value in told.items() if value is not None)]
+        )
+        self.clock: str = options.clock
+        self._clock = time.perf_counter if options.clock == "wall" else time.process_time
+        self._rounds: int | None = options.rounds
+        self._out: Path | None = options.out
+        self._figures: list[Figure] = []
+        scratch = tempfile.TemporaryDirectory()
+        atexit.register(scratch.cleanup)
+        self.scratch = Path(scratch.name)
+
+    def rounds(self, own: int) -> int:
+        """How many, unless the command line says another number."""
+        return self._rounds or own
+
+    def timed(self, work: Work) -> float:
+        """Seconds of one call."""
+        gc.collect()
+        _wait(self.device)
+        began = self._clock()
+        work()
+        _wait(self.device)
+        return self._clock() - began
+
+    def alternate(self, works: Sequence[Work], rounds: int, *, warm: int = 1) -> list[list[float]]:
+        """Seconds of each work in each round, forwards and backwards in turn (ABBA).
+
+        Whatever slows the machine down for a while slows both, and a drift cancels.
+        """
+        for _ in range(warm):
+            for work in works:
+                work()
+        seconds: list[list[float]] = [[] for _ in works]
+        for number in range(self.rounds(rounds)):
+            turn = list(enumerate(works))
+            for index, work in turn if number % 2 == 0 else reversed(turn):
+                seconds[index].append(self.timed(work))
+        return seconds
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether this is for a CPU, where sizes are smaller."""
+        return self.device.type == "cpu"
+
+    def ratio(self, name: str, found: Ratios, limit: float | None) -> None:
+        """A figure out of an alternation."""
+        first, second = statistics.median(found.first), statistics.median(found.second)
+        print(f"  {name}: {first:.3f} s / {second:.3f} s, {len(found.values)} rounds", flush=True)
+        self.value(name, found.median, limit, found.spread)
+
+    def value(self, name: str, value: float, limit: float | None, spread: float = 0.0) -> None:
+        """Any other figure."""
+        figure = Figure(name, value, limit, spread, self.device.type, self.command)
+        print(figure.text(), flush=True)
+        self._figures.append(figure)
+        if self._out is not None:
+            write(self._out, self._figures)
+
+
+def write(path: Path, figures: Sequence[Figure]) -> None:
+    """Figures as JSON."""
+    path.write_text(json.dumps([asdict(figure) for figure in figures], indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,69 @@
+"""Run every benchmark, write results.json beside this file, and put the table into README.md.
+
+    python benchmarks/run.py [--clock processor] [--rounds N]
+
+Options are handed on to each script. A script that fails ends the run; figures over their limits do not, and are said.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import Figure, write
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.json"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- bench-table -->\n", "<!-- /bench-table -->"
+SCRIPTS = (
+    "masknet", "bank_read", "more_samples", "route_epoch", "student_alone", "peak_memory", "specialise_epoch",
+    "whole_method", "step_switches",
+)  # fmt: skip
+
+
+def table(figures: list[Figure]) -> str:
+    """Markdown: a line for each figure."""
+    lines = ["| figure | measured | at most | on |", "|---|--:|--:|---|"]
+    for one in figures:
+        limit = "" if one.limit is None else f"{one.limit:g}"
+        value = f"{one.value:.3f} ± {one.spread:.3f}"
+        lines.append(f"| {one.name} | {value if one.held else f'**{value}**'} | {limit} | {one.device} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str, text: str) -> str:
+    """The page with another table between its markers."""
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"the page has no {BEGIN.strip()} ... {END}")
+    return before + BEGIN + text + end + after
+
+
+def main() -> None:
+    """All of them, one after another."""
+    parser = argparse.ArgumentParser(description="every benchmark")
+    parser.add_argument("--clock", choices=("wall", "processor"))
+    parser.add_argument("--rounds", type=int)
+    given = vars(parser.parse_args())
+    options = [text for name, value in given.items() if value for text in (f"--{name}", str(value))]
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SCRIPTS:
+            began, out = time.monotonic(), Path(folder) / f"{name}.json"
+            print(f"bench: {name}", flush=True)
+            subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--out", str(out), *options], check=True)
+            figures += [Figure(**line) for line in json.loads(out.read_text())]
+            print(f"bench: {name} took {time.monotonic() - began:.0f} s", flush=True)
+    write(RESULTS, figures)
+    README.write_text(with_table(README.read_text(), table(figures)))
+    missed = [one.text() for one in figures if not one.held]
+    print("\n".join(["bench: all limits are kept" if not missed else "bench: over their limits:", *missed]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What the benchmarks run on: the AV-MNIST networks and masks at their published sizes, on random numbers.
+
+How long a step takes, and how much memory, depends on shapes and not on values, so data are random and nothing has to
+be downloaded. Only the rows are fewer.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from reference_way import Data, Member, PlainMask, ReferenceWay, Worn
+from torch import Tensor, nn
+
+from crossdistill.bank import BankSettings
+from crossdistill.data.dataset import Dataset
+from crossdistill.devices import Devices
+from crossdistill.display import Quiet
+from crossdistill.method import Progress
+from crossdistill.methods.specialise import Specialise
+from crossdistill.nets.mask import MaskNet2d
+from crossdistill.plan import Job, Plan
+from crossdistill.recipe import Recipe
+from crossdistill.recipes import make
+from crossdistill.runner import validate
+from crossdistill.source import explained
+from crossdistill.supply import supply
+from crossdistill.tracking import Tracking
+from crossdistill.training import Training
+from crossdistill.watch import Watch
+
+FULL_ROWS = 56_000
+"""Training and validation rows of AV-MNIST."""
+SHAPES = {"image": (1, 28, 28), "audio": (1, 112, 112)}
+CLASSES = 10
+
+
+def random_data(train: int, validation: int, only: Sequence[str] = tuple(SHAPES)) -> Dataset:
+    """Rows of the shapes of AV-MNIST; two rows are the test split, which nothing here reads."""
+    source = torch.Generator().manual_seed(0)
+    rows = train + validation + 2
+    return Dataset.from_arrays(
+        "random",
+        {name: torch.randn(rows, *SHAPES[name], generator=source) for name in only},
+        torch.arange(rows) % CLASSES,
+        splits=dict(
+            zip(("train", "validation", "test"), torch.arange(rows).split([train, validation, 2]), strict=True)
+        ),
+    )
+
+
+def av_mnist(student: str, batch_size: int, rows: int, device: torch.device) -> Recipe:
+    """MST-Distill as its code was released, whose numbers the reference's way has too.
+
+    The room for banks is to these rows as the default is to all of AV-MNIST: what is banked here is banked there.
+    """
+    settings = [f"student={student}", f"batch_size={batch_size}", f"device={device.type}"]
+    recipe = make("av-mnist/mst-distill-release", settings, 0)
+    defaults = BankSettings()
+    share = rows / FULL_ROWS
+    bank = BankSettings(budget=int(defaults.budget * share), memory=int(defaults.memory * share))
+    return recipe.model_copy(update={"bank": bank})
+
+
+class Course:
+    """One stage, ready to run epoch after epoch: the loop of `crossdistill.runner.fit`, without its files."""
+
+    def __init__(self, plan: Plan, job: Job, device: torch.device, folder: Path) -> None:
+        self._where = Devices(device)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.job, self.bank_seconds = supply(job, plan.recipe.bank, folder / "banks", self._where, Quiet())
+        frozen = [*plan.members.values(), *(other.method for other in plan.jobs)]
+        self.training = Training(self.job, frozen, self._where)
+        self._tracking = Tracking(folder)
+        self._watch = Watch(job.stage.name, device.type, self._tracking, lambda: "")
+        self._epoch = 0
+
+    def close(self) -> None:
+        """Close its files."""
+        self._tracking.__exit__(None, None, None)
+
+    def sources(self) -> str:
+        """What is banked and what is live."""
+        return "; ".join(explained(self.job.choices))
+
+    def epoch(self) -> dict[str, float]:
+        """One epoch with its validation."""
+        job = self.job
+        for step, rows in enumerate(job.order.epoch(self._epoch)):
+            progress = Progress(self._epoch, job.stage.epochs, step, job.order.steps, self._where.gather)
+            if self._watch.add(rows, progress, self.training.step(rows, progress)):
+                self._watch.look()
+        self._watch.look()
+        self._epoch += 1
+        return validate(job, self.training, self._where)
+
+
+def job_of(plan: Plan, stage: str) -> Job:
+    """A stage of a plan, by its name."""
+    return next(job for job in plan.jobs if job.stage.name == stage)
+
+
+def reference_of(plan: Plan, device: torch.device) -> ReferenceWay:
+    """The reference's way with copies of a plan's networks, masks and gate (as the plan has them now)."""
+    members = {}
+    for name, network in plan.members.items():
+        members[name] = Member(copy.deepcopy(network.module).requires_grad_(True).to(device), network.reads)
+    worn: list[Worn] = []
+    gate: nn.Module = nn.Identity()
+    for job in plan.jobs:
+        method = job.method
+        if isinstance(job.stage.method, Specialise):
+            for teacher, taps in job.stage.method.taps.items():
+                worn += [Worn(teacher, tap, _plain(method.mask(teacher, tap)).to(device)) for tap in taps]
+        if job.stage.method.name == "route":
+            gate = copy.deepcopy(method.gate).requires_grad_(True)
+    learner = plan.recipe.learner
+    teachers = {name: member for name, member in members.items() if name != learner}
+    rate = plan.jobs[0].stage.optimizer.learning_rate
+    return ReferenceWay(members[learner], teachers, worn, gate.to(device), rate)
+
+
+def in_batches(dataset: Dataset, rows: Tensor, size: int, device: torch.device) -> list[Data]:
+    """Batches as the reference's way takes them."""
+    found = []
+    for part in rows.split(size):
+        batch = dataset.batch(part).to(device)
+        assert batch.targets is not None
+        found.append((batch.inputs, batch.targets))
+    return found
+
+
+def _plain(mask: nn.Module) -> PlainMask:
+    maps = isinstance(mask, MaskNet2d)
+    plain = PlainMask(mask.embed.in_features, mask.mha.embed_dim, mask.mha.num_heads, maps=maps)
+    plain.load_state_dict(mask.state_dict())
+    return plain

@@ -1,0 +1,71 @@
+"""What banked distillation adds to training the student alone: an epoch of `route` and of `kd` / one of `supervised`.
+
+Banked, a stage reads logits of the teachers by sample id, and it does not matter which networks gave them: here these
+are untrained students, so that filling the banks takes no time. All three stages run through the same loop, with
+validation. On CUDA steps are replayed as graphs, on both sides.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from measure import Script, ratios
+from sizes import Course, job_of, random_data
+
+from crossdistill.bank import BankSettings
+from crossdistill.methods import KD, Route, Supervised
+from crossdistill.plan import prepare
+from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.stage import OptimizerConfig, Stage
+
+LIMIT = 1.10
+TEACHERS = 4
+EPOCHS = 100
+
+
+def course(
+    script: Script, model: str, modality: str, method: object, rows: Sequence[int], batch_size: int, teachers: int
+) -> Course:
+    """A stage of a student with banked teachers, in a folder of its own."""
+    networks = {name: NetworkConfig(model=model) for name in ("student", *(f"teacher-{i}" for i in range(teachers)))}
+    stage = Stage(
+        method=method,
+        epochs=EPOCHS,
+        batch_size=batch_size,
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        source="banked" if teachers else "auto",
+        cuda_graphs=script.device.type == "cuda",
+    )
+    recipe = Recipe(
+        data=random_data(*rows, only=(modality,)),
+        student=networks.pop("student"),
+        student_name="student",
+        teachers=networks,
+        stages=(stage,),
+        device=script.device.type,
+        bank=BankSettings(),
+    )
+    plan = prepare(recipe, recipe.data, script.device)
+    return Course(plan, job_of(plan, stage.name), script.device, script.scratch / model / stage.name)
+
+
+def main() -> None:
+    """Both stages for both students."""
+    script = Script(__file__)
+    torch.manual_seed(0)
+    # Rows for training and validation, batch, rounds.
+    sizes = {
+        "lenet5": ("image", (4096, 1024), 512, 15) if script.on_cpu else ("image", (42_000, 14_000), 512, 15),
+        "three-layer-cnn-a": ("audio", (128, 32), 64, 9) if script.on_cpu else ("audio", (8192, 2048), 512, 9),
+    }
+    for model, (modality, rows, batch_size, rounds) in sizes.items():
+        alone = course(script, model, modality, Supervised(), rows, batch_size, 0)
+        for name, method, teachers in (("route", Route(), TEACHERS), ("kd", KD(), 1)):
+            taught = course(script, model, modality, method, rows, batch_size, teachers)
+            found = ratios(*script.alternate([taught.epoch, alone.epoch], rounds))
+            script.ratio(f"{name} epoch, banked / student alone, {model}", found, LIMIT)
+            taught.close()
+        alone.close()
+
+
+if __name__ == "__main__":
+    main()

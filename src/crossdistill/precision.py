@@ -1,0 +1,54 @@
+"""Mixed precision of a stage: the type in which its training passes compute, and how float16's gradients survive."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+PrecisionName = Literal["float32", "bfloat16", "float16"]
+
+
+class Precision:
+    """Autocast and loss scaling of one stage; with "float32" neither does anything.
+
+    Weights, optimizer states and losses stay in float32. Below float16's smallest number gradients would vanish:
+    losses are multiplied by a scale, gradients divided by it, and a step whose gradients overflow is left out and
+    halves the scale (Micikevicius et al., ICLR 2018).
+    """
+
+    def __init__(self, name: PrecisionName, device: torch.device, *, keeps_casts: bool = True) -> None:
+        """`keeps_casts`: weights are cast once for all passes of a step, which a captured graph cannot do."""
+        self.scales = name == "float16"
+        self._device = device
+        self._dtype = None if name == "float32" else getattr(torch, name)
+        self._keeps_casts = keeps_casts
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.scales)
+
+    def passes(self) -> AbstractContextManager[Any]:
+        """Where networks and methods compute."""
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._dtype, cache_enabled=self._keeps_casts)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to descend from."""
+        return self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make gradients what they are; before anybody looks at them."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's step, unless a gradient overflowed."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed stage needs."""
+        return self._scaler.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        if self.scales:
+            self._scaler.load_state_dict(state)

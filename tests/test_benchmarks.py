@@ -1,0 +1,198 @@
+"""The benchmarks' reference way gives the library's numbers, and their figures are measured and written as they say."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from crossdistill.plan import Plan, prepare
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[ModuleType]:
+    """Scripts import each other by their bare names, as Python does when one is run."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import sizes
+
+        yield sizes
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+        for name in set(sys.modules) - before:
+            if str(ROOT / "benchmarks") in str(getattr(sys.modules[name], "__file__", "")):
+                del sys.modules[name]
+
+
+def script(measure: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["benchmarks/some.py", "--device", "cpu", *options])
+    return measure.Script("benchmarks/some.py")
+
+
+def test_two_sides_are_timed_in_turn(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import measure
+
+    turns: list[str] = []
+    found = script(measure, monkeypatch).alternate([lambda: turns.append("a"), lambda: turns.append("b")], 3)
+    assert "".join(turns) == "ab" + "abbaab", "one round to warm up, then forwards and backwards"
+    assert [len(seconds) for seconds in found] == [3, 3]
+    assert "".join(turns[-2:]) == "ab"
+
+
+def test_a_ratio_is_that_of_neighbours(bench: Any) -> None:
+    import measure
+
+    found = measure.ratios([1.0, 20.0, 3.0], [2.0, 10.0, 2.0])
+    assert found.values == (0.5, 2.0, 1.5)
+    assert found.median == 1.5
+    assert found.spread == 0.75
+    assert measure.quartile_distance([1.0]) == 0
+
+
+def test_figures_are_written_as_they_come(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import measure
+
+    one = script(measure, monkeypatch, "--out", str(tmp_path / "found.json"), "--rounds", "2", "--clock", "processor")
+    one.value("memory", 0.2, 0.1)
+    one.ratio("time", measure.ratios([1.0, 1.0], [2.0, 4.0]), 0.5)
+    assert json.loads((tmp_path / "found.json").read_text()) == [
+        {"name": "memory", "value": 0.2, "limit": 0.1, "spread": 0.0, "device": "cpu", "command": one.command},
+        {"name": "time", "value": 0.375, "limit": 0.5, "spread": 0.125, "device": "cpu", "command": one.command},
+    ]
+    assert one.command == "python benchmarks/some.py --rounds 2 --clock processor"
+    assert one.rounds(9) == 2
+    assert "MISSED" in capsys.readouterr().out
+
+
+def test_the_table_replaces_the_one_before(bench: Any) -> None:
+    import measure
+    import run
+
+    figures = [measure.Figure("time", 0.5, 0.4, 0.1, "cpu", "x"), measure.Figure("switch", 2, None, 0, "cpu", "x")]
+    text = run.table(figures)
+    assert "| time | **0.500 ± 0.100** | 0.4 | cpu |" in text
+    assert "| switch | 2.000 ± 0.000 |  | cpu |" in text
+    page = f"before\n{run.BEGIN}old\n{run.END}after\n"
+    assert run.with_table(page, text) == f"before\n{run.BEGIN}{text}{run.END}after\n"
+    assert run.BEGIN in run.README.read_text()
+    with pytest.raises(SystemExit):
+        run.with_table("no markers", text)
+
+
+def test_every_script_is_run(bench: Any) -> None:
+    import run
+
+    found = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "Script(__file__)" in path.read_text()}
+    assert found == set(run.SCRIPTS)
+
+
+def test_bytes_kept_for_backward_are_counted_once(bench: Any) -> None:
+    import masknet
+
+    layers = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid(), nn.Sigmoid())
+    value = torch.randn(7, 3)
+    assert masknet.saved_bytes(layers, value) == 4 * (7 * 3 + 7 * 5 + 7 * 5)
+
+
+def case(bench: Any, student: str) -> tuple[Plan, Any, Any, list[Any], list[Any]]:
+    """The published networks with narrow masks, both ways, with the same batches."""
+    data = bench.random_data(6, 4)
+    recipe = bench.av_mnist(student, 3, 10, CPU)
+    narrow = tuple(
+        stage.model_copy(update={"method": stage.method.model_copy(update={"width_factor": 20})})
+        if stage.name == "specialise"
+        else stage
+        for stage in recipe.stages
+    )
+    plan = prepare(recipe.model_copy(update={"stages": narrow}), data, CPU)
+    with torch.no_grad():
+        # At the start everyone says nearly the same, and differences would be lost in rounding.
+        for network in plan.members.values():
+            [layer for layer in network.module.modules() if isinstance(layer, nn.Linear)][-1].weight.mul_(30)
+        for mask in plan.jobs[1].method.masks.values():
+            mask.fc.weight.mul_(10)
+    order = torch.cat(list(plan.jobs[0].order.epoch(0)))
+    train = bench.in_batches(data, order, 3, CPU)
+    return plan, data, bench.reference_of(plan, CPU), train, bench.in_batches(data, data.splits["validation"], 4, CPU)
+
+
+def own_steps(bench: Any, plan: Plan, stage: str, folder: Path) -> tuple[list[dict[str, float]], Any]:
+    job = bench.job_of(plan, stage)
+    course = bench.Course(plan, job, CPU, folder)
+    course.close()
+    logs = []
+    for number, rows in enumerate(plan.jobs[0].order.epoch(0)):
+        found = course.training.step(rows, bench.Progress(0, 1, number, job.order.steps))
+        logs.append({name.removeprefix("raw/"): float(value) for name, value in found.items() if "raw/" in name})
+    return logs, course
+
+
+def assert_same_gradients(own: nn.Module, theirs: nn.Module, what: str) -> None:
+    pairs = dict(theirs.named_parameters())
+    compared = 0
+    for name, parameter in own.named_parameters():
+        wanted = pairs[name].grad
+        assert wanted is not None, f"{what}.{name}"
+        assert parameter.grad is not None, f"{what}.{name}"
+        largest = float(wanted.abs().max())
+        torch.testing.assert_close(
+            parameter.grad, wanted, rtol=1e-3, atol=2e-4 * largest + 1e-9, msg=f"{what}.{name} has another gradient"
+        )
+        compared += 1
+    assert compared == len(pairs) > 0
+
+
+STUDENTS = ["image", pytest.param("audio", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_collaboration_is_the_same(bench: Any, student: str, tmp_path: Path) -> None:
+    plan, _, reference, train, _ = case(bench, student)
+    reference.collaborate_epoch(train)
+    logs, _ = own_steps(bench, plan, "collaborate", tmp_path)
+    for own, theirs in zip(logs, reference.losses, strict=True):
+        task = sum(value for name, value in own.items() if name.startswith("task"))
+        assert task == pytest.approx(theirs["task"], rel=1e-4)
+        assert sum(own.values()) - task == pytest.approx(theirs["peers"], rel=1e-3, abs=1e-6)
+    members = {plan.recipe.learner: reference.student, **reference.teachers}
+    for name, network in plan.members.items():
+        assert_same_gradients(network.module, members[name].module, name)
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_masks_are_the_same(bench: Any, student: str, tmp_path: Path) -> None:
+    plan, _, reference, train, validation = case(bench, student)
+    reference.specialise_epoch(train, validation)
+    logs, course = own_steps(bench, plan, "specialise", tmp_path)
+    for own, theirs in zip(logs, reference.losses, strict=True):
+        assert {name.removeprefix("kl/"): value for name, value in own.items()} == pytest.approx(theirs, rel=1e-4)
+    for worn in reference.masks:
+        assert_same_gradients(course.job.method.mask(worn.teacher, worn.tap), worn.mask, worn.tap)
+    judged = bench.validate(course.job, course.training, bench.Devices(CPU))
+    assert judged["masks"] == pytest.approx(reference.best[0], rel=1e-4)
+    stem = reference.teachers["mm"].module.audio.conv1
+    assert stem.weight.grad is not None, "gradients of the frozen stem are computed, as the reference does"
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_routing_is_the_same(bench: Any, student: str, tmp_path: Path) -> None:
+    plan, _, reference, train, validation = case(bench, student)
+    reference.route_epoch(train, validation)
+    logs, course = own_steps(bench, plan, "route", tmp_path)
+    assert all("banked" in line for line in course.sources().split("; "))
+    assert not course.job.reads - {student}
+    for own, theirs in zip(logs, reference.losses, strict=True):
+        assert own == pytest.approx(theirs, rel=1e-4, abs=1e-7)
+    assert_same_gradients(plan.members[student].module, reference.student.module, student)
+    assert_same_gradients(course.job.method.gate, reference.gate, "gate")
