@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "crossdistill"
 LAYERS = (
     {"", "batch", "outputs", "errors", "settings", "storage", "order", "fingerprint", "lock"},
     {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
-    {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method"},
+    {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method", "protocol", "combination", "taps"},
     {"methods", "models", "data", "backends"},
     {"stage", "recipe", "precision"},
     {
@@ -157,7 +157,7 @@ def test_every_module_has_a_layer() -> None:
 
 def test_the_imports_are_seen() -> None:
     seen = {(one.by, one.of) for one in imports()}
-    assert ("weighting", "errors") in seen
+    assert ("weighting.dot", "weighting.descent") in seen
     assert ("method", "losses.cross_entropy") in seen
 
 

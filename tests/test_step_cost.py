@@ -27,6 +27,7 @@ from crossdistill.testing.rehearsal import Contract, Rehearsal
 from crossdistill.testing.toy import toy_cast
 from crossdistill.tracking import Tracking
 from crossdistill.watch import SKIPS_ALLOWED, Watch
+from crossdistill.weighting import DotConfig
 
 DATA = toy_dataset()
 
@@ -212,6 +213,8 @@ def test_graphs_are_refused_where_they_cannot_be() -> None:
     case = rehearsal()
     stage = case.job.stage.model_copy(update={"cuda_graphs": True})
     assert graph_faults(stage, case.job.method, torch.device("cuda")) == []
+    moved = stage.model_copy(update={"weighting": DotConfig()})
+    assert "dot carries momenta of its own" in graph_faults(moved, case.job.method, torch.device("cuda"))[0]
     case.job.method.__class__ = type("Moving", (type(case.job.method),), {"after_step": lambda *_: None})
     assert "moves state after each step" in graph_faults(stage, case.job.method, torch.device("cuda"))[0]
 

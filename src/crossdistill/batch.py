@@ -115,6 +115,17 @@ class Batch:
             total_rows=self.total_rows,
         )
 
+    def rendered(self, name: str) -> "Batch":
+        """The same rows with each modality replaced by its rendering `modality@name`, where there is one.
+
+        Raises:
+            SignalError: no modality has such a rendering.
+        """
+        found = {key.rpartition("@")[0]: value for key, value in self.inputs.items() if key.endswith(f"@{name}")}
+        if not found:
+            raise SignalError(f"no modality has the rendering {name!r}; the data has {', '.join(sorted(self.inputs))}")
+        return replace(self, inputs={**self.inputs, **found})
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same rows on another device."""
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})

@@ -127,15 +127,18 @@ def forecast_stage(plan: Plan, job: Job, where: Devices, timed_steps: int = TIME
     where.reset_peak()
     times = []
     every = itertools.chain.from_iterable(order.epoch(epoch) for epoch in itertools.count())
-    for step, rows in enumerate(itertools.islice(every, timed_steps + 1)):
+    # A stage of no epochs only looks through the data, which is not projected.
+    for step, rows in enumerate(itertools.islice(every, timed_steps + 1 if epochs else 0)):
         began = time.perf_counter()
         training.step(rows, Progress(0, max(1, epochs), step, order.steps, where.gather))
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
-    validate(job, training, where)
+    if epochs:
+        validate(job, training, where)
     validation = time.perf_counter() - began
     # The first step pays for allocations and for torch's own late imports.
-    quartiles = statistics.quantiles(times[1:], n=4) if timed_steps > 1 else times[1:] * 3
+    later = times[1:] or [0.0]
+    quartiles = statistics.quantiles(later, n=4) if len(later) > 1 else later * 3
     steady = quartiles[1]
     return StageForecast(
         job.stage.name,

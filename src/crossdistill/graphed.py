@@ -60,6 +60,7 @@ def graph_faults(stage: Stage, method: Method, device: torch.device) -> list[str
     reasons = {
         f"this device is {device.type}": device.type != "cuda",
         f"{stage.method.name} moves state after each step": type(method).after_step is not Method.after_step,
+        f"the weighting {stage.weighting.name} carries momenta of its own from step to step": stage.weighting.plain_sgd,
     }
     return [f"cuda_graphs: {why}; set cuda_graphs to false" for why, holds in reasons.items() if holds]
 

@@ -19,6 +19,11 @@ STUDENT = "student"
 """The name under which a method speaks of the network that learns, whatever the recipe calls it."""
 
 
+def module_key(name: str) -> str:
+    """A name as a submodule may have it: teachers and nested layers have dots in theirs."""
+    return name.replace(".", "/")
+
+
 def _alone(rows: Tensor) -> Tensor:
     return rows
 
@@ -73,7 +78,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """What a method may know of the training data: rows, classes, targets and ids by row, the labelled fraction."""
+    """What a method may know of the training data: rows, classes, the labelled fraction, ids and targets by row.
+
+    `targets` hold `MISSING_TARGET` in rows whose target the student may not use.
+    """
 
     rows: int
     classes: int

@@ -138,17 +138,27 @@ class Outputs:
         return tensor if self.rows is None else tensor[self.rows]
 
 
+def shared_rows(one: Outputs, other: Outputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Where the rows that both saw are in the one, in the other and in the batch; None: all of them, in order."""
+    if one.rows is None and other.rows is None:
+        return None, None, None
+    if one.rows is None:
+        return other.rows, None, other.rows
+    if other.rows is None:
+        return None, one.rows, one.rows
+    mine, theirs = torch.isin(one.rows, other.rows), torch.isin(other.rows, one.rows)
+    return mine.nonzero().flatten(), theirs.nonzero().flatten(), one.rows[mine]
+
+
+def picked(value: Tensor, rows: Tensor | None) -> Tensor:
+    """These rows of a tensor; None: all of them."""
+    return value if rows is None else value[rows]
+
+
 def aligned(one: Outputs, other: Outputs) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits of two sources on the rows that both saw, and those rows (None: all rows of the batch)."""
-    left, right = one.need(Want.LOGITS), other.need(Want.LOGITS)
-    if one.rows is None and other.rows is None:
-        return left, right, None
-    if one.rows is None:
-        return left[other.rows], right, other.rows
-    if other.rows is None:
-        return left, right[one.rows], one.rows
-    mine, theirs = torch.isin(one.rows, other.rows), torch.isin(other.rows, one.rows)
-    return left[mine], right[theirs], one.rows[mine]
+    mine, theirs, rows = shared_rows(one, other)
+    return picked(one.need(Want.LOGITS), mine), picked(other.need(Want.LOGITS), theirs), rows
 
 
 def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:

@@ -351,7 +351,9 @@ def _visible(dataset: Dataset) -> Tensor:
 def _data_spec(dataset: Dataset) -> DataSpec:
     train = dataset.splits["train"]
     fraction = float(_visible(dataset)[train].double().mean())
-    return DataSpec(len(train), len(dataset.classes), dataset.targets[train], train, fraction)
+    # A target that is hidden from the student is none to its method either.
+    targets = dataset.targets[train].where(_visible(dataset)[train], MISSING_TARGET)
+    return DataSpec(len(train), len(dataset.classes), targets, train, fraction)
 
 
 def _spec(network: Network) -> OutputSpec:

@@ -1,7 +1,7 @@
 """The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossdistill.batch import Batch
 from crossdistill.checkpoint import (
     Checkpoint,
     drop_checkpoints,
@@ -193,8 +194,7 @@ def fit(
         restore({job.student.name: plan.members[job.student.name]}, job.initial)
     before = _still(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
-    train = batches(job.dataset, job.dataset.splits["train"], where.device, only=job.reads)
-    job.method.measure(train, job.student, job.teachers)
+    job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
     parts, state = _parts(job), _State()
     saver = _Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
     watch = Watch(stage.name, where.device.type, tracking, saver.kept)
@@ -244,6 +244,13 @@ def fit(
         "history": state.history,
         "metrics": tracking.position(),
     }
+
+
+def _looked_through(plan: Plan, job: Job, where: Devices) -> Iterator[Batch]:
+    """The training rows in a random order of the recipe's seed, since methods may look at a batch as a sample."""
+    source = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
+    train = job.dataset.splits["train"]
+    return batches(job.dataset, train[torch.randperm(len(train), generator=source)], where.device, only=job.reads)
 
 
 @torch.no_grad()

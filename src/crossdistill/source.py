@@ -118,7 +118,10 @@ def _never(stage: Stage, teacher: Teacher, moving: Collection[nn.Module]) -> str
     if not isinstance(base, Keyed):
         return f"a {type(base).__name__} has no key that would tell its outputs from another's"
     if base.wiring() is None:
-        return "its network's `call` or `give` is no plain function, so no key would tell its outputs from another's"
+        return (
+            "no key would tell its outputs from another's: its network's `call` or `give` is no plain function, or "
+            "what it gives for a row depends on the rest of the batch"
+        )
     return None
 
 

@@ -90,6 +90,12 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "Stage":
+        plain = (self.optimizer.name, self.optimizer.momentum, self.optimizer.weight_decay) == ("sgd", 0.0, 0.0)
+        if self.weighting.plain_sgd and not plain:
+            raise ValueError(
+                f"the weighting {self.weighting.name!r} has momentum and weight decay of its own; set optimizer.name "
+                "to sgd, optimizer.momentum to 0 and optimizer.weight_decay to 0"
+            )
         if self.micro_batches > self.batch_size:
             raise ValueError(f"{self.micro_batches} micro-batches cannot share a batch of {self.batch_size} rows")
         if self.fresh and self.learner not in self.trained:

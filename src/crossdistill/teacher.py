@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.errors import SplitError
 from crossdistill.fingerprint import structure
+from crossdistill.nets.fill import Fill
 from crossdistill.nets.mask import apply_mask
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
@@ -211,7 +212,7 @@ class Masked:
             shapes = (self.spec.logits, self.spec.embedding)
             logits, embedding = (None if s is None else cut.value.new_zeros((0, *s)) for s in shapes)
             return Outputs(self.name, logits, embedding, rows=given.rows)
-        outputs = self.base.tail(tap)(cut.rewritten(apply_mask(cut.value, mask(cut.value))))
+        outputs = self.base.tail(tap)(cut.rewritten(self._bent(cut.value, mask)))
         return replace(outputs, source=self.name, rows=given.rows)
 
     @torch.no_grad()
@@ -224,8 +225,26 @@ class Masked:
         part = batch if rows is None else batch.select(rows)
         if len(part) == 0:
             return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
-        edits = {tap: lambda value, mask=mask: apply_mask(value, mask(value)) for tap, mask in self.masks.items()}
+        edits = {tap: lambda value, mask=mask: self._bent(value, mask) for tap, mask in self.masks.items()}
         return replace(self.base.network.edited(part, edits), source=self.name, rows=rows)
+
+    def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
+        """What goes on from a tap instead of its value."""
+        return apply_mask(value, mask(value))
+
+
+class Filled(Masked):
+    """A frozen teacher some of whose units at a tap are replaced by what they are on average (MGDFR)."""
+
+    def wiring(self) -> Any | None:
+        """See `Keyed`; None where a row's output depends on the other rows of its batch."""
+        alone = all(isinstance(fill, Fill) and fill.by_row for fill in self.masks.values())
+        return super().wiring() if alone else None
+
+    def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
+        """The value as its `Fill` leaves it."""
+        filled: Tensor = mask(value)
+        return filled
 
 
 class Shuffled:

@@ -201,6 +201,8 @@ def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]], *, graphed: bool) -> torch.optim.Optimizer:
+    # A stage of no epochs, which only measures, may have nothing that trains.
+    groups = groups or [{"params": []}]
     # One pass over the weights instead of a dozen; and a loss scale can skip a step without a look from the host.
     fused = all(p.is_floating_point() and p.device.type in FUSED for group in groups for p in group["params"])
     if config.name == "sgd":

@@ -115,7 +115,7 @@ def test_good_settings_reach_their_places() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("av-digits/kdd", ["no recipe is called 'av-digits/kdd'", "the method is unknown: did you mean 'kd'?"]),
+        ("av-digits/kdd", ["no recipe is called 'av-digits/kdd'", "the method is unknown: did you mean 'kd'"]),
         ("av-digit/kd", ["the data is unknown: did you mean 'av-digits'"]),
         ("lenet5", ["DATA/METHOD", "package.module:function", "path/to/file.py:function", "recipe.yaml"]),
         ("nosuch.module:make", ["no module 'nosuch'", "PYTHONPATH", ".py file"]),

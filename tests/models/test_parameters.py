@@ -51,7 +51,23 @@ EXPECTED = [
             "fc1": (10,),
         },
     ),
-    Expected(CNNI, 1_809_752, (IMAGE, AUDIO), {"concat_identity": (596,), "fc1": (298,), "fc2": (10,)}),
+    Expected(
+        CNNI,
+        1_809_752,
+        (IMAGE, AUDIO),
+        {
+            "image.conv1": (6, 28, 28),
+            "image.conv2": (16, 10, 10),
+            "audio.conv1": (32, 112, 112),
+            "audio.conv2": (64, 56, 56),
+            "audio.conv3": (128, 28, 28),
+            "audio.conv4": (256, 14, 14),
+            "audio.conv5": (512, 7, 7),
+            "concat_identity": (596,),
+            "fc1": (298,),
+            "fc2": (10,),
+        },
+    ),
     Expected(SmallImage, 16_290, (SMALL_IMAGE,), {"conv1": (16, 8, 8), "conv2": (24, 4, 4), "fc1": (32,)}),
     Expected(
         SmallAudio,
@@ -59,7 +75,20 @@ EXPECTED = [
         (SMALL_AUDIO,),
         {"conv1": (8, 16, 16), "conv2": (16, 8, 8), "conv3": (24, 4, 4), "fc1": (32,)},
     ),
-    Expected(SmallMultimodal, 46_690, (SMALL_IMAGE, SMALL_AUDIO), {"concat_identity": (64,), "fc1": (48,)}),
+    Expected(
+        SmallMultimodal,
+        46_690,
+        (SMALL_IMAGE, SMALL_AUDIO),
+        {
+            "image_conv1": (16, 8, 8),
+            "image_conv2": (24, 4, 4),
+            "audio_conv1": (12, 16, 16),
+            "audio_conv2": (24, 8, 8),
+            "audio_conv3": (32, 4, 4),
+            "concat_identity": (64,),
+            "fc1": (48,),
+        },
+    ),
 ]
 every_net = pytest.mark.parametrize("expected", EXPECTED, ids=lambda e: e.net.__name__)
 

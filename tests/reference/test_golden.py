@@ -19,15 +19,35 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from crossdistill.losses import (
+    attention_transfer,
     balance_cv,
     balance_kl,
+    class_correlation,
     collaborative_kl,
+    contrast_logits,
+    contrast_nce,
     cross_entropy,
     distillation_kl,
+    hierarchical_context,
+    kendall_tau_b,
+    log_normaliser,
+    non_target_kl,
+    ofa,
+    other_classes_kl,
+    partial_distance,
+    probabilistic_transfer,
+    rkd_angle,
+    rkd_distance,
     routed_kl,
+    row_correlation,
+    selectivity_transfer,
+    similarity_preserving,
+    standardised,
+    target_class_kl,
     top_teachers,
 )
 from crossdistill.nets import GateNet, GateNetDense, MaskNet1d, MaskNet2d
+from crossdistill.nets.memory import moved
 
 FOLDER = Path(os.environ.get("CROSSDISTILL_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))
 FILES = sorted([*FOLDER.glob("mst_*.npz"), *FOLDER.glob("mdistiller_*.npz")])
@@ -80,6 +100,55 @@ def _taught(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) 
     return distillation_kl(student, teacher.detach(), temperature).mean()
 
 
+def _multi_level(arrays: Arrays, _: re.Match[str]) -> Tensor:
+    student, teacher = arrays["student"], arrays["teacher"].detach()
+    temperatures = (2.0, 3.0, 4.0, 5.0, 6.0)
+    rows = torch.stack([distillation_kl(student, teacher, t).mean() for t in temperatures])
+    pairs = [f(student, teacher, t, "mean") for f in (class_correlation, row_correlation) for t in temperatures]
+    return (rows.sum() + torch.stack(pairs).sum()) / len(temperatures) / 3
+
+
+def _non_target(arrays: Arrays, learner: str, guide: str) -> Tensor:
+    gate = kendall_tau_b(arrays["student"], arrays["teacher"]) > 0
+    return (non_target_kl(arrays[learner], arrays[guide].detach(), arrays["target"]) * gate).mean()
+
+
+def _contrast(arrays: Arrays, _: re.Match[str]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for anchors, bank in ((arrays["crd_s"], arrays["crd_bank_t"]), (arrays["crd_t"], arrays["crd_bank_s"])):
+        logits = contrast_logits(anchors, bank, arrays["crd_contrast"], 0.07)
+        total = total + contrast_nce(logits, log_normaliser(logits, len(bank)), len(bank)).mean()
+    return total
+
+
+def _bank_after(arrays: Arrays, side: str) -> Tensor:
+    return moved(arrays[f"crd_bank_{side}"], arrays["crd_index"], arrays[f"crd_{side}"], 0.5)
+
+
+def _dkd(arrays: Arrays, alpha: float, beta: float, temperature: float = TEMPERATURE) -> Tensor:
+    logits = (arrays["student"], arrays["teacher"].detach(), arrays["target"], temperature)
+    return (alpha * target_class_kl(*logits) + beta * other_classes_kl(*logits)).mean()
+
+
+def _stages(arrays: Arrays, prefix: str = "feat") -> list[tuple[Tensor, Tensor]]:
+    count = sum(re.fullmatch(rf"{prefix}_s\d+", name) is not None for name in arrays)
+    return [(arrays[f"{prefix}_s{i}"], arrays[f"{prefix}_t{i}"].detach()) for i in range(count)]
+
+
+def _over_stages(arrays: Arrays, loss: Callable[[Tensor, Tensor], Tensor], prefix: str = "feat") -> Tensor:
+    return torch.stack([loss(*pair).mean() for pair in _stages(arrays, prefix)]).sum()
+
+
+def _margin(arrays: Arrays, key: re.Match[str]) -> Tensor:
+    margin = torch.full_like(arrays["ofd_s"][0, :, 0, 0], float(key["margin"])).detach()
+    return partial_distance(arrays["ofd_s"], arrays["ofd_t"].detach(), margin).mean()
+
+
+def _pooled(arrays: Arrays, key: re.Match[str]) -> Tensor:
+    student, teacher = arrays["pooled_s"], arrays["pooled_t"].detach()
+    return float(key["d"]) * rkd_distance(student, teacher) + float(key["a"]) * rkd_angle(student, teacher)
+
+
 # Pattern of a key -> how to compute it.
 CHECKS: dict[str, Compute] = {
     r"kd_T(?P<T>[\d.]+)": lambda a, key: _taught(a["student"], a["teacher"], float(key["T"])),
@@ -95,32 +164,39 @@ CHECKS: dict[str, Compute] = {
     r"masknet2d_mask": lambda a, _: _module(a, "masknet2d", _mask2d, "masknet2d_input"),
     r"gatenet_logits": lambda a, _: _module(a, "gatenet", _gate, "student"),
     r"gatenet_dense_logits": lambda a, _: _module(a, "gatenet_dense", _gate_dense, "gatenet_dense_input"),
+    r"mlld_mst_variant": _multi_level,
+    r"rkd_distance": lambda a, _: rkd_distance(a["feat_s"], a["feat_t"].detach()),
+    r"rkd_angle": lambda a, _: rkd_angle(a["feat_s"], a["feat_t"].detach()),
+    r"rkd_(?P<d>\d+)_(?P<a>\d+)": _pooled,
+    r"ofa_eps(?P<e>[\d.]+)_T(?P<T>[\d.]+)": lambda a, key: ofa(
+        a["student"], a["teacher"].detach(), a["target"], float(key["e"]), float(key["T"])
+    ).mean(),
+    r"kendall_tau_b": lambda a, _: kendall_tau_b(a["student"], a["teacher"]),
+    r"c2kd_nontarget_s_from_t": lambda a, _: _non_target(a, "student", "teacher"),
+    r"c2kd_nontarget_t_from_s": lambda a, _: _non_target(a, "teacher", "student"),
+    r"crd_loss": _contrast,
+    r"crd_bank_s_after": lambda a, _: _bank_after(a, "s"),
+    r"crd_bank_t_after": lambda a, _: _bank_after(a, "t"),
+    r"lskd_T(?P<T>[\d.]+)": lambda a, key: _taught(
+        standardised(a["student"]), standardised(a["teacher"]), float(key["T"])
+    ),
+    r"dkd_a(?P<a>[\d.]+)_b(?P<b>[\d.]+)_T(?P<T>[\d.]+)": lambda a, key: _dkd(
+        a, float(key["a"]), float(key["b"]), float(key["T"])
+    ),
+    r"dkd_tckd": lambda a, _: _dkd(a, 1.0, 0.0),
+    r"dkd_nckd": lambda a, _: _dkd(a, 0.0, 1.0),
+    r"at_p(?P<p>[\d.]+)": lambda a, key: _over_stages(
+        a, lambda mine, theirs: attention_transfer(mine, theirs, float(key["p"]))
+    ),
+    r"nst": lambda a, _: _over_stages(a, selectivity_transfer),
+    r"pkt": lambda a, _: probabilistic_transfer(a["pooled_s"], a["pooled_t"].detach()),
+    r"sp_last": lambda a, _: similarity_preserving(*_stages(a)[-1]),
+    r"reviewkd_hcl": lambda a, _: _over_stages(a, hierarchical_context, "hcl"),
+    r"ofd_margin_(?P<margin>-?[\d.]+)": _margin,
 }
 
 # Quantities whose code does not exist yet: glob patterns, without `__grad_...`. Every other key must be known.
-EXPECTED_LATER = {
-    "mlld_mst_variant",
-    "rkd_distance",
-    "rkd_angle",
-    "rkd_[0-9]*_[0-9]*",
-    "ofa_eps*_T*",
-    "kendall_tau_b",
-    "c2kd_nontarget_s_from_t",
-    "c2kd_nontarget_t_from_s",
-    "crd_loss",
-    "crd_bank_s_after",
-    "crd_bank_t_after",
-    "lskd_T*",
-    "dkd_a*_b*_T*",
-    "dkd_tckd",
-    "dkd_nckd",
-    "at_p*",
-    "nst",
-    "pkt",
-    "sp_last",
-    "reviewkd_hcl",
-    "ofd_margin_*",
-}
+EXPECTED_LATER: set[str] = set()
 
 INPUTS = re.compile(
     r"(dense_)?(student|teacher)|third|target|gate_logits|specialised"

@@ -1,25 +1,68 @@
 """Losses: pure functions over tensors, a value for each row, in nats unless they say otherwise.
 
-What a row weighs and what the sum is divided by is decided by the caller; only the load balances are scalars of a
-whole batch. Nothing is detached unless an argument says so.
+What a row weighs and what the sum is divided by is decided by the caller. Only those that compare rows with each other
+are scalars of a whole batch: the load balances, the correlations of MLLD, RKD, PKT and SP. Nothing is detached unless
+its docstring says so.
 """
 
+from crossdistill.losses.at import attention_transfer
 from crossdistill.losses.balance import balance_cv, balance_kl
 from crossdistill.losses.collaborative import collaborative_kl, collaborative_terms
+from crossdistill.losses.contrast import contrast_logits, contrast_nce, log_normaliser
+from crossdistill.losses.correlation import class_correlation, row_correlation
 from crossdistill.losses.cross_entropy import cross_entropy
+from crossdistill.losses.dkd import other_classes_kl, target_class_kl
+from crossdistill.losses.kdsvd import singular_flow
 from crossdistill.losses.kl import distillation_kl, kl_divergence, log_probabilities
+from crossdistill.losses.nst import selectivity_transfer
+from crossdistill.losses.ofa import ofa
+from crossdistill.losses.ofd import normal_margin, partial_distance
+from crossdistill.losses.pkt import probabilistic_transfer
+from crossdistill.losses.rank import kendall_tau_b, non_target_kl
+from crossdistill.losses.review import hierarchical_context
+from crossdistill.losses.rkd import rkd_angle, rkd_distance
 from crossdistill.losses.routing import routed_kl, top_teachers, weighted_kl
+from crossdistill.losses.salience import least_salient, min_max
+from crossdistill.losses.sp import similarity_preserving
+from crossdistill.losses.squared_error import squared_error
+from crossdistill.losses.standardise import standardised
+from crossdistill.losses.vid import gaussian_nll
 
 __all__ = [
+    "attention_transfer",
     "balance_cv",
     "balance_kl",
+    "class_correlation",
     "collaborative_kl",
     "collaborative_terms",
+    "contrast_logits",
+    "contrast_nce",
     "cross_entropy",
     "distillation_kl",
+    "gaussian_nll",
+    "hierarchical_context",
+    "kendall_tau_b",
     "kl_divergence",
+    "least_salient",
+    "log_normaliser",
     "log_probabilities",
+    "min_max",
+    "non_target_kl",
+    "normal_margin",
+    "ofa",
+    "other_classes_kl",
+    "partial_distance",
+    "probabilistic_transfer",
+    "rkd_angle",
+    "rkd_distance",
     "routed_kl",
+    "row_correlation",
+    "selectivity_transfer",
+    "similarity_preserving",
+    "singular_flow",
+    "squared_error",
+    "standardised",
+    "target_class_kl",
     "top_teachers",
     "weighted_kl",
 ]

@@ -6,20 +6,83 @@ from typing import Any
 
 from crossdistill.errors import SettingError, nearest
 from crossdistill.method import MethodConfig
+from crossdistill.methods.at import AT
+from crossdistill.methods.c2kd import C2KD
 from crossdistill.methods.collaborate import Collaborate
+from crossdistill.methods.crd import CRD
+from crossdistill.methods.dkd import DKD
+from crossdistill.methods.dml import DML
+from crossdistill.methods.hint import Hint
 from crossdistill.methods.kd import KD
+from crossdistill.methods.kdsvd import KDSVD
+from crossdistill.methods.mlkd import MLKD
+from crossdistill.methods.mlld import MLLD
+from crossdistill.methods.nst import NST
+from crossdistill.methods.ofa import OFA
+from crossdistill.methods.ofd import OFD
+from crossdistill.methods.pkt import PKT
+from crossdistill.methods.reviewkd import ReviewKD
+from crossdistill.methods.rkd import RKD
 from crossdistill.methods.route import Route
+from crossdistill.methods.salience import Salience
+from crossdistill.methods.sp import SP
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
+from crossdistill.methods.vid import VID
 
-__all__ = ["KD", "METHODS", "Collaborate", "Route", "Specialise", "Supervised", "find", "method_config"]
+__all__ = [
+    "AT",
+    "C2KD",
+    "CRD",
+    "DKD",
+    "DML",
+    "KD",
+    "KDSVD",
+    "METHODS",
+    "MLKD",
+    "MLLD",
+    "NST",
+    "OFA",
+    "OFD",
+    "PKT",
+    "RKD",
+    "SP",
+    "VID",
+    "Collaborate",
+    "Hint",
+    "ReviewKD",
+    "Route",
+    "Salience",
+    "Specialise",
+    "Supervised",
+    "find",
+    "method_config",
+]
 
 METHODS: Mapping[str, type[MethodConfig]] = {
+    "at": AT,
+    "c2kd": C2KD,
     "collaborate": Collaborate,
+    "crd": CRD,
+    "dkd": DKD,
+    "dml": DML,
+    "hint": Hint,
     "kd": KD,
+    "kdsvd": KDSVD,
+    "mlkd": MLKD,
+    "mlld": MLLD,
+    "nst": NST,
+    "ofa": OFA,
+    "ofd": OFD,
+    "pkt": PKT,
+    "reviewkd": ReviewKD,
+    "rkd": RKD,
     "route": Route,
+    "salience": Salience,
+    "sp": SP,
     "specialise": Specialise,
     "supervised": Supervised,
+    "vid": VID,
 }
 
 

@@ -1,14 +1,18 @@
 """MST-Distill's first stage, and mutual learning: all members train together (Li et al., 2025, Eq. 1-4)."""
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from crossdistill.batch import Batch
+from crossdistill.combination import require_same_logits
 from crossdistill.losses.collaborative import collaborative_terms
+from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods.kd import require_same_logits
 from crossdistill.outputs import OutputSpec, Want, spread
 from crossdistill.teacher import Teacher
 
@@ -17,7 +21,8 @@ class Collaborate(MethodConfig):
     """Cross-entropy of every member, and the divergence of every member from every other.
 
     Joint by default, as published: both sides of a divergence receive its gradient. `detach=True` stops the
-    gradient at the side that teaches, which is mutual learning (Zhang et al., 2018).
+    gradient at the side that teaches, which is mutual learning (Zhang et al., 2018). `distance="mse"` is MGDFR's first
+    stage: the mean squared difference of the logits, once for each two members.
     """
 
     name: Literal["collaborate"] = "collaborate"
@@ -26,6 +31,11 @@ class Collaborate(MethodConfig):
     squared: bool = True
     """Multiply divergences by T², as the released code does (the paper writes none)."""
     detach: bool = False
+    averaged: bool = False
+    """Divide a member's divergences by the number of its peers, as the original mutual learning does."""
+    distance: Literal["kl", "mse", "mse-released"] = "kl"
+    """"mse" knows no temperature, and always joins both sides. "mse-released" is what the released code computes on
+    dense logits: it compares the last class's map of the batch's first row alone."""
     weight_task: float = Field(1.0, ge=0)
     weight_distil: float = Field(1.0, ge=0)
 
@@ -62,8 +72,25 @@ class _Collaborate(Method):
             )
         spreads = {name: spread(given, len(batch)) for name, given in outputs.items()}
         logits = {name: whole for name, (whole, _) in spreads.items()}
-        pairs = collaborative_terms(logits, config.temperature, config.detach, config.squared)
-        for (learner, guide), rows in pairs.items():
-            both = spreads[learner][1] & spreads[guide][1]
-            terms[f"kl/{guide}->{learner}"] = Term(rows.where(both, 0.0), config.weight_distil)
+        saw = {name: rows for name, (_, rows) in spreads.items()}
+        terms |= self._divergences(logits, saw) if config.distance == "kl" else self._distances(logits, saw)
         return Step(terms, outputs[student.name])
+
+    def _divergences(self, logits: Mapping[str, Tensor], saw: Mapping[str, Tensor]) -> dict[str, Term]:
+        config = self.config
+        weight = config.weight_distil / (len(self.teachers) if config.averaged else 1)
+        pairs = collaborative_terms(logits, config.temperature, config.detach, config.squared)
+        return {
+            f"kl/{guide}->{learner}": Term(rows.where(saw[learner] & saw[guide], 0.0), weight)
+            for (learner, guide), rows in pairs.items()
+        }
+
+    def _distances(self, logits: Mapping[str, Tensor], saw: Mapping[str, Tensor]) -> dict[str, Term]:
+        found: dict[str, Term] = {}
+        for one, other in combinations(logits, 2):
+            rows = squared_error(logits[one], logits[other])
+            if self.config.distance == "mse-released" and logits[one].ndim > 2:
+                last = squared_error(logits[one][:1, -1], logits[other][:1, -1])
+                rows = torch.cat([last * len(rows), torch.zeros_like(rows[1:])])
+            found[f"mse/{one}-{other}"] = Term(rows.where(saw[one] & saw[other], 0.0), self.config.weight_distil)
+        return found

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
+from crossdistill.combination import require_same_logits
 from crossdistill.eager_gradient import eagerly
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.losses.kl import distillation_kl
-from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term
-from crossdistill.methods.kd import require_same_logits
+from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
 from crossdistill.nets.mask import apply_mask, mask_for
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
 from crossdistill.nets.mask_together import masks_of, together
@@ -84,12 +84,11 @@ class _Specialise(Method):
     def __init__(self, config: Specialise, masks: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
-        # Dots cannot be in the names of submodules, and taps of nested layers have them.
-        self.masks = nn.ModuleDict({name.replace(".", "/"): mask for name, mask in masks.items()})
+        self.masks = nn.ModuleDict({module_key(name): mask for name, mask in masks.items()})
 
     def mask(self, teacher: str, tap: str) -> nn.Module:
         """The mask at one tap of one teacher."""
-        return self.masks[graduate(teacher, tap).replace(".", "/")]
+        return self.masks[module_key(graduate(teacher, tap))]
 
     def needs(self) -> Mapping[str, frozenset[Want]]:
         cuts = {name: frozenset(map(Want.cut, taps)) for name, taps in self.config.taps.items()}

@@ -49,7 +49,11 @@ MODELS: Mapping[str, Model] = {
     "cnn-i": Model(
         "crossdistill.models.cnn_i:CNNI",
         ("image", "audio"),
-        ("concat_identity", "fc1", "fc2"),
+        (
+            *("image.conv1", "image.conv2"),
+            *(f"audio.conv{number}" for number in range(1, 6)),
+            *("concat_identity", "fc1", "fc2"),
+        ),
         "MST-Distill's multimodal network for AV-MNIST",
     ),
     "small-image": Model(
@@ -67,7 +71,11 @@ MODELS: Mapping[str, Model] = {
     "small-mm": Model(
         "crossdistill.models.small:SmallMultimodal",
         ("image", "audio"),
-        ("concat_identity", "fc1"),
+        (
+            *("image_conv1", "image_conv2"),
+            *("audio_conv1", "audio_conv2", "audio_conv3"),
+            *("concat_identity", "fc1"),
+        ),
         "both of them in one, for av-digits",
     ),
 }

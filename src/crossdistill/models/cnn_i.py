@@ -49,8 +49,8 @@ class AudioBranch(nn.Module):
 class CNNI(nn.Module):
     """Images (B, 1, 28, 28) and spectrograms (B, 1, 112, 112) -> logits (B, classes); 1,809,752 parameters.
 
-    Taps: concat_identity (596,), the image's 84 features first; fc1 (298,). As published there is no activation
-    between fc1 and fc2, so the head is one linear map in two factors.
+    Taps: the convolutions of both branches, before their ReLU; concat_identity (596,), the image's 84 features first;
+    fc1 (298,). As published there is no activation between fc1 and fc2, so the head is one linear map in two factors.
     """
 
     def __init__(self, classes: int = 10) -> None:

@@ -59,8 +59,8 @@ class SmallAudio(nn.Module):
 class SmallMultimodal(nn.Module):
     """Images (B, 1, 8, 8) and log-mel spectrograms (B, 1, 32, 32) -> logits (B, classes); 46,690 parameters.
 
-    Taps: concat_identity (64,), the image's 24 features first; fc1 (48,), before its ReLU. Unlike CNN-I, the head has
-    an activation between its two layers.
+    Taps: the convolutions, before their ReLU; concat_identity (64,), the image's 24 features first; fc1 (48,), before
+    its ReLU. Unlike CNN-I, the head has an activation between its two layers.
     """
 
     def __init__(self, classes: int = 10) -> None:

@@ -22,6 +22,11 @@ def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
         networks={"image": NetworkConfig(model="small-image"), "audio": NetworkConfig(model="small-audio")},
         multimodal=NetworkConfig(model="small-mm"),
         taps={"image": ("conv2", "fc1"), "audio": ("conv3", "fc1"), "mm": ("concat_identity", "fc1")},
+        maps={
+            "image": {"image": ("conv1", "conv2")},
+            "audio": {"audio": ("conv1", "conv2", "conv3")},
+            "mm": {"image": ("image_conv1", "image_conv2"), "audio": ("audio_conv1", "audio_conv2", "audio_conv3")},
+        },
         batch_size=64,
         supervised=Length(epochs=10, learning_rate=2e-3),
         collaborate=Length(epochs=5, learning_rate=2e-3),

@@ -36,6 +36,14 @@ def kit(
         networks={"image": NetworkConfig(model="lenet5"), "audio": NetworkConfig(model="three-layer-cnn-a")},
         multimodal=NetworkConfig(model="cnn-i"),
         taps={"image": ("conv3", "fc1"), "audio": ("conv2", "conv3"), "mm": ("concat_identity", "fc1")},
+        maps={
+            "image": {"image": ("conv1", "conv2")},
+            "audio": {"audio": ("conv1", "conv2", "conv3")},
+            "mm": {
+                "image": ("image.conv1", "image.conv2"),
+                "audio": tuple(f"audio.conv{number}" for number in range(1, 6)),
+            },
+        },
         batch_size=batch_size,
         supervised=length,
         collaborate=length,

@@ -49,7 +49,8 @@ class Kit(BaseModel):
     """Data and networks out of which every method's recipe is made: what is equal under equal conditions.
 
     `networks` maps each modality to its network, and `multimodal` is the one that reads all of them. `taps` name, for
-    each network, the intermediate and the penultimate layer that masks and hints act on.
+    each network, the intermediate and the penultimate layer that masks and hints act on; `maps`, for each network and
+    modality that it reads, the layers with spatial features, shallow first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +59,7 @@ class Kit(BaseModel):
     networks: Mapping[str, NetworkConfig]
     multimodal: NetworkConfig
     taps: Mapping[str, tuple[str, ...]]
+    maps: Mapping[str, Mapping[str, tuple[str, ...]]] = Field(default_factory=dict)
     batch_size: int = 64
     channels_last: bool = False
     supervised: Length
@@ -81,6 +83,11 @@ class Kit(BaseModel):
         """The teachers of a student of this modality, by name."""
         found = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
         return {**found, **({self.other(modality): self.networks[self.other(modality)]} if "cm" in kind else {})}
+
+    def spatial(self, network: str, modality: str) -> tuple[str, ...] | None:
+        """A network's spatial layers, those that read this modality where there are any; None: it has none."""
+        found = self.maps.get(network, {})
+        return found.get(modality) or next(iter(found.values()), None)
 
     def optimizer(self, length: Length) -> OptimizerConfig:
         """Adam at a constant rate, as the reference trains everything."""

@@ -5,15 +5,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossdistill.errors import SettingError, nearest
-from crossdistill.method import STUDENT
+from crossdistill.method import STUDENT, MethodConfig
+from crossdistill.methods import (
+    AT,
+    C2KD,
+    CRD,
+    DKD,
+    DML,
+    KD,
+    KDSVD,
+    MLKD,
+    MLLD,
+    NST,
+    OFA,
+    OFD,
+    PKT,
+    RKD,
+    SP,
+    VID,
+    Hint,
+    ReviewKD,
+    Salience,
+)
 from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
+from crossdistill.protocol import Mixed, Weighted
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kind, Kit, Length
-from crossdistill.stage import Stage
+from crossdistill.stage import OptimizerConfig, Stage
+from crossdistill.weighting import DotConfig
 
 Stages = Callable[[Kit, str, Sequence[str]], tuple[Stage, ...]]
+Make = Callable[[Kit, str, Sequence[str]], MethodConfig]
+"""A method's settings for a kit, a student and its teachers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +76,96 @@ def supervised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, 
 def kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels, then the student from labels and their softened predictions."""
     return (*pretrained(kit, teachers), _stage("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
+
+
+def taught(make: Make, **settings: Any) -> Stages:
+    """Teachers from labels, then one stage in which they teach the student by the method that `make` gives."""
+
+    def stages(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+        method = make(kit, student, teachers)
+        stage = _stage(method.name, method, kit, kit.distil, teachers=tuple(teachers))
+        return (*pretrained(kit, teachers), stage.model_copy(update=settings))
+
+    return stages
+
+
+def on_logits(method: type[MethodConfig], **settings: Any) -> Make:
+    """A method that needs no layers."""
+    return lambda kit, student, teachers: _settled(method, kit, settings)
+
+
+def on_last(method: type[MethodConfig], **settings: Any) -> Make:
+    """A method on each network's penultimate layer."""
+
+    def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
+        layers = {"taps": kit.taps[student][-1:], "teacher_taps": {name: kit.taps[name][-1:] for name in teachers}}
+        return _settled(method, kit, {**settings, **layers})
+
+    return make
+
+
+def on_maps(method: type[MethodConfig], most: int | None = None, **settings: Any) -> Make:
+    """A method on each network's spatial layers, the last `most` of them.
+
+    Of a multimodal network, on those that read what the student reads. Where the kit names none, the method chooses, or
+    refuses.
+    """
+
+    def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
+        found = {name: kit.spatial(name, student) for name in (student, *teachers)}
+        count = min([len(maps) for maps in found.values() if maps] + ([most] if most else []), default=0)
+        named = {name: maps[-count:] for name, maps in found.items() if maps}
+        layers = {"taps": named.pop(student, None), "teacher_taps": named}
+        return _settled(method, kit, {**settings, **layers})
+
+    return make
+
+
+def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
+    """A method on the student's spatial layers and its penultimate one."""
+
+    def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
+        taps = dict.fromkeys([*(kit.spatial(student, student) or ()), kit.taps[student][-1]])
+        return _settled(method, kit, {**settings, "taps": tuple(taps)})
+
+    return make
+
+
+def fitnets(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """Teachers from labels; then hints, which train the hinted layers alone, as MST-Distill does it; then KD."""
+    taps = kit.taps[student]
+    method = Hint(taps=taps, teacher_taps=_taps(kit, teachers))
+    # The published rate of the hints is ten times that of the rest, which is 1e-4.
+    rate = max(kit.distil.learning_rate, 1e-3)
+    hint = _stage("hint", method, kit, Length(epochs=kit.distil.epochs, learning_rate=rate), teachers=tuple(teachers))
+    hint = hint.model_copy(update={"trains": tuple(f"{STUDENT}:{tap}" for tap in taps)})
+    return (*pretrained(kit, teachers), hint, *kd(kit, student, teachers)[len(teachers) :])
+
+
+def dml(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """All members learn from labels and from each other; the student's best epoch counts."""
+    return (_stage("dml", DML(), kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
+
+
+def c2kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """Teachers from labels, then everybody together with proxies; SGD at the published rate."""
+    stage = _stage("c2kd", on_last(C2KD)(kit, student, teachers), kit, kit.distil, trains=(STUDENT, *teachers))
+    sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
+    return (*pretrained(kit, teachers), stage.model_copy(update={"optimizer": sgd, "teachers": tuple(teachers)}))
+
+
+def mgdfr(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """Teachers and student agree; units that this student cannot follow are filled; a new student learns by KD."""
+    together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
+    agree = _stage("agree", Collaborate(distance="mse"), kit, kit.collaborate, **together)
+    # The published rate, 1e-3, is ten times that of what is trained by Adam.
+    sgd = OptimizerConfig(name="sgd", learning_rate=10 * kit.collaborate.learning_rate, momentum=0.9)
+    salience = Salience(taps={name: kit.taps[name][-1] for name in teachers})
+    return (
+        agree.model_copy(update={"optimizer": sgd}),
+        _stage("salience", salience, kit, Length(epochs=0, learning_rate=1e-3), trains=()),
+        _stage("kd", kit.kd, kit, kit.distil, fresh=True),
+    )
 
 
 def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -103,6 +218,21 @@ def collaborated_specialised(kit: Kit, student: str, teachers: Sequence[str]) ->
     return (_collaborate(kit, teachers), _specialise(kit, teachers), _stage("kd", kit.kd, kit, kit.distil))
 
 
+def _settled(method: type[MethodConfig], kit: Kit, settings: Mapping[str, Any]) -> MethodConfig:
+    """The method as published, but for what is equal in this kit.
+
+    That is KD's share of the loss, for those that mix it with the task's as KD does, and a warm-up in the published
+    proportion (20 of 240 epochs).
+    """
+    shared: dict[str, Any] = {}
+    if issubclass(method, Mixed):
+        equal = {"alpha", "decay_every"} if method is not KD else set(KD.model_fields) - {"name"}
+        shared = kit.kd.model_dump(include=equal)
+    if issubclass(method, Weighted):
+        shared = {"warm_up": method.model_fields["warm_up"].default * kit.distil.epochs // 240}
+    return method.model_validate({**shared, **settings})
+
+
 def _stage(name: str, method: Any, kit: Kit, length: Length, **settings: Any) -> Stage:
     return Stage(
         name=name,
@@ -129,9 +259,34 @@ def _taps(kit: Kit, teachers: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {name: kit.taps[name] for name in teachers}
 
 
+SGD = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.0)
+"""What DOT needs: its momentum is its own."""
+OTHERS: tuple[Kind, ...] = ("cm", "mm+cm")
+
 PLANS: Mapping[str, MethodPlan] = {
     "supervised": MethodPlan(supervised, None),
-    "kd": MethodPlan(kd, "mm", ("cm", "mm+cm")),
+    "at": MethodPlan(taught(on_maps(AT)), "mm", OTHERS),
+    "average-kd": MethodPlan(taught(on_logits(KD, combine="probabilities")), "mm+cm"),
+    "c2kd": MethodPlan(c2kd, "cm"),
+    "crd": MethodPlan(taught(on_last(CRD)), "mm", OTHERS),
+    "dkd": MethodPlan(taught(on_logits(DKD)), "mm", OTHERS),
+    "dml": MethodPlan(dml, "mm+cm", ("mm", "cm")),
+    "dot": MethodPlan(taught(on_logits(KD), weighting=DotConfig(), optimizer=SGD), "mm", OTHERS),
+    "fitnets": MethodPlan(fitnets, "mm", OTHERS),
+    "kd": MethodPlan(kd, "mm", OTHERS),
+    "kdsvd": MethodPlan(taught(on_maps(KDSVD)), "mm", OTHERS),
+    "lskd": MethodPlan(taught(on_logits(KD, standardise=True, temperature=2.0, fixed=(0.1, 9.0))), "mm", OTHERS),
+    "mgdfr": MethodPlan(mgdfr, "cm"),
+    "mlkd": MethodPlan(taught(on_logits(MLKD)), "mm", OTHERS),
+    "mlld": MethodPlan(taught(on_logits(MLLD)), "mm", OTHERS),
+    "nst": MethodPlan(taught(on_maps(NST)), "mm", OTHERS),
+    "ofa": MethodPlan(taught(on_stages(OFA)), "mm", OTHERS),
+    "ofd": MethodPlan(taught(on_maps(OFD)), "mm", OTHERS),
+    "pkt": MethodPlan(taught(on_last(PKT)), "mm", OTHERS),
+    "reviewkd": MethodPlan(taught(on_maps(ReviewKD)), "mm", OTHERS),
+    "rkd": MethodPlan(taught(on_last(RKD)), "mm", OTHERS),
+    "sp": MethodPlan(taught(on_maps(SP, most=1)), "mm", OTHERS),
+    "vid": MethodPlan(taught(on_maps(VID)), "mm", OTHERS),
     "mst-distill": MethodPlan(mst_distill, "mm+cm", ("mm", "cm")),
     "mst-distill-release": MethodPlan(mst_distill_release, "mm+cm", ("mm", "cm")),
     "mst-distill-a": MethodPlan(mean_of_diverse, "mm+cm"),

@@ -8,17 +8,29 @@ def test_my_method_keeps_the_contract() -> None:
 
 from crossdistill.testing.contract import CLAUSES, check_method, check_ranks
 from crossdistill.testing.fake import FakeTeacher, Record
-from crossdistill.testing.toy import TOY_SHAPES, ToyModule, toy_cast, toy_dataset, toy_network
+from crossdistill.testing.toy import (
+    TOY_MAPS,
+    TOY_SHAPES,
+    ToyMaps,
+    ToyModule,
+    toy_cast,
+    toy_dataset,
+    toy_map_cast,
+    toy_network,
+)
 
 __all__ = [
     "CLAUSES",
+    "TOY_MAPS",
     "TOY_SHAPES",
     "FakeTeacher",
     "Record",
+    "ToyMaps",
     "ToyModule",
     "check_method",
     "check_ranks",
     "toy_cast",
     "toy_dataset",
+    "toy_map_cast",
     "toy_network",
 ]

@@ -130,3 +130,51 @@ def toy_cast(dataset: Dataset, teachers: int = 2, *, normalised: bool = False, s
         )
         for number, (name, each) in enumerate(cast.items())
     }
+
+
+class ToyMaps(nn.Module):
+    """Up to three inputs (channels, H, W) of any size -> logits (B, classes), through maps.
+
+    Taps: early (4 channels of 4 x 4 for each input, side by side), late (8, 2, 2), hidden (width,).
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], classes: int, width: int = 12) -> None:
+        super().__init__()
+        self.inputs = nn.ModuleList(nn.Conv2d(shape[0], 4, 3, padding=1) for shape in shapes)
+        self.early = nn.Identity()
+        self.late = nn.Conv2d(4 * len(shapes), 8, 3, stride=2, padding=1)
+        self.hidden = nn.Linear(8 * 2 * 2, width)
+        self.logits = nn.Linear(width, classes)
+
+    def forward(
+        self, first: Tensor | fx.Proxy, second: Tensor | fx.Proxy | None = None, third: Tensor | fx.Proxy | None = None
+    ) -> Float[Tensor, "B C"] | fx.Proxy:
+        """Logits."""
+        parts = []
+        for layer, value in zip(self.inputs, (first, second, third), strict=False):
+            assert value is not None
+            parts.append(functional.adaptive_avg_pool2d(layer(value), (4, 4)))
+        early = self.early(torch.cat(parts, dim=1))
+        late = self.late(functional.relu(early))
+        hidden = self.hidden(functional.relu(late).flatten(1))
+        logits: Tensor = self.logits(functional.relu(hidden))
+        return logits
+
+
+TOY_MAPS: Mapping[str, tuple[int, ...]] = {"first": (1, 8, 8), "second": (2, 6, 6), "third": (1, 4, 8)}
+"""Modalities of toy data for networks with maps, and the shapes of their examples."""
+TOY_MAP_TAPS = ("early", "late", "hidden")
+
+
+def toy_map_cast(dataset: Dataset, teachers: int = 3, *, seed: int = 0) -> dict[str, Network]:
+    """As `toy_cast`, with convolutional networks, for data whose examples are maps (`TOY_MAPS`)."""
+    names = list(dataset.inputs)
+    reads = [(names[0],), tuple(names), *((name,) for name in reversed(names))]
+    cast: dict[str, Network] = {}
+    for number, each in enumerate(reads[: teachers + 1]):
+        name = f"teacher-{number - 1}" if number else "student-network"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("toy maps", seed, number))
+            module = ToyMaps([tuple(dataset.inputs[n].shape[1:]) for n in each], len(dataset.classes), 12 + 2 * number)
+        cast[name] = Network(module, each, TOY_MAP_TAPS)
+    return cast

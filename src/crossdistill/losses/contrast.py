@@ -1,0 +1,47 @@
+"""Contrastive representation distillation over a memory bank: noise-contrastive estimation (Tian et al., ICLR 2020).
+
+The state (banks, the normaliser) is the caller's; see `crossdistill.nets.memory`.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def contrast_logits(
+    anchors: Float[Tensor, "B D"], bank: Float[Tensor, "N D"], candidates: Int64[Tensor, "B K"], temperature: float
+) -> Float[Tensor, "B K"]:
+    """Inner products of each anchor with its candidates' entries in the bank, over the temperature; no unit.
+
+    Entries are gathered, or all N products are taken and the candidates picked out, whichever holds fewer numbers.
+    """
+    if len(bank) <= candidates.shape[1] * bank.shape[1]:
+        return (anchors @ bank.T).gather(1, candidates) / temperature
+    return torch.einsum("bd,bkd->bk", anchors, bank[candidates]) / temperature
+
+
+def log_normaliser(logits: Float[Tensor, "B K"], rows: int) -> Float[Tensor, ""]:
+    """Log Z = log(N · mean of the exponentials): what the released code measures on its first batch."""
+    return math.log(rows) + torch.logsumexp(logits.flatten(), 0) - math.log(logits.numel())
+
+
+def contrast_nce(
+    logits: Float[Tensor, "B K"], log_z: Float[Tensor, ""], rows: int, epsilon: float = 1e-7
+) -> Float[Tensor, " B"]:
+    """-log P(drawn from the data) for column 0, -log P(noise) for the others, in nats: arXiv 1910.10699, equation 17.
+
+    With x = exp(logits) / Z and noise that draws each of N rows with 1 / N: x_0 / (x_0 + M / N + ε) for the positive,
+    (M / N) / (x_k + M / N + ε) for the M negatives. It is taken in logs, so that no temperature overflows.
+
+    Args:
+        logits: column 0 is the positive, the M others are negatives.
+        log_z: log of the normaliser, taken as constant.
+        rows: N, rows of the bank.
+        epsilon: the released code's.
+    """
+    noise = (logits.shape[1] - 1) / rows
+    log_x = logits - log_z.detach()
+    joined = torch.logaddexp(log_x, torch.full_like(log_x, math.log(noise + epsilon)))
+    return joined.sum(1) - log_x[:, 0] - (logits.shape[1] - 1) * math.log(noise)

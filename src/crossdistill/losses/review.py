@@ -1,0 +1,29 @@
+"""Hierarchical context loss: features compared at several sizes of detail (Chen et al., ReviewKD, CVPR 2021)."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+LEVELS = (4, 2, 1)
+
+
+def hierarchical_context(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Weighted mean of squared errors at full size (weight 1) and pooled to 4, 2 and 1 positions a side (½, ¼, ⅛).
+
+    arXiv 2104.09044, section 3.3. A size that is not below the feature's is passed over, and the weights are halved
+    only for those that are used. Detach the teacher's feature, nothing is detached here.
+    """
+    size = max(student.shape[2:])
+    total, weight, weights = _error(student, teacher), 1.0, 1.0
+    for level in LEVELS:
+        if level < size:
+            weight /= 2
+            pooled = (min(level, student.shape[2]), min(level, student.shape[3]))
+            mine, theirs = (functional.adaptive_avg_pool2d(value, pooled) for value in (student, teacher))
+            total = total + weight * _error(mine, theirs)
+            weights += weight
+    return total / weights
+
+
+def _error(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).square().flatten(1).mean(1)

@@ -1,0 +1,114 @@
+"""C2KD: student and teachers train, and speak through proxies where these rank classes alike (Huo et al., 2024)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.combination import require_same_logits, student_targets
+from crossdistill.losses.kl import distillation_kl
+from crossdistill.losses.rank import kendall_tau_b, non_target_kl
+from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key, task_term
+from crossdistill.nets.proxy import proxy_for
+from crossdistill.outputs import Outputs, OutputSpec, Want, picked, shared_rows
+from crossdistill.taps import FeatureConfig, Pair
+from crossdistill.teacher import Teacher
+
+
+class C2KD(FeatureConfig):
+    """Tasks of all, divergences between each network and its proxy in both directions, and between the proxies.
+
+    All weights and temperatures are 1. The proxies exchange what they say besides the target, in both directions, on
+    rows in which their orders of the classes agree (Kendall's τ_b above `threshold`); in such rows a label is needed.
+    A proxy reads the embedding or the last tap (of dense networks, the last spatial one). The stage should train the
+    teachers too.
+    """
+
+    name: Literal["c2kd"] = "c2kd"
+    threshold: float = Field(0.0, ge=-1, le=1)
+    """For τ_b; dimensionless."""
+    gate: Literal["rows", "any", "none"] = "rows"
+    """"any" lets all rows pass as soon as one does (the released code for dense labels); "none" all rows always."""
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """A proxy for the student and one for each teacher.
+
+        Raises:
+            ApplicabilityError: logits differ, or a network shows no feature besides them.
+        """
+        require_same_logits(self.name, student, teachers)
+        assert student.logits is not None
+        pairs = self.pairs("last" if len(student.logits) > 1 else "vector", student, teachers)
+        last = {name: found[-1] for name, found in pairs.items()}
+        return _C2KD(self, last, student.logits, data.labelled_fraction)
+
+
+class _C2KD(Method):
+    # Its proxies normalise over rows.
+    batch_relational: ClassVar[bool] = True
+
+    def __init__(
+        self, config: C2KD, pairs: Mapping[str, Pair], logits: tuple[int, ...], labelled_fraction: float
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = dict(pairs)
+        self.labelled_fraction = labelled_fraction
+        first = next(iter(pairs.values()))
+        self.tap = first.student
+        self.mine = proxy_for(first.mine, logits)
+        self.theirs = nn.ModuleDict({module_key(name): proxy_for(p.theirs, logits) for name, p in pairs.items()})
+
+    def needs(self) -> Mapping[str, frozenset[Want]]:
+        theirs = {name: frozenset({Want.LOGITS, pair.teacher}) for name, pair in self.pairs.items()}
+        return {STUDENT: frozenset({Want.LOGITS, self.tap}), **theirs}
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        own = Outputs(student.name, self.mine(outputs.need(self.tap), progress.gather), rows=outputs.rows)
+        terms = {"task/student": task_term(outputs, batch, fraction=self.labelled_fraction)}
+        terms |= _both_ways("student", outputs.need(Want.LOGITS), own.need(Want.LOGITS))
+        passed = []
+        for name, pair in self.pairs.items():
+            given = teachers[name](batch)
+            terms[f"task/{name}"] = task_term(given, teachers[name].sees(batch), hidden=False)
+            proxy = self.theirs[module_key(name)]
+            other = Outputs(name, proxy(given.need(pair.teacher), progress.gather), rows=given.rows)
+            terms |= _both_ways(name, given.need(Want.LOGITS), other.need(Want.LOGITS))
+            found, gate = self._between(name, batch, own, other, progress)
+            terms |= found
+            passed.append(gate.sum() / max(1, len(gate)))
+        return Step(terms, outputs, logs={"gate": torch.stack(passed).mean()})
+
+    def _between(
+        self, name: str, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
+    ) -> tuple[dict[str, Term], Tensor]:
+        """What the proxies say to each other besides the target, on rows both saw; and all ranks' rows that passed."""
+        left, right, _ = shared_rows(student, teacher)
+        mine, theirs = picked(student.need(Want.LOGITS), left), picked(teacher.need(Want.LOGITS), right)
+        gate = kendall_tau_b(mine.detach(), theirs.detach()) > self.config.threshold
+        everyone = progress.gather(gate.to(mine.dtype))
+        if self.config.gate != "rows":
+            gate = everyone.any().expand_as(gate) if self.config.gate == "any" else torch.ones_like(gate)
+        # A label that is hidden from the student must not reach it through the teacher's proxy.
+        known = gate & picked(student.of(batch.student_rows()), left)
+        targets = picked(student_targets(student, batch), left)
+        share, weight = self.labelled_fraction, 1 / len(self.pairs)
+        to_student = non_target_kl(mine, theirs.detach(), targets).where(known, 0.0)
+        to_teacher = non_target_kl(theirs, mine.detach(), targets).where(known, 0.0)
+        terms = {
+            f"others/{name}->student": Term(to_student, weight, share=share),
+            f"others/student->{name}": Term(to_teacher, share=share),
+        }
+        return terms, everyone
+
+
+def _both_ways(name: str, logits: Tensor, proxy: Tensor) -> dict[str, Term]:
+    """A network teaches its proxy, and the proxy the network."""
+    return {
+        f"proxy/{name}": Term(distillation_kl(proxy, logits.detach(), 1.0)),
+        f"network/{name}": Term(distillation_kl(logits, proxy.detach(), 1.0)),
+    }

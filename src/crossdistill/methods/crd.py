@@ -1,0 +1,114 @@
+"""Contrastive representation distillation with a memory bank (Tian et al., ICLR 2020)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.errors import ApplicabilityError
+from crossdistill.losses.contrast import contrast_logits, contrast_nce
+from crossdistill.method import DataSpec, Method, Progress, Step, Term, module_key
+from crossdistill.nets.memory import Memory
+from crossdistill.nets.projector import UnitEmbedding
+from crossdistill.outputs import Outputs, OutputSpec, picked
+from crossdistill.protocol import Mixed, Signals
+from crossdistill.taps import FeatureConfig, Pair, PairedMethod, met
+from crossdistill.teacher import Teacher
+
+
+class CRD(Mixed, FeatureConfig):
+    """`(1 - a) · CE + a · contrast`: a row's two embeddings against those of rows of other classes, from memory.
+
+    Both sides are mapped to unit vectors, and both maps learn; by default from the embedding or the last tap. Rows
+    whose label is hidden count as a class of their own. The defaults are MST-Distill's; mdistiller has
+    `negatives=16384` and `fixed=(1, 0.8)`.
+    """
+
+    name: Literal["crd"] = "crd"
+    width: int = Field(128, ge=1)
+    negatives: int = Field(4096, ge=1)
+    """For each row; with repetition where there are fewer rows of other classes."""
+    repeat: bool = False
+    """Draw with repetition in any case, which is faster where there are many rows."""
+    positive: Literal["own", "class"] = "own"
+    """The row itself, or any row of its class."""
+    temperature: float = Field(0.07, gt=0)
+    """Dimensionless."""
+    momentum: float = Field(0.5, ge=0, lt=1)
+    """Of the memory's entries."""
+    normaliser: Literal["first", "each"] = "first"
+    """Measure the constant Z on the first batch alone (the released code), or on each batch."""
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """A memory and two maps for each teacher.
+
+        Raises:
+            ApplicabilityError: the training rows are of one class, so that there are no negatives.
+        """
+        return _CRD(self, self.pairs("vector", student, teachers), data)
+
+
+class _CRD(PairedMethod):
+    batch_relational: ClassVar[bool] = True
+
+    def __init__(self, config: CRD, pairs: Mapping[str, Sequence[Pair]], data: DataSpec) -> None:
+        super().__init__(config, pairs, data.labelled_fraction)
+        labels = torch.full((data.rows,), MISSING_TARGET) if data.targets is None else data.targets.cpu()
+        if labels.ndim > 1:
+            raise ApplicabilityError("crd draws negatives by class, and here a row has many labels (dense)")
+        self.mine, self.theirs, self.memories = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for name, found in pairs.items():
+            key = module_key(name)
+            self.mine[key] = UnitEmbedding(found[-1].mine[0], config.width)
+            self.theirs[key] = UnitEmbedding(found[-1].theirs[0], config.width)
+            seed = int(torch.randint(2**62, ()))
+            self.memories[key] = Memory(labels, config.width, config.momentum, repeat=config.repeat, seed=seed)
+        ids = torch.arange(data.rows) if data.ids is None else data.ids.cpu()
+        row_of = torch.zeros(int(ids.max()) + 1, dtype=torch.int64).index_copy(0, ids, torch.arange(len(ids)))
+        self.row_of: Tensor
+        self.register_buffer("row_of", row_of, persistent=False)
+
+    def signals(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher], progress: Progress) -> Signals:
+        terms: dict[str, Term] = {}
+        stash: dict[str, Tensor] = {}
+        for name, pairs in self.pairs.items():
+            mine, theirs, rows = met(pairs, student, teachers[name](batch))
+            index = self.row_of[picked(batch.ids, rows)]
+            key = module_key(name)
+            sides = self.mine[key](mine[-1]), self.theirs[key](theirs[-1])
+            losses, normaliser = self._contrast(name, index, sides, progress)
+            terms[f"crd/{name}"] = Term(losses, 1 / len(self.pairs))
+            moved = {"index": index, "student": sides[0].detach(), "teacher": sides[1].detach()}
+            stash |= {f"{name}/{key}": progress.gather(value) for key, value in moved.items()}
+            stash[f"{name}/normaliser"] = normaliser
+        return terms, stash
+
+    def after_step(self, batch: Batch, step: Step) -> None:
+        for name in self.pairs:
+            memory = self._memory(name)
+            memory.move(*(step.stash[f"{name}/{key}"] for key in ("index", "student", "teacher")))
+            memory.normaliser.copy_(step.stash[f"{name}/normaliser"])
+
+    def _contrast(
+        self, name: str, index: Tensor, sides: tuple[Tensor, Tensor], progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each row in both directions, and log Z as it is from this step on."""
+        config, memory = self.config, self._memory(name)
+        step = progress.epoch * progress.steps + progress.step
+        candidates = memory.candidates(index, config.negatives, step, by_class=config.positive == "class")
+        banks = memory.teacher, memory.student
+        logits = [contrast_logits(a, b, candidates, config.temperature) for a, b in zip(sides, banks, strict=True)]
+        normaliser = torch.stack([memory.measured(one.detach(), progress.gather) for one in logits])
+        if config.normaliser == "first":
+            normaliser = torch.where(memory.normaliser.isinf(), normaliser, memory.normaliser)
+        rows = len(memory.student)
+        losses = [contrast_nce(one, z, rows) for one, z in zip(logits, normaliser.unbind(), strict=True)]
+        return torch.stack(losses).sum(0), normaliser
+
+    def _memory(self, name: str) -> Memory:
+        found = self.memories[module_key(name)]
+        assert isinstance(found, Memory)
+        return found

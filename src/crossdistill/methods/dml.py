@@ -1,0 +1,33 @@
+"""Deep mutual learning: all members train, and each learns from the others' predictions (Zhang et al., CVPR 2018)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from crossdistill.combination import require_same_logits
+from crossdistill.method import DataSpec, Method, MethodConfig
+from crossdistill.methods.collaborate import Collaborate
+from crossdistill.outputs import OutputSpec
+
+
+class DML(MethodConfig):
+    """`collaborate` whose divergences stop at the side that teaches; trains whoever the stage says.
+
+    MST-Distill's paper compares with it without saying how; the defaults are its own first stage's T = 4 with T². The
+    original is `temperature=1`, `averaged=True`.
+    """
+
+    name: Literal["dml"] = "dml"
+    temperature: float = Field(4.0, gt=0)
+    """Dimensionless."""
+    squared: bool = True
+    """Multiply divergences by T²."""
+    averaged: bool = False
+    """Divide a member's divergences by the number of its peers."""
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """Checks that all members have logits over the same classes."""
+        require_same_logits(self.name, student, teachers)
+        joint = Collaborate(temperature=self.temperature, squared=self.squared, averaged=self.averaged, detach=True)
+        return joint.build(student, teachers, data)

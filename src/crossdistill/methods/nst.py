@@ -1,0 +1,33 @@
+"""Neuron selectivity transfer: the student's channels respond as the teachers' do (Huang and Wang, 2017)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from crossdistill.losses.nst import selectivity_transfer
+from crossdistill.method import DataSpec, Method, Progress
+from crossdistill.outputs import OutputSpec
+from crossdistill.protocol import Weighted
+from crossdistill.taps import FeatureConfig, FeatureMethod
+
+
+class NST(Weighted, FeatureConfig):
+    """`CE + 50 · Σ over stages of the channels' mean discrepancy`; by default over all spatial taps."""
+
+    name: Literal["nst"] = "nst"
+    weight: float = Field(50.0, ge=0)
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """Pairs the spatial features, the deepest with the deepest."""
+        return _NST(self, self.pairs("maps", student, teachers), data.labelled_fraction)
+
+
+class _NST(FeatureMethod):
+    def compare(
+        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
+    ) -> Mapping[str, Tensor]:
+        stages = [selectivity_transfer(*pair) for pair in zip(mine, theirs, strict=True)]
+        return {"nst": torch.stack(stages).sum(0)}

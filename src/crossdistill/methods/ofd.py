@@ -1,0 +1,139 @@
+"""Overhaul of feature distillation: before the activation, and only above a margin (Heo et al., ICCV 2019)."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from crossdistill.banked import Banked
+from crossdistill.batch import Batch
+from crossdistill.losses.ofd import normal_margin, partial_distance
+from crossdistill.losses.spatial import as_map, same_space
+from crossdistill.method import DataSpec, Method, Progress, module_key
+from crossdistill.nets.norm import Gather, JointNorm
+from crossdistill.outputs import OutputSpec
+from crossdistill.protocol import Weighted
+from crossdistill.taps import FeatureConfig, FeatureMethod, Pair
+from crossdistill.teacher import Live, Shuffled, Teacher
+
+log = logging.getLogger("crossdistill")
+
+
+class OFD(Weighted, FeatureConfig):
+    """`CE + 0.001 · Σ over stages of 2^-(stages behind it) · partial distance`; by default over all spatial taps.
+
+    Taps should lie before their activation. A margin is the channel's expected value below zero: from the batch norm
+    where that is what is tapped (or what the tapped block ends in), else measured over the training rows.
+    """
+
+    name: Literal["ofd"] = "ofd"
+    weight: float = Field(1e-3, ge=0)
+    margins: Literal["norm", "measured"] = "norm"
+    """"measured" looks at the data even where a batch norm tells."""
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """A pointwise connector with batch norm for each pair, the deepest with the deepest."""
+        return _OFD(self, self.pairs("maps", student, teachers), data.labelled_fraction)
+
+
+class _OFD(FeatureMethod):
+    # Its connectors normalise over rows.
+    batch_relational: ClassVar[bool] = True
+
+    def __init__(self, config: OFD, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
+        super().__init__(config, pairs, labelled_fraction)
+        self.connectors = nn.ModuleDict()
+        for name, found in pairs.items():
+            for stage, pair in enumerate(found):
+                self.connectors[module_key(f"{name}:{stage}")] = _Connector(pair.mine[0], pair.theirs[0])
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
+        """Margins: read off the teachers' batch norms, and measured in one pass where there is none."""
+        missing: list[tuple[str, int]] = []
+        for name, found in self.pairs.items():
+            for stage, pair in enumerate(found):
+                norm = _norm(teachers[name], pair.teacher.tap) if self.config.margins == "norm" else None
+                if norm is None:
+                    missing.append((name, stage))
+                else:
+                    self._margin(name, stage).copy_(normal_margin(norm.bias, norm.weight))
+        if not missing:
+            return
+        log.info("ofd: margins of %s are measured on the training rows", sorted({name for name, _ in missing}))
+        seen = {key: _Below(self._margin(*key)) for key in missing}
+        for batch in batches:
+            given = {name: teachers[name](batch) for name in {name for name, _ in missing}}
+            for (name, stage), below in seen.items():
+                below.add(as_map(given[name].need(self.pairs[name][stage].teacher)))
+        for key, below in seen.items():
+            self._margin(*key).copy_(below.margin())
+
+    def compare(
+        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
+    ) -> Mapping[str, Tensor]:
+        total = []
+        for stage, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            connect = self._connector(teacher, stage)
+            feature, wanted = same_space(connect(as_map(a), progress.gather), as_map(b))
+            total.append(partial_distance(feature, wanted, connect.margin) / 2 ** (len(mine) - 1 - stage))
+        return {"ofd": torch.stack(total).sum(0)}
+
+    def _connector(self, teacher: str, stage: int) -> "_Connector":
+        found = self.connectors[module_key(f"{teacher}:{stage}")]
+        assert isinstance(found, _Connector)
+        return found
+
+    def _margin(self, teacher: str, stage: int) -> Tensor:
+        return self._connector(teacher, stage).margin
+
+
+class _Connector(nn.Module):
+    """Pointwise to the teacher's channels, with batch norm; holds the teacher's margins."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, out, 1, bias=False)
+        self.norm = JointNorm(out)
+        nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
+        self.margin: Tensor
+        self.register_buffer("margin", torch.zeros(out))
+
+    def forward(self, feature: Tensor, gather: Gather) -> Tensor:
+        found: Tensor = self.norm(self.convolution(feature), gather)
+        return found
+
+
+class _Below:
+    """Mean of what is below zero, channel by channel; -3 standard deviations where (hardly) anything is."""
+
+    def __init__(self, like: Tensor) -> None:
+        exact = torch.float64 if like.device.type != "mps" else torch.float32
+        self._sums = torch.zeros(5, len(like), dtype=exact, device=like.device)
+
+    def add(self, maps: Tensor) -> None:
+        values = maps.transpose(0, 1).flatten(1).to(self._sums.dtype)
+        below = values < 0
+        ones = torch.ones_like(values)
+        parts = (values.where(below, 0.0), below.to(values.dtype), values, values.square(), ones)
+        self._sums += torch.stack([part.sum(1) for part in parts])
+
+    def margin(self) -> Tensor:
+        low, count, total, squares, rows = self._sums
+        rows = rows.clamp(min=1)
+        deviation = (squares / rows - (total / rows).square()).clamp(min=0).sqrt()
+        return torch.where(count / rows > 0.001, low / count.clamp(min=1), -3 * deviation)
+
+
+def _norm(teacher: Teacher, tap: str) -> "nn.modules.batchnorm._BatchNorm | None":
+    """The batch norm whose output is read at the tap, if there is one and the teacher is a network."""
+    source = teacher.base if isinstance(teacher, Shuffled) else teacher
+    source = source.live if isinstance(source, Banked) else source
+    if not isinstance(source, Live) or not tap:
+        return None
+    layers = list(source.network.module.get_submodule(tap).modules())
+    last = layers[-1]
+    return last if isinstance(last, nn.modules.batchnorm._BatchNorm) and last.affine else None

@@ -1,0 +1,62 @@
+"""Relational distillation: distances and angles between rows are kept (Park et al., CVPR 2019)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from crossdistill.losses.rkd import rkd_angle, rkd_distance
+from crossdistill.losses.spatial import as_vector
+from crossdistill.method import DataSpec, Method, Progress, module_key
+from crossdistill.nets.projector import UnitEmbedding
+from crossdistill.outputs import OutputSpec
+from crossdistill.protocol import Mixed
+from crossdistill.taps import FeatureConfig, FeatureMethod, Pair
+
+
+class RKD(Mixed, FeatureConfig):
+    """`(1 - a) · CE + a · (distances + 2 · angles)`, by default on the embedding or the last tap, as they are.
+
+    mdistiller's weights are `fixed=(1, 1)`, `weight_distance=25`, `weight_angle=50`. MST-Distill's released code is
+    `width=128`.
+    """
+
+    name: Literal["rkd"] = "rkd"
+    weight_distance: float = Field(1.0, ge=0)
+    weight_angle: float = Field(2.0, ge=0)
+    width: int | None = Field(None, ge=1)
+    """Compare unit vectors of this size, made by a linear map on either side."""
+    teacher_map: Literal["random", "trained"] = "random"
+    """With `width`: whether the teachers' maps stay as they were drawn (the released code) or learn too."""
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """One feature of each network; sizes may differ."""
+        return _RKD(self, self.pairs("vector", student, teachers), data.labelled_fraction)
+
+
+class _RKD(FeatureMethod):
+    batch_relational: ClassVar[bool] = True
+
+    def __init__(self, config: RKD, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
+        super().__init__(config, pairs, labelled_fraction)
+        self.mine, self.theirs = nn.ModuleDict(), nn.ModuleDict()
+        if config.width is not None:
+            for name, found in pairs.items():
+                self.mine[module_key(name)] = UnitEmbedding(found[-1].mine[0], config.width)
+                self.theirs[module_key(name)] = UnitEmbedding(found[-1].theirs[0], config.width)
+
+    def compare(
+        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
+    ) -> Mapping[str, Tensor]:
+        own, other = as_vector(mine[-1]), as_vector(theirs[-1])
+        if self.config.width is not None:
+            own = self.mine[module_key(teacher)](own)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.teacher_map == "trained"):
+                other = self.theirs[module_key(teacher)](other)
+        own, other = progress.gather(own), progress.gather(other)
+        return {
+            "distance": self.config.weight_distance * rkd_distance(own, other),
+            "angle": self.config.weight_angle * rkd_angle(own, other),
+        }

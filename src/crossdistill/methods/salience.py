@@ -1,0 +1,146 @@
+"""MGDFR's second stage: what a student cannot follow in a teacher is measured, and filled (Xue et al., ICLR 2023)."""
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch
+from crossdistill.combination import require_same_logits
+from crossdistill.errors import ApplicabilityError
+from crossdistill.losses.salience import least_salient, min_max
+from crossdistill.losses.squared_error import squared_error
+from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
+from crossdistill.nets.fill import Fill, FillWith
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, aligned
+from crossdistill.taps import chosen
+from crossdistill.teacher import Filled, Live, Teacher
+
+
+class Salience(MethodConfig):
+    """A pass over the training rows without training: how much of two networks' agreement each unit carries.
+
+    A unit (a channel, of a map) is salient when the two networks' logits move apart as its values are permuted among
+    the rows. Each teacher graduates as `teacher@tap` with its least salient units replaced. Take it for a stage of 0
+    epochs, after one in which teacher and student were trained to agree. Rows are permuted within the batches of the
+    pass.
+    """
+
+    graduating: ClassVar[bool] = True
+
+    name: Literal["salience"] = "salience"
+    taps: Mapping[str, str] = Field(default_factory=dict)
+    """The layer of each teacher; of one that is not named its last tap that is not the logits."""
+    fraction: float = Field(0.75, ge=0, lt=1)
+    """Of the units that are replaced."""
+    repeats: int = Field(10, ge=1)
+    """Permutations of each unit."""
+    fill: FillWith = "mean"
+    """With the mean over the training rows, which can be banked, or "batch", over the rows of each batch; "none" is
+    what the released code does: the teachers stay as they are, and nothing is measured."""
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """Finds the layers.
+
+        Raises:
+            ApplicabilityError: logits differ, or a teacher shows no layer to be filled.
+            SignalError: a teacher has no such tap.
+        """
+        require_same_logits(self.name, student, teachers)
+        taps: dict[str, str] = {}
+        for name, spec in teachers.items():
+            last = [want.tap for want in chosen("all", spec)][-1:]
+            if name not in self.taps and not last:
+                raise ApplicabilityError(f"salience fills units of a layer, and teacher {name!r} shows no tap")
+            taps[name] = self.taps.get(name) or last[0]
+        shapes = {name: spec.feature(taps[name], f"teacher {name!r}") for name, spec in teachers.items()}
+        return _Salience(self, taps, shapes)
+
+
+class _Salience(Method):
+    def __init__(self, config: Salience, taps: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.config = config
+        self.taps = dict(taps)
+        self.fills = nn.ModuleDict({module_key(name): Fill(shape, config.fill) for name, shape in shapes.items()})
+        self._seed = int(torch.randint(2**62, ()))
+
+    def needs(self) -> Mapping[str, frozenset[Want]]:
+        cuts = {name: frozenset({Want.LOGITS, Want.cut(tap)}) for name, tap in self.taps.items()}
+        return {STUDENT: frozenset({Want.LOGITS}), **cuts}
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        return Step({f"apart/{name}": Term(_apart(outputs, teachers[name](batch))) for name in self.taps}, outputs)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
+        """Salience of every unit, and the mean of the layer over all rows."""
+        if self.config.fill == "none":
+            return
+        source = torch.Generator().manual_seed(self._seed)
+        found = {name: _Found(self.fill(name)) for name in self.taps}
+        for batch in batches:
+            outputs = student(batch)
+            for name, tap in self.taps.items():
+                given, tail = teachers[name](batch), teachers[name].tail(tap)
+                cut = given.cuts[tap]
+                found[name].mean(cut.value)
+                for unit in range(cut.value.shape[1]):
+                    for _ in range(self.config.repeats):
+                        bent = tail(_permuted(cut, unit, source))
+                        found[name].salience(unit, _apart(outputs, Outputs(name, bent.logits, rows=given.rows)))
+        for one in found.values():
+            one.settle(self.config.fraction)
+
+    def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+        graduated: dict[str, Teacher] = {}
+        for name, tap in self.taps.items():
+            base = teachers[name]
+            assert isinstance(base, Live), "units are filled in networks, not in other sources"
+            graduated[f"{name}@{tap}"] = Filled(f"{name}@{tap}", base, {tap: self.fill(name)})
+        return graduated
+
+    def fill(self, teacher: str) -> Fill:
+        """What replaces a teacher's units."""
+        found = self.fills[module_key(teacher)]
+        assert isinstance(found, Fill)
+        return found
+
+
+class _Found:
+    """What a pass has seen of one layer so far."""
+
+    def __init__(self, fill: Fill) -> None:
+        self._fill = fill
+        exact = torch.float64 if fill.mean.device.type != "mps" else torch.float32
+        self._sum = torch.zeros_like(fill.mean, dtype=exact)
+        self._apart = torch.zeros_like(fill.salience, dtype=exact)
+        self._rows = 0
+
+    def mean(self, value: Tensor) -> None:
+        self._sum += value.sum(0)
+        self._rows += len(value)
+
+    def salience(self, unit: int, rows: Tensor) -> None:
+        self._apart[unit] += rows.sum()
+
+    def settle(self, fraction: float) -> None:
+        salience = min_max(self._apart)
+        self._fill.salience.copy_(salience)
+        self._fill.replaced.copy_(least_salient(salience, fraction))
+        self._fill.mean.copy_(self._sum / max(1, self._rows))
+
+
+def _permuted(cut: Cut, unit: int, source: torch.Generator) -> Cut:
+    order = torch.randperm(len(cut.value), generator=source).to(cut.value.device)
+    value = cut.value.clone()
+    value[:, unit] = cut.value[order, unit]
+    return cut.rewritten(value)
+
+
+def _apart(student: Outputs, teacher: Outputs) -> Tensor:
+    mine, theirs, _ = aligned(student, teacher)
+    return squared_error(mine, theirs)

@@ -1,0 +1,146 @@
+"""The memory bank of contrastive distillation: one entry for each row and side, and negatives drawn on the device.
+
+Negatives are a function of (seed, step, sample), not of a generator's state: they are the same whichever rank, device
+or resumed run draws them.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crossdistill.batch import MISSING_TARGET
+from crossdistill.errors import ApplicabilityError
+
+KEYS_AT_ONCE = 2**24
+"""Random keys that are held at once when negatives are drawn without repetition."""
+
+
+class Memory(nn.Module):
+    """Unit vectors for N rows, seen from the student's side and from one teacher's: Tian et al., ICLR 2020.
+
+    `normaliser` holds log Z of both directions, infinite until it was measured. `labels` decide which rows are whose
+    negatives: a row without one (`MISSING_TARGET`) is the negative of all others, and has all others as negatives.
+    """
+
+    def __init__(
+        self, labels: Int64[Tensor, " N"], width: int, momentum: float, *, repeat: bool = False, seed: int = 0
+    ) -> None:
+        """Draw entries uniformly in [-s, s], s = 1 / sqrt(width / 3), as released: their expected norm is 1.
+
+        Raises:
+            ApplicabilityError: some row would have no negatives.
+        """
+        super().__init__()
+        rows, span = len(labels), (width / 3) ** -0.5
+        self.momentum, self.repeat = momentum, repeat
+        self.student: Tensor
+        self.teacher: Tensor
+        self.normaliser: Tensor
+        self.seed: Tensor
+        self.order: Tensor
+        self.start: Tensor
+        self.own: Tensor
+        self.register_buffer("student", torch.empty(rows, width).uniform_(-span, span))
+        self.register_buffer("teacher", torch.empty(rows, width).uniform_(-span, span))
+        self.register_buffer("normaliser", torch.full((2,), torch.inf))
+        self.register_buffer("seed", torch.tensor(seed))
+        order, start, own = _by_class(labels)
+        if rows and int(own.max()) == rows:
+            raise ApplicabilityError(
+                f"contrast needs negatives: all {rows} training rows are of one class; it takes two classes at least"
+            )
+        for name, value in (("order", order), ("start", start), ("own", own)):
+            self.register_buffer(name, value, persistent=False)
+        self.fewest = rows - int(own.max()) if rows else 0
+
+    def candidates(
+        self, index: Int64[Tensor, " B"], count: int, step: int, *, by_class: bool = False
+    ) -> Int64[Tensor, "B K"]:
+        """Column 0 is the row itself (`by_class`: some row of its class), then come `count` rows of other classes.
+
+        They are drawn uniformly; without repetition where there are enough and `repeat` is off, as released.
+        """
+        start, own = self.start[index], self.own[index]
+        positive = index
+        if by_class:
+            positive = self.order[start + self._uniform(index, 1, ~step).squeeze(1) % own]
+        if self.repeat or count > self.fewest:
+            drawn = self._uniform(index, count, step) % (len(self.order) - own).unsqueeze(1)
+            # Places in the order of classes, jumping over the row's own.
+            negatives = self.order[drawn + (drawn >= start.unsqueeze(1)) * own.unsqueeze(1)]
+        else:
+            size = max(1, KEYS_AT_ONCE // len(self.order))
+            negatives = torch.cat([self._distinct(part, count, step) for part in index.split(size)])
+        return torch.cat([positive.unsqueeze(1), negatives], dim=1)
+
+    @torch.no_grad()
+    def measured(self, logits: Float[Tensor, "B K"], gather: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
+        """Log Z of these scores over all ranks' rows; infinite of no rows."""
+        everyone = gather(logits.logsumexp(1))
+        if len(everyone) == 0:
+            return everyone.new_full((), torch.inf)
+        return everyone.logsumexp(0) - math.log(len(everyone) * logits.shape[1]) + math.log(len(self.order))
+
+    @torch.no_grad()
+    def move(self, index: Int64[Tensor, " B"], student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> None:
+        """Entries go towards what the rows are now, and back to length 1."""
+        self.student.copy_(moved(self.student, index, student, self.momentum))
+        self.teacher.copy_(moved(self.teacher, index, teacher, self.momentum))
+
+    def _distinct(self, index: Tensor, count: int, step: int) -> Tensor:
+        places = torch.arange(len(self.order), device=index.device)
+        keys = self._uniform(index, len(places), step)
+        start, own = self.start[index].unsqueeze(1), self.own[index].unsqueeze(1)
+        keys = torch.where((places >= start) & (places < start + own), -1, keys)
+        return self.order[keys.topk(count, dim=1).indices]
+
+    def _uniform(self, index: Tensor, count: int, step: int) -> Tensor:
+        """Whole numbers below 2^63 (B, count)."""
+        # Each row and step starts its own run of counters.
+        first = _scrambled(_scrambled(index + self.seed) + step)
+        counters = torch.arange(count, device=index.device) * GOLDEN
+        return _scrambled(first.unsqueeze(1) + counters) & (2**63 - 1)
+
+
+def moved(
+    bank: Float[Tensor, "N D"], index: Int64[Tensor, " B"], rows: Float[Tensor, "B D"], momentum: float
+) -> Float[Tensor, "N D"]:
+    """The bank after `rows` came in at `index`: normalise(momentum · old + (1 - momentum) · new)."""
+    entries = functional.normalize(momentum * bank[index] + (1 - momentum) * rows, dim=1)
+    return bank.index_copy(0, index, entries)
+
+
+GOLDEN = -7046029254386353131
+"""2^64 divided by the golden ratio, as a signed number: the step of SplitMix64's counter."""
+
+
+def _scrambled(value: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): neighbouring counters become unrelated numbers."""
+    value = (value ^ _shifted(value, 30)) * -4658895280553007687
+    value = (value ^ _shifted(value, 27)) * -7723592293110705685
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: Tensor, places: int) -> Tensor:
+    """A logical shift to the right; the sign bit of a signed number would come in from the left otherwise."""
+    return (value >> places) & ((1 << (64 - places)) - 1)
+
+
+def _by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All rows sorted by class; for each row, the first place of its own class there, and how many there are."""
+    order = labels.argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    known = labels != MISSING_TARGET
+    first, counts = {}, {}
+    for number in labels[known].unique().tolist():
+        own = place[labels == number]
+        first[number], counts[number] = int(own.min()), len(own)
+    start, own = place.clone(), torch.ones_like(place)
+    for number in first:
+        start[labels == number], own[labels == number] = first[number], counts[number]
+    return order, start, own

@@ -1,0 +1,79 @@
+"""Proxies: small classifiers on a feature, through which C2KD's student and teacher speak to each other."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crossdistill.losses.spatial import as_map
+from crossdistill.nets.norm import Gather, JointNorm, alone
+
+
+def proxy_for(shape: tuple[int, ...], logits: tuple[int, ...]) -> nn.Module:
+    """The proxy between a feature and logits of these shapes (without the batch), initialised as released.
+
+    Dense logits (C, H, W) take `DenseProxy`; else maps take `MapProxy` and vectors `VectorProxy`.
+    """
+    made: nn.Module
+    if len(logits) > 1:
+        made = DenseProxy(shape[0], logits[0], logits[1:])
+    elif any(size > 1 for size in shape[1:]):
+        made = MapProxy(shape[0], logits[0])
+    else:
+        made = VectorProxy(shape[0], logits[0])
+    made.apply(_initialise)
+    return made
+
+
+class VectorProxy(nn.Module):
+    """Linear(D, D), BatchNorm, LeakyReLU(0.1), Linear(D, C)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, width)
+        self.norm = JointNorm(width)
+        self.fc2 = nn.Linear(width, classes)
+
+    def forward(self, feature: Float[Tensor, "B D *one"], gather: Gather = alone) -> Float[Tensor, "B C"]:
+        """Class logits."""
+        hidden = self.norm(self.fc1(feature.flatten(1)), gather)
+        logits: Tensor = self.fc2(functional.leaky_relu(hidden, 0.1))
+        return logits
+
+
+class MapProxy(nn.Module):
+    """Mean over positions, pointwise convolution without bias, BatchNorm, LeakyReLU(0.1), Linear(D, C)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = JointNorm(channels)
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C"]:
+        """Class logits."""
+        hidden = self.norm(self.convolution(as_map(feature).mean(dim=(2, 3), keepdim=True)), gather)
+        logits: Tensor = self.fc(functional.leaky_relu(hidden, 0.1).flatten(1))
+        return logits
+
+
+class DenseProxy(nn.Module):
+    """Pointwise convolution without bias, BatchNorm, ReLU, pointwise convolution to C, bilinear to the logits' size."""
+
+    def __init__(self, channels: int, classes: int, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+        self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = JointNorm(channels)
+        self.out = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C H W"]:
+        """Dense class logits."""
+        logits = self.out(functional.relu(self.norm(self.convolution(as_map(feature)), gather)))
+        return functional.interpolate(logits, self.size, mode="bilinear", align_corners=False)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

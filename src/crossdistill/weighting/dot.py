@@ -1,0 +1,91 @@
+"""Two momenta, a larger one for the teachers' gradient than for the task's (Zhao et al., DOT, ICCV 2023)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from crossdistill.weighting.descent import Turn, Weighting, WeightingConfig
+from crossdistill.weighting.separate import Separate
+
+TASK = "task"
+"""The group that has the smaller momentum; all others are distillation."""
+
+
+class Dot(Separate):
+    """Distillation-oriented training: v_task and v_distil move with momentum m - delta and m + delta.
+
+    The gradient that the optimizer sees is their sum, so it has to be plain SGD: no momentum, no weight decay of its
+    own. `weight_decay` joins the task's gradient (or the only gradient of a parameter that has no task). Where a
+    parameter has received one of the two gradients alone, that one moves with m. A first step takes the gradient as
+    it is.
+    """
+
+    remembers: ClassVar[bool] = False
+
+    def __init__(
+        self, groups: Sequence[str] = (), momentum: float = 0.9, delta: float = 0.075, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(groups)
+        self.momentum, self.delta, self.weight_decay = momentum, delta, weight_decay
+        self._velocities: Tensor | None = None
+        self._received: Tensor | None = None
+        self._pending: tuple[Tensor, Tensor] | None = None
+        # In a tuple, so that they are not taken for parameters of its own.
+        self._parameters_now: tuple[Sequence[nn.Parameter]] = ((),)
+
+    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+        """One pass for the task, one for all that teaches."""
+        self._parameters_now = (parameters,)
+        teaching = [total for group, total in totals.items() if group != TASK]
+        zero = torch.zeros((), device=parameters[0].device)
+        pair = {TASK: totals.get(TASK, zero), "distil": torch.stack(teaching).sum() if teaching else zero}
+        super().descend(pair, parameters, turn)
+
+    def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
+        """v_task + v_distil; the velocities' own move waits for `after_step`."""
+        (parameters,) = self._parameters_now
+        sizes = torch.tensor([own.numel() for own in parameters], device=gradients.device)
+        received = torch.stack([part.ne(0).any(1) for part in gradients.split(sizes.tolist(), 1)], 1)
+        if self._received is not None:
+            received = received | self._received.to(received.device)
+        both = torch.repeat_interleave(received.all(0), sizes, output_size=gradients.shape[1])
+        if self.weight_decay:
+            flat = torch.cat([own.detach().flatten() for own in parameters]).to(gradients)
+            task = torch.repeat_interleave(received[0] | ~received[1], sizes, output_size=gradients.shape[1])
+            gradients = gradients + self.weight_decay * flat * torch.stack([task, ~task])
+        signs = torch.tensor([[-1.0], [1.0]], device=gradients.device, dtype=gradients.dtype)
+        momenta = self.momentum + self.delta * signs * both
+        old = self._velocities
+        new = gradients if old is None else momenta * old.to(gradients) + gradients
+        self._pending = (new, received)
+        return new.sum(0)
+
+    def after_step(self) -> None:
+        """Move the velocities."""
+        if self._pending is not None:
+            self._velocities, self._received = self._pending
+            self._pending = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The velocities, whose size is known from the first step on."""
+        return {"velocities": self._velocities, "received": self._received}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `get_extra_state` gave."""
+        self._velocities, self._received = state["velocities"], state["received"]
+
+
+class DotConfig(WeightingConfig):
+    """Distillation-oriented training; the optimizer has to be SGD with momentum 0 and weight decay 0."""
+
+    makes: ClassVar[type[Weighting]] = Dot
+    plain_sgd: ClassVar[bool] = True
+
+    name: Literal["dot"] = "dot"
+    momentum: float = Field(0.9, ge=0, lt=1, description="m, dimensionless")
+    delta: float = Field(0.075, ge=0, lt=1, description="what distillation has more and the task less, dimensionless")
+    weight_decay: float = Field(0.0, ge=0, description="of the task's gradient")

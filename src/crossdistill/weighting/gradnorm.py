@@ -1,0 +1,68 @@
+"""Weights under which every task pulls with a norm that suits its pace (Chen et al., ICML 2018)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from crossdistill.weighting.descent import Turn, Weighting, WeightingConfig
+from crossdistill.weighting.separate import Separate
+
+
+class GradNorm(Separate):
+    """Gradient normalisation, Chen et al., ICML 2018: every group pulls with a norm that suits its pace.
+
+    With G groups, n = norm of w · L's gradient over `parameters`, m the mean of n over groups and r a group's
+    L / L(0) divided by the mean of that over groups, one descent step of |n - m · r^alpha| (its target taken as
+    constant) moves each w; then the w are scaled to sum to G. Departures from the paper: the norm is over all
+    that trains, not one shared layer, and w moves by plain descent. Losses must be positive.
+    """
+
+    def __init__(self, groups: Sequence[str], alpha: float = 1.5, learning_rate: float = 0.025) -> None:
+        super().__init__(groups)
+        self.alpha = alpha
+        self.learning_rate = learning_rate
+        self.factors: Tensor
+        self.first: Tensor
+        self.register_buffer("factors", torch.ones(len(self.groups)))
+        # NaN: no step was made yet.
+        self.register_buffer("first", torch.full((len(self.groups),), torch.nan))
+        self._pending: tuple[Tensor, Tensor] | None = None
+
+    def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
+        """The weighted sum; the weights' own move waits for `after_step`."""
+        factors = self.factors.to(gradients)
+        first = torch.where(self.first.isnan(), losses, self.first.to(losses))
+        norms = gradients.norm(dim=1) / turn.scale(torch.ones((), device=gradients.device, dtype=gradients.dtype))
+        pulls = factors * norms
+        pace = losses / first
+        targets = pulls.mean() * (pace / pace.mean()) ** self.alpha
+        moved = (factors - self.learning_rate * torch.sign(pulls - targets) * norms).clamp_min(0.0)
+        moved = moved * (len(self.groups) / moved.sum())
+        # An overflow of mixed precision skips the optimizer's step and must not reach the weights either.
+        self._pending = (torch.where(moved.isfinite().all(), moved, factors), first)
+        return factors @ gradients
+
+    def weights(self) -> Mapping[str, Float[Tensor, ""]]:
+        """The learned w."""
+        return dict(zip(self.groups, self.factors.unbind(), strict=True))
+
+    def after_step(self) -> None:
+        """Move the weights, and keep the first step's losses."""
+        if self._pending is not None:
+            factors, first = self._pending
+            self.factors.copy_(factors)
+            self.first.copy_(first)
+            self._pending = None
+
+
+class GradNormConfig(WeightingConfig):
+    """Gradient normalisation."""
+
+    makes: ClassVar[type[Weighting]] = GradNorm
+    name: Literal["gradnorm"] = "gradnorm"
+    alpha: float = Field(1.5, ge=0, description="dimensionless; how strongly slow groups are pulled along")
+    learning_rate: float = Field(0.025, gt=0, description="of the weights; dimensionless")

@@ -1,0 +1,57 @@
+"""What weightings share that take each group's own gradient."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crossdistill.weighting.descent import Turn, Weighting
+
+
+class Separate(Weighting):
+    """What weightings that need each group's own gradient share: how gradients are taken, held and laid down."""
+
+    needs_separate: ClassVar[bool] = True
+
+    def __init__(self, groups: Sequence[str] = ()) -> None:
+        super().__init__(groups)
+        self._held: Tensor | None = None
+        self._used: set[int] = set()
+
+    @abc.abstractmethod
+    def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
+        """The step's gradient from those of the groups (scaled) and their losses (not scaled)."""
+
+    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+        """One pass for each group; gradients and losses of all of them are one tensor, hence one sum over ranks."""
+        rows = []
+        for index, total in enumerate(totals.values()):
+            found: Sequence[Tensor | None] = [None] * len(parameters)
+            if total.requires_grad:
+                more = index + 1 < len(totals)
+                found = torch.autograd.grad(turn.scale(total), parameters, retain_graph=more, allow_unused=True)
+            self._used.update(place for place, gradient in enumerate(found) if gradient is not None)
+            pairs = zip(found, parameters, strict=True)
+            flat = [(torch.zeros_like(own) if one is None else one).flatten() for one, own in pairs]
+            rows.append(torch.cat([*flat, total.detach().to(flat[0]).view(1)]))
+        held = torch.stack(rows)
+        self._held = held if self._held is None else self._held + held
+        if turn.last:
+            self._lay_down(parameters, turn)
+
+    def _lay_down(self, parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+        """Combine what was held and add it to `.grad`; a parameter that no group used keeps its None."""
+        assert self._held is not None
+        whole = self._held if turn.reduce is None else turn.reduce(self._held)
+        combined = self.combine(whole[:, :-1], whole[:, -1], turn)
+        pieces = torch.split(combined, [own.numel() for own in parameters])
+        for place, (own, piece) in enumerate(zip(parameters, pieces, strict=True)):
+            # With several ranks another one may have used it, and all must step alike.
+            if place in self._used or turn.reduce is not None:
+                gradient = piece.view_as(own).to(own.dtype)
+                own.grad = gradient.clone() if own.grad is None else own.grad + gradient
+        self._held = None
+        self._used = set()
