@@ -48,6 +48,18 @@ def test_two_sides_are_timed_in_turn(bench: Any, monkeypatch: pytest.MonkeyPatch
     assert "".join(turns[-2:]) == "ab"
 
 
+def test_a_part_of_the_benchmarks_leaves_the_other_figures(bench: Any) -> None:
+    import measure
+    import run
+
+    def figure(name: str, value: float, device: str = "cpu") -> Any:
+        return measure.Figure(name, value, None, 0.0, device, "")
+
+    old = [figure("a", 1.0), figure("b", 1.0, "cuda"), figure("b", 1.0)]
+    found = run.merged(old, [figure("b", 2.0), figure("c", 2.0)])
+    assert found == [*old[:2], figure("b", 2.0), figure("c", 2.0)]
+
+
 def test_a_ratio_is_that_of_neighbours(bench: Any) -> None:
     import measure
 

@@ -262,40 +262,6 @@ def test_a_run_on_banks_is_the_run_live(tmp_path: Path, name: str, control: Any)
     assert not (tmp_path / "live" / "banks").exists()
 
 
-@pytest.mark.parametrize("absent", [0.0, 0.2])
-def test_a_block_is_computed_in_parts_that_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: float
-) -> None:
-    """What a part holds is the peak of memory of a stage that reads banks alone."""
-    data = toy_dataset(absent={"second": absent})
-    if absent:
-        data.present["second"][data.splits["train"].sort().values[14:28]] = False  # parts of which no row is seen
-    made, sizes = [], []
-    plain = Dataset.batch
-
-    def watched(self: Dataset, rows: Tensor, *more: Any, **named: Any) -> Batch:
-        sizes.append(len(rows))
-        return plain(self, rows, *more, **named)
-
-    for size in (10_000, 7):
-        monkeypatch.setattr("crossdistill.supply.PASS_ROWS", {"cpu": size})
-        plan = planned(recipe(masks("banked"), stage(Route(), "banked"), dataset=data))
-        monkeypatch.setattr(Dataset, "batch", watched)
-        sizes.clear()
-        supplied, _ = supply(
-            plan.jobs[1], plan.recipe.bank, tmp_path / f"{size}", Devices(torch.device("cpu")), Quiet()
-        )
-        monkeypatch.setattr(Dataset, "batch", plain)
-        assert max(sizes) <= max(size, 2)
-        batch = data.batch(data.splits["train"].sort().values[10:40])
-        made.append([teacher(batch) for teacher in supplied.teachers.values()])
-    for whole, parts in zip(*made, strict=True):
-        assert (whole.rows is None) == (parts.rows is None) == (not absent)
-        if whole.rows is not None:
-            assert torch.equal(whole.rows, parts.rows)
-        torch.testing.assert_close(whole.logits, parts.logits)
-
-
 def test_half_precision_is_close(tmp_path: Path) -> None:
     run(recipe(*ALL_STAGES["mst"]("live")), tmp_path / "live")
     run(recipe(*ALL_STAGES["mst"]("auto"), bank=BankSettings(dtype="float16")), tmp_path / "half")
@@ -384,36 +350,11 @@ def test_a_damaged_bank_stops_the_run_and_says_what_to_do(tmp_path: Path) -> Non
         run(recipe(stage(KD(alpha=0.9))), tmp_path / "two", banks=tmp_path / "banks")
 
 
-def test_cuts_of_an_earlier_stage_feed_the_specialised_teachers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The stem is not run again for `route`, and its banks are the same bit for bit as if it were."""
-    stems: dict[str, int] = {"one": 0, "two": 0}
-    plain = Network.cuts
-    for name in stems:
-        with monkeypatch.context() as patch:
-
-            def counting(self: Network, batch: Batch, taps: Any, name: str = name) -> Any:
-                # All rows of the bank: a block that is filled, or timed before.
-                stems[name] += bool(taps) and len(batch) == 192
-                return plain(self, batch, taps)
-
-            patch.setattr(Network, "cuts", counting)
-            if name == "two":
-                patch.setattr("crossdistill.supply._cuts", lambda *_: {})
-            run(recipe(masks(), stage(Route())), tmp_path / name)
-    assert stems == {"one": 2 * 2, "two": 2 * 2 + 2 * 2}
-    banks = [{p.name: (p / "values.npy").read_bytes() for p in (tmp_path / name / "banks").iterdir()} for name in stems]
-    assert banks[0] == banks[1]
-
-
 def test_the_student_of_a_teacher_that_is_asked_for_more(tmp_path: Path) -> None:
     """Some of what is asked is banked, the rest is live: together they are what the network gives."""
     data = toy_dataset()
     made = recipe(masks(), dataset=data, bank=BankSettings(budget=192 * 4 * 28))
     plan = planned(made)
-    from crossdistill.devices import Devices
-    from crossdistill.supply import supply
 
     job, _ = supply(plan.jobs[0], made.bank, tmp_path, Devices(torch.device("cpu")), Quiet())
     batch = data.batch(data.splits["train"][:7], only=job.reads)

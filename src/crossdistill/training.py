@@ -206,8 +206,13 @@ def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]], *, graphed
     # One pass over the weights instead of a dozen; and a loss scale can skip a step without a look from the host.
     fused = all(p.is_floating_point() and p.device.type in FUSED for group in groups for p in group["params"])
     if config.name == "sgd":
+        # Fused momentum fails for a weight whose first gradient comes in a later step than those of others.
         return torch.optim.SGD(
-            groups, config.learning_rate, config.momentum, weight_decay=config.weight_decay, fused=fused
+            groups,
+            config.learning_rate,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            fused=fused and not config.momentum,
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, config.learning_rate, weight_decay=config.weight_decay, fused=fused, capturable=graphed)
