@@ -40,6 +40,10 @@ TRAINS: Mapping[str, tuple[str, ...]] = {
 CASES = [(name, trains) for name in METHODS for trains in TRAINS.get(name, ("student",))]
 
 
+# Where rounding in a norm over all rows can carry a unit across the kink of its ReLU.
+TOLERANCES: Mapping[str, float] = {"c2kd": 2e-4}
+
+
 def settings_of(name: str) -> MethodConfig | Callable[[Sequence[str]], MethodConfig]:
     if name in ARGUMENTS:
         return ARGUMENTS[name]
@@ -63,7 +67,7 @@ def cast_of(name: str) -> dict[str, Any]:
 
 
 def test_the_tables_here_name_methods_that_exist() -> None:
-    assert {*ARGUMENTS, *TRAINS, *ON_MAPS} <= set(METHODS)
+    assert {*ARGUMENTS, *TRAINS, *ON_MAPS, *TOLERANCES} <= set(METHODS)
 
 
 @pytest.mark.parametrize(("name", "trains"), CASES)
@@ -74,4 +78,4 @@ def test_a_method_keeps_the_contract(name: str, trains: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "trains"), CASES)
 def test_two_processes_compute_what_one_does(name: str, trains: str) -> None:
-    check_ranks(settings_of(name), trains=trains, **cast_of(name))
+    check_ranks(settings_of(name), trains=trains, tolerance=TOLERANCES.get(name, 1e-5), **cast_of(name))

@@ -71,17 +71,18 @@ def check_ranks(
     teachers: Mapping[str, Network] | None = None,
     dataset: Dataset | None = None,
     ranks: int = 2,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Hold a method to the clause that takes seconds: several processes compute what one does.
 
     The arguments are those of `check_method`; settings and networks have to be of classes that can be imported, since
-    they are sent to the processes.
+    they are sent to the processes. `tolerance` is absolute and relative; sums over rows round differently in parts.
 
     Raises:
         AssertionError: the processes fail, wait for each other for ever, or compute something else.
     """
     contract = _contract(settings, trains, student, teachers, dataset)
-    hold(contract, f"{ranks} processes compute what one does", lambda held: compare_with_one(held, ranks, TOLERANCE))
+    hold(contract, f"{ranks} processes compute what one does", lambda held: compare_with_one(held, ranks, tolerance))
 
 
 def _contract(
