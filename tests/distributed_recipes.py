@@ -86,3 +86,4 @@ if __name__ == "__main__":
     steps = Steps(fatal=int((*which, 0, 0)[1]))
     for case in which[:1] or CASES:
         run(recipe(**CASES[case]), Path(folder) / case, resume=True, stop=steps)
+    sys.stdout.write(f"{steps.count} steps\n")
