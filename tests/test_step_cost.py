@@ -316,7 +316,7 @@ def test_compiled_networks_give_the_same_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_one_kernel_makes_the_steps_of_many(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = OptimizerConfig(name=name, learning_rate=0.01, weight_decay=0.01)
+    settings = OptimizerConfig(name=name, learning_rate=0.01, weight_decay=0.01, momentum=0.0)
     fused = rehearsal(optimizer=settings)
     monkeypatch.setattr("crossdistill.training.FUSED", ())
     plain = rehearsal(optimizer=settings)
@@ -326,3 +326,16 @@ def test_one_kernel_makes_the_steps_of_many(name: Any, monkeypatch: pytest.Monke
         steps(case, 4)
     for key, value in plain.weights().items():
         torch.testing.assert_close(fused.weights()[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_momentum_of_weights_whose_gradients_come_late() -> None:
+    """What is fused wants the momenta of all weights to begin in the same step."""
+    case = rehearsal(optimizer=OptimizerConfig(name="sgd", learning_rate=0.01))
+    early, *_, late = case.training.parameters
+    optimizer = case.training.optimizer
+    for given in ((early,), (early, late)):
+        for parameter in given:
+            parameter.grad = torch.ones_like(parameter)
+        before = late.detach().clone()
+        optimizer.step()
+    torch.testing.assert_close(late, before - 0.01)
