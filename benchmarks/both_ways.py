@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from measure import Script, Work
+from measure import Ratios, Script, Work, ratios
 from sizes import Course, av_mnist, in_batches, job_of, random_data, reference_of
 from torch import Tensor
 
@@ -58,6 +58,12 @@ class BothWays:
             "route": lambda: reference.route_epoch(self._train, self._validation),
         }
         return works[stage]
+
+    def ratio(self, stage: str, rounds: int, *, warm: int = 1) -> Ratios:
+        """An epoch of a stage, ours / theirs. What filling the banks took is said; it is paid once, not each epoch."""
+        course = self.course(stage)
+        print(f"  {course.sources()}; filled in {course.bank_seconds:.1f} s", flush=True)
+        return ratios(*self._script.alternate([self.own(stage), self.theirs(stage)], rounds, warm=warm))
 
     def filling(self, stage: str) -> float:
         """Seconds that filling the banks takes for each of the published epochs."""

@@ -6,17 +6,14 @@ run live, once for all masks of a teacher; the script says which. Both sides val
 """
 
 from both_ways import BothWays
-from measure import Script, ratios
+from measure import Script
 
 
 def main() -> None:
     """One figure."""
     script = Script(__file__)
     train, validation, batch_size, rounds = (256, 64, 64, 3) if script.on_cpu else (4096, 1024, 512, 5)
-    both = BothWays(script, "image", train, validation, batch_size)
-    course = both.course("specialise")
-    print(f"  {course.sources()}; filled in {course.bank_seconds:.1f} s", flush=True)
-    found = ratios(*script.alternate([both.own("specialise"), both.theirs("specialise")], rounds, warm=0))
+    found = BothWays(script, "image", train, validation, batch_size).ratio("specialise", rounds, warm=0)
     script.ratio(f"specialise epoch, {train} rows, vectors banked and maps live / the reference's way", found, 0.35)
 
 

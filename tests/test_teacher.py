@@ -124,8 +124,8 @@ def test_rows_that_are_all_absent_give_zero_gradients_not_none() -> None:
     with torch.no_grad():
         next(base.network.parameters()).fill_(torch.inf)
     base(batch({"first": [False] * 6})).need(Want.LOGITS).sum().backward()
-    assert all(parameter.grad is not None for parameter in base.network.parameters())
-    assert all(bool((parameter.grad == 0).all()) for parameter in base.network.parameters())  # type: ignore[union-attr]
+    gradients = [parameter.grad for parameter in base.network.parameters()]
+    assert all(gradient is not None and bool((gradient == 0).all()) for gradient in gradients)
 
 
 def test_gradient_reaches_a_mask_also_when_no_row_is_there() -> None:

@@ -98,6 +98,7 @@ def prepare(
         try:
             members[name] = _member(name, given, dataset, recipe.seed).to(device)
             if recipe.channels_last:
+                # PyTorch's annotations know only the other forms of `to`.
                 members[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except CrossdistillError as error:
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)

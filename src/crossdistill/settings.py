@@ -193,9 +193,10 @@ def _fields(model: type[BaseModel], values: Any, path: Sequence[int | str]) -> l
     """The fields that the settings at `path` can have."""
     models = [model]
     for part in path:
-        if isinstance(values, Mapping | list | tuple):
-            with_part = part in values if isinstance(values, Mapping) else isinstance(part, int) and part < len(values)
-            values = values[part] if with_part else values  # type: ignore[index]
+        if isinstance(values, Mapping):
+            values = values.get(part, values)
+        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+            values = values[part]
         inner = [m for one in models if str(part) in one.model_fields for m in _models(one.model_fields[str(part)])]
         models = inner or models
     name = values.get("name") if isinstance(values, Mapping) else None

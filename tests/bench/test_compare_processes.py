@@ -117,16 +117,20 @@ def test_a_worker_that_is_killed_costs_its_cell_alone(tmp_path: Path, whole: lis
     assert numbers(out) == whole
 
 
-def test_on_ray_with_two_workers_one_of_which_is_killed(tmp_path: Path, whole: list[tuple[object, ...]]) -> None:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip('ray is not installed: pip install "crossdistill[ray]"')
-    out = tmp_path / "c"
-    process = started(out, "--on", "ray")
-    # In the middle: one cell is done, others run.
+def killed_in_the_middle(out: Path, place: str) -> None:
+    """Compare elsewhere; once a cell is done and others run, kill a worker, and see the grid finished all the same."""
+    process = started(out, "--on", place)
     workers = wait_for(lambda: list(out.glob("cells/*/results.json")) and holders(out), process)
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(SECONDS) == 0, log_of(out)
     assert "it is tried once more" in log_of(out)
+
+
+def test_on_ray_with_two_workers_one_of_which_is_killed(tmp_path: Path, whole: list[tuple[object, ...]]) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip('ray is not installed: pip install "crossdistill[ray]"')
+    out = tmp_path / "c"
+    killed_in_the_middle(out, "ray")
     assert "2 workers on ray" in log_of(out)
     assert json.loads((out / "comparison.json").read_text())["failed"] == {}
     assert numbers(out) == whole
@@ -136,11 +140,7 @@ def test_as_slurm_jobs_through_the_local_executor(tmp_path: Path, whole: list[tu
     if importlib.util.find_spec("submitit") is None:
         pytest.skip('submitit is not installed: pip install "crossdistill[slurm]"')
     out = tmp_path / "c"
-    process = started(out, "--on", "slurm:cluster=local,timeout_min=10")
-    workers = wait_for(lambda: list(out.glob("cells/*/results.json")) and holders(out), process)
-    os.kill(workers[0], signal.SIGKILL)
-    assert process.wait(SECONDS) == 0, log_of(out)
-    assert "it is tried once more" in log_of(out)
+    killed_in_the_middle(out, "slurm:cluster=local,timeout_min=10")
     # One job for each cell, and one for the second try.
     assert len(list((out / "slurm").glob("*_submitted.pkl"))) == CELLS + 1
     assert numbers(out) == whole

@@ -149,7 +149,7 @@ def test_reviews_take_any_stages() -> None:
     features = [torch.randn(ROWS, *shape, requires_grad=True) for shape in mine]
     found = made(features)
     assert [tuple(value.shape[1:]) for value in found] == theirs
-    sum(value.square().sum() for value in found).backward()  # type: ignore[union-attr]
+    torch.stack([value.square().sum() for value in found]).sum().backward()
     # The deepest feature reaches the shallowest stage.
     assert features[-1].grad is not None
     assert bool(features[-1].grad.abs().sum() > 0)

@@ -1,6 +1,7 @@
 """The memory bank of contrast: who is whose negative, the same for whoever draws, and where entries go."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from crossdistill.nets.memory import Memory, moved
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, MISSING_TARGET, 2, 0, MISSING_TARGET])
 
 
-def memory(labels: Tensor = LABELS, **options: object) -> Memory:
-    return Memory(labels, 4, 0.5, **options)  # type: ignore[arg-type]
+def memory(labels: Tensor = LABELS, **options: Any) -> Memory:
+    return Memory(labels, 4, 0.5, **options)
 
 
 @pytest.mark.parametrize("count", [3, 8, 30])

@@ -46,11 +46,13 @@ class Fusion(nn.Module):
     def __init__(self, channels: int, between: int, theirs: tuple[int, ...], *, fuses: bool) -> None:
         super().__init__()
         self.size = theirs[1:]
-        self.inner = Layers(nn.Conv2d(channels, between, 1, bias=False), JointNorm(between))
-        self.outer = Layers(nn.Conv2d(between, theirs[0], 3, padding=1, bias=False), JointNorm(theirs[0]))
+        inner = nn.Conv2d(channels, between, 1, bias=False)
+        outer = nn.Conv2d(between, theirs[0], 3, padding=1, bias=False)
+        self.inner = Layers(inner, JointNorm(between))
+        self.outer = Layers(outer, JointNorm(theirs[0]))
         self.attention = nn.Conv2d(2 * between, 2, 1) if fuses else None
-        for part in (self.inner, self.outer):
-            nn.init.kaiming_uniform_(part[0].weight, a=1)  # type: ignore[arg-type]
+        for layer in (inner, outer):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
 
     def forward(
         self,
