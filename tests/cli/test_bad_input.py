@@ -352,3 +352,11 @@ def test_a_missing_extra_says_how_to_install_it(crossdistill: Command, monkeypat
         said = crossdistill("run", "av-digits/kd", "--tiny", "--set", f"tracking={package}", "--out", "out")
         has(said, f"tracking with {package} needs the package '{package}'", f'pip install "crossdistill[{package}]"')
         assert not Path("out").exists()
+
+
+def test_all_faults_of_a_comparison_at_once(crossdistill: Command) -> None:
+    said = crossdistill("compare", "av-digits", "--methods", "kdd,kd", "--students", "imag", "--labelled", "2")
+    has(said, "has 3 faults; nothing was trained", "no method is called 'kdd'; did you mean 'kd'")
+    has(said, "no modality is called 'imag'; did you mean 'image'", "fractions of the labels in (0, 1], found 2.0")
+    said = crossdistill("compare", "nosuch")
+    has(said, "has 1 fault; nothing was trained", "no recipes are made for 'nosuch'; known: av-digits, av-mnist")

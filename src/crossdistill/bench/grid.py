@@ -110,7 +110,8 @@ class Grid(BaseModel):
 
     data: str
     methods: tuple[str, ...]
-    students: tuple[str, ...] = Field(min_length=1)
+    students: tuple[str, ...] = Field((), validate_default=True)
+    """Modalities; empty: every one."""
     teachers: tuple[Literal["mm", "cm", "mm+cm"], ...] = ()
     """Which teachers; empty: each method's own."""
     seeds: int = Field(3, ge=1)
@@ -140,6 +141,16 @@ class Grid(BaseModel):
                 raise ValueError(f"no method is called {name!r}; {nearest(name, PLANS)}")
         return value
 
+    @field_validator("students")
+    @classmethod
+    def _known_students(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's own type is a protocol
+        # Data that are refused themselves have no students to compare with.
+        known = tuple(family_kit(info.data["data"]).networks) if "data" in info.data else value
+        for name in value:
+            if name not in known:
+                raise ValueError(f"no modality is called {name!r}; {nearest(name, known)}")
+        return value or known
+
     @field_validator("labelled")
     @classmethod
     def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -167,8 +178,7 @@ class Grid(BaseModel):
         if preset is not None and preset not in PRESETS:
             raise SettingError(f"--preset: none is called {preset!r}; {nearest(preset, PRESETS)}")
         values: dict[str, Any] = {"data": data, "settings": tuple(settings), "tiny": tiny, "sweep": tuple(sweep)}
-        if data in FAMILIES:
-            values |= {"students": tuple(family_kit(data).networks), "methods": ("supervised", "kd", "mst-distill")}
+        values["methods"] = ("supervised", "kd", "mst-distill")
         values |= PRESETS.get(preset or "", {})
         for name, text in texts.items():
             if text is not None:
@@ -176,12 +186,6 @@ class Grid(BaseModel):
         given = values.get("methods", ())
         spread = (standard_methods() if name == "all" else (name,) for name in given)
         values["methods"] = tuple(dict.fromkeys(name for names in spread for name in names))
-        if data in FAMILIES:
-            unknown = [name for name in values["students"] if name not in family_kit(data).networks]
-            if unknown:
-                raise SettingError(
-                    f"--students: {nearest(unknown[0], family_kit(data).networks)}; found {unknown[0]!r}"
-                )
         try:
             return cls.model_validate(values)
         except ValidationError as error:
