@@ -27,7 +27,7 @@ def recipes(as_json: AsJson = False) -> None:
             "data": data,
             "method": method,
             "teachers": plan.kind,
-            "about": _first(plan.stages),
+            "about": plan.about,
         }
         for data in FAMILIES
         for method, plan in PLANS.items()

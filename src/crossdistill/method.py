@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -135,6 +135,11 @@ class Method(nn.Module, abc.ABC):
         return teachers
 
 
+ActsOn = Literal["logits", "last", "maps", "last map", "student's layers"]
+"""Networks' logits; their penultimate layers; their spatial layers, or the deepest of them; or, of the student alone,
+spatial and penultimate layers."""
+
+
 class MethodConfig(BaseModel, abc.ABC):
     """Hyper-parameters of one method, frozen, in the method's own file; `name` is how recipes call it."""
 
@@ -142,6 +147,8 @@ class MethodConfig(BaseModel, abc.ABC):
 
     graduating: ClassVar[bool] = False
     """Makes new teachers for the stages after it, so that these cannot be checked where it is faulty."""
+    acts_on: ClassVar[ActsOn | None] = None
+    """What it compares, if its recipe is one stage with pretrained teachers; None: its recipe is written out."""
 
     name: str
 

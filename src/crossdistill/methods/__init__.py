@@ -1,4 +1,4 @@
-"""The table of methods: one algorithm a file, one line each here."""
+"""The table of methods: one algorithm a file, one line each here, which is its import."""
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -6,84 +6,36 @@ from typing import Any
 
 from crossdistill.errors import SettingError, nearest
 from crossdistill.method import MethodConfig
-from crossdistill.methods.at import AT
-from crossdistill.methods.c2kd import C2KD
-from crossdistill.methods.collaborate import Collaborate
-from crossdistill.methods.crd import CRD
-from crossdistill.methods.dkd import DKD
-from crossdistill.methods.dml import DML
-from crossdistill.methods.hint import Hint
-from crossdistill.methods.kd import KD
-from crossdistill.methods.kdsvd import KDSVD
-from crossdistill.methods.mlkd import MLKD
-from crossdistill.methods.mlld import MLLD
-from crossdistill.methods.nst import NST
-from crossdistill.methods.ofa import OFA
-from crossdistill.methods.ofd import OFD
-from crossdistill.methods.pkt import PKT
-from crossdistill.methods.reviewkd import ReviewKD
-from crossdistill.methods.rkd import RKD
-from crossdistill.methods.route import Route
-from crossdistill.methods.salience import Salience
-from crossdistill.methods.sp import SP
-from crossdistill.methods.specialise import Specialise
-from crossdistill.methods.supervised import Supervised
-from crossdistill.methods.vid import VID
-
-__all__ = [
-    "AT",
-    "C2KD",
-    "CRD",
-    "DKD",
-    "DML",
-    "KD",
-    "KDSVD",
-    "METHODS",
-    "MLKD",
-    "MLLD",
-    "NST",
-    "OFA",
-    "OFD",
-    "PKT",
-    "RKD",
-    "SP",
-    "VID",
-    "Collaborate",
-    "Hint",
-    "ReviewKD",
-    "Route",
-    "Salience",
-    "Specialise",
-    "Supervised",
-    "find",
-    "method_config",
-]
+from crossdistill.methods.at import AT as AT
+from crossdistill.methods.c2kd import C2KD as C2KD
+from crossdistill.methods.collaborate import Collaborate as Collaborate
+from crossdistill.methods.crd import CRD as CRD
+from crossdistill.methods.dkd import DKD as DKD
+from crossdistill.methods.dml import DML as DML
+from crossdistill.methods.hint import Hint as Hint
+from crossdistill.methods.kd import KD as KD
+from crossdistill.methods.kdsvd import KDSVD as KDSVD
+from crossdistill.methods.mlkd import MLKD as MLKD
+from crossdistill.methods.mlld import MLLD as MLLD
+from crossdistill.methods.nst import NST as NST
+from crossdistill.methods.ofa import OFA as OFA
+from crossdistill.methods.ofd import OFD as OFD
+from crossdistill.methods.pkt import PKT as PKT
+from crossdistill.methods.reviewkd import ReviewKD as ReviewKD
+from crossdistill.methods.rkd import RKD as RKD
+from crossdistill.methods.route import Route as Route
+from crossdistill.methods.salience import Salience as Salience
+from crossdistill.methods.sp import SP as SP
+from crossdistill.methods.specialise import Specialise as Specialise
+from crossdistill.methods.supervised import Supervised as Supervised
+from crossdistill.methods.vid import VID as VID
 
 METHODS: Mapping[str, type[MethodConfig]] = {
-    "at": AT,
-    "c2kd": C2KD,
-    "collaborate": Collaborate,
-    "crd": CRD,
-    "dkd": DKD,
-    "dml": DML,
-    "hint": Hint,
-    "kd": KD,
-    "kdsvd": KDSVD,
-    "mlkd": MLKD,
-    "mlld": MLLD,
-    "nst": NST,
-    "ofa": OFA,
-    "ofd": OFD,
-    "pkt": PKT,
-    "reviewkd": ReviewKD,
-    "rkd": RKD,
-    "route": Route,
-    "salience": Salience,
-    "sp": SP,
-    "specialise": Specialise,
-    "supervised": Supervised,
-    "vid": VID,
+    kind.model_fields["name"].default: kind
+    for kind in tuple(globals().values())
+    if isinstance(kind, type) and issubclass(kind, MethodConfig) and kind is not MethodConfig
 }
+"""The settings class of each method imported above, by the name that recipes call it."""
 
 
 def method_config(value: Any) -> MethodConfig:

@@ -1,14 +1,14 @@
 """Attention transfer: the student looks where the teachers look (Zagoruyko and Komodakis, ICLR 2017)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from crossdistill.losses.at import attention_transfer
-from crossdistill.method import DataSpec, Method, Progress
+from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
 from crossdistill.taps import FeatureConfig, FeatureMethod
@@ -17,6 +17,7 @@ from crossdistill.taps import FeatureConfig, FeatureMethod
 class AT(Weighted, FeatureConfig):
     """`CE + 1000 · Σ over stages of the attention maps' mean squared difference`; by default over all spatial taps."""
 
+    acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["at"] = "at"
     weight: float = Field(1000.0, ge=0)
     power: float = Field(2.0, gt=0)

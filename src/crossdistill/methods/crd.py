@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.contrast import contrast_logits, contrast_nce
-from crossdistill.method import DataSpec, Method, Progress, Step, Term, module_key
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, Term, module_key
 from crossdistill.nets.memory import Memory
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import Outputs, OutputSpec, picked
@@ -27,6 +27,7 @@ class CRD(Mixed, FeatureConfig):
     `negatives=16384` and `fixed=(1, 0.8)`.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["crd"] = "crd"
     width: int = Field(128, ge=1)
     negatives: int = Field(4096, ge=1)

@@ -1,7 +1,7 @@
 """Decoupled distillation: target and other classes weigh separately (Zhao et al., CVPR 2022)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from crossdistill.batch import MISSING_TARGET
 from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.dkd import other_classes_kl, target_class_kl
-from crossdistill.method import DataSpec, Method
+from crossdistill.method import ActsOn, DataSpec, Method
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
 
@@ -22,6 +22,7 @@ class DKD(Weighted, LogitConfig):
     With `standardise`, the published setting is T = 2 and both weights nine times as large.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["dkd"] = "dkd"
     warm_up: int = Field(20, ge=0)
     alpha: float = Field(1.0, ge=0)

@@ -1,14 +1,14 @@
 """Knowledge distillation: the student's softened prediction is pulled to the teachers' (Hinton et al., 2015)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil
 from crossdistill.losses.kl import distillation_kl
-from crossdistill.method import DataSpec, Method
+from crossdistill.method import ActsOn, DataSpec, Method
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Mixed
 
@@ -20,6 +20,7 @@ class KD(Mixed, LogitConfig):
     logits are compared pixel by pixel.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["kd"] = "kd"
     temperature: float = Field(4.0, gt=0)
     """Dimensionless; softens both predictions."""

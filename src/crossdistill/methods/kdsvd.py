@@ -1,13 +1,13 @@
 """Distillation of singular vectors: how a map's main directions move from stage to stage (Lee et al., ECCV 2018)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from crossdistill.losses.kdsvd import singular_flow
-from crossdistill.method import DataSpec, Method, Progress
+from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
 from crossdistill.taps import FeatureConfig, FeatureMethod
@@ -16,6 +16,7 @@ from crossdistill.taps import FeatureConfig, FeatureMethod
 class KDSVD(Weighted, FeatureConfig):
     """`CE + the difference of flows between consecutive stages`; by default over all spatial taps."""
 
+    acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["kdsvd"] = "kdsvd"
     k: int = Field(1, ge=1)
     """Singular vectors of the teacher for each stage; of the student there are three more to choose from."""

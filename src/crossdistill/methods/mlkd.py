@@ -13,7 +13,7 @@ from crossdistill.combination import Lesson, LogitConfig, lesson_term, lessons, 
 from crossdistill.losses.correlation import class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl, log_probabilities
 from crossdistill.losses.standardise import standardised
-from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, task_term
+from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, Progress, Step, task_term
 from crossdistill.outputs import Outputs, OutputSpec, Want
 from crossdistill.protocol import Weighted
 from crossdistill.teacher import Teacher
@@ -27,6 +27,7 @@ class MLKD(Weighted, LogitConfig):
     plays both parts.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["mlkd"] = "mlkd"
     weight_task: float = Field(0.1, ge=0)
     weight: float = Field(0.9, ge=0)

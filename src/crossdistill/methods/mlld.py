@@ -10,7 +10,7 @@ from torch import Tensor
 from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil, seen_everywhere
 from crossdistill.losses.correlation import Reduction, class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl
-from crossdistill.method import DataSpec, Method
+from crossdistill.method import ActsOn, DataSpec, Method
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Mixed
 
@@ -22,6 +22,7 @@ class MLLD(Mixed, LogitConfig):
     the correlations, has one view of each row and no masks.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["mlld"] = "mlld"
     temperatures: tuple[float, ...] = Field((2.0, 3.0, 4.0, 5.0, 6.0), min_length=1)
     """Dimensionless."""

@@ -1,14 +1,14 @@
 """Neuron selectivity transfer: the student's channels respond as the teachers' do (Huang and Wang, 2017)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from crossdistill.losses.nst import selectivity_transfer
-from crossdistill.method import DataSpec, Method, Progress
+from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
 from crossdistill.taps import FeatureConfig, FeatureMethod
@@ -17,6 +17,7 @@ from crossdistill.taps import FeatureConfig, FeatureMethod
 class NST(Weighted, FeatureConfig):
     """`CE + 50 · Σ over stages of the channels' mean discrepancy`; by default over all spatial taps."""
 
+    acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["nst"] = "nst"
     weight: float = Field(50.0, ge=0)
 

@@ -11,7 +11,7 @@ from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.ofa import ofa
 from crossdistill.losses.standardise import standardised
-from crossdistill.method import STUDENT, DataSpec, Method, module_key
+from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, module_key
 from crossdistill.nets.projector import logit_projector
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.protocol import Mixed
@@ -25,6 +25,7 @@ class OFA(Mixed, LogitConfig):
     bonus.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "student's layers"
     name: Literal["ofa"] = "ofa"
     taps: tuple[str, ...] | None = None
     """Stages of the student; None: every tap that is not its logits."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossdistill.losses.pkt import probabilistic_transfer
 from crossdistill.losses.spatial import as_vector
-from crossdistill.method import DataSpec, Method, Progress
+from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
 from crossdistill.taps import FeatureConfig, FeatureMethod
@@ -17,6 +17,7 @@ from crossdistill.taps import FeatureConfig, FeatureMethod
 class PKT(Weighted, FeatureConfig):
     """`CE + 30000 · divergence of the neighbourhoods`; by default of the embedding or the last tap."""
 
+    acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["pkt"] = "pkt"
     weight: float = Field(30000.0, ge=0)
 

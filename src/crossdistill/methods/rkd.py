@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill.losses.rkd import rkd_angle, rkd_distance
 from crossdistill.losses.spatial import as_vector
-from crossdistill.method import DataSpec, Method, Progress, module_key
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Mixed
@@ -23,6 +23,7 @@ class RKD(Mixed, FeatureConfig):
     `width=128`.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["rkd"] = "rkd"
     weight_distance: float = Field(1.0, ge=0)
     weight_angle: float = Field(2.0, ge=0)

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from crossdistill.losses.sp import similarity_preserving
-from crossdistill.method import DataSpec, Method, Progress
+from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
 from crossdistill.taps import FeatureConfig, FeatureMethod
@@ -16,6 +16,7 @@ from crossdistill.taps import FeatureConfig, FeatureMethod
 class SP(Weighted, FeatureConfig):
     """`CE + 3000 · difference of the rows' similarities`; by default in the last spatial tap, or else the last tap."""
 
+    acts_on: ClassVar[ActsOn | None] = "last map"
     name: Literal["sp"] = "sp"
     weight: float = Field(3000.0, ge=0)
 

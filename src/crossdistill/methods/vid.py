@@ -1,7 +1,7 @@
 """Variational information distillation: teachers' features are likely, given the student's (Ahn et al., 2019)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.losses.vid import gaussian_nll, log_scale_of
-from crossdistill.method import DataSpec, Method, Progress, module_key
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
 from crossdistill.nets.regressor import ChannelRegressor
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
@@ -22,6 +22,7 @@ class VID(Weighted, FeatureConfig):
     By default over all spatial taps, or the last taps where a network has none.
     """
 
+    acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["vid"] = "vid"
     variance: float = Field(5.0, gt=1e-5)
     """At the start, in the teacher's unit squared."""

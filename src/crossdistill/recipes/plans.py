@@ -1,32 +1,18 @@
-"""The stages of each method, for any kit: one function a method, one line each in the table at the end."""
+"""The stages of each method, for any kit.
 
+A method that says what it `acts_on` needs no more than that; the others are functions here, with a line each in the
+table at the end.
+"""
+
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from crossdistill.errors import SettingError, nearest
-from crossdistill.method import STUDENT, MethodConfig
-from crossdistill.methods import (
-    AT,
-    C2KD,
-    CRD,
-    DKD,
-    DML,
-    KD,
-    KDSVD,
-    MLKD,
-    MLLD,
-    NST,
-    OFA,
-    OFD,
-    PKT,
-    RKD,
-    SP,
-    VID,
-    Hint,
-    ReviewKD,
-    Salience,
-)
+from crossdistill.method import STUDENT, ActsOn, MethodConfig
+from crossdistill.methods import C2KD, DML, KD, METHODS, Hint, Salience
 from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
@@ -49,6 +35,12 @@ class MethodPlan:
     kind: Kind | None
     kinds: tuple[Kind, ...] = ()
     """The other choices of teachers that make sense."""
+    described: str | None = None
+
+    @property
+    def about(self) -> str:
+        """A line for people: as described, or what the function of its stages says."""
+        return (self.described or self.stages.__doc__ or "").strip().split("\n")[0]
 
 
 def pretrained(kit: Kit, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -71,11 +63,6 @@ def supervised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, 
     """The student alone, from labels."""
     length = kit.supervised
     return (_stage(f"supervised-{student}", Supervised(), kit, length, teachers=()),)
-
-
-def kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Teachers from labels, then the student from labels and their softened predictions."""
-    return (*pretrained(kit, teachers), _stage("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
 
 
 def taught(make: Make, **settings: Any) -> Stages:
@@ -139,7 +126,7 @@ def fitnets(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...
     rate = max(kit.distil.learning_rate, 1e-3)
     hint = _stage("hint", method, kit, Length(epochs=kit.distil.epochs, learning_rate=rate), teachers=tuple(teachers))
     hint = hint.model_copy(update={"trains": tuple(f"{STUDENT}:{tap}" for tap in taps)})
-    return (*pretrained(kit, teachers), hint, *kd(kit, student, teachers)[len(teachers) :])
+    return (*pretrained(kit, teachers), hint, _stage("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
 
 
 def dml(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -194,7 +181,7 @@ def mst_distill_release(kit: Kit, student: str, teachers: Sequence[str]) -> tupl
 
 def mean_of_diverse(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (a): none of the three stages, the mean of diverse teachers."""
-    return kd(kit, student, teachers)
+    return taught(on_logits(KD))(kit, student, teachers)
 
 
 def routed_only(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -263,30 +250,47 @@ SGD = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.0)
 """What DOT needs: its momentum is its own."""
 OTHERS: tuple[Kind, ...] = ("cm", "mm+cm")
 
+MAKE: Mapping[ActsOn, Callable[[type[MethodConfig]], Make]] = {
+    "logits": on_logits,
+    "last": on_last,
+    "maps": on_maps,
+    "last map": partial(on_maps, most=1),
+    "student's layers": on_stages,
+}
+
+
+def _one_stage(method: type[MethodConfig], acts_on: ActsOn) -> MethodPlan:
+    return MethodPlan(taught(MAKE[acts_on](method)), "mm", OTHERS, sys.modules[method.__module__].__doc__)
+
+
+RIVALS: Mapping[str, MethodPlan] = {
+    **{name: _one_stage(method, method.acts_on) for name, method in METHODS.items() if method.acts_on},
+    "average-kd": MethodPlan(
+        taught(on_logits(KD, combine="probabilities")),
+        "mm+cm",
+        described="KD from the mean of all teachers' predictions.",
+    ),
+    "c2kd": MethodPlan(c2kd, "cm"),
+    "dml": MethodPlan(dml, "mm+cm", ("mm", "cm")),
+    "dot": MethodPlan(
+        taught(on_logits(KD), weighting=DotConfig(), optimizer=SGD),
+        "mm",
+        OTHERS,
+        "KD with a momentum of its own for each term: DOT (Zhao et al., ICCV 2023).",
+    ),
+    "fitnets": MethodPlan(fitnets, "mm", OTHERS),
+    "lskd": MethodPlan(
+        taught(on_logits(KD, standardise=True, temperature=2.0, fixed=(0.1, 9.0))),
+        "mm",
+        OTHERS,
+        "KD on standardised logits (Sun et al., CVPR 2024).",
+    ),
+    "mgdfr": MethodPlan(mgdfr, "cm"),
+}
+
 PLANS: Mapping[str, MethodPlan] = {
     "supervised": MethodPlan(supervised, None),
-    "at": MethodPlan(taught(on_maps(AT)), "mm", OTHERS),
-    "average-kd": MethodPlan(taught(on_logits(KD, combine="probabilities")), "mm+cm"),
-    "c2kd": MethodPlan(c2kd, "cm"),
-    "crd": MethodPlan(taught(on_last(CRD)), "mm", OTHERS),
-    "dkd": MethodPlan(taught(on_logits(DKD)), "mm", OTHERS),
-    "dml": MethodPlan(dml, "mm+cm", ("mm", "cm")),
-    "dot": MethodPlan(taught(on_logits(KD), weighting=DotConfig(), optimizer=SGD), "mm", OTHERS),
-    "fitnets": MethodPlan(fitnets, "mm", OTHERS),
-    "kd": MethodPlan(kd, "mm", OTHERS),
-    "kdsvd": MethodPlan(taught(on_maps(KDSVD)), "mm", OTHERS),
-    "lskd": MethodPlan(taught(on_logits(KD, standardise=True, temperature=2.0, fixed=(0.1, 9.0))), "mm", OTHERS),
-    "mgdfr": MethodPlan(mgdfr, "cm"),
-    "mlkd": MethodPlan(taught(on_logits(MLKD)), "mm", OTHERS),
-    "mlld": MethodPlan(taught(on_logits(MLLD)), "mm", OTHERS),
-    "nst": MethodPlan(taught(on_maps(NST)), "mm", OTHERS),
-    "ofa": MethodPlan(taught(on_stages(OFA)), "mm", OTHERS),
-    "ofd": MethodPlan(taught(on_maps(OFD)), "mm", OTHERS),
-    "pkt": MethodPlan(taught(on_last(PKT)), "mm", OTHERS),
-    "reviewkd": MethodPlan(taught(on_maps(ReviewKD)), "mm", OTHERS),
-    "rkd": MethodPlan(taught(on_last(RKD)), "mm", OTHERS),
-    "sp": MethodPlan(taught(on_maps(SP, most=1)), "mm", OTHERS),
-    "vid": MethodPlan(taught(on_maps(VID)), "mm", OTHERS),
+    **dict(sorted(RIVALS.items())),
     "mst-distill": MethodPlan(mst_distill, "mm+cm", ("mm", "cm")),
     "mst-distill-release": MethodPlan(mst_distill_release, "mm+cm", ("mm", "cm")),
     "mst-distill-a": MethodPlan(mean_of_diverse, "mm+cm"),
