@@ -10,6 +10,7 @@ from crossdistill.methods.at import AT as AT
 from crossdistill.methods.c2kd import C2KD as C2KD
 from crossdistill.methods.collaborate import Collaborate as Collaborate
 from crossdistill.methods.crd import CRD as CRD
+from crossdistill.methods.dist import DIST as DIST
 from crossdistill.methods.dkd import DKD as DKD
 from crossdistill.methods.dml import DML as DML
 from crossdistill.methods.hint import Hint as Hint
