@@ -251,11 +251,24 @@ def test_a_budget_is_kept_when_it_was_chosen(tmp_path: Path, here: list[Here], m
 
 
 def test_another_comparison_in_the_folder_is_refused(tmp_path: Path, here: list[Here]) -> None:
-    compare(grid(methods="supervised", seeds=1), tmp_path / "c")
+    compare(grid(methods="supervised", seeds=2), tmp_path / "c")
     with pytest.raises(RunError, match="holds a comparison already; go on with --resume"):
-        compare(grid(methods="supervised", seeds=1), tmp_path / "c")
-    with pytest.raises(ResumeError, match="seeds: was 1, is 2"):
-        compare(grid(methods="supervised", seeds=2), tmp_path / "c", resume=True)
+        compare(grid(methods="supervised", seeds=2), tmp_path / "c")
+    with pytest.raises(ResumeError, match="seeds: was 2, is 1"):
+        compare(grid(methods="supervised", seeds=1), tmp_path / "c", resume=True)
+    with pytest.raises(ResumeError, match=r"methods: was \['supervised'\], is \['kd'\]"):
+        compare(grid(methods="kd", seeds=2), tmp_path / "c", resume=True)
+    with pytest.raises(ResumeError, match="budget: was None, is 60"):
+        compare(grid(methods="supervised", seeds=2, budget=60.0), tmp_path / "c", resume=True)
+
+
+def test_a_comparison_may_grow_and_repeats_nothing(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
+    compare(grid(methods="supervised", seeds=1), tmp_path / "c")
+    compare(grid(methods="supervised,kd", seeds=2), tmp_path / "c", resume=True)
+    assert len(fitted) == len(set(fitted)) == 2 * 3
+    assert {row.method for row in Report.load(tmp_path / "c").rows} == {"chance", "teacher:mm", "supervised", "kd"}
+    compare(grid(methods="supervised,kd", seeds=2, labelled="1.0,0.1"), tmp_path / "c", resume=True)
+    assert len(fitted) == len(set(fitted)) == 2 * 5
 
 
 def test_a_folder_that_somebody_computes_is_refused_with_who(tmp_path: Path, here: list[Here]) -> None:

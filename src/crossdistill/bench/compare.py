@@ -30,6 +30,8 @@ from crossdistill.recipe import NetworkConfig
 from crossdistill.report import RESULTS, Report
 from crossdistill.storage import write_json
 
+GROWS = ("methods", "students", "seeds", "labelled", "control")
+"""What a comparison may be asked for more of, in the same folder: its cells stay what they were."""
 GRID, BUDGET, TUNING = "grid.json", "budget.json", "tuning.json"
 CELLS, TRIALS, SHARED, MAIL = "cells", "tuning", "shared", "mail"
 
@@ -112,16 +114,32 @@ def _mine(out: Path) -> Iterator[None]:
 
 
 def _check(out: Path, grid: Grid, resume: bool) -> None:
-    """Look whether the folder is free, or this very comparison's."""
+    """Look whether the folder is free, or holds this comparison or a part of it."""
     path = out / GRID
     if not path.is_file():
         return
     if not resume:
         raise RunError(f"{out} holds a comparison already; go on with --resume, or choose another folder with --out")
     then, now = _read(path), json.loads(grid.model_dump_json())
-    changed = [f"  - {name}: was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
+    # What a budget buys was picked for the comparison as it was.
+    grows = GROWS if grid.budget is None else ()
+    changed = [
+        f"  - {name}: was {then.get(name)!r}, is {now[name]!r}"
+        for name in now
+        if then.get(name) != now[name] and not (name in grows and _more(then.get(name), now[name]))
+    ]
     if changed:
-        raise ResumeError(f"{out} holds another comparison; what differs:\n" + "\n".join(changed))
+        raise ResumeError(
+            f"{out} holds another comparison, and without a budget only {', '.join(GROWS)} may grow in the same "
+            "folder; choose another one with --out, or ask for what it has. What differs:\n" + "\n".join(changed)
+        )
+
+
+def _more(then: Any, now: Any) -> bool:
+    """Whether all that was asked for still is."""
+    if isinstance(then, list):
+        return set(then) <= set(now)
+    return then is None or (isinstance(then, int) and now >= then)
 
 
 def _read(path: Path) -> Any:
