@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from measure import Ratios, Script, Work, ratios
-from sizes import Course, av_mnist, in_batches, job_of, random_data, reference_of
+from sizes import Course, av_mnist, in_batches, job_of, masks_mb, random_data, reference_of
 from torch import Tensor
 
 from crossdistill.plan import prepare
@@ -25,10 +25,13 @@ class BothWays:
         sides: Sequence[str] = ("own", "theirs"),
     ) -> None:
         self._data = data = random_data(train, validation)
+        self.masks_mb = 0.0
+        """What the weights of the masks of the plan last made take."""
         self._recipe = av_mnist(student, batch_size, train + validation, script.device)
         self._reference = None
         if "theirs" in sides:
-            self._reference = reference_of(prepare(self._recipe, data, script.device), script.device)
+            plan = prepare(self._recipe, data, script.device)
+            self._reference, self.masks_mb = reference_of(plan, script.device), masks_mb(plan)
         rows: Tensor = data.splits["train"]
         self._train = in_batches(data, rows, batch_size, script.device)
         self._validation = in_batches(data, data.splits["validation"], batch_size, script.device)
@@ -41,6 +44,7 @@ class BothWays:
             until = [one.name for one in self._recipe.stages].index(stage) + 1
             recipe = self._recipe.model_copy(update={"stages": self._recipe.stages[:until]})
             plan = prepare(recipe, self._data, self._script.device)
+            self.masks_mb = masks_mb(plan)
             self._courses[stage] = Course(plan, job_of(plan, stage), self._script.device, self._folder / stage)
         return self._courses[stage]
 

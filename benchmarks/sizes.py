@@ -100,6 +100,12 @@ def job_of(plan: Plan, stage: str) -> Job:
     return next(job for job in plan.jobs if job.stage.name == stage)
 
 
+def masks_mb(plan: Plan) -> float:
+    """What the weights of a plan's masks take, in MB."""
+    weights = job_of(plan, "specialise").method.parameters()
+    return sum(one.numel() * one.element_size() for one in weights) / 2**20
+
+
 def reference_of(plan: Plan, device: torch.device) -> ReferenceWay:
     """The reference's way with copies of a plan's networks, masks and gate (as the plan has them now)."""
     members = {}
