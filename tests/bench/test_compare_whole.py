@@ -262,6 +262,18 @@ def test_another_comparison_in_the_folder_is_refused(tmp_path: Path, here: list[
         compare(grid(methods="supervised", seeds=2, budget=60.0), tmp_path / "c", resume=True)
 
 
+def test_a_cell_that_cannot_run_is_refused_by_itself_and_a_lost_setting_ends_all(
+    tmp_path: Path, here: list[Here], fitted: list[str]
+) -> None:
+    wrong = ("stages.kdsvd.method.taps=[conv1]",)
+    found = compare(grid(methods="supervised,kdsvd", seeds=1, settings=wrong), tmp_path / "c").findings
+    assert list(found.refused) == ["kdsvd-image-mm-1-seed0"]
+    assert "they are compared one by one" in found.refused["kdsvd-image-mm-1-seed0"]
+    assert len(fitted) == 1
+    with pytest.raises(RecipeError, match="no method here has a stage 'kdsv'; did you mean 'kdsvd'"):
+        compare(grid(methods="kdsvd", settings=("stages.kdsv.epochs=1",)), tmp_path / "d")
+
+
 def test_a_comparison_may_grow_and_repeats_nothing(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
     compare(grid(methods="supervised", seeds=1), tmp_path / "c")
     compare(grid(methods="supervised,kd", seeds=2), tmp_path / "c", resume=True)

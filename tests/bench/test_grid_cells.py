@@ -1,11 +1,12 @@
 """What a grid expands to."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from crossdistill.bench.grid import Cell, Grid, percent, standard_methods
+from crossdistill.bench.grid import Cell, Grid, percent, standard_methods, unplaced
 from crossdistill.errors import RecipeError, SettingError
 from crossdistill.recipes.plans import PLANS
 
@@ -66,6 +67,20 @@ def test_a_cell_is_the_recipe_of_its_name_with_its_settings() -> None:
     assert list(recipe.teachers) == ["image"]
     assert recipe.stages[-1].method.model_dump()["temperature"] == 7
     assert Cell.from_data(cell.as_data()) == cell
+
+
+def test_a_setting_of_a_stage_is_for_the_cells_that_have_it() -> None:
+    texts = ("stages.kd.method.temperature=2", "channels_last=true", "stages.0.epochs=3")
+    made = Grid.parse("av-digits", settings=texts, methods="supervised,kd", students="image", seeds=1)
+    alone, kd = (cell.recipe() for cell in made.cells())
+    assert [stage.epochs for stage in (alone.stages[0], kd.stages[0])] == [3, 3]
+    assert alone.channels_last
+    assert kd.channels_last
+    assert kd.stages[1].method.model_dump()["temperature"] == 2
+    assert unplaced(made.cells()) == []
+    lost = unplaced([replace(cell, settings=("stages.kdd.epochs=1",)) for cell in made.cells()])
+    assert lost == ["--set stages.kdd.epochs=1: no method here has a stage 'kdd'; did you mean 'kd'? "
+                    "known: kd, supervised-image, supervised-mm"]  # fmt: skip
 
 
 def test_fewer_epochs_are_a_part_of_each_stage_and_at_least_one() -> None:

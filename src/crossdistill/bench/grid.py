@@ -42,21 +42,34 @@ class Cell:
         return Setting(self.method, self.student, self.teachers, self.labelled, self.control)
 
     def recipe(self) -> Recipe:
-        """The recipe that this cell runs.
+        """The recipe that this cell runs. Settings of a stage that it does not have are for other cells.
 
         Raises:
             RecipeError: a setting does not fit it.
         """
-        given = [f"student={self.student}", f"labelled={self.labelled!r}", *self.settings]
-        given += [f"teachers={self.teachers}"] if self.teachers else []
-        given += [f"control={self.control}"] if self.control else []
-        made = make(f"{self.data}/{self.method}", given, self.seed)
+        own = self.stages() if any(map(stage_of, self.settings)) else frozenset()
+        made = self._made([text for text in self.settings if stage_of(text) in {None, *own}])
         if self.epochs < 1:
             # A stage that trains at all trains for one epoch at least.
             part = [max(min(stage.epochs, 1), round(self.epochs * stage.epochs)) for stage in made.stages]
             stages = (stage.model_copy(update={"epochs": e}) for stage, e in zip(made.stages, part, strict=True))
             made = made.model_copy(update={"stages": tuple(stages)})
         return made.tiny() if self.tiny else made
+
+    def stages(self) -> frozenset[str]:
+        """Names of its stages.
+
+        Raises:
+            RecipeError: a setting that is not about one stage does not fit.
+        """
+        made = self._made([text for text in self.settings if stage_of(text) is None])
+        return frozenset(stage.name for stage in made.stages)
+
+    def _made(self, settings: Sequence[str]) -> Recipe:
+        given = [f"student={self.student}", f"labelled={self.labelled!r}", *settings]
+        given += [f"teachers={self.teachers}"] if self.teachers else []
+        given += [f"control={self.control}"] if self.control else []
+        return make(f"{self.data}/{self.method}", given, self.seed)
 
     def as_data(self) -> dict[str, Any]:
         """Plain values, for other processes."""
@@ -88,6 +101,31 @@ class Setting:
     def place(self) -> str:
         """For people: the student and its labels."""
         return f"{self.student}, {percent(self.labelled)} of the labels"
+
+
+def stage_of(setting: str) -> str | None:
+    """The stage whose name a setting has in its path; None: it is about something else, or has a position there."""
+    path = setting.partition("=")[0].strip().split(".")
+    return path[1] if len(path) > 2 and path[0] == "stages" and not path[1].isdigit() else None
+
+
+def unplaced(cells: Sequence[Cell]) -> list[str]:
+    """Settings of stages that no cell has, each with a sentence."""
+    wanted = {text: stage for cell in cells for text in cell.settings if (stage := stage_of(text)) is not None}
+    if not wanted:
+        return []
+    known: set[str] = set()
+    for cell in cells:
+        if cell.seed == cells[0].seed:
+            try:
+                known |= cell.stages()
+            except RecipeError:
+                # What is wrong with it is said of the cell.
+                return []
+    lost = {text: stage for text, stage in wanted.items() if stage not in known}
+    return [
+        f"--set {text}: no method here has a stage {stage!r}; {nearest(stage, known)}" for text, stage in lost.items()
+    ]
 
 
 def percent(fraction: float) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from crossdistill.bench.grid import Cell
+from crossdistill.bench.grid import Cell, unplaced
 from crossdistill.bench.worker import loaded
 from crossdistill.data.config import DataConfig
 from crossdistill.devices import devices
@@ -57,8 +57,10 @@ def survey(cells: Sequence[Cell], display: Display) -> Survey:
     """Build every cell's plan. Faults of data and files end the whole; a recipe's faults refuse its cell.
 
     Raises:
-        RecipeError: no cell at all can run.
+        RecipeError: no cell at all can run, or a setting is of a stage that no cell has.
     """
+    if cells and (lost := unplaced(cells)):
+        raise RecipeError(f"compare {cells[0].data}", lost)
     found: dict[int, Surveyed] = {}
     refused: dict[int, str] = {}
     about = ""
