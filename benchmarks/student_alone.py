@@ -54,8 +54,8 @@ def main() -> None:
     torch.manual_seed(0)
     # Rows for training and validation, batch, rounds.
     sizes = {
-        "lenet5": ("image", (4096, 1024), 512, 15) if script.on_cpu else ("image", (42_000, 14_000), 512, 15),
-        "three-layer-cnn-a": ("audio", (128, 32), 64, 9) if script.on_cpu else ("audio", (8192, 2048), 512, 9),
+        "lenet5": ("image", (4096, 1024), 512, 11) if script.on_cpu else ("image", (42_000, 14_000), 512, 15),
+        "three-layer-cnn-a": ("audio", (128, 32), 64, 5) if script.on_cpu else ("audio", (8192, 2048), 512, 9),
     }
     for model, (modality, rows, batch_size, rounds) in sizes.items():
         alone = course(script, model, modality, Supervised(), rows, batch_size, 0)
