@@ -1,6 +1,7 @@
 """Whole runs on toy data: what stands still, what is selected, where a stage starts, and any number of members."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,18 @@ def everything(data: Dataset, teachers: int) -> Recipe:
         Stage(method="kd", epochs=1, teachers=tuple(named)),
     )
     return Recipe(data=data, student=student, student_name=name, teachers=named, stages=stages).tiny()
+
+
+def test_what_a_method_measures_first_counts_as_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = KD.build
+
+    def slow(self: KD, *rest: Any) -> Any:
+        method = built(self, *rest)
+        monkeypatch.setattr(type(method), "measure", lambda *_: time.sleep(0.5))
+        return method
+
+    monkeypatch.setattr(KD, "build", slow)
+    assert trained(small(stages=(Stage(method=KD(), epochs=0),)), tmp_path / "run")["outcome"]["seconds"] >= 0.5
 
 
 @pytest.mark.parametrize(("modalities", "teachers"), [(3, 5), (1, 2)])

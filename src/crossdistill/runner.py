@@ -194,16 +194,17 @@ def fit(
         restore({job.student.name: plan.members[job.student.name]}, job.initial)
     before = _still(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
-    job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
-    parts, state = _parts(job), _State()
+    state = _State()
     saver = _Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
+    where.reset_peak()
+    job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
+    parts = _parts(job)
     watch = Watch(stage.name, where.device.type, tracking, saver.kept)
     start = saver.resume()
     if start != (0, 0):
         display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
     display.begin(stage.name, stage.epochs * steps)
     display.advance(start[0] * steps + start[1])
-    where.reset_peak()
     for epoch in range(start[0], stage.epochs):
         first = start[1] if epoch == start[0] else 0
         for step, rows in enumerate(job.order.epoch(epoch, first), first):
@@ -321,7 +322,7 @@ class _Saver:
         self._began = self._last = time.monotonic()
 
     def seconds(self) -> float:
-        """Time spent on this stage, over all resumes."""
+        """Time spent on this stage, with what its method measures before it trains, over all resumes."""
         return self._state.seconds + time.monotonic() - self._began
 
     def due(self, step: int) -> bool:
