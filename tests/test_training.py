@@ -80,16 +80,16 @@ def test_each_part_has_its_own_rate() -> None:
     case = rehearsal(Scaled(), trains="all", optimizer=optimizer)
     members = {name: network for name, (network, _) in case.job.trained.items()}
     before = {name: copies(network) for name, network in members.items()}
-    scale = case.job.method.scale.detach().clone()  # type: ignore[union-attr,operator]
+    (scale,) = case.job.method.parameters()
+    scale_before = scale.detach().clone()
     case.step(case.rows())
     for name, network in members.items():
         rate = rates.get(name, 0.1)
         for key, parameter in network.named_parameters():
             if parameter.grad is not None:
                 assert torch.allclose(before[name][key] - parameter, rate * parameter.grad, atol=1e-7), (name, key)
-    grad = case.job.method.scale.grad  # type: ignore[union-attr]
-    assert isinstance(grad, Tensor)
-    assert torch.allclose(scale - case.job.method.scale, 0.25 * grad, atol=1e-7)  # type: ignore[operator]
+    assert scale.grad is not None
+    assert torch.allclose(scale_before - scale, 0.25 * scale.grad, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crossdistill import bank_fill
 from crossdistill.bank import Bank, BankKey
-from crossdistill.bank_fill import being_filled, fill
+from crossdistill.bank_fill import Produced, being_filled, fill
 from crossdistill.errors import StorageError
 
 IDS = torch.arange(5000)
@@ -86,7 +86,10 @@ def test_banks_that_are_filled_together_need_not_lack_the_same_blocks(tmp_path: 
     first = _fill(tmp_path / "one")
     second = Bank.create(tmp_path / "two", KEY, IDS, {})
     before = _bytes(first)
-    both = lambda ids, view: dict.fromkeys(("a", "b"), produce(ids, view)["a"])  # noqa: E731
+
+    def both(ids: Tensor, view: int) -> Produced:
+        return dict.fromkeys(("a", "b"), produce(ids, view)["a"])
+
     fill({"a": first, "b": second}, both, lambda: None, lambda text: None)
     assert _bytes(first) == before == _bytes(second)
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.nets import Fill, JointNorm, Layers, Review, UnitEmbedding, logit_projector, proxy_for, regressor
+from crossdistill.nets.fill import FillWith
 from crossdistill.nets.regressor import ChannelRegressor, resized
 
 ROWS = 3
@@ -158,8 +159,13 @@ def test_reviews_take_any_stages() -> None:
 
 def test_fill_replaces_the_chosen_units() -> None:
     value = torch.randn(5, 3, 2, 2)
-    for kind, wanted in (("mean", torch.full((2, 2), 7.0)), ("batch", value.mean(0)[1]), ("none", None)):
-        made = Fill((3, 2, 2), kind)  # type: ignore[arg-type]
+    replaced_by: dict[FillWith, Tensor | None] = {
+        "mean": torch.full((2, 2), 7.0),
+        "batch": value.mean(0)[1],
+        "none": None,
+    }
+    for kind, wanted in replaced_by.items():
+        made = Fill((3, 2, 2), kind)
         made.mean.fill_(7.0)
         made.replaced[1] = True
         found = made(value)
