@@ -124,6 +124,12 @@ def test_it_is_built_again_when_the_recipe_changes_or_a_file_is_damaged(
     assert "input.audio.npy has 1,000 bytes" in caplog.text
 
 
+def test_what_other_code_built_is_not_taken(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AvDigitsConfig(**TINY).cached() is not None
+    monkeypatch.setattr(cache, "code_key", lambda: "of another version")
+    assert AvDigitsConfig(**TINY).cached() is None
+
+
 def test_hidden_labels(dataset: Dataset) -> None:
     hidden = AvDigitsConfig(**TINY, labelled=0.25).load()
     assert hidden.labelled is not None

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from crossdistill.data import find_data
+from crossdistill.data import cache, find_data
 from crossdistill.data.av_mnist import AvMnistConfig
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.split import paper_split
@@ -127,6 +127,12 @@ def test_two_builds_are_equal_and_noise_follows_seed_and_ratio(
         assert other.cached() is None
         assert not other.load().inputs["audio"].equal(by_speaker.inputs["audio"])
         assert other.cached() is not None
+
+
+def test_what_other_code_built_is_not_taken(root: Path, by_speaker: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AvMnistConfig(root=root, rows=ROWS).cached() is not None
+    monkeypatch.setattr(cache, "code_key", lambda: "of another version")
+    assert AvMnistConfig(root=root, rows=ROWS).cached() is None
 
 
 def test_louder_speech_is_closer_to_clean_speech(root: Path) -> None:

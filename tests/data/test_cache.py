@@ -139,6 +139,20 @@ def test_source_files_are_known_by_content(tmp_path: Path) -> None:
     assert json.dumps(first)
 
 
+def test_the_code_that_makes_data_is_known_by_content(tmp_path: Path) -> None:
+    """Other code with the same settings once left its data in the cache, and tables were measured on them."""
+
+    def key(name: str, text: str) -> str:
+        folder = tmp_path / f"{name}{text}"
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(text)
+        return cache.code_key(folder)
+
+    keys = [key("a", "1"), key("a", "2"), key("b", "1")]
+    assert len(set(keys)) == 3
+    assert cache.code_key() == cache.content_key(sorted(Path(cache.__file__).parent.glob("*.py")))["sha256"]
+
+
 def test_without_the_variable_the_system_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSDISTILL_CACHE")
     assert cache.cache_folder().name == "crossdistill"

@@ -24,9 +24,6 @@ from crossdistill.data.spoken_digits import Clip, recorded_clips, recordings_key
 from crossdistill.data.stored import open_stored, store
 from crossdistill.errors import MissingExtraError
 
-FORMAT = 1
-"""Raised whenever this file makes other data from the same settings, so that what is cached is built again."""
-
 DIGITS = tuple("0123456789")
 SIDE = 8
 SAMPLE_RATE = 8000
@@ -100,7 +97,8 @@ class AvDigitsConfig(DataConfig):
         """Everything that the content depends on: the key under which it is cached."""
         settings = self.model_dump(mode="json", include={"seed", "snr_db", "energy"})
         sounds = synthesis_key() if self.speech is None else recordings_key(self.speech)
-        return {"format": FORMAT, **settings, "clips": self.clips(), "speech": sounds, "pictures": _pictures_key()}
+        sources = {"speech": sounds, "pictures": _pictures_key()}
+        return {"code": cache.code_key(), **settings, "clips": self.clips(), **sources}
 
     def clips(self) -> dict[str, int]:
         """Pairs of each split."""

@@ -27,9 +27,6 @@ from crossdistill.data.spoken_digits import find_recordings, parse_recording, tr
 from crossdistill.data.stored import map_array, open_stored, store
 from crossdistill.errors import DataError, SettingError
 
-FORMAT = 1
-"""Raised whenever this file makes other data from the same settings, so that what is cached is built again."""
-
 DIGITS = tuple("0123456789")
 SIDE = 28
 BANDS = 112
@@ -127,7 +124,7 @@ class AvMnistConfig(DataConfig):
                 "speech": cache.content_key(find_recordings(self.speech_folder())),
                 "noise": cache.content_key(self.noise_paths()),
             }
-        return {"format": FORMAT, **self.model_dump(mode="json", include=fields), **sources}
+        return {"code": cache.code_key(), **self.model_dump(mode="json", include=fields), **sources}
 
     def arrays(self) -> list[Path] | None:
         """The reference's arrays under `root`, unless folders of raw material are named."""

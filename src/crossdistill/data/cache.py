@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,16 @@ def content_key(paths: Iterable[Path]) -> dict[str, Any]:
         seen = f"{status.st_size} {status.st_mtime_ns}" if large else file_digest(path)
         digest.update(f"{path.name} {seen};".encode())
     return {"files": count, "sha256": digest.hexdigest()}
+
+
+@cache
+def code_key(folder: Path = Path(__file__).parent) -> str:
+    """sha256 of the code that makes data: every Python file of this package.
+
+    It is a part of each data set's recipe, so that what another version of the code has built is never taken for what
+    this version would build. One that is built again with equal content keeps its fingerprint, and with it its banks.
+    """
+    return str(content_key(sorted(folder.glob("*.py")))["sha256"])
 
 
 def digest_of(path: Path) -> str:
