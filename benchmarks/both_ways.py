@@ -23,11 +23,12 @@ class BothWays:
         validation: int,
         batch_size: int = BATCH_ROWS,
         sides: Sequence[str] = ("own", "theirs"),
+        settings: Sequence[str] = (),
     ) -> None:
         self._data = data = random_data(train, validation)
         self.masks_mb = 0.0
         """What the weights of the masks of the plan last made take."""
-        self._recipe = av_mnist(student, batch_size, train + validation, script.device)
+        self._recipe = av_mnist(student, batch_size, train + validation, script.device, settings)
         self._reference = None
         if "theirs" in sides:
             plan = prepare(self._recipe, data, script.device)

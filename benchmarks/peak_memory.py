@@ -11,9 +11,10 @@ import torch
 from resident import child, peak_mb, resident_mb
 
 IMPORTED_MB = resident_mb()
+LOW_RANK = "stages.specialise.method.masknet=low_rank"
 
 
-def run(stage: str, side: str, device: str, batch_size: int) -> dict[str, float]:
+def run(stage: str, side: str, device: str, batch_size: int, *settings: str) -> dict[str, float]:
     """Two steps and a validation pass of one stage in one way: the peak in MB, less that of importing torch.
 
     Beside it, what the masks' weights take in MB.
@@ -22,7 +23,7 @@ def run(stage: str, side: str, device: str, batch_size: int) -> dict[str, float]
     from measure import Script
 
     sys.argv = [__file__, "--device", device]
-    both = BothWays(Script(__file__), "image", 2 * batch_size, batch_size, batch_size, sides=(side,))
+    both = BothWays(Script(__file__), "image", 2 * batch_size, batch_size, batch_size, (side,), settings)
     work = both.own(stage) if side == "own" else both.theirs(stage)
     work()
     peak = peak_mb() - IMPORTED_MB if device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
@@ -33,7 +34,8 @@ def main() -> None:
     """Each stage at its batches: 64 and what the reference's way finds room for on a CPU, 512 on CUDA.
 
     `route` gets its limit at the larger batch, since the published one is 512. What masks weigh is the same in both
-    ways (in `specialise` four times: weights, gradients and Adam's two moments); so a second figure leaves it out.
+    ways (in `specialise` four times: weights, gradients and Adam's two moments); so a second figure leaves it out, and
+    a third has the library's low-rank masks, which are another network.
     """
     from measure import Script
 
@@ -44,18 +46,22 @@ def main() -> None:
         else {("route", 512): 0.10, ("specialise", 512): 0.15}
     )
     for (stage, batch_size), limit in limits.items():
-        own, theirs = (
-            child(__file__, "--measure", stage, side, script.device.type, str(batch_size)) for side in ("own", "theirs")
-        )
+        where = (script.device.type, str(batch_size))
+        own, theirs = (child(__file__, "--measure", stage, side, *where) for side in ("own", "theirs"))
         print(f"  {stage}: {own['mb']:.0f} MB / {theirs['mb']:.0f} MB, masks {own['masks']:.0f} MB", flush=True)
         name = f"peak memory, {stage} at batch {batch_size} / the reference's way"
         script.value(name, own["mb"] / theirs["mb"], limit)
         held = own["masks"] * (4 if stage == "specialise" else 1)
         script.value(f"{name}, without what masks weigh", (own["mb"] - held) / (theirs["mb"] - held), None)
+        if stage == "specialise":
+            small = child(__file__, "--measure", stage, "own", *where, LOW_RANK)
+            print(f"  {stage} with low-rank masks: {small['mb']:.0f} MB, masks {small['masks']:.0f} MB", flush=True)
+            script.value(f"{name}, low-rank masks", small["mb"] / theirs["mb"], None)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(run(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))))
+        stage, side, device, batch_size, *settings = sys.argv[2:]
+        print(json.dumps(run(stage, side, device, int(batch_size), *settings)))
     else:
         main()

@@ -49,13 +49,13 @@ def random_data(train: int, validation: int, only: Sequence[str] = tuple(SHAPES)
     )
 
 
-def av_mnist(student: str, batch_size: int, rows: int, device: torch.device) -> Recipe:
-    """MST-Distill as its code was released, whose numbers the reference's way has too.
+def av_mnist(student: str, batch_size: int, rows: int, device: torch.device, settings: Sequence[str] = ()) -> Recipe:
+    """MST-Distill as its code was released, whose numbers the reference's way has too; other `settings` change that.
 
     The room for banks is to these rows as the default is to all of AV-MNIST: what is banked here is banked there.
     """
-    settings = [f"student={student}", f"batch_size={batch_size}", f"device={device.type}"]
-    recipe = make("av-mnist/mst-distill-release", settings, 0)
+    sizes = [f"student={student}", f"batch_size={batch_size}", f"device={device.type}"]
+    recipe = make("av-mnist/mst-distill-release", [*sizes, *settings], 0)
     defaults = BankSettings()
     share = rows / FULL_ROWS
     bank = BankSettings(budget=int(defaults.budget * share), memory=int(defaults.memory * share))
