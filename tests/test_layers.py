@@ -25,6 +25,7 @@ LAYERS = (
     {"stage", "recipe", "precision"},
     {
         "runner",
+        "saver",
         "source",
         "supply",
         "prefill",

@@ -1,9 +1,7 @@
 """The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
-from crossdistill.checkpoint import (
-    Checkpoint,
-    drop_checkpoints,
-    flatten,
-    load_outcome,
-    newest_checkpoint,
-    newest_name,
-    restore,
-    save_checkpoint,
-    save_outcome,
-)
+from crossdistill.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
 from crossdistill.claim import device_for, examine, take
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices, devices
 from crossdistill.display import Display, Quiet
-from crossdistill.errors import FrozenError, NonFiniteError, ResumeError, StoppedError
+from crossdistill.errors import FrozenError, NonFiniteError, StoppedError
 from crossdistill.evaluation import batches
 from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.initial import begun
@@ -37,6 +25,7 @@ from crossdistill.outcome import Outcome, finish
 from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
+from crossdistill.saver import Found, Saver
 from crossdistill.source import load_choices, save_choices
 from crossdistill.supply import supply
 from crossdistill.tracking import Tracking, require
@@ -155,29 +144,6 @@ def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
     return lambda holder: display.say(f"{job.stage.name}: waits for {holder}, which trains it too")
 
 
-@dataclass
-class _State:
-    """What a stage has found so far: validation values, and the best state of each part selected by itself."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    """Spent before the last resume."""
-
-    def consider(self, epoch: int, found: Mapping[str, float], parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
-        """Keep the parts that are strictly better than ever before."""
-        for name, value in found.items():
-            if name in parts and (name not in self.values or value < self.values[name]):
-                self.values[name], self.epochs[name] = value, epoch
-                self.tensors |= {f"best/{name}/{key}": tensor for key, tensor in flatten(parts[name]).items()}
-
-    def chosen(self) -> dict[str, dict[str, int | float]]:
-        """The epoch and the value that each part was selected by."""
-        return {name: {"epoch": self.epochs[name], "value": value} for name, value in self.values.items()}
-
-
 def fit(
     plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, display: Display, stop: Stop = _never
 ) -> dict[str, Any]:
@@ -194,8 +160,8 @@ def fit(
         restore({job.student.name: plan.members[job.student.name]}, job.initial)
     before = _still(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
-    state = _State()
-    saver = _Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
+    state = Found()
+    saver = Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
     where.reset_peak()
     job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
     parts = _parts(job)
@@ -235,7 +201,7 @@ def fit(
     moved = [name for name, print_ in _still(plan, job).items() if print_ != before[name]]
     if moved:
         raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, moved))}, which does not train in it")
-    display.end(_note(state, saver.seconds()))
+    display.end(state.note(saver.seconds()))
     return {
         "key": job.key,
         "stage": stage.name,
@@ -301,97 +267,3 @@ def _still(plan: Plan, job: Job) -> dict[str, str]:
 
 def _below(taps: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{tap}." for tap in taps)
-
-
-class _Saver:
-    """Saves the running stage when it is time, and brings it back. Several ranks save together, after epochs."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        job: Job,
-        training: Training,
-        state: _State,
-        folder: Path,
-        where: Devices,
-        tracking: Tracking,
-    ) -> None:
-        self._settings = recipe.checkpoints
-        self._job, self._training, self._state = job, training, state
-        self._folder, self._where, self._tracking = folder, where, tracking
-        self._began = self._last = time.monotonic()
-
-    def seconds(self) -> float:
-        """Time spent on this stage, with what its method measures before it trains, over all resumes."""
-        return self._state.seconds + time.monotonic() - self._began
-
-    def due(self, step: int) -> bool:
-        """Whether to save after this step."""
-        if self._settings.steps is not None:
-            return (step + 1) % self._settings.steps == 0
-        return self._where.ranks == 1 and self._over()
-
-    def due_after_epoch(self) -> bool:
-        """Whether to save after this epoch."""
-        return self._settings.steps is not None or self._where.same(str(self._over())) == "True"
-
-    def save(self, epoch: int, step: int) -> None:
-        """Write a checkpoint from which the given step is the next."""
-        self._where.agree(self._job.modules().values())
-        state = {
-            "key": self._job.key,
-            "training": self._training.state(),
-            "rng": self._where.random_state(),
-            "best": {"values": self._state.values, "epochs": self._state.epochs},
-            "history": self._state.history,
-            "seconds": self.seconds(),
-            "metrics": self._tracking.position(),
-        }
-        tensors = {**flatten(self._job.modules()), **self._state.tensors}
-        if self._where.is_main:
-            save_checkpoint(self._folder, Checkpoint(self._job.index, epoch, step, tensors, state), self._settings.keep)
-        self._last = time.monotonic()
-
-    def kept(self) -> str:
-        """Where one could go on from, as a sentence."""
-        name = newest_name(self._folder)
-        return (
-            "No checkpoint of this stage had been written yet; what earlier stages trained is kept"
-            if name is None
-            else f"The last good checkpoint is kept: {self._folder / name}"
-        )
-
-    def resume(self) -> tuple[int, int]:
-        """Take up the newest checkpoint of this stage; gives the epoch and step that come next."""
-        saved = newest_checkpoint(self._folder)
-        if saved is None or saved.stage != self._job.index:
-            # Lines of steps that are made again now.
-            self._tracking.back_to(self._tracking.settled)
-            return 0, 0
-        if saved.state["key"] != self._job.key:
-            raise ResumeError(
-                f"{self._folder} holds checkpoints of another stage {self._job.stage.name!r}: its recipe is the same, "
-                "but the data, or weights that it starts from, are not what they were. Start anew in another folder"
-            )
-        restore(self._job.modules(), saved.tensors)
-        self._training.load_state(saved.state["training"])
-        self._tracking.back_to(saved.state["metrics"])
-        found = self._state
-        found.values, found.epochs = dict(saved.state["best"]["values"]), dict(saved.state["best"]["epochs"])
-        found.tensors = {key: value for key, value in saved.tensors.items() if key.startswith("best/")}
-        found.history, found.seconds = list(saved.state["history"]), float(saved.state["seconds"])
-        # Last of all: whatever was done to get here may have drawn random numbers.
-        self._where.restore_random_state(saved.state["rng"])
-        return saved.epoch, saved.step
-
-    def _over(self) -> bool:
-        return time.monotonic() - self._last > 60 * self._settings.minutes
-
-
-def _note(state: _State, seconds: float) -> str:
-    if not state.history:
-        return "no epochs"
-    values = ", ".join(f"{name} {one['value']:.4f} (epoch {one['epoch']})" for name, one in state.chosen().items())
-    last = ", ".join(f"{name} {value:.4f}" for name, value in state.history[-1].items() if name != "epoch")
-    kind = f"best validation {values}" if values else f"last validation {last}"
-    return f"{len(state.history)} epochs in {seconds:.1f} s, {kind}"
