@@ -101,8 +101,8 @@ def job_of(plan: Plan, stage: str) -> Job:
 
 
 def masks_mb(plan: Plan) -> float:
-    """What the weights of a plan's masks take, in MB."""
-    weights = job_of(plan, "specialise").method.parameters()
+    """What the weights of a plan's masks take, in MB; 0 where no stage of it trains masks."""
+    weights = [one for job in plan.jobs if job.stage.name == "specialise" for one in job.method.parameters()]
     return sum(one.numel() * one.element_size() for one in weights) / 2**20
 
 

@@ -165,6 +165,21 @@ def assert_same_gradients(own: nn.Module, theirs: nn.Module, what: str) -> None:
     assert compared == len(pairs) > 0
 
 
+@pytest.mark.parametrize(("stage", "weighed"), [("collaborate", False), ("specialise", True)])
+def test_each_stage_is_measured_by_itself(
+    bench: Any, stage: str, weighed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import both_ways
+    import measure
+
+    narrow = ("stages.specialise.method.width_factor=20",)
+    both = both_ways.BothWays(script(measure, monkeypatch), "image", 6, 4, 3, ("own",), narrow)
+    found: Any = both.own(stage)()
+    assert found
+    both.course(stage).close()
+    assert (both.masks_mb > 0) == weighed
+
+
 STUDENTS = ["image", pytest.param("audio", marks=pytest.mark.slow)]
 
 

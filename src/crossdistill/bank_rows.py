@@ -6,6 +6,7 @@ from torch import Tensor
 
 from crossdistill.errors import BankMissing
 
+ABSENT = -1
 LOOK_EVERY = 64
 """Lookups between looks at the verdict on an accelerator, which wait for it."""
 
@@ -19,10 +20,10 @@ class BankRows:
     def __init__(self, ids: Int64[Tensor, " N"], views: int = 1) -> None:
         self.ids = ids
         self.views = views
-        table = torch.zeros(int(ids.max()) + 1 if len(ids) else 1, dtype=torch.int64)
+        table = torch.full((int(ids.max()) + 1 if len(ids) else 1,), ABSENT)
         table[ids] = torch.arange(len(ids))
-        # For each device: the row by id, the id by row, and whether any lookup has failed there.
-        self._tables = {torch.device("cpu"): (table, ids, torch.zeros((), dtype=torch.bool))}
+        # For each device: the row by id, and whether any lookup has failed there.
+        self._tables = {torch.device("cpu"): (table, torch.zeros((), dtype=torch.bool))}
         self._last: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._lookups = 0
 
@@ -34,27 +35,35 @@ class BankRows:
         """
         if self._last is not None and self._last[0] is ids and self._last[1] is view:
             return self._last[2]
-        table, own, failed = self._on(ids.device)
+        table, failed = self._on(ids.device)
         try:
             at = table.index_select(0, ids)
-            failed |= (own.index_select(0, at) != ids).any()
         except IndexError:
             raise BankMissing(self._absent(ids)) from None
-        self._lookups += 1
-        # Nothing can be looked at while a graph is captured; what failed is seen at the next look.
-        capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
-        if (ids.device.type == "cpu" or (self._lookups % LOOK_EVERY == 1 and not capturing)) and bool(failed):
-            failed.zero_()
-            raise BankMissing(self._absent(ids))
+        if at.is_cpu:
+            if len(at) and int(at.min()) < 0:
+                raise BankMissing(self._absent(ids))
+        else:
+            failed |= (at < 0).any()
+            at = at.clamp(min=0)
+            self._look(ids, failed)
         if self.views > 1 or view is not None:
             at = self._of_view(at, view)
         self._last = (ids, view, at)
         return at
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(self, ids: Tensor, failed: Tensor) -> None:
+        """Now and then at the verdict of an accelerator; never while a graph is captured."""
+        self._lookups += 1
+        capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self._lookups % LOOK_EVERY == 1 and not capturing and bool(failed):
+            failed.zero_()
+            raise BankMissing(self._absent(ids))
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._tables:
             cpu = self._tables[torch.device("cpu")]
-            self._tables[device] = (cpu[0].to(device), cpu[1].to(device), cpu[2].to(device))
+            self._tables[device] = (cpu[0].to(device), cpu[1].to(device))
         return self._tables[device]
 
     def _of_view(self, at: Tensor, view: Tensor | None) -> Tensor:

@@ -283,6 +283,15 @@ def test_a_comparison_may_grow_and_repeats_nothing(tmp_path: Path, here: list[He
     assert len(fitted) == len(set(fitted)) == 2 * 5
 
 
+def test_the_order_of_settings_does_not_matter(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
+    settings = ("channels_last=true", "checkpoints.keep=2")
+    compare(grid(methods="supervised", seeds=1, settings=settings), tmp_path / "c")
+    compare(grid(methods="supervised", seeds=1, settings=settings[::-1]), tmp_path / "c", resume=True)
+    assert len(fitted) == 1
+    with pytest.raises(ResumeError, match="settings: was"):
+        compare(grid(methods="supervised", seeds=1, settings=settings[:1]), tmp_path / "c", resume=True)
+
+
 def test_a_folder_that_somebody_computes_is_refused_with_who(tmp_path: Path, here: list[Here]) -> None:
     lock = tmp_path / "c" / "locks" / "comparison" / "000001"
     lock.mkdir(parents=True)

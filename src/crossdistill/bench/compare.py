@@ -126,13 +126,21 @@ def _check(out: Path, grid: Grid, resume: bool) -> None:
     changed = [
         f"  - {name}: was {then.get(name)!r}, is {now[name]!r}"
         for name in now
-        if then.get(name) != now[name] and not (name in grows and _more(then.get(name), now[name]))
+        if not (_same(name, then.get(name), now[name]) or (name in grows and _more(then.get(name), now[name])))
     ]
     if changed:
         raise ResumeError(
             f"{out} holds another comparison, and without a budget only {', '.join(GROWS)} may grow in the same "
             "folder; choose another one with --out, or ask for what it has. What differs:\n" + "\n".join(changed)
         )
+
+
+def _same(name: str, then: Any, now: Any) -> bool:
+    """Whether it was asked for like this: settings in any order, of which the last for a key counts."""
+    if name == "settings" and isinstance(then, list):
+        was, is_ = ({text.partition("=")[0]: text.partition("=")[2] for text in each} for each in (then, now))
+        return was == is_
+    return bool(then == now)
 
 
 def _more(then: Any, now: Any) -> bool:
