@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from scaled import Scaled
 from torch import Tensor, nn
 
+from crossdistill import evaluation
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import FrozenError, NonFiniteError
 from crossdistill.method import STUDENT
@@ -207,6 +208,20 @@ def test_a_student_may_read_several_modalities(tmp_path: Path) -> None:
     assert recipe.learner == "first+second+third"
     report = run(recipe, tmp_path / "run")
     assert report.rows[-1].student == "first+second+third"
+
+
+def test_how_many_rows_are_looked_at_together_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name, bytes_ in (("many", evaluation.PASS_BYTES), ("few", 500)):
+        monkeypatch.setattr(evaluation, "PASS_BYTES", bytes_)
+        report = run(everything(DATA, 2), tmp_path / name)
+        outcomes = sorted((tmp_path / name).glob("stages/*/outcome.json"))
+        histories = [epoch for path in outcomes for epoch in json.loads(path.read_text())["history"]]
+        found.append(({row.method: row.values for row in report.rows}, histories))
+    assert found[0][0] == found[1][0]
+    assert len(found[0][1]) == 4
+    for many, few in zip(found[0][1], found[1][1], strict=True):
+        assert many == pytest.approx(few, rel=1e-5)
 
 
 def test_training_learns_what_the_toy_data_hold(tmp_path: Path) -> None:

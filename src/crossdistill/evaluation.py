@@ -18,7 +18,9 @@ from crossdistill.recipe import Recipe
 from crossdistill.student import load_student
 
 ROWS_AT_ONCE = 1024
-"""Rows of one pass without gradient: large enough to be fast, small enough for any memory."""
+"""Rows of one pass without gradient, at most: large enough to be fast."""
+PASS_BYTES = 2**25
+"""What is read and asked for in one pass takes no more: inside, networks hold a hundred times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +37,16 @@ class Predictions:
 
 
 def batches(
-    dataset: Dataset,
-    rows: Tensor,
-    device: torch.device,
-    size: int = ROWS_AT_ONCE,
-    *,
-    only: Collection[str] | None = None,
+    dataset: Dataset, rows: Tensor, device: torch.device, *, only: Collection[str] | None = None, asked_bytes: int = 0
 ) -> Iterator[Batch]:
-    """Rows in their order, as whole batches on a device; `only` names the modalities to fetch (None: all)."""
-    for part in rows.split(size):
+    """Rows in their order, as whole batches on a device; `only` names the modalities to fetch (None: all).
+
+    A batch has up to `ROWS_AT_ONCE` rows, and fewer where a row's inputs, with the `asked_bytes` that networks are
+    asked for each row, are large.
+    """
+    read = [dataset.inputs[name] for name in dataset.inputs if only is None or name in only]
+    row_bytes = asked_bytes + sum(tensor.shape[1:].numel() * tensor.element_size() for tensor in read)
+    for part in rows.split(max(1, min(ROWS_AT_ONCE, PASS_BYTES // max(1, row_bytes)))):
         yield dataset.batch(part, only=only).to(device)
 
 

@@ -26,7 +26,7 @@ from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.saver import Found, Saver
-from crossdistill.source import load_choices, save_choices
+from crossdistill.source import load_choices, save_choices, wanted_shape
 from crossdistill.supply import supply
 from crossdistill.tracking import Tracking, require
 from crossdistill.training import Training
@@ -217,7 +217,15 @@ def _looked_through(plan: Plan, job: Job, where: Devices) -> Iterator[Batch]:
     """The training rows in a random order of the recipe's seed, since methods may look at a batch as a sample."""
     source = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
     train = job.dataset.splits["train"]
-    return batches(job.dataset, train[torch.randperm(len(train), generator=source)], where.device, only=job.reads)
+    return _without_gradient(job, train[torch.randperm(len(train), generator=source)], where)
+
+
+def _without_gradient(job: Job, rows: Tensor, where: Devices) -> Iterator[Batch]:
+    """These rows in batches that fit what the method asks of everybody."""
+    sources = {STUDENT: job.student, **job.teachers}
+    asked = [(sources[name].spec, want, name) for name, wants in job.method.needs().items() for want in wants]
+    numbers = sum(torch.Size(wanted_shape(*each)).numel() for each in asked)
+    return batches(job.dataset, rows, where.device, only=job.reads, asked_bytes=4 * numbers)
 
 
 @torch.no_grad()
@@ -228,7 +236,7 @@ def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     totals: dict[str, Tensor] = {}
     bad: list[int] = []
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
-    for batch in batches(job.dataset, rows, where.device, only=job.reads):
+    for batch in _without_gradient(job, rows, where):
         for name, values in job.method.validate(batch, job.student, job.teachers).items():
             pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             totals[name] = totals[name] + pair if name in totals else pair

@@ -116,11 +116,12 @@ class _Below:
         self._sums = torch.zeros(5, len(like), dtype=exact, device=like.device)
 
     def add(self, maps: Tensor) -> None:
-        values = maps.transpose(0, 1).flatten(1).to(self._sums.dtype)
-        below = values < 0
-        ones = torch.ones_like(values)
-        parts = (values.where(below, 0.0), below.to(values.dtype), values, values.square(), ones)
-        self._sums += torch.stack([part.sum(1) for part in parts])
+        # One channel at a time: in double precision all of them would be several times as large as the maps.
+        for channel, whole in enumerate(maps.unbind(1)):
+            values = whole.to(self._sums.dtype)
+            below = values.clamp(max=0)
+            parts = (below.sum(), below.count_nonzero(), values.sum(), values.square().sum())
+            self._sums[:, channel] += torch.stack([*parts, self._sums.new_tensor(values.numel())])
 
     def margin(self) -> Tensor:
         low, count, total, squares, rows = self._sums
