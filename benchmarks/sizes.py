@@ -23,6 +23,7 @@ from crossdistill.plan import Job, Plan
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.runner import validate
+from crossdistill.saver import Found, parts_of
 from crossdistill.source import explained
 from crossdistill.supply import supply
 from crossdistill.tracking import Tracking
@@ -73,7 +74,7 @@ class Course:
         self.training = Training(self.job, frozen, self._where)
         self._tracking = Tracking(folder)
         self._watch = Watch(job.stage.name, device.type, self._tracking, lambda: "")
-        self._epoch = 0
+        self._found, self._epoch = Found(), 0
 
     def close(self) -> None:
         """Close its files."""
@@ -91,8 +92,11 @@ class Course:
             if self._watch.add(rows, progress, self.training.step(rows, progress)):
                 self._watch.look()
         self._watch.look()
+        found = validate(job, self.training, self._where)
+        if job.stage.select == "best":
+            self._found.consider(self._epoch, found, parts_of(job))
         self._epoch += 1
-        return validate(job, self.training, self._where)
+        return found
 
 
 def job_of(plan: Plan, stage: str) -> Job:

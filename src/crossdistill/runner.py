@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
@@ -25,7 +25,7 @@ from crossdistill.outcome import Outcome, finish
 from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
-from crossdistill.saver import Found, Saver
+from crossdistill.saver import Found, Saver, parts_of
 from crossdistill.source import load_choices, save_choices, wanted_shape
 from crossdistill.supply import supply
 from crossdistill.tracking import Tracking, require
@@ -164,7 +164,7 @@ def fit(
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
     where.reset_peak()
     job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
-    parts = _parts(job)
+    parts = parts_of(job)
     watch = Watch(stage.name, where.device.type, tracking, saver.kept)
     start = saver.resume()
     if start != (0, 0):
@@ -252,14 +252,6 @@ def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
     whole = {name: where.add_up(pair) for name, pair in totals.items()}
     # A part that no row of the split speaks of (its modality is absent there) is not judged.
     return {name: float(pair[0] / pair[1]) for name, pair in whole.items() if float(pair[1])}
-
-
-def _parts(job: Job) -> dict[str, dict[str, nn.Module]]:
-    """What is selected by itself: the method's own parts, and the learner with all else that trains."""
-    modules = job.modules()
-    own: dict[str, dict[str, nn.Module]] = {name: {name: module} for name, module in job.method.parts().items()}
-    rest = {name: module for name, module in modules.items() if name != "method" or not own}
-    return {**own, STUDENT: rest} if rest else own
 
 
 def _still(plan: Plan, job: Job) -> dict[str, str]:

@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from crossdistill.checkpoint import Checkpoint, flatten, newest_checkpoint, newest_name, restore, save_checkpoint
 from crossdistill.devices import Devices
 from crossdistill.errors import ResumeError
+from crossdistill.method import STUDENT
 from crossdistill.plan import Job
 from crossdistill.recipe import Recipe
 from crossdistill.tracking import Tracking
 from crossdistill.training import Training
+
+
+def parts_of(job: Job) -> dict[str, dict[str, nn.Module]]:
+    """What is selected by itself: the method's own parts, and the learner with all else that trains."""
+    modules = job.modules()
+    own: dict[str, dict[str, nn.Module]] = {name: {name: module} for name, module in job.method.parts().items()}
+    rest = {name: module for name, module in modules.items() if name != "method" or not own}
+    return {**own, STUDENT: rest} if rest else own
 
 
 @dataclass
