@@ -25,7 +25,7 @@ def made(**changes: object) -> Batch:
         "present": {"image": torch.tensor([True, False, True, True]), "text": torch.tensor([True, True, False, True])},
         "domain": ["speech", "music", "speech", "music"],
     }
-    return Batch(**(given | changes))  # type: ignore[arg-type]
+    return Batch(**(given | changes))
 
 
 @pytest.mark.parametrize(
@@ -99,16 +99,16 @@ def test_selected_rows_stay_together(rows: Tensor) -> None:
     index = [3, 0] if rows.dtype == torch.int64 else [0, 3]
     whole = made()
     assert part.ids.tolist() == [whole.ids.tolist()[i] for i in index]
-    assert torch.equal(part.read("image"), whole.read("image")[index])  # type: ignore[arg-type,index]
-    assert part.read("text")["tokens"].tolist() == index  # type: ignore[index]
+    assert torch.equal(part.read("image"), whole.read("image")[index])
+    assert part.read("text")["tokens"].tolist() == index
     assert part.view is not None
-    assert part.view.tolist() == [whole.view.tolist()[i] for i in index]  # type: ignore[union-attr]
+    assert part.view.tolist() == [whole.view.tolist()[i] for i in index]
     assert part.targets is not None
-    assert part.targets.tolist() == [whole.targets.tolist()[i] for i in index]  # type: ignore[union-attr]
+    assert part.targets.tolist() == [whole.targets.tolist()[i] for i in index]
     assert part.labelled is not None
     assert part.labelled.tolist() == [True, True]
     assert part.present["image"].tolist() == [True, True]
-    assert part.domain == [whole.domain[i] for i in index]  # type: ignore[index]
+    assert part.domain == [whole.domain[i] for i in index]
     assert part.total_rows == 64, "a term is divided by the rows of the whole step, whatever part of it is looked at"
 
 
@@ -121,7 +121,7 @@ def test_everything_moves_to_another_device() -> None:
     tensors = [moved.ids, moved.view, moved.targets, moved.labelled, *moved.present.values()]
     text = moved.inputs["text"]
     assert not isinstance(text, Tensor)
-    tensors += [moved.inputs["image"], *text.values()]  # type: ignore[list-item]
+    tensors += [moved.inputs["image"], *text.values()]
     assert {tensor.device.type for tensor in tensors if tensor is not None} == {"meta"}
     assert moved.domain == made().domain
     assert {field.name for field in fields(moved) if getattr(moved, field.name) is None} == set()

@@ -135,8 +135,8 @@ def test_half_written_folders_are_not_seen(tmp_path: Path) -> None:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     class Evil:
-        def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
-            return Path.touch, (tmp_path / "made",)  # type: ignore[return-value]
+        def __reduce__(self) -> tuple[Any, tuple[Path]]:
+            return Path.touch, (tmp_path / "made",)
 
     saved(tmp_path, 0, 0, 1)
     torch.save({"where": Evil()}, tmp_path / "00-00000-0000001" / "state.pt")
@@ -157,7 +157,7 @@ def test_flattened_state_is_a_copy_and_goes_back(tmp_path: Path) -> None:
     assert {"net/0.weight", "net/1.running_mean", "net/1.num_batches_tracked", "other/0.bias"} <= set(flat)
     before = {name: value.clone() for name, value in flat.items()}
     with torch.no_grad():
-        one[0].weight.add_(1)  # type: ignore[index,union-attr,operator]
+        one[0].weight.add_(1)
         one(torch.randn(8, 3))
     assert all(torch.equal(flat[name], value) for name, value in before.items())
     restore({"net": one}, {f"best/{name}": value for name, value in flat.items()}, "best/")

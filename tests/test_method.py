@@ -70,7 +70,7 @@ def test_by_default_the_student_is_judged_with_every_target() -> None:
     batch = rows_of(labelled=torch.zeros(8, dtype=torch.bool))
     student = FakeTeacher("image", SPEC)
     found = method.validate(batch, student, {})
-    wanted = torch.nn.functional.cross_entropy(student(batch).need(Want.LOGITS), batch.targets, reduction="none")  # type: ignore[arg-type]
+    wanted = torch.nn.functional.cross_entropy(student(batch).need(Want.LOGITS), batch.targets, reduction="none")
     assert set(found) == {STUDENT}
     assert torch.allclose(found[STUDENT], wanted)
 

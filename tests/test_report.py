@@ -29,7 +29,7 @@ ROW = Row(
 
 
 def of(value: float, **changes: object) -> Row:
-    return replace(ROW, mean=value, values=(value,), **changes)  # type: ignore[arg-type]
+    return replace(ROW, mean=value, values=(value,), **changes)
 
 
 def test_rows_have_the_fields_that_other_tools_rely_on() -> None:

@@ -102,8 +102,8 @@ def killed_at(call: int, before: bool, work: Callable[[], object]) -> int:
 
     def watched() -> None:
         count = [0]
-        os.rename, os.replace = counted(os.rename, count), counted(os.replace, count)  # type: ignore[assignment]
-        os.unlink = counted(os.unlink, count)  # type: ignore[assignment]
+        os.rename, os.replace = counted(os.rename, count), counted(os.replace, count)
+        os.unlink = counted(os.unlink, count)
         work()
 
     return ended(forked(watched))
@@ -149,7 +149,7 @@ def test_a_kill_at_every_single_write(whole: Path, tmp_path: Path, part: int) ->
     while status:
         call += 4
         out = tmp_path / f"run-{call}"
-        status = killed_at(call - 3, False, lambda out=out: run(three_stages(), out))  # type: ignore[misc]
+        status = killed_at(call - 3, False, lambda out=out: run(three_stages(), out))
         run(three_stages(), out, resume=True)
         assert_same_run(out, whole)
         shutil.rmtree(out)
@@ -327,7 +327,7 @@ def test_other_data_under_the_same_recipe_is_refused(digits: None, tmp_path: Pat
     recipe = make("av-digits/supervised", []).tiny()
     assert not recipe.live
     out = tmp_path / "run"
-    dataset = recipe.data.load()  # type: ignore[union-attr]
+    dataset = recipe.data.load()
     with pytest.raises(StoppedError):
         run(recipe, out, dataset=dataset, stop=lambda: True)
     with pytest.raises(ResumeError, match="data"):
@@ -337,7 +337,7 @@ def test_other_data_under_the_same_recipe_is_refused(digits: None, tmp_path: Pat
 def test_a_resumed_student_is_the_one_that_is_loaded(whole: Path) -> None:
     with pytest.raises(Exception, match="module="):
         load_student(whole)
-    student = load_student(whole, three_stages().student.module)  # type: ignore[union-attr]
+    student = load_student(whole, three_stages().student.module)
     assert student.network.reads == ("first",)
 
 

@@ -74,7 +74,7 @@ def test_a_frozen_teacher_with_batch_norm_stands_still(tmp_path: Path) -> None:
 def test_layers_of_a_teacher_may_train_alone(tmp_path: Path) -> None:
     stage = Stage(method=Collaborate(), epochs=1, trains=("student", "teacher-0:hidden"), select="last")
     recipe = small(stages=(stage,))
-    before = copies(recipe.teachers["teacher-0"])  # type: ignore[arg-type]
+    before = copies(recipe.teachers["teacher-0"])
     found = trained(recipe, tmp_path / "run")["teacher-0"]
     assert {name for name, value in found.items() if not torch.equal(value, before[name])} == {
         "module.hidden.weight",

@@ -156,7 +156,7 @@ def test_replayed_steps_are_the_steps() -> None:
 
 def test_numbers_of_a_replay_are_not_overwritten_by_the_next() -> None:
     def move(batch: Batch, _: Progress) -> dict[str, Tensor]:
-        return {"sum": batch.inputs["first"].sum()}  # type: ignore[union-attr]
+        return {"sum": batch.inputs["first"].sum()}
 
     step = GraphedStep(move, Rerun())
     batches = [DATA.batch(torch.arange(start, start + 4)) for start in range(0, 40, 4)]
@@ -204,7 +204,7 @@ def test_switches_are_kept_with_the_recipe() -> None:
     stage = Stage(method=KD(), epochs=1, precision="bfloat16", compile=True, cuda_graphs=True)
     assert Stage.model_validate(json.loads(stage.model_dump_json())) == stage
     with pytest.raises(ValueError, match="precision"):
-        Stage(method=KD(), epochs=1, precision="half")  # type: ignore[arg-type]
+        Stage(method=KD(), epochs=1, precision="half")
 
 
 def test_graphs_are_refused_where_they_cannot_be() -> None:

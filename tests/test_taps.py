@@ -124,13 +124,13 @@ def test_shares_of_both_protocols() -> None:
     class A(Mixed):
         name: str = "a"
 
-        def build(self, *_: object) -> None:  # type: ignore[override]
+        def build(self, *_: object) -> None:
             return None
 
     class B(Weighted):
         name: str = "b"
 
-        def build(self, *_: object) -> None:  # type: ignore[override]
+        def build(self, *_: object) -> None:
             return None
 
     assert [A().shares_at(epoch) for epoch in (0, 29, 30, 60)] == [(0.5, 0.5), (0.5, 0.5), (0.75, 0.25), (0.875, 0.125)]

@@ -372,4 +372,4 @@ def test_config_is_chosen_by_name_frozen_and_strict() -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
         CONFIGS.validate_python({"name": "sum", "alpha": 1})
     with pytest.raises(ValidationError, match="frozen"):
-        PCGradConfig().seed = 3  # type: ignore[misc]
+        PCGradConfig().seed = 3

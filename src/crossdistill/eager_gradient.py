@@ -28,8 +28,8 @@ def eagerly(
         return list(compute())
     flat = [own for owns in owned for own in owns]
     counts = [len(owns) for owns in owned]
-    values: tuple[Tensor, ...] = _Eager.apply(compute, counts, total_rows, *flat)  # type: ignore[no-untyped-call]
-    return list(values)
+    apply: Callable[..., tuple[Tensor, ...]] = _Eager.apply
+    return list(apply(compute, counts, total_rows, *flat))
 
 
 class _Eager(torch.autograd.Function):

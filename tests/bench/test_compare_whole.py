@@ -148,7 +148,7 @@ def test_a_cell_that_failed_is_in_its_place_and_resuming_finishes_it_alone(
 def test_a_method_that_cannot_apply_is_refused_before_anything_trains_and_the_rest_runs(
     tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))  # type: ignore[arg-type]
+    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
     found = compare(grid(methods="supervised,hopeless,kd", seeds=1), tmp_path / "c").findings
     assert list(found.refused) == ["hopeless-image-mm-1-seed0"]
     assert "no_such_layer" in found.refused["hopeless-image-mm-1-seed0"]
@@ -164,7 +164,7 @@ def test_a_method_that_cannot_apply_is_refused_before_anything_trains_and_the_re
 def test_where_nothing_can_run_the_folder_stays_free(
     tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))  # type: ignore[arg-type]
+    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
     with pytest.raises(RecipeError, match="no_such_layer"):
         compare(grid(methods="hopeless"), tmp_path / "c")
     with pytest.raises(RecipeError, match="no method of the comparison has this field"):
@@ -306,7 +306,7 @@ def test_a_folder_that_somebody_computes_is_refused_with_who(tmp_path: Path, her
 def test_the_outline_says_what_is_shared_how_long_and_what_cannot_apply(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))  # type: ignore[arg-type]
+    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
     text = outline(grid(methods="supervised,kd,hopeless", labelled="1.0,0.1", sweep=("temperature=1,4",)), 2, "local")
     assert "12 cells on 2 seeds; nothing is trained or written" in text
     assert "supervised-mm (for 2), kd" in text

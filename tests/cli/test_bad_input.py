@@ -109,7 +109,7 @@ def test_good_settings_reach_their_places() -> None:
     assert recipe.stages[0].weighting.name == "uncertainty"
     assert recipe.stages[1].optimizer.learning_rate == 1e-4
     assert recipe.tracking == ("tensorboard",)
-    assert recipe.data.labelled == 0.25  # type: ignore[union-attr]
+    assert recipe.data.labelled == 0.25
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def _row_with_inf() -> int:
     sys.path.insert(0, str(FILES.parent))
     from recipe_files import hides_nan
 
-    return int(hides_nan().data.splits["train"][5])  # type: ignore[union-attr]
+    return int(hides_nan().data.splits["train"][5])
 
 
 def test_inf_in_the_data_names_the_batch_that_holds_it(crossdistill: Command) -> None:
@@ -75,7 +75,7 @@ def test_nan_on_the_validation_split(crossdistill: Command) -> None:
     sys.path.insert(0, str(FILES.parent))
     from recipe_files import hides_nan_in_validation
 
-    row = int(hides_nan_in_validation().data.splits["validation"][3])  # type: ignore[union-attr]
+    row = int(hides_nan_in_validation().data.splits["validation"][3])
     said = crossdistill("run", f"{FILES}:hides_nan_in_validation", "--out", "out")
     has(said, "stage 'kd': NaN or Inf on the validation split, for the sample ids", f"[{row}]")
 

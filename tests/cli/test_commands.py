@@ -169,7 +169,7 @@ def test_eval_repeats_what_the_run_measured(finished_run: Path, crossdistill: Co
 
 def test_predict_names_a_class_for_each_file(finished_run: Path, crossdistill: Command) -> None:
     recipe = Recipe.from_yaml(finished_run / "recipe.yaml")
-    dataset = recipe.data.load()  # type: ignore[union-attr]
+    dataset = recipe.data.load()
     rows = dataset.splits["test"][:3]
     files = [Path(f"{row}.npy") for row in rows.tolist()]
     for file, row in zip(files, rows.tolist(), strict=True):

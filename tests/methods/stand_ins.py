@@ -55,7 +55,7 @@ class Cast:
 
     def weights(self, **progress: int) -> dict[str, float]:
         """What each term weighs."""
-        terms = self.step(progress=Progress(**progress)).terms  # type: ignore[arg-type]
+        terms = self.step(progress=Progress(**progress)).terms
         return {name: float(term.weight) for name, term in terms.items()}
 
     def value(self, name: str, batch: Batch | None = None) -> Tensor:

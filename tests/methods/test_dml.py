@@ -37,7 +37,7 @@ def test_the_side_that_teaches_gets_no_gradient(joint: bool) -> None:
     cast = Cast(Collaborate() if joint else DML(), {"a": SPEC})
     leaf = torch.randn(8, 4, requires_grad=True)
     teacher = cast.teachers["a"]
-    teacher.given = dict.fromkeys(cast.method.needs()["a"], leaf)  # type: ignore[attr-defined]
+    teacher.given = dict.fromkeys(cast.method.needs()["a"], leaf)
     value = cast.value("kl/a->student").sum()
     assert value.requires_grad == joint
 

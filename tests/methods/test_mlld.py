@@ -21,7 +21,7 @@ def test_the_terms_by_hand(correlations: str) -> None:
     wanted = torch.stack([distillation_kl(mine, theirs, t) for t in (2.0, 5.0)]).mean(0) / 3
     torch.testing.assert_close(cast.value("rows/b"), wanted)
     for name, loss in (("classes", class_correlation), ("batch", row_correlation)):
-        both = [loss(mine, theirs, t, correlations) for t in (2.0, 5.0)]  # type: ignore[arg-type]
+        both = [loss(mine, theirs, t, correlations) for t in (2.0, 5.0)]
         torch.testing.assert_close(cast.value(f"{name}/b"), torch.stack(both).mean() / 3)
 
 

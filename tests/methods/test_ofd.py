@@ -28,7 +28,7 @@ def test_the_terms_by_hand() -> None:
     cast = Cast(OFD())
     cast.method.measure([rows_of()], cast.student, cast.teachers)
     assert cast.weights() == {"task": 1.0, "ofd/mm": 0.001}
-    connectors = next(iter(cast.method.children())).children()  # type: ignore[union-attr]
+    connectors = next(iter(cast.method.children())).children()
     total = torch.zeros(8)
     stages = zip(cast.features("student", "early", "late"), cast.features("mm", "first", "second"), strict=True)
     for connector, (mine, theirs), factor in zip(connectors, stages, (0.5, 1.0), strict=True):
@@ -56,7 +56,7 @@ class Normed(nn.Module):
 def test_margins_of_a_real_teacher(margins: str, shuffled: bool) -> None:
     dataset = toy_dataset({"first": (1, 6, 6)})
     network = Network(Normed().eval(), ("first",), ("block", "bare"))
-    norm = network.module.block[1]  # type: ignore[union-attr, index]
+    norm = network.module.block[1]
     nn.init.normal_(norm.bias)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     spec = network.probe(dataset.example())

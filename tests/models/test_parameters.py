@@ -111,7 +111,7 @@ def test_taps(expected: Expected) -> None:
         return lambda module, inputs, output: seen.update({name: tuple(output.shape[1:])})
 
     for name in expected.taps:
-        net.get_submodule(name).register_forward_hook(keep(name))  # type: ignore[arg-type]
+        net.get_submodule(name).register_forward_hook(keep(name))
     net(*_inputs(expected))
     assert seen == expected.taps
 

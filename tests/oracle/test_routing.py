@@ -131,4 +131,4 @@ def test_routing_names_what_does_not_fit(unchecked: None) -> None:
     with pytest.raises(ShapeError, match=r"teachers' logits are \(3, 2, 5\), the student's \(2, 4\)"):
         routed_kl(draw(2, 4), draw(3, 2, 5), draw(2, 3), 1, 4.0)
     with pytest.raises(SettingError, match="reduce is 'max'; possible are 'sum' and 'mean'"):
-        routed_kl(draw(2, 4), draw(3, 2, 4), draw(2, 3), 1, 4.0, reduce="max")  # type: ignore[arg-type]
+        routed_kl(draw(2, 4), draw(3, 2, 4), draw(2, 3), 1, 4.0, reduce="max")

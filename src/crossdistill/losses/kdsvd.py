@@ -1,6 +1,6 @@
 """Self-supervised distillation by SVD: how the main directions of a map move between stages (Lee et al., ECCV 2018)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +56,8 @@ def _flow(now: Tensor, before: Tensor) -> Tensor:
 
 def _right_vectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The first right singular vectors (B, W, count) and singular values; fewer where there are fewer."""
-    found: tuple[Tensor, Tensor] = _RightVectors.apply(matrix, min(count, *matrix.shape[1:]))  # type: ignore[no-untyped-call]
-    return found
+    apply: Callable[[Tensor, int], tuple[Tensor, Tensor]] = _RightVectors.apply
+    return apply(matrix, min(count, *matrix.shape[1:]))
 
 
 class _RightVectors(torch.autograd.Function):

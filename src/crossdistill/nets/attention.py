@@ -13,7 +13,7 @@ Shapes: G networks of equal shape, B rows, L tokens of width d, h heads of width
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ def embedded(vector: Float[Tensor, "B L"], weight: Tensor, bias: Tensor) -> Floa
     """Each row as L tokens: `functional.linear`, on the CPU token by token, which is up to twice as fast there."""
     if vector.device.type != "cpu":
         return functional.linear(vector, weight, bias).view(*vector.shape, -1)
-    tokens: Tensor = _Embed.apply(vector, weight, bias)  # type: ignore[no-untyped-call]
-    return tokens
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _Embed.apply
+    return apply(vector, weight, bias)
 
 
 def attend(
@@ -88,8 +88,8 @@ def attend(
     query = functional.pad(query, (0, columns, 0, room - head_width - 1))
     key = functional.pad(key, (0, columns, 0, room - head_width))
     weight = torch.stack([query, key], dim=2).flatten(1, 3).to(tokens.dtype)
-    attended: Tensor = _Attend.apply(tokens, weight, heads, head_width)  # type: ignore[no-untyped-call]
-    return attended
+    apply: Callable[[Tensor, Tensor, int, int], Tensor] = _Attend.apply
+    return apply(tokens, weight, heads, head_width)
 
 
 class _Embed(torch.autograd.Function):
