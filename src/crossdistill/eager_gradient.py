@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -67,6 +68,69 @@ class _Eager(torch.autograd.Function):
             gradient = next(saved) if given else None
             gradients.append(gradient if gradient is None or plain[k] else gradient * scales[k])
         return (None, None, None, *gradients)
+
+
+def eagerly_in_blocks(
+    compute: Callable[..., Sequence[Tensor]],
+    rows: Float[Tensor, "G B *any"],
+    shared: Sequence[Tensor],
+    blocks: Sequence[slice],
+    total_rows: int,
+) -> list[Tensor]:
+    """`compute(block, rows[:, block], *shared)`, G tensors of values row by row, with its gradients taken at once.
+
+    Inside `eagerly` this goes further: what a block of rows keeps for its backward pass is gone before the next block
+    begins. Values k depend on `rows[k]` and on `shared`, and on nothing else that needs a gradient; shared tensors that
+    begin with a dimension of G are of values k each, others are of all values, which then need one weight. The memory
+    of `rows` is used up: their gradient takes it over.
+    """
+    if not torch.is_grad_enabled():
+        parts = [compute(block, rows[:, block], *shared) for block in blocks]
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
+    apply: Callable[..., tuple[Tensor, ...]] = _InBlocks.apply
+    return list(apply(compute, blocks, total_rows, rows, *shared))
+
+
+class _InBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        compute: Callable[..., Sequence[Tensor]],
+        blocks: Sequence[slice],
+        total_rows: int,
+        rows: Tensor,
+        *shared: Tensor,
+    ) -> tuple[Tensor, ...]:
+        kind = rows.device.type
+        to_rows, to_shared = rows.detach(), [torch.zeros_like(one) for one in shared]
+        kept: list[Sequence[Tensor]] = []
+        for block in blocks:
+            given = [one.detach().requires_grad_() for one in (rows[:, block], *shared)]
+            with torch.enable_grad():
+                values = compute(block, *given)
+            ctx.sent = 1 / total_rows * _boost(kind, total_rows)
+            with torch.autocast(kind, enabled=False):
+                found = torch.autograd.grad(values, given, [torch.full_like(value, ctx.sent) for value in values])
+            to_rows[:, block] = found[0]
+            for whole, part in zip(to_shared, found[1:], strict=True):
+                whole += part
+            kept.append([value.detach() for value in values])
+        ctx.save_for_backward(to_rows, *to_shared)
+        return tuple(torch.cat(values) for values in zip(*kept, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scales = torch.stack([one.flatten()[0] for one in upstream]) / ctx.sent
+        if scales.device.type == "cpu" and bool((scales == 1).all()):
+            return (None, None, None, *ctx.saved_tensors)
+        to_each = [_times(one, scales) for one in ctx.saved_tensors]
+        return (None, None, None, *to_each)
+
+
+def _times(gradient: Tensor, scales: Tensor) -> Tensor:
+    each = scales if len(gradient) == len(scales) else scales[:1]
+    return gradient * each.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
 
 
 def _boost(kind: str, total_rows: int) -> float:

@@ -1,24 +1,25 @@
 """MST-Distill's second stage: masks that bend frozen teachers towards the student (Li et al., 2025, Eq. 5-8)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.combination import require_same_logits
-from crossdistill.eager_gradient import eagerly
+from crossdistill.eager_gradient import eagerly, eagerly_in_blocks
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
 from crossdistill.nets.mask import apply_mask, mask_for
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
-from crossdistill.nets.mask_together import masks_of, together
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, aligned
+from crossdistill.nets.mask_together import masks_of, opened_together, together
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, picked, shared_rows
 from crossdistill.teacher import Live, Masked, Teacher
 
 
@@ -132,49 +133,70 @@ class _Specialise(Method):
         Stems run once for all masks of a teacher. Then masks of equal shape run as one, and one such group after
         another, each with its gradient taken before the next begins.
         """
-        worn = self._worn(batch, teachers)
+        worn = self._worn(batch, student, teachers)
         found: dict[str, Tensor] = {}
         for group in together([one.mask for one in worn], [one.cut.value for one in worn]):
             members = [worn[number] for number in group]
             values = eagerly(
-                partial(self._bend, members, student),
+                partial(self._bend, members, batch.total_rows),
                 [list(one.mask.parameters()) for one in members],
                 batch.total_rows,
             )
             found |= {one.name: value for one, value in zip(members, values, strict=True)}
         return {one.name: found[one.name] for one in worn}
 
-    def _worn(self, batch: Batch, teachers: Mapping[str, Teacher]) -> list["_Worn"]:
+    def _worn(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> list["_Worn"]:
         found = []
         for name, taps in self.config.taps.items():
             teacher = teachers[name]
             if isinstance(teacher, Live) and teacher.trained:
                 raise SettingError(f"specialise bends frozen teachers, and {name!r} trains; leave it out of `trains`")
             given = teacher(batch)
+            seen, theirs, _ = shared_rows(given, student)
+            target = picked(student.need(Want.LOGITS), theirs).detach()
             for tap in taps:
                 mask, tail = self.mask(name, tap), teacher.tail(tap)
-                found.append(_Worn(graduate(name, tap), mask, given.cuts[tap], tail, given.rows))
+                found.append(_Worn(graduate(name, tap), mask, given.cuts[tap], tail, seen, target))
         return found
 
-    def _bend(self, members: Sequence["_Worn"], student: Outputs) -> list[Tensor]:
-        masks = masks_of([one.mask for one in members], [one.cut.value for one in members])
-        values = []
-        for one, mask in zip(members, masks, strict=True):
-            bent = one.tail(one.cut.rewritten(apply_mask(one.cut.value, mask)))
-            theirs, mine, _ = aligned(Outputs(one.name, bent.logits, rows=one.rows), student)
-            values.append(distillation_kl(theirs, mine.detach(), self.config.temperature, squared=self.config.squared))
-        return values
+    def _bend(self, members: Sequence["_Worn"], total_rows: int) -> list[Tensor]:
+        networks, values = [one.mask for one in members], [one.cut.value for one in members]
+        if not torch.is_grad_enabled() or not all(one.by_row() for one in members):
+            masks = masks_of(networks, values)
+            return [self._divergence(one, mask) for one, mask in zip(members, masks, strict=True)]
+        opened = opened_together(networks, values)
+
+        def of_block(block: slice, *given: Tensor) -> list[Tensor]:
+            masks = torch.sigmoid(opened.logits(*given)).unbind()
+            return [self._divergence(one.part(block), mask) for one, mask in zip(members, masks, strict=True)]
+
+        return eagerly_in_blocks(of_block, opened.rows, opened.shared, list(opened.blocks()), total_rows)
+
+    def _divergence(self, worn: "_Worn", mask: Tensor) -> Float[Tensor, " R"]:
+        bent = worn.tail(worn.cut.rewritten(apply_mask(worn.cut.value, mask)))
+        theirs = picked(bent.need(Want.LOGITS), worn.seen)
+        return distillation_kl(theirs, worn.target, self.config.temperature, squared=self.config.squared)
 
 
 @dataclass(frozen=True, slots=True)
 class _Worn:
-    """One mask in one step: what it acts on, and how the teacher goes on from there."""
+    """One mask in one step: what it acts on, how the teacher goes on from there, and what it should say then."""
 
     name: str
     mask: nn.Module
     cut: Cut
     tail: Callable[[Cut], Outputs]
-    rows: Tensor | None
+    seen: Tensor | None
+    """Of the teacher's rows those that the student saw too; None: all of them."""
+    target: Tensor
+
+    def by_row(self) -> bool:
+        """Whether some rows can go on without the others: nothing else crosses the cut, and each row has a target."""
+        return self.seen is None and not self.cut.context and len(self.cut.value) > 0
+
+    def part(self, block: slice) -> "_Worn":
+        """Some rows alone."""
+        return replace(self, cut=Cut(self.cut.value[block]), target=self.target[block])
 
 
 def graduate(teacher: str, tap: str) -> str:

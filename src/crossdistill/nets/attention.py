@@ -1,19 +1,23 @@
-"""The attention of mask networks: one scalar for each token is averaged, in blocks of rows, and no weights are kept.
+"""The attention of mask networks: one scalar for each token is averaged, row by row, in blocks of rows.
 
-`mask` says how a mask network folds into this form. Between the passes only the tokens are kept; queries, keys and
-attention weights are made again in the backward pass, a block of rows at a time, so that a block stays in the cache.
-Its gradients are written out. With weights A = softmax(q · k), values s, means o = A s and the gradient g to them,
+`mask` says how a mask network folds into this form. Its gradients are written out. With weights A = softmax(q · k),
+values s, means o = A s and the gradient g to them,
 
     to s: Aᵀ g,    to q: g ⊙ (R k),    to k: Rᵀ (g ⊙ q),    where R = A ⊙ (s - o).
+
+A block is small enough to stay in the cache, and between the passes there are two ways. Whoever takes gradients block
+by block (`eager_gradient.eagerly_in_blocks`) keeps a block's weights until its backward pass, and nothing is computed
+twice. A mask network that is called like any module keeps what comes in alone: tokens; the rest is made again.
 
 Widths are padded to multiples of 8 with zeros, which change no product: at d = 297 matrix products are a third faster.
 Each head's scalar takes one of the padded columns beside its queries, and biases take one beside the tokens.
 
-Shapes: G networks of equal shape, B rows, L tokens of width d, h heads of width e = d / h.
+Shapes: G networks of equal shape, B rows, L tokens of width d, h heads of width e = d / h, E = e + 1 padded.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,60 +26,113 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from crossdistill.factored_gradient import FactoredGradient, product, worth_factoring
+
 LOG2_E = math.log2(math.e)
-BLOCK = {"cpu": 2**19}
-"""Attention weights of one block, by the kind of device; blocks of a row each where one row has more."""
-LARGE_BLOCK = 2**26
+BLOCK = {"cpu": 17 * 2**17}
+"""Attention weights of one block, all heads', by the kind of device; blocks of a row each where one row has more."""
+LARGE_BLOCK = 2**25
 """... and elsewhere, where the number of launches counts."""
 
 
-def _aligned(width: int) -> int:
-    return -(-width // 8) * 8
+class Room:
+    """Memory for one block of rows, taken once: on the CPU, fresh memory costs more than what is computed in it.
+
+    What a block keeps for its backward pass lies there too: that pass has to be over before the next block begins.
+    """
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Room for a tensor of this shape, of the dtype and on the device of another."""
+        size = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size or flat.dtype != like.dtype:
+            flat = self._flat[name] = like.new_empty(size)
+        return flat[:size].view(shape)
 
 
-def unit_logits(
-    vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear
-) -> Float[Tensor, "B L"]:
-    """What the sigmoid turns into the mask; half precision where autocast says so, softmax in float32 all the same."""
-    if len(vector) == 0:
-        # A rank without rows: nothing to attend to, but a gradient of zero for every parameter is still waited for.
-        return vector + torch.stack([one.sum() for layer in (embed, mha, fc) for one in layer.parameters()]).sum()
-    kind = vector.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else vector.dtype
-    with torch.autocast(kind, enabled=False):
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A pass of mask networks, stopped before the attention: what rows bring, and what is the same for all of them."""
+
+    rows: Float[Tensor, "G B *any"]
+    shared: tuple[Tensor, ...]
+    """The first is what is added to every logit; the others are for `joint`."""
+    joint: Callable[..., Tensor]
+    """From room, some of the rows, and `shared` but its first, to (G, n, L, 2hE): see `joint_weight`."""
+    length: int
+    heads: int
+    head_width: int
+    least: int = 1
+    """Rows of a block at least."""
+    room: Room = field(default_factory=Room)
+
+    def logits(self, rows: Float[Tensor, "G n *any"], constant: Tensor, *shared: Tensor) -> Float[Tensor, "G n L"]:
+        """What the sigmoid turns into the masks of some rows; their attention weights are kept for the backward pass.
+
+        That has to be over before `logits` is called again.
+        """
+        apply: Callable[[Tensor, int, int, Room], Tensor] = _Average.apply
+        with torch.autocast(rows.device.type, enabled=False):
+            joint = self.joint(self.room, rows, *shared)
+            return apply(joint.flatten(0, 1), self.heads, self.head_width, self.room).view(joint.shape[:3]) + constant
+
+    def blocks(self) -> Iterator[slice]:
+        """Rows that are worked on together."""
+        groups, rows = self.rows.shape[:2]
+        most = BLOCK.get(self.rows.device.type, LARGE_BLOCK)
+        size = max(self.least, most // max(1, groups * self.heads * self.length**2))
+        return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+    def all_logits(self) -> Float[Tensor, "G B L"]:
+        """`logits` of all rows, of which no weights are kept."""
+        apply: Callable[..., Tensor] = _Again.apply
+        return apply(self.logits, list(self.blocks()), self.rows, *self.shared)
+
+
+def opened(vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear) -> Opened:
+    """The pass of one mask network; half precision where autocast says so, softmax in float32 all the same."""
+    dtype = pass_dtype(vector)
+    with torch.autocast(vector.device.type, enabled=False):
         tokens = embedded(vector.to(dtype), embed.weight.to(dtype), embed.bias.to(dtype))
-        attended = attend(
-            tokens.unsqueeze(0),
+        weight = joint_weight(
             mha.in_proj_weight.unsqueeze(0),
             mha.in_proj_bias.unsqueeze(0),
             mha.out_proj.weight.unsqueeze(0),
             fc.weight.unsqueeze(0),
             mha.num_heads,
         )
-        return attended[0] + functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
+        constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
+    return opened_tokens(tokens.unsqueeze(0), weight, constant, mha.num_heads)
 
 
-def embedded(vector: Float[Tensor, "B L"], weight: Tensor, bias: Tensor) -> Float[Tensor, "B L d"]:
-    """Each row as L tokens: `functional.linear`, on the CPU token by token, which is up to twice as fast there."""
-    if vector.device.type != "cpu":
-        return functional.linear(vector, weight, bias).view(*vector.shape, -1)
-    apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _Embed.apply
-    return apply(vector, weight, bias)
+def opened_tokens(tokens: Float[Tensor, "G B L d"], weight: Tensor, constant: Tensor, heads: int) -> Opened:
+    """The pass of networks whose rows are tokens."""
+    length, width = tokens.shape[2:]
+    return Opened(tokens, (constant, weight.to(tokens.dtype)), _from_tokens, length, heads, width // heads)
 
 
-def attend(
-    tokens: Float[Tensor, "G B L d"],
+def pass_dtype(vector: Tensor) -> torch.dtype:
+    """What a pass computes in: autocast's dtype, where it is on."""
+    kind = vector.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else vector.dtype
+
+
+def joint_weight(
     in_weight: Float[Tensor, "G three_d d"],
     in_bias: Float[Tensor, "G three_d"],
     out_weight: Float[Tensor, "G d d"],
     fc_weight: Float[Tensor, "G 1 d"],
     heads: int,
-) -> Float[Tensor, "G B L"]:
-    """fc_weight · out_weight · (attention of the tokens to each other), without the constants of both layers.
+) -> Float[Tensor, "G two_h_E columns"]:
+    """All that reads tokens, as one matrix: for each head its queries and scalar, then its keys. Biases are column d.
 
-    The parameters are `nn.MultiheadAttention`'s and a `Linear(d, 1)`'s, each with a leading dimension of networks.
+    The parameters are `nn.MultiheadAttention`'s and a `Linear(d, 1)`'s, each with a leading dimension of networks; the
+    scalar is fc_weight · out_weight · value.
     """
-    groups, _, _, width = tokens.shape
+    groups, _, width = in_weight.shape
     head_width = width // heads
     direction = torch.bmm(fc_weight, out_weight).view(groups, heads, head_width)
     # The weights of the attention sum to 1, which lets the value bias pass through them like the values.
@@ -87,9 +144,56 @@ def attend(
     room, columns = _aligned(head_width + 1), _aligned(width + 1) - width - 1
     query = functional.pad(query, (0, columns, 0, room - head_width - 1))
     key = functional.pad(key, (0, columns, 0, room - head_width))
-    weight = torch.stack([query, key], dim=2).flatten(1, 3).to(tokens.dtype)
-    apply: Callable[[Tensor, Tensor, int, int], Tensor] = _Attend.apply
-    return apply(tokens, weight, heads, head_width)
+    return torch.stack([query, key], dim=2).flatten(1, 3)
+
+
+def embedded(vector: Float[Tensor, "B L"], weight: Tensor, bias: Tensor) -> Float[Tensor, "B L d"]:
+    """Each row as L tokens: `functional.linear`, on the CPU token by token, which is up to twice as fast there."""
+    if vector.device.type != "cpu":
+        return functional.linear(vector, weight, bias).view(*vector.shape, -1)
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _Embed.apply
+    return apply(vector, weight, bias)
+
+
+def _aligned(width: int) -> int:
+    return -(-width // 8) * 8
+
+
+def _from_tokens(room: Room, tokens: Float[Tensor, "G n L d"], weight: Tensor) -> Float[Tensor, "G n L two_h_E"]:
+    apply: Callable[[Room, Tensor, Tensor], Tensor] = _FromTokens.apply
+    return apply(room, tokens, weight)
+
+
+class _FromTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, room: Room, tokens: Tensor, weight: Tensor) -> Tensor:
+        padded = _padded(room, tokens, weight.shape[2])
+        joint = room("joint", tokens, *padded.shape[:2], weight.shape[1])
+        torch.bmm(padded, weight.transpose(1, 2), out=joint)
+        ctx.save_for_backward(tokens, weight)
+        ctx.room = room
+        return joint.view(*tokens.shape[:3], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        tokens, weight = ctx.saved_tensors
+        gradient = gradient.flatten(1, 2)
+        padded = _padded(ctx.room, tokens, weight.shape[2])
+        to_weight = torch.bmm(gradient.transpose(1, 2), padded)
+        # Nobody needs the padded tokens any more.
+        to_padded = torch.bmm(gradient, weight, out=padded)
+        return None, to_padded.view(*tokens.shape[:3], -1)[..., : tokens.shape[3]], to_weight
+
+
+def _padded(room: Room, tokens: Float[Tensor, "G n L d"], columns: int) -> Float[Tensor, "G n_L columns"]:
+    """Tokens with a column of ones for the bias, and as many of zeros as are missing."""
+    groups, rows, length, width = tokens.shape
+    found = room("padded", tokens, groups, rows, length, columns)
+    found[..., :width] = tokens
+    found[..., width] = 1
+    found[..., width + 1 :] = 0
+    return found.flatten(1, 2)
 
 
 class _Embed(torch.autograd.Function):
@@ -97,128 +201,90 @@ class _Embed(torch.autograd.Function):
     def forward(ctx: Any, vector: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rows, length = vector.shape
         by_token = weight.view(length, -1, length)
-        tokens = vector.new_empty((rows, length, by_token.shape[1]))
-        torch.baddbmm(
-            bias.view(length, 1, -1),
-            vector.expand(length, rows, length),
-            by_token.transpose(1, 2),
-            out=tokens.transpose(0, 1),
-        )
+        tokens = torch.bmm(vector.expand(length, rows, length), by_token.transpose(1, 2))
         ctx.save_for_backward(vector, weight if ctx.needs_input_grad[0] else None)
-        return tokens
+        ctx.factored = worth_factoring(rows, weight)
+        return tokens.add_(bias.view(length, 1, -1)).transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         vector, weight = ctx.saved_tensors
-        rows, length = vector.shape
-        to_vector = gradient.reshape(rows, -1) @ weight if ctx.needs_input_grad[0] else None
-        to_weight = torch.bmm(gradient.permute(1, 2, 0), vector.expand(length, rows, length))
-        return to_vector, to_weight.flatten(0, 1), gradient.sum(0).flatten()
+        to_vector = gradient.reshape(len(vector), -1) @ weight if ctx.needs_input_grad[0] else None
+        by_token = gradient.transpose(0, 1)
+        to_weight = FactoredGradient(by_token, vector) if ctx.factored else product(by_token, vector)
+        return to_vector, to_weight, gradient.sum(0).flatten()
 
 
-class _Room:
-    """Memory for one block of rows, taken once: on the CPU, fresh memory costs more than what is computed in it."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._flat: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        size = math.prod(shape)
-        if name not in self._flat or self._flat[name].numel() < size:
-            self._flat[name] = self._like.new_empty(size)
-        return self._flat[name][:size].view(shape)
-
-
-class _Attend(torch.autograd.Function):
-    """(G, B, L, d) and `attend`'s joint weights -> (G, B, L), summed over heads."""
+class _Average(torch.autograd.Function):
+    """(N, L, 2hE) -> (N, L): the means of the scalars by the attention's weights, summed over heads."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, heads: int, head_width: int) -> Tensor:
-        room = _Room(tokens)
-        exact = torch.promote_types(tokens.dtype, torch.float32)
-        result = tokens.new_zeros(tokens.shape[:3], dtype=exact)
-        means = tokens.new_empty((heads, *tokens.shape[:3]), dtype=exact)
-        logs = torch.empty_like(means)
-        for block in _blocks(tokens):
-            _, joint = _joint(tokens[:, block], weight, room)
-            for head in range(heads):
-                query, key = _of_head(joint, head, heads)
-                scores = torch.bmm(query, key.transpose(1, 2), out=_square(room, "scores", joint)).to(exact)
-                top = scores.amax(2, keepdim=True)
-                weights = scores.sub_(top).exp2_()
-                total = weights.sum(2)
-                value = query[..., head_width].to(exact).contiguous()
-                mean = torch.bmm(weights, value.unsqueeze(2)).squeeze(2).div_(total)
-                means[head, :, block] = mean.view_as(means[head, :, block])
-                logs[head, :, block] = total.log2_().add_(top.squeeze(2)).view_as(means[head, :, block])
-                result[:, block] += means[head, :, block]
-        ctx.save_for_backward(tokens, weight, means, logs)
-        ctx.heads, ctx.head_width = heads, head_width
-        return result
+    def forward(ctx: Any, joint: Tensor, heads: int, head_width: int, room: Room) -> Tensor:
+        query, key = _by_head(joint, heads)
+        rows, length = joint.shape[:2]
+        scores = room("weights", joint, heads, rows, length, length)
+        for head in range(heads):
+            torch.bmm(query[head], key[head].transpose(1, 2), out=scores[head])
+        weights = scores.flatten(0, 1).to(torch.promote_types(joint.dtype, torch.float32))
+        weights.sub_(weights.amax(2, keepdim=True)).exp2_()
+        total = weights.sum(2)
+        value = query[..., head_width].to(weights.dtype).reshape(-1, length)
+        # As a row times a matrix: as a matrix times a column it takes ten times longer on a CPU.
+        mean = torch.bmm(value.unsqueeze(1), weights.transpose(1, 2)).squeeze(1).div_(total)
+        ctx.save_for_backward(joint, weights, total, value, mean)
+        ctx.heads, ctx.head_width, ctx.room = heads, head_width, room
+        return mean.view(heads, rows, length).sum(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        tokens, weight, means, logs = ctx.saved_tensors
-        room, width = _Room(tokens), tokens.shape[3]
-        to_tokens = torch.empty_like(tokens)
-        to_weight = torch.zeros_like(weight, dtype=means.dtype)
-        for block in _blocks(tokens):
-            padded, joint = _joint(tokens[:, block], weight, room)
-            to_joint = room("to joint", *joint.shape)
-            pull = gradient[:, block].flatten(0, 1)
-            for head in range(ctx.heads):
-                query, key = _of_head(joint, head, ctx.heads)
-                mean, log = (one[head, :, block].flatten(0, 1).unsqueeze(2) for one in (means, logs))
-                to_query, to_key = _of_head(to_joint, head, ctx.heads)
-                value = query[..., ctx.head_width].to(means.dtype).contiguous()
-                scores = torch.bmm(query, key.transpose(1, 2), out=_square(room, "scores", joint))
-                weights = scores.to(means.dtype).sub_(log).exp2_()
-                to_value = torch.bmm(pull.unsqueeze(1), weights).squeeze(1)
-                apart = _square(room, "apart", joint) if scores.dtype == means.dtype else torch.empty_like(weights)
-                torch.sub(value.unsqueeze(1), mean, out=apart)
-                bent = weights.mul_(apart).to(scores.dtype)
-                # Of scores in powers of two.
-                factor = (pull * math.log(2)).unsqueeze(2).to(scores.dtype)
-                torch.bmm(bent, key, out=to_query).mul_(factor)
-                torch.bmm(bent.transpose(1, 2), query.mul_(factor), out=to_key)
-                to_query[..., ctx.head_width] = to_value
-            to_joint = to_joint.view(len(weight), -1, weight.shape[1])
-            to_padded = torch.bmm(to_joint, weight, out=room("to padded", *padded.shape))
-            to_tokens[:, block] = to_padded[..., :width].view_as(to_tokens[:, block])
-            to_weight += torch.bmm(to_joint.transpose(1, 2), padded, out=room("to weight", *weight.shape))
-        return to_tokens, to_weight.to(weight.dtype), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        joint, weights, total, value, mean = ctx.saved_tensors
+        heads, (rows, length), dtype = ctx.heads, joint.shape[:2], joint.dtype
+        to_joint = ctx.room("to joint", joint, *joint.shape)
+        query, key = _by_head(joint, heads)
+        to_query, to_key = _by_head(to_joint, heads)
+        pull = gradient.repeat(heads, 1).div_(total)
+        to_value = torch.bmm(pull.unsqueeze(1), weights).view(heads, rows, length)
+        # Of scores in powers of two.
+        factor = (pull * math.log(2)).to(dtype).view(heads, rows, length, 1)
+        pulled = torch.mul(query, factor, out=ctx.room("pulled", joint, *query.shape))
+        apart = ctx.room("apart", weights, rows, length, length)
+        by_head = (one.view(heads, rows, *one.shape[1:]) for one in (weights, value.unsqueeze(1), mean.unsqueeze(2)))
+        for head, (own, scalar, average) in enumerate(zip(*by_head, strict=True)):
+            bent = torch.sub(scalar, average, out=apart).mul_(own).to(dtype)
+            torch.bmm(bent, key[head], out=to_query[head])
+            torch.bmm(bent.transpose(1, 2), pulled[head], out=to_key[head])
+        to_query.mul_(factor)[..., ctx.head_width] = to_value
+        return to_joint, None, None, None
 
 
-def _blocks(tokens: Tensor) -> Iterator[slice]:
-    """Rows that are worked on together."""
-    groups, rows, length, _ = tokens.shape
-    most = BLOCK.get(tokens.device.type, LARGE_BLOCK)
-    size = max(1, most // max(1, groups * length**2))
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+class _Again(torch.autograd.Function):
+    """`compute` of rows (G, B, ...) and of what they share, in blocks that are computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., Tensor], blocks: list[slice], rows: Tensor, *shared: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, *shared)
+        ctx.compute, ctx.blocks = compute, blocks
+        return torch.cat([compute(rows[:, block], *shared) for block in blocks], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *shared = ctx.saved_tensors
+        to_rows, to_shared = torch.empty_like(rows), [torch.zeros_like(one) for one in shared]
+        for block in ctx.blocks:
+            given = [one.detach().requires_grad_() for one in (rows[:, block], *shared)]
+            with torch.enable_grad():
+                result = ctx.compute(*given)
+            found = torch.autograd.grad(result, given, gradient[:, block])
+            to_rows[:, block] = found[0]
+            for whole, part in zip(to_shared, found[1:], strict=True):
+                whole += part
+        return None, None, to_rows, *to_shared
 
 
-def _joint(tokens: Tensor, weight: Tensor, room: _Room) -> tuple[Tensor, Tensor]:
-    """Tokens with a column of ones, padded (G, n · L, columns), and their queries, scalars and keys (G · n, L, ...)."""
-    groups, rows, length, width = tokens.shape
-    padded = room("padded", groups, rows * length, weight.shape[2])
-    padded[..., width + 1 :] = 0
-    padded[..., width] = 1
-    padded.view(groups, rows, length, -1)[..., :width] = tokens
-    joint = room("joint", groups, rows * length, weight.shape[1])
-    torch.bmm(padded, weight.transpose(1, 2), out=joint)
-    return padded, joint.view(groups * rows, length, -1)
-
-
-def _of_head(joint: Tensor, head: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Queries with the scalar, and keys, of one head, each (G · n, L, e and padding)."""
-    width = joint.shape[2] // (2 * heads)
-    query, key = joint[..., 2 * head * width : 2 * (head + 1) * width].split(width, dim=2)
+def _by_head(joint: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Queries with the scalar, and keys, each (h, N, L, E), as they lie in (N, L, 2hE)."""
+    query, key = joint.view(*joint.shape[:2], heads, 2, -1).permute(3, 2, 0, 1, 4).unbind()
     return query, key
-
-
-def _square(room: _Room, name: str, joint: Tensor) -> Tensor:
-    """Room for one number for each pair of tokens of a row."""
-    return room(name, len(joint), joint.shape[1], joint.shape[1])

@@ -12,13 +12,14 @@ the reference's own, so its state dictionaries load strictly.
 Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads.
 """
 
+import abc
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from crossdistill.errors import SettingError, ShapeError
-from crossdistill.nets.attention import unit_logits
+from crossdistill.nets.attention import Opened, opened
 
 
 def mask_width(length: int, heads: int, width_factor: int) -> int:
@@ -59,7 +60,39 @@ def apply_mask(value: Float[Tensor, "B L *space"], mask: Float[Tensor, "B L"]) -
     return value * mask.reshape(*mask.shape, *[1] * (value.ndim - 2))
 
 
-class MaskNet1d(nn.Module):
+class MaskNet(nn.Module, abc.ABC):
+    """What mask networks have in common: a number for each unit, then attention over the units."""
+
+    mha: nn.MultiheadAttention
+    """Holds, names and initialises the parameters as the reference does; its own forward is never run."""
+    fc: nn.Linear
+
+    @abc.abstractmethod
+    def vector(self, value: Tensor) -> Float[Tensor, "B L"]:
+        """One number for each unit.
+
+        Raises:
+            ShapeError: the value is not of the tap that this mask was built for.
+        """
+
+    @abc.abstractmethod
+    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+        """The pass from there, stopped before the attention."""
+
+    def forward(self, value: Float[Tensor, "B L *space"]) -> Float[Tensor, "B L"]:
+        """Mask of each row.
+
+        Raises:
+            ShapeError: the value is not of the tap that this mask was built for.
+        """
+        vector = self.vector(value)
+        if len(vector) == 0:
+            # A rank without rows: nothing to attend to, but a gradient of zero for every parameter is still waited for.
+            return vector + torch.stack([own.sum() for own in self.parameters()]).sum()
+        return torch.sigmoid(self.opened(vector).all_logits()[0])
+
+
+class MaskNet1d(MaskNet):
     """A mask in (0, 1) for the L units of a vector; about L² · width parameters."""
 
     def __init__(self, length: int, width: int, heads: int = 3) -> None:
@@ -71,28 +104,19 @@ class MaskNet1d(nn.Module):
         super().__init__()
         check_width(width, heads)
         self.embed = nn.Linear(length, length * width)
-        # Holds, names and initialises the parameters as the reference does; its own forward is never run.
         self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc = nn.Linear(width, 1)
 
     def vector(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
-        """One number for each unit: the value itself, (B, L) or (B, L, 1, 1), flattened.
-
-        Raises:
-            ShapeError: the value is no batch of vectors of this length.
-        """
+        """The value itself, (B, L) or (B, L, 1, 1), flattened."""
         return flat_vector(value, self.embed.in_features)
 
-    def forward(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
-        """Mask of each row for vectors (B, L) or (B, L, 1, 1).
-
-        Raises:
-            ShapeError: the value is no batch of vectors of this length.
-        """
-        return torch.sigmoid(unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+        """The pass with tokens."""
+        return opened(vector, self.embed, self.mha, self.fc)
 
 
-class MaskNet2d(nn.Module):
+class MaskNet2d(MaskNet):
     """A mask in (0, 1) for the C channels of a map, whatever its height and width; about C² · width parameters."""
 
     def __init__(self, channels: int, width: int, heads: int = 3) -> None:
@@ -105,25 +129,16 @@ class MaskNet2d(nn.Module):
         check_width(width, heads)
         self.spatial_reduce = SpatialReduction(channels)
         self.embed = nn.Linear(channels, channels * width)
-        # As in MaskNet1d: parameters only.
         self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc = nn.Linear(width, 1)
 
     def vector(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
-        """One number for each channel: the map reduced over space.
-
-        Raises:
-            ShapeError: the value is no batch of maps with this number of channels.
-        """
+        """The map reduced over space."""
         return reduced_maps(value, self.embed.in_features, self.spatial_reduce)
 
-    def forward(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
-        """Mask of each row for maps.
-
-        Raises:
-            ShapeError: the value is no batch of maps with this number of channels.
-        """
-        return torch.sigmoid(unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+        """The pass with tokens."""
+        return opened(vector, self.embed, self.mha, self.fc)
 
 
 class SpatialReduction(nn.Module):
@@ -175,19 +190,3 @@ def check_width(width: int, heads: int) -> None:
     """
     if heads < 1 or width < 1 or width % heads:
         raise SettingError(f"mask: width {width} is no positive multiple of {heads} heads")
-
-
-def attend_scalars(query: Tensor, key: Tensor, scalar: Tensor) -> Tensor:
-    """softmax(query · key / sqrt(e)) @ scalar for (B, h, L, e), (B, h, L, e), (B, h, L), as (B, h, L).
-
-    Zero columns bring the shapes to what the fused kernels accept, since the fallback would store all h · L² weights:
-    on the CPU values as wide as the queries, on CUDA queries and values in multiples of 8 (there values may be
-    narrower). Zeros change neither the products nor the scale, which is passed.
-    """
-    head_width = query.shape[-1]
-    value_width = head_width
-    if query.is_cuda:
-        padding, value_width = -head_width % 8, 8
-        query, key = functional.pad(query, (0, padding)), functional.pad(key, (0, padding))
-    value = functional.pad(scalar.unsqueeze(-1), (0, value_width - 1))
-    return functional.scaled_dot_product_attention(query, key, value, scale=head_width**-0.5)[..., 0]

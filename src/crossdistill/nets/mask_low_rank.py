@@ -12,19 +12,17 @@ Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads, r ra
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crossdistill.errors import SettingError, ShapeError
-from crossdistill.nets.mask import (
-    SpatialReduction,
-    attend_scalars,
-    check_width,
-    flat_vector,
-    mask_width,
-    reduced_maps,
-)
+from crossdistill.nets.attention import Opened, Room, joint_weight, pass_dtype
+from crossdistill.nets.mask import MaskNet, SpatialReduction, check_width, flat_vector, mask_width, reduced_maps
 
 REDUCTION = 50
 """How many times fewer parameters the projector has by default, where the tap is wide enough."""
+
+LEAST_ROWS = 8
+"""Rows that are worked on together at least: what codes are multiplied by is read once for each block, and large."""
 
 
 def default_rank(length: int, width: int) -> int:
@@ -71,7 +69,7 @@ class LowRankProjector(nn.Module):
         return tokens.view(*vector.shape, -1)
 
 
-class LowRankMaskNet1d(nn.Module):
+class LowRankMaskNet1d(MaskNet):
     """A mask in (0, 1) for the L units of a vector; r · (L + L · width) parameters and the attention's own."""
 
     def __init__(self, length: int, width: int, heads: int = 3, rank: int = 1) -> None:
@@ -83,28 +81,19 @@ class LowRankMaskNet1d(nn.Module):
         super().__init__()
         check_width(width, heads)
         self.embed = LowRankProjector(length, width, rank)
-        # As in the full mask: parameters only.
         self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc = nn.Linear(width, 1)
 
     def vector(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
-        """One number for each unit.
-
-        Raises:
-            ShapeError: the value is no batch of vectors of this length.
-        """
+        """The value itself, (B, L) or (B, L, 1, 1), flattened."""
         return flat_vector(value, self.embed.down.in_features)
 
-    def forward(self, value: Float[Tensor, "B L *one"]) -> Float[Tensor, "B L"]:
-        """Mask of each row for vectors (B, L) or (B, L, 1, 1).
-
-        Raises:
-            ShapeError: the value is no batch of vectors of this length.
-        """
-        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+        """The pass with codes."""
+        return _opened(vector, self.embed, self.mha, self.fc)
 
 
-class LowRankMaskNet2d(nn.Module):
+class LowRankMaskNet2d(MaskNet):
     """A mask in (0, 1) for the C channels of a map; as `LowRankMaskNet1d`, behind the same reduction over space."""
 
     def __init__(self, channels: int, width: int, heads: int = 3, rank: int = 1) -> None:
@@ -121,43 +110,37 @@ class LowRankMaskNet2d(nn.Module):
         self.fc = nn.Linear(width, 1)
 
     def vector(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
-        """One number for each channel.
-
-        Raises:
-            ShapeError: the value is no batch of maps with this number of channels.
-        """
+        """The map reduced over space."""
         return reduced_maps(value, self.embed.down.in_features, self.spatial_reduce)
 
-    def forward(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
-        """Mask of each row for maps.
-
-        Raises:
-            ShapeError: the value is no batch of maps with this number of channels.
-        """
-        return torch.sigmoid(_unit_logits(self.vector(value), self.embed, self.mha, self.fc))
+    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+        """The pass with codes."""
+        return _opened(vector, self.embed, self.mha, self.fc)
 
 
-def _unit_logits(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention, fc: nn.Linear) -> Tensor:
-    """(B, L) -> (B, L): what the sigmoid turns into the mask, from codes instead of tokens."""
-    width, heads = mha.embed_dim, mha.num_heads
-    rows, length = vector.shape
-    if rows == 0:
-        # A rank without rows: nothing to attend to, but its gradient, zero, is still waited for.
-        return torch.add(vector, embed.down(vector).sum())
-    code: Tensor = embed.down(vector)
-    weight, bias = mha.in_proj_weight, mha.in_proj_bias
-    direction = (fc.weight @ mha.out_proj.weight).view(heads, width // heads)
-    scalar_weight = torch.einsum("he,hed->hd", direction, weight[2 * width :].view(heads, width // heads, width))
-    scalar_bias = (direction * bias[2 * width :].view(heads, width // heads)).sum(dim=1)
-    joint_weight = torch.cat([weight[: 2 * width], scalar_weight])
-    # Unit i of token space, times what attention reads: (L, 2d + h, r), once for all rows.
-    from_code = torch.matmul(joint_weight, embed.up.weight.view(length, width, -1))
-    joint = torch.matmul(code, from_code.flatten(0, 1).T).view(rows, length, -1)
-    joint = joint + torch.cat([bias[: 2 * width], scalar_bias])
-    query, key, scalar = torch.split(joint, [width, width, heads], dim=2)
-    by_head = (rows, length, heads, width // heads)
-    attended = attend_scalars(
-        query.reshape(by_head).transpose(1, 2), key.reshape(by_head).transpose(1, 2), scalar.transpose(1, 2)
-    )
-    constant = nn.functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
-    return attended.sum(dim=1) + constant
+def _opened(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention, fc: nn.Linear) -> Opened:
+    """What rows bring is a code of r numbers; what reads tokens is multiplied out for codes, once for all rows."""
+    length, width = embed.down.in_features, mha.embed_dim
+    dtype = pass_dtype(vector)
+    with torch.autocast(vector.device.type, enabled=False):
+        code = functional.linear(vector.to(dtype), embed.down.weight.to(dtype), embed.down.bias.to(dtype))
+        weight = joint_weight(
+            mha.in_proj_weight.unsqueeze(0),
+            mha.in_proj_bias.unsqueeze(0),
+            mha.out_proj.weight.unsqueeze(0),
+            fc.weight.unsqueeze(0),
+            mha.num_heads,
+        )[0]
+        # Unit i of token space, times what attention reads: (L, 2hE, r).
+        from_code = torch.matmul(weight[:, :width], embed.up.weight.view(length, width, -1)).to(dtype)
+        constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
+    shared = (constant, from_code, weight[:, width].to(dtype))
+    heads = mha.num_heads
+    return Opened(code.unsqueeze(0), shared, _from_codes, length, heads, width // heads, least=LEAST_ROWS)
+
+
+def _from_codes(
+    _room: Room, code: Float[Tensor, "1 n r"], from_code: Tensor, bias: Tensor
+) -> Float[Tensor, "1 n L two_h_E"]:
+    joint = functional.linear(code.squeeze(0), from_code.flatten(0, 1), bias.repeat(len(from_code)))
+    return joint.view(1, len(joint), *from_code.shape[:2])

@@ -10,10 +10,11 @@ Shapes: G networks, B rows, L units, d width, h heads.
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from crossdistill.nets.attention import attend
-from crossdistill.nets.mask import MaskNet1d, MaskNet2d
+from crossdistill.nets.attention import Opened, joint_weight, opened_tokens
+from crossdistill.nets.mask import MaskNet, MaskNet1d, MaskNet2d
 
 TOGETHER_BYTES = 256 * 2**20
 """What the stacked parameters and the saved values of masks in one pass may take; masks beyond it run alone."""
@@ -44,32 +45,44 @@ def masks_of(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> list[Tenso
     """The mask (B, L) that each network gives for its own value; several networks have to be of equal shape."""
     if len(masks) == 1:
         return [masks[0](values[0])]
-    known = [mask for mask in masks if isinstance(mask, MaskNet1d | MaskNet2d)]
+    if len(values[0]) == 0:
+        return [mask(value) for mask, value in zip(masks, values, strict=True)]
+    return list(torch.sigmoid(opened_together(masks, values).all_logits()).unbind())
+
+
+def opened_together(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> Opened:
+    """The pass of all networks for their own values, stopped before the attention; several have to be of equal shape.
+
+    There has to be a row at least.
+    """
+    known = [mask for mask in masks if isinstance(mask, MaskNet)]
     assert len(known) == len(masks)
-    vectors = torch.stack([mask.vector(value) for mask, value in zip(known, values, strict=True)])
-    return list(torch.sigmoid(_unit_logits(vectors, known)).unbind())
+    vectors = [mask.vector(value) for mask, value in zip(known, values, strict=True)]
+    if len(known) == 1:
+        return known[0].opened(vectors[0])
+    full = [mask for mask in known if isinstance(mask, MaskNet1d | MaskNet2d)]
+    assert len(full) == len(known)
+    return _opened(torch.stack(vectors), full)
 
 
-def _unit_logits(vectors: Tensor, masks: Sequence[MaskNet1d | MaskNet2d]) -> Tensor:
-    """(G, B, L) -> (G, B, L): `attention.unit_logits` with a leading dimension of networks."""
+def _opened(vectors: Float[Tensor, "G B L"], masks: Sequence[MaskNet1d | MaskNet2d]) -> Opened:
+    """`attention.opened` with a leading dimension of networks."""
 
     def stacked(pick: Callable[[MaskNet1d | MaskNet2d], Tensor]) -> Tensor:
         return torch.stack([pick(mask) for mask in masks])
 
     embed_weight, embed_bias = stacked(lambda m: m.embed.weight), stacked(lambda m: m.embed.bias)
-    if vectors.shape[1] == 0:
-        # A rank without rows: nothing to attend to, but its gradient, zero, is still waited for.
-        return torch.bmm(vectors, embed_weight[:, : vectors.shape[2]].transpose(1, 2))
     tokens = torch.baddbmm(embed_bias.unsqueeze(1), vectors, embed_weight.transpose(1, 2))
+    heads = masks[0].mha.num_heads
     with torch.autocast(vectors.device.type, enabled=False):
         fc_weight = stacked(lambda m: m.fc.weight)
-        attended = attend(
-            tokens.view(*vectors.shape, -1),
+        weight = joint_weight(
             stacked(lambda m: m.mha.in_proj_weight),
             stacked(lambda m: m.mha.in_proj_bias),
             stacked(lambda m: m.mha.out_proj.weight),
             fc_weight,
-            masks[0].mha.num_heads,
+            heads,
         )
         constant = torch.bmm(fc_weight, stacked(lambda m: m.mha.out_proj.bias).unsqueeze(2))
-        return attended + constant + stacked(lambda m: m.fc.bias).unsqueeze(2)
+        constant = constant + stacked(lambda m: m.fc.bias).unsqueeze(2)
+    return opened_tokens(tokens.view(*vectors.shape, -1), weight, constant, heads)

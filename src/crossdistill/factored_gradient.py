@@ -1,0 +1,125 @@
+"""Gradients of large linear layers as the two factors that they are the product of.
+
+A layer's gradient over B rows is a product of two matrices with B rows each. Where the layer is a mask network's
+projector (105 million weights at AV-MNIST's sizes) and a batch has 64 rows, the factors take a tenth of what the
+product does, which would be written once and read twice. They stay apart until the optimizer multiplies them out, a
+part of the weights at a time (`optimizer.PartedAdam`). Whatever else is done to such a gradient is done to the product.
+
+Shapes: T tokens of width d, B rows, L numbers in; the weight is (T · d, L).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+LARGE_BYTES = 32 * 2**20
+"""Weights from this size on are worth handling a part at a time."""
+
+_wanted: ContextVar[bool] = ContextVar("factored_gradients", default=False)
+
+
+@contextmanager
+def factored_gradients(wanted: bool = True) -> Iterator[None]:
+    """In here, layers that can leave their gradient in factors do."""
+    token = _wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def worth_factoring(rows: int, weight: Float[Tensor, "T_d L"]) -> bool:
+    """Whether factors of so many rows are wanted here: of a large weight, where they are no larger than it."""
+    return _wanted.get() and rows <= weight.shape[1] and weight.nbytes >= LARGE_BYTES
+
+
+def product(left: Float[Tensor, "T B d"], right: Float[Tensor, "B L"], out: Tensor | None = None) -> Tensor:
+    """The factors multiplied out, (T · d, L)."""
+    many = right.expand(len(left), *right.shape)
+    if out is not None:
+        out = out.view(len(left), left.shape[2], right.shape[1])
+    return torch.bmm(left.transpose(1, 2), many, out=out).flatten(0, 1)
+
+
+class FactoredGradient(Tensor):
+    """A gradient (T · d, L) that is not multiplied out."""
+
+    left: Float[Tensor, "T B d"]
+    right: Float[Tensor, "B L"]
+
+    def __new__(cls, left: Tensor, right: Tensor) -> "FactoredGradient":
+        """A tensor of the product's shape, and none of its numbers."""
+        tokens, _, width = left.shape
+        found: FactoredGradient = torch.Tensor._make_wrapper_subclass(
+            cls, (tokens * width, right.shape[1]), dtype=left.dtype, device=left.device
+        )
+        found.left, found.right = left, right
+        return found
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        pass
+
+    @property
+    def width(self) -> int:
+        """How many rows of the weight belong to a token: parts are of whole tokens."""
+        return self.left.shape[2]
+
+    def part(self, rows: slice, out: Tensor) -> Float[Tensor, "n L"]:
+        """These rows of the gradient, whole tokens', as an ordinary tensor."""
+        return product(self.left[rows.start // self.width : rows.stop // self.width], self.right, out)
+
+    def multiplied(self) -> Float[Tensor, "T_d L"]:
+        """The gradient as an ordinary tensor."""
+        return product(self.left, self.right)
+
+    # PyTorch's annotation of this lacks the class and the function.
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Scale, detach and take the norm of factors; anything else is done to their product."""
+        own = _OWN.get(func.overloadpacket)
+        if own is not None and isinstance(args[0], cls) and not any(isinstance(one, cls) for one in args[1:]):
+            return own(*args, **(kwargs or {}))
+        if func._schema.is_mutable and isinstance(args[0], cls):
+            raise TypeError(f"{func} would change a gradient that is held as factors")
+        plain = tree_map(lambda one: one.multiplied() if isinstance(one, cls) else one, (args, dict(kwargs or {})))
+        return func(*plain[0], **plain[1])
+
+
+def _scaled(gradient: FactoredGradient, factor: Tensor | float) -> FactoredGradient:
+    return FactoredGradient(gradient.left * factor, gradient.right)
+
+
+def _scale(gradient: FactoredGradient, factor: Tensor | float) -> FactoredGradient:
+    gradient.left.mul_(factor)
+    return gradient
+
+
+def _same(gradient: FactoredGradient) -> FactoredGradient:
+    return FactoredGradient(gradient.left, gradient.right)
+
+
+def _norm(gradient: FactoredGradient, order: float = 2, *arguments: Any, **options: Any) -> Tensor:
+    """The Euclidean norm out of the factors' inner products; other norms, and parts of it, need the product."""
+    if order != 2 or arguments or options:
+        whole: Tensor = torch.linalg.vector_norm(gradient.multiplied(), order, *arguments, **options)
+        return whole
+    left, right = gradient.left, gradient.right
+    inner = torch.bmm(left, left.transpose(1, 2)).sum(0) * (right @ right.T)
+    return inner.sum(dtype=torch.float64).clamp(min=0).sqrt().to(left.dtype)
+
+
+_OWN: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.mul: _scaled,
+    torch.ops.aten.mul_: _scale,
+    torch.ops.aten.detach: _same,
+    torch.ops.aten.alias: _same,
+    torch.ops.aten.linalg_vector_norm: _norm,
+}
