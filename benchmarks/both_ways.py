@@ -1,6 +1,8 @@
 """MST-Distill for one student in both ways: the library's stages on banks, and the reference's way beside them."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from measure import Ratios, Script, Work, ratios
 from sizes import Course, av_mnist, in_batches, job_of, masks_mb, random_data, reference_of
@@ -36,7 +38,7 @@ class BothWays:
         rows: Tensor = data.splits["train"]
         self._train = in_batches(data, rows, batch_size, script.device)
         self._validation = in_batches(data, data.splits["validation"], batch_size, script.device)
-        self._script, self._folder = script, script.scratch / student
+        self._script, self._folder = script, Path(tempfile.mkdtemp(prefix=student, dir=script.scratch))
         self._courses: dict[str, Course] = {}
 
     def course(self, stage: str) -> Course:

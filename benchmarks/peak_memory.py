@@ -11,6 +11,7 @@ import torch
 from resident import child, peak_mb, resident_mb
 
 IMPORTED_MB = resident_mb()
+ON_DISK = "stages.specialise.optimizer.moments=disk"
 LOW_RANK = "stages.specialise.method.masknet=low_rank"
 
 
@@ -33,8 +34,9 @@ def run(stage: str, side: str, device: str, batch_size: int, *settings: str) -> 
 def main() -> None:
     """Each stage at its batch: 512 on CUDA as published, on a CPU the largest that the reference's way finds room for.
 
-    What masks weigh is the same in both ways (in `specialise` four times: weights, gradients and Adam's two moments);
-    so a second figure leaves it out, and a third has the library's low-rank masks, which are another network.
+    What masks weigh is the same in both ways (in `route` their weights; in `specialise` Adam's two moments too): a
+    second figure leaves it out. On a CPU a third has the moments in files, and the last one the library's low-rank
+    masks, which are another network.
     """
     from measure import Script
 
@@ -50,12 +52,17 @@ def main() -> None:
         print(f"  {stage}: {own['mb']:.0f} MB / {theirs['mb']:.0f} MB, masks {own['masks']:.0f} MB", flush=True)
         name = f"peak memory, {stage} at batch {batch_size} / the reference's way"
         script.value(name, own["mb"] / theirs["mb"], limit)
-        held = own["masks"] * (4 if stage == "specialise" else 1)
+        held = own["masks"] * (3 if stage == "specialise" else 1)
         script.value(f"{name}, without what masks weigh", (own["mb"] - held) / (theirs["mb"] - held), None)
-        if stage == "specialise":
-            small = child(__file__, "--measure", stage, "own", *where, LOW_RANK)
-            print(f"  {stage} with low-rank masks: {small['mb']:.0f} MB, masks {small['masks']:.0f} MB", flush=True)
-            script.value(f"{name}, low-rank masks", small["mb"] / theirs["mb"], None)
+        others = {
+            "moments on disk": (ON_DISK, limit, stage == "specialise" and script.on_cpu),
+            "low-rank masks": (LOW_RANK, None, stage == "specialise"),
+        }
+        for what, (setting, most, here) in others.items():
+            if here:
+                other = child(__file__, "--measure", stage, "own", *where, setting)
+                print(f"  {stage}, {what}: {other['mb']:.0f} MB, masks {other['masks']:.0f} MB", flush=True)
+                script.value(f"{name}, {what}", other["mb"] / theirs["mb"], most)
 
 
 if __name__ == "__main__":

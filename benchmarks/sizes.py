@@ -71,10 +71,10 @@ class Course:
         folder.mkdir(parents=True, exist_ok=True)
         self.job, self.bank_seconds = supply(job, plan.recipe.bank, folder / "banks", self._where, Quiet())
         frozen = [*plan.members.values(), *(other.method for other in plan.jobs)]
-        self.training = Training(self.job, frozen, self._where)
+        self.training = Training(self.job, frozen, self._where, folder)
         self._tracking = Tracking(folder)
         self._watch = Watch(job.stage.name, device.type, self._tracking, lambda: "")
-        self._found, self._epoch = Found(), 0
+        self._found, self._epoch = Found(folder), 0
 
     def close(self) -> None:
         """Close its files."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from crossdistill.nets import MaskNet1d
 from crossdistill.plan import Plan, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +115,28 @@ def test_bytes_kept_for_backward_are_counted_once(bench: Any) -> None:
 
     layers = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid(), nn.Sigmoid())
     value = torch.randn(7, 3)
-    assert masknet.saved_bytes(layers, value) == 4 * (7 * 3 + 7 * 5 + 7 * 5)
+    weights = torch.randn(7, 5)
+    assert masknet.saved_bytes(masknet.called, layers, value, weights) == 4 * (7 * 3 + 3 * 7 * 5)
+
+
+def test_both_forms_of_the_mask_are_one_function(bench: Any) -> None:
+    import masknet
+
+    folded, plain = MaskNet1d(24, 12), bench.PlainMask(24, 12, 3, maps=False)
+    plain.load_state_dict(folded.state_dict())
+    value, weights = torch.randn(2, 6, 24)
+    own, theirs = masknet.by_block(folded, value, weights), masknet.called(plain, value, weights)
+    torch.testing.assert_close(own(), theirs())
+    for mask, loss in ((folded, own), (plain, theirs)):
+        masknet.passes(mask, loss)()
+    for one, other in zip(folded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+    kept = [
+        masknet.saved_bytes(form, mask, value, weights)
+        for form, mask in zip((masknet.by_block, masknet.called), (folded, plain), strict=True)
+    ]
+    # The tokens, and at least their place in a block.
+    assert 4 * 6 * 24 * 12 < kept[0] < kept[1]
 
 
 def case(bench: Any, student: str) -> tuple[Plan, Any, Any, list[Any], list[Any]]:

@@ -160,7 +160,7 @@ def test_flattened_state_is_a_copy_and_goes_back(tmp_path: Path) -> None:
         one[0].weight.add_(1)
         one(torch.randn(8, 3))
     assert all(torch.equal(flat[name], value) for name, value in before.items())
-    restore({"net": one}, {f"best/{name}": value for name, value in flat.items()}, "best/")
+    restore({"net": one}, flat)
     assert all(torch.equal(value, flat[f"net/{name}"]) for name, value in one.state_dict().items())
     with pytest.raises(RuntimeError, match="Missing key"):
         restore({"net": one}, {name: value for name, value in flat.items() if "bias" not in name})

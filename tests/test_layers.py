@@ -18,7 +18,19 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "crossdistill"
 # From the bottom up; a module imports from its own layer and from those below. "" is the package's own __init__: it
 # imports nothing until a name is asked for, so that every module may ask it for the version.
 LAYERS = (
-    {"", "batch", "outputs", "errors", "settings", "storage", "order", "fingerprint", "lock"},
+    {
+        "",
+        "batch",
+        "outputs",
+        "errors",
+        "settings",
+        "storage",
+        "order",
+        "fingerprint",
+        "lock",
+        "factored_gradient",
+        "mapped_memory",
+    },
     {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
     {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method", "protocol", "combination", "taps"},
     {"methods", "models", "data", "backends"},
@@ -41,6 +53,7 @@ LAYERS = (
         "watch",
         "tracking",
         "training",
+        "optimizer",
         "display",
         "environment",
         "initial",

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 import torch
 from command_line import command, finished, process
 from resumable import three_stages
+from safetensors.torch import load_file
 
-from crossdistill import load_student, run
+from crossdistill import factored_gradient, load_student, mapped_memory, optimizer, run
 from crossdistill.display import Quiet
 from crossdistill.errors import ResumeError, StoppedError
 from crossdistill.recipe import Recipe
@@ -344,3 +346,27 @@ def test_a_resumed_student_is_the_one_that_is_loaded(whole: Path) -> None:
 def test_no_process_is_left_over() -> None:
     done = finished(["ps", "--ppid", str(os.getpid()), "-o", "stat="])
     assert not [line for line in done.out.split() if line.startswith("Z")]
+
+
+def test_what_lies_in_files_without_names_changes_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's moments, best states, and gradients in factors: all weights count as large here."""
+    for module in (factored_gradient, optimizer):
+        monkeypatch.setattr(module, "LARGE_BYTES", 256)
+    monkeypatch.setattr(mapped_memory, "FEW_BYTES", 0)
+    recipe = three_stages()
+    stages = list(recipe.stages)
+    on_disk = stages[1].optimizer.model_copy(update={"moments": "disk"})
+    stages[1] = stages[1].model_copy(update={"optimizer": on_disk})
+    recipe = recipe.model_copy(update={"stages": tuple(stages)})
+    run(recipe, tmp_path / "run")
+    for path in sorted((whole / "stages").rglob("*.safetensors")):
+        found = load_file(tmp_path / "run" / path.relative_to(whole))
+        for name, value in load_file(path).items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=f"{path.name}: {name}")
+    for call in (5, 9, 14):
+        out = tmp_path / f"killed {call}"
+        assert killed_at(call, True, partial(run, recipe, out)) == -signal.SIGKILL
+        run(recipe, out, resume=True)
+        assert_same_run(out, tmp_path / "run")

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from crossdistill import factored_gradient
 from crossdistill.batch import Batch
 from crossdistill.errors import NonFiniteError, RecipeError, SettingError, ShapeError
+from crossdistill.factored_gradient import FactoredGradient
 from crossdistill.graphed import EAGER_STEPS, GraphedStep, graph_faults
 from crossdistill.method import Progress
 from crossdistill.methods import KD, Route, Specialise, Supervised
@@ -27,7 +29,7 @@ from crossdistill.testing.rehearsal import Contract, Rehearsal
 from crossdistill.testing.toy import toy_cast
 from crossdistill.tracking import Tracking
 from crossdistill.watch import SKIPS_ALLOWED, Watch
-from crossdistill.weighting import DotConfig
+from crossdistill.weighting import DotConfig, PCGradConfig, UncertaintyConfig
 
 DATA = toy_dataset()
 
@@ -318,7 +320,7 @@ def test_compiled_networks_give_the_same_numbers(tmp_path: Path) -> None:
 def test_one_kernel_makes_the_steps_of_many(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = OptimizerConfig(name=name, learning_rate=0.01, weight_decay=0.01, momentum=0.0)
     fused = rehearsal(optimizer=settings)
-    monkeypatch.setattr("crossdistill.training.FUSED", ())
+    monkeypatch.setattr("crossdistill.optimizer.FUSED", ())
     plain = rehearsal(optimizer=settings)
     assert fused.training.optimizer.defaults["fused"]
     assert not plain.training.optimizer.defaults["fused"]
@@ -339,3 +341,35 @@ def test_momentum_of_weights_whose_gradients_come_late() -> None:
         before = late.detach().clone()
         optimizer.step()
     torch.testing.assert_close(late, before - 0.01)
+
+
+@pytest.mark.parametrize(
+    ("stage", "factored"),
+    [
+        ({}, True),
+        ({"clip_norm": 0.1}, True),
+        ({"weighting": UncertaintyConfig()}, True),
+        ({"micro_batches": 2}, False),
+        ({"precision": "float16"}, False),
+        ({"precision": "bfloat16"}, False),
+        ({"optimizer": OptimizerConfig(name="sgd")}, False),
+        ({"weighting": PCGradConfig()}, False),
+    ],
+)
+def test_large_gradients_stay_in_factors_where_one_pass_gives_them(
+    stage: dict[str, Any], factored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Specialise(taps={"teacher-0": ("hidden",)})
+    settings = {"trains": "method", "optimizer": OptimizerConfig(learning_rate=0.01), **stage}
+    plain, case = rehearsal(method, **settings), rehearsal(method, **settings)
+    rows = case.rows()[:6]
+    before = plain.weights()
+    first = plain.step(rows)
+    monkeypatch.setattr(factored_gradient, "LARGE_BYTES", 0)
+    second = case.step(rows)
+    found = [isinstance(own.grad, FactoredGradient) for own in case.training.parameters]
+    assert any(found) == factored
+    assert float(second["gradient_norm"]) == pytest.approx(float(first["gradient_norm"]), rel=1e-4)
+    for name, value in plain.weights().items():
+        torch.testing.assert_close(case.weights()[name], value, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(value, before[name]) for name, value in plain.weights().items())

@@ -43,7 +43,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     # One of the same position is the same to the last bit, or it was damaged and the run has come by here again.
     shutil.rmtree(folder / name, ignore_errors=True)
     with atomic_folder(folder / name) as temporary:
-        save_file({key: value.contiguous() for key, value in checkpoint.tensors.items()}, temporary / WEIGHTS)
+        save_file(_apart(checkpoint.tensors), temporary / WEIGHTS)
         try:
             torch.save(dict(checkpoint.state), temporary / STATE)
         except RuntimeError as error:
@@ -85,17 +85,32 @@ def _complete(folder: Path) -> list[Path]:
 
 def flatten(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """All parameters and buffers as `module/name`, as copies that later steps do not move."""
-    return {
-        f"{name}/{key}": value.detach().cpu().clone()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+    return {name: value.detach().cpu().clone() for name, value in moving(modules).items()}
 
 
-def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Load what `flatten` gave, strictly."""
+def moving(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All parameters and buffers as `module/name`, themselves."""
+    return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them: in memory, in order, and each in memory of its own."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        # Tied weights are written twice; a part of a larger tensor by itself.
+        shares = storage.data_ptr() in seen or storage.nbytes() != plain.nbytes
+        seen.add(storage.data_ptr())
+        found[name] = plain.clone() if shares else plain
+    return found
+
+
+def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Load what `flatten` gave and a checkpoint kept, strictly."""
     for name, module in modules.items():
-        start = f"{prefix}{name}/"
+        start = f"{name}/"
         module.load_state_dict({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
 
 
@@ -147,9 +162,7 @@ def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[st
         hashes = {}
         for name, module in modules.items():
             file = temporary / f"{name}.safetensors"
-            save_file(
-                {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}, file
-            )
+            save_file(_apart(module.state_dict()), file)
             hashes[name] = file_hash(file)
         write_json(temporary / "outcome.json", {**about, "files": hashes})
 

@@ -25,6 +25,11 @@ def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module]
         )
     if stage.epochs and not any(True for module in moving.values() for _ in module.parameters()):
         faults.append("nothing trains here: `trains` names nobody with parameters, and the method has none of its own")
+    if stage.optimizer.moments == "disk" and device.type != "cpu":
+        faults.append(
+            f"optimizer.moments: files are mapped into the memory of this machine, and weights are on {device.type}; "
+            "set it to 'memory', or device to 'cpu'"
+        )
     known = [*moving, "weighting"]
     faults += [
         f"optimizer.rates: nothing that trains here is called {name!r}; {nearest(name, known)}"

@@ -159,8 +159,8 @@ def fit(
     if job.initial is not None:
         restore({job.student.name: plan.members[job.student.name]}, job.initial)
     before = _still(plan, job)
-    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
-    state = Found()
+    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where, out)
+    state = Found(out)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
     where.reset_peak()
     job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
@@ -196,8 +196,7 @@ def fit(
             state.consider(epoch, found, parts)
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
-    for name in state.values:
-        restore(parts[name], state.tensors, f"best/{name}/")
+    state.bring_back(parts)
     moved = [name for name, print_ in _still(plan, job).items() if print_ != before[name]]
     if moved:
         raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, moved))}, which does not train in it")

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from crossdistill.checkpoint import Checkpoint, flatten, newest_checkpoint, newest_name, restore, save_checkpoint
+from crossdistill.checkpoint import Checkpoint, moving, newest_checkpoint, newest_name, restore, save_checkpoint
 from crossdistill.devices import Devices
 from crossdistill.errors import ResumeError
+from crossdistill.mapped_memory import MappedTensor
 from crossdistill.method import STUDENT
 from crossdistill.plan import Job
 from crossdistill.recipe import Recipe
@@ -28,11 +30,16 @@ def parts_of(job: Job) -> dict[str, dict[str, nn.Module]]:
 
 @dataclass
 class Found:
-    """What a stage has found so far: validation values, and the best state of each part selected by itself."""
+    """What a stage has found so far: validation values, and the best state of each part selected by itself.
 
+    A best state takes as much room as what trains and is read once, at the end: large tensors of it lie in files of
+    this folder.
+    """
+
+    folder: Path
     values: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, MappedTensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     """Spent before the last resume."""
@@ -42,7 +49,24 @@ class Found:
         for name, value in found.items():
             if name in parts and (name not in self.values or value < self.values[name]):
                 self.values[name], self.epochs[name] = value, epoch
-                self.tensors |= {f"best/{name}/{key}": tensor for key, tensor in flatten(parts[name]).items()}
+                self._keep({f"best/{name}/{key}": tensor for key, tensor in moving(parts[name]).items()})
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the best states out of a checkpoint."""
+        self._keep({key: value for key, value in tensors.items() if key.startswith("best/")})
+
+    @torch.no_grad()
+    def bring_back(self, parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
+        """Leave the best state in each part that has one."""
+        for name in self.values:
+            for key, target in moving(parts[name]).items():
+                self.best[f"best/{name}/{key}"].copy_to(target)
+
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, value in tensors.items():
+            # What was best before goes first, with its file.
+            self.best.pop(name, None)
+            self.best[name] = MappedTensor.copy(value.detach(), self.folder)
 
     def chosen(self) -> dict[str, dict[str, int | float]]:
         """The epoch and the value that each part was selected by."""
@@ -102,9 +126,12 @@ class Saver:
             "seconds": self.seconds(),
             "metrics": self._tracking.position(),
         }
-        tensors = {**flatten(self._job.modules()), **self._state.tensors}
+        best = self._state.best
+        tensors = {**moving(self._job.modules()), **{name: one.tensor for name, one in best.items()}}
         if self._where.is_main:
             save_checkpoint(self._folder, Checkpoint(self._job.index, epoch, step, tensors, state), self._settings.keep)
+        for one in best.values():
+            one.release()
         self._last = time.monotonic()
 
     def kept(self) -> str:
@@ -133,7 +160,7 @@ class Saver:
         self._tracking.back_to(saved.state["metrics"])
         found = self._state
         found.values, found.epochs = dict(saved.state["best"]["values"]), dict(saved.state["best"]["epochs"])
-        found.tensors = {key: value for key, value in saved.tensors.items() if key.startswith("best/")}
+        found.take(saved.tensors)
         found.history, found.seconds = list(saved.state["history"]), float(saved.state["seconds"])
         # Last of all: whatever was done to get here may have drawn random numbers.
         self._where.restore_random_state(saved.state["rng"])

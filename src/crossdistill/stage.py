@@ -26,6 +26,15 @@ class OptimizerConfig(BaseModel):
     """"cosine" falls to zero over the stage."""
     rates: Mapping[str, float] = Field(default_factory=dict)
     """Other learning rates for single parts that train, by member name or "method"."""
+    moments: Literal["memory", "disk"] = "memory"
+    """Where Adam keeps its two moments of weights of 32 MiB and more. "disk": in files of the run's folder, so that
+    masks too large for memory can be trained; on a CPU."""
+
+    @model_validator(mode="after")
+    def _has_moments(self) -> "OptimizerConfig":
+        if self.moments == "disk" and self.name == "sgd":
+            raise ValueError("moments: sgd has none to keep on disk; take adam or adamw, or leave moments in memory")
+        return self
 
 
 class Stage(BaseModel):

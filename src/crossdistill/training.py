@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +13,16 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.devices import Devices
 from crossdistill.errors import SettingError
+from crossdistill.factored_gradient import factored_gradients
 from crossdistill.graphed import CudaGraphs, GraphedStep
 from crossdistill.method import Progress, Step
 from crossdistill.network import Network
+from crossdistill.optimizer import PartedAdam, optimizer_for
 from crossdistill.order import share_of
 from crossdistill.plan import Job
 from crossdistill.precision import Precision
 from crossdistill.stage import OptimizerConfig
 from crossdistill.teacher import Live
-
-FUSED = ("cpu", "cuda")
-"""Kinds of devices on which optimizers have one kernel for everything."""
 
 
 class _Together(nn.Module):
@@ -45,7 +45,12 @@ class _Together(nn.Module):
 class Training:
     """The moving parts of one stage. Building it freezes everything else, and sets modes."""
 
-    def __init__(self, job: Job, frozen: Iterable[nn.Module], devices: Devices) -> None:
+    def __init__(self, job: Job, frozen: Iterable[nn.Module], devices: Devices, folder: Path | None = None) -> None:
+        """`folder` is where the optimizer keeps what is to be on disk.
+
+        Raises:
+            SettingError: the stage asks for what these devices do not have.
+        """
         self.job = job
         self.devices = devices
         stage = job.stage
@@ -64,7 +69,16 @@ class Training:
         self.parameters = [
             p for module in (*job.modules().values(), self.weighting) for p in module.parameters() if p.requires_grad
         ]
-        self.optimizer = _optimizer(stage.optimizer, self._by_rate(stage.optimizer), graphed=stage.cuda_graphs)
+        self.optimizer = optimizer_for(
+            stage.optimizer, self._by_rate(stage.optimizer), graphed=stage.cuda_graphs, folder=folder
+        )
+        # Where one pass gives a weight its whole gradient, and the optimizer at hand is the next to read it.
+        self._factored = (
+            isinstance(self.optimizer, PartedAdam)
+            and (devices.device.type, devices.ranks, stage.micro_batches) == ("cpu", 1, 1)
+            and not self.precision.scales
+            and not self.weighting.needs_separate
+        )
         self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
         self.together = devices.wrap(_Together(job))
         self._graphed = (
@@ -111,7 +125,7 @@ class Training:
             last = number + 1 == parts
             separate = self.weighting.needs_separate
             with devices.unsynced(self.together) if separate or not last else nullcontext():
-                with self.precision.passes():
+                with self.precision.passes(), factored_gradients(self._factored):
                     step = self.together(batch, progress)
                 self._backward(step, total, parts, progress, last, logs)
             job.method.after_step(batch, step)
@@ -198,24 +212,6 @@ class Training:
 
 def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:
     logs[name] = logs[name] + value if name in logs else value
-
-
-def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]], *, graphed: bool) -> torch.optim.Optimizer:
-    # A stage of no epochs, which only measures, may have nothing that trains.
-    groups = groups or [{"params": []}]
-    # One pass over the weights instead of a dozen; and a loss scale can skip a step without a look from the host.
-    fused = all(p.is_floating_point() and p.device.type in FUSED for group in groups for p in group["params"])
-    if config.name == "sgd":
-        # Fused momentum fails for a weight whose first gradient comes in a later step than those of others.
-        return torch.optim.SGD(
-            groups,
-            config.learning_rate,
-            config.momentum,
-            weight_decay=config.weight_decay,
-            fused=fused and not config.momentum,
-        )
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, config.learning_rate, weight_decay=config.weight_decay, fused=fused, capturable=graphed)
 
 
 def _schedule(
