@@ -7,7 +7,7 @@ from measure import Script
 def main() -> None:
     """One figure, for the image student."""
     script = Script(__file__)
-    train, validation, batch_size, rounds = (128, 32, 64, 3) if script.on_cpu else (4096, 1024, 512, 5)
+    train, validation, batch_size, rounds = (128, 32, 64, 2) if script.on_cpu else (4096, 1024, 512, 5)
     found = BothWays(script, "image", train, validation, batch_size).ratio("route", rounds, warm=0)
     script.ratio("route epoch, banked / the reference's way", found, 0.05)
 

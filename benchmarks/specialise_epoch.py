@@ -14,7 +14,7 @@ ON_DISK = "stages.specialise.optimizer.moments=disk"
 def main() -> None:
     """The epoch, and on a CPU the same with Adam's moments in files."""
     script = Script(__file__)
-    train, validation, batch_size, rounds = (256, 64, 64, 3) if script.on_cpu else (4096, 1024, 512, 5)
+    train, validation, batch_size, rounds = (256, 64, 64, 2) if script.on_cpu else (4096, 1024, 512, 5)
     both = BothWays(script, "image", train, validation, batch_size)
     works = [both.theirs("specialise"), both.own("specialise")]
     print(f"  {both.course('specialise').sources()}", flush=True)

@@ -17,7 +17,7 @@ Seconds = dict[tuple[str, str], list[float]]
 
 def measured(script: Script, student: str) -> Seconds:
     """Every stage of one student in both ways, in turn; filling the banks is in "own"."""
-    train, validation, batch_size, rounds = (64, 16, 64, 3) if script.on_cpu else (4096, 1024, 512, 3)
+    train, validation, batch_size, rounds = (64, 16, 64, 2) if script.on_cpu else (4096, 1024, 512, 3)
     both = BothWays(script, student, train, validation, batch_size)
     works = {(stage, side): getattr(both, side)(stage) for stage in STAGES for side in ("own", "theirs")}
     found = dict(zip(works, script.alternate(list(works.values()), rounds, warm=0), strict=True))

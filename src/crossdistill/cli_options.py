@@ -32,7 +32,7 @@ Teachers = Annotated[
         "own are both is run once with both where both are named.",
     ),
 ]
-Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="So many runs of each cell.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="So many runs of each cell.")]
 Labelled = Annotated[str | None, typer.Option("--labelled", help="Fractions of the student's labels, with commas.")]
 Control = Annotated[
     str | None,

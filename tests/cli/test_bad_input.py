@@ -355,8 +355,15 @@ def test_a_missing_extra_says_how_to_install_it(crossdistill: Command, monkeypat
 
 
 def test_all_faults_of_a_comparison_at_once(crossdistill: Command) -> None:
-    said = crossdistill("compare", "av-digits", "--methods", "kdd,kd", "--students", "imag", "--labelled", "2")
-    has(said, "has 3 faults; nothing was trained", "no method is called 'kdd'; did you mean 'kd'")
+    said = crossdistill(
+        "compare", "av-digits", "--methods", "kdd,kd", "--students", "imag", "--labelled", "2", "--seeds", "0"
+    )
+    has(
+        said,
+        "has 4 faults; nothing was trained",
+        "seeds: wanted at least 1, found 0",
+        "no method is called 'kdd'; did you mean 'kd'",
+    )
     has(said, "no modality is called 'imag'; did you mean 'image'", "fractions of the labels in (0, 1], found 2.0")
     said = crossdistill("compare", "nosuch")
     has(said, "has 1 fault; nothing was trained", "no recipes are made for 'nosuch'; known: av-digits, av-mnist")
