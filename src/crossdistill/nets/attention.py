@@ -97,14 +97,7 @@ def opened(vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAtte
     dtype = pass_dtype(vector)
     with torch.autocast(vector.device.type, enabled=False):
         tokens = embedded(vector.to(dtype), embed.weight.to(dtype), embed.bias.to(dtype))
-        weight = joint_weight(
-            mha.in_proj_weight.unsqueeze(0),
-            mha.in_proj_bias.unsqueeze(0),
-            mha.out_proj.weight.unsqueeze(0),
-            fc.weight.unsqueeze(0),
-            mha.num_heads,
-        )
-        constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
+        weight, constant = folded(mha, fc)
     return opened_tokens(tokens.unsqueeze(0), weight, constant, mha.num_heads)
 
 
@@ -118,6 +111,14 @@ def pass_dtype(vector: Tensor) -> torch.dtype:
     """What a pass computes in: autocast's dtype, where it is on."""
     kind = vector.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else vector.dtype
+
+
+def folded(mha: nn.MultiheadAttention, fc: nn.Linear) -> tuple[Tensor, Tensor]:
+    """The `joint_weight` of one network, (1, 2hE, columns), and what is added to every logit."""
+    own = (mha.in_proj_weight, mha.in_proj_bias, mha.out_proj.weight, fc.weight)
+    in_weight, in_bias, out_weight, fc_weight = (one.unsqueeze(0) for one in own)
+    weight = joint_weight(in_weight, in_bias, out_weight, fc_weight, mha.num_heads)
+    return weight, functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
 
 
 def joint_weight(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill.errors import SettingError, ShapeError
-from crossdistill.nets.attention import Opened, Room, joint_weight, pass_dtype
+from crossdistill.nets.attention import Opened, Room, folded, pass_dtype
 from crossdistill.nets.mask import MaskNet, SpatialReduction, check_width, flat_vector, mask_width, reduced_maps
 
 REDUCTION = 50
@@ -124,16 +124,9 @@ def _opened(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention,
     dtype = pass_dtype(vector)
     with torch.autocast(vector.device.type, enabled=False):
         code = functional.linear(vector.to(dtype), embed.down.weight.to(dtype), embed.down.bias.to(dtype))
-        weight = joint_weight(
-            mha.in_proj_weight.unsqueeze(0),
-            mha.in_proj_bias.unsqueeze(0),
-            mha.out_proj.weight.unsqueeze(0),
-            fc.weight.unsqueeze(0),
-            mha.num_heads,
-        )[0]
+        (weight,), constant = folded(mha, fc)
         # Unit i of token space, times what attention reads: (L, 2hE, r).
         from_code = torch.matmul(weight[:, :width], embed.up.weight.view(length, width, -1)).to(dtype)
-        constant = functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
     shared = (constant, from_code, weight[:, width].to(dtype))
     heads = mha.num_heads
     return Opened(code.unsqueeze(0), shared, _from_codes, length, heads, width // heads, least=LEAST_ROWS)
