@@ -173,7 +173,10 @@ def test_what_is_pruned() -> None:
         return BankEntry(name, name, "logits", "float32", 1, 1, 1, size, idle, fault)
 
     entries = [one("new", 10, 1.0), one("old", 10, 9.0), one("bad", 1, 0.0, "x"), one("middle", 30, 5.0)]
-    names = lambda found: [each.path for each in found]  # noqa: E731
+
+    def names(found: list[BankEntry]) -> list[str]:
+        return [each.path for each in found]
+
     assert names(to_prune(entries)) == ["bad"]
     assert names(to_prune(entries, older_s=6.0)) == ["old", "bad"]
     assert names(to_prune(entries, keep=45)) == ["bad", "old"]

@@ -60,6 +60,8 @@ def test_anything_else_is_done_to_the_product() -> None:
     torch.testing.assert_close(torch.ones_like(by_hand(gradient)).add_(gradient), 1 + by_hand(gradient))
     with pytest.raises(TypeError, match="held as factors"):
         gradient.zero_()
+    with pytest.raises(TypeError, match="held as factors"):
+        torch._foreach_mul_([gradient], 2.0)
 
 
 @pytest.mark.parametrize(("rows", "factored"), [(1, True), (24, True), (25, False)])

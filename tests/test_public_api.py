@@ -50,7 +50,7 @@ def test_each_is_there_and_documented(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
-        crossdistill.no_such_name  # noqa: B018
+        _ = crossdistill.no_such_name
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

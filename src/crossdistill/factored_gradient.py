@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 LARGE_BYTES = 32 * 2**20
 """Weights from this size on are worth handling a part at a time."""
@@ -87,7 +87,7 @@ class FactoredGradient(Tensor):
         own = _OWN.get(func.overloadpacket)
         if own is not None and isinstance(args[0], cls) and not any(isinstance(one, cls) for one in args[1:]):
             return own(*args, **(kwargs or {}))
-        if func._schema.is_mutable and isinstance(args[0], cls):
+        if func._schema.is_mutable and any(isinstance(one, cls) for one in tree_leaves(args[0])):
             raise TypeError(f"{func} would change a gradient that is held as factors")
         plain = tree_map(lambda one: one.multiplied() if isinstance(one, cls) else one, (args, dict(kwargs or {})))
         return func(*plain[0], **plain[1])

@@ -51,8 +51,8 @@ def slow_filters(settings: MelSettings) -> np.ndarray:
     bins = [k * settings.sample_rate / settings.n_fft for k in range(settings.n_fft // 2 + 1)]
     return np.array(
         [
-            [2 / (r - l) * max(0.0, min((f - l) / (c - l), (r - f) / (r - c))) for f in bins]
-            for l, c, r in zip(corners, corners[1:], corners[2:], strict=False)  # noqa: E741
+            [2 / (high - low) * max(0.0, min((f - low) / (top - low), (high - f) / (high - top))) for f in bins]
+            for low, top, high in zip(corners, corners[1:], corners[2:], strict=False)
         ]
     )
 
