@@ -10,6 +10,7 @@ from measure import Script, Work, ratios
 
 from crossdistill.bank import Bank, BankKey
 from crossdistill.bank_fill import fill
+from crossdistill.bank_rows import BankRows
 
 ROWS, WIDTH, BATCH = 50_000, 512, 512
 BATCHES = 200
@@ -19,7 +20,7 @@ def filled(script: Script, values: torch.Tensor) -> Bank:
     """A bank that holds these rows; ids are not row numbers, so that they have to be looked up."""
     ids = torch.arange(ROWS) * 2 + 1
     key = BankKey(weights="w", data="d", rows="r", want="logits", shape=(WIDTH,), dtype="float16")
-    bank = Bank.create(script.scratch, key, ids, {})
+    bank = Bank.create(script.scratch, key, BankRows(ids), {})
     position = {"bank": lambda wanted, _view: {"bank": (values[(wanted - 1) // 2].float(), None)}}
     fill({"bank": bank}, position["bank"], lambda: None, print)
     return bank

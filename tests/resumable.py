@@ -1,6 +1,8 @@
 """A recipe with everything that a resume, or a second process, could lose."""
 
-from crossdistill import OptimizerConfig, Recipe, Stage
+from dataclasses import replace
+
+from crossdistill import OptimizerConfig, Recipe, Stage, Variation, Variations
 from crossdistill.method import STUDENT
 from crossdistill.methods import Collaborate, Route, Specialise
 from crossdistill.recipe import Checkpoints
@@ -11,11 +13,13 @@ MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.02, momentum=0.9, schedul
 
 
 def three_stages(seed: int = 0, epochs: int = 2, every: int = 2) -> Recipe:
-    """All stages of MST-Distill on toy data, with dropout, BatchNorm, momentum, schedules and learned weights.
+    """All stages of MST-Distill on toy data in seeded views, with dropout, BatchNorm, momentum, schedules and learned
+    weights.
 
     `every` so many steps there is a checkpoint.
     """
-    data = toy_dataset(("first", "second"), rows=120, labelled=0.5)
+    variations = Variations(inputs={"first": Variation(noise=0.2), "second": Variation(gain=0.3)}, views=2)
+    data = replace(toy_dataset(("first", "second"), rows=120, labelled=0.5), augmentation=variations)
     (name, student), *others = toy_cast(data, 2, normalised=True).items()
     teachers = dict(others)
     return Recipe(

@@ -12,10 +12,10 @@ from typer.testing import CliRunner, Result
 
 from crossdistill.bank import Bank, BankKey
 from crossdistill.bank_fill import fill
+from crossdistill.bank_rows import BankRows
 from crossdistill.bank_store import ABANDONED_S, BankEntry, find_banks, remove, to_prune
 from crossdistill.cli_bank import bank
 from crossdistill.errors import BankDamaged, BankMissing, SettingError
-from crossdistill.storage import key_hash
 
 IDS = torch.arange(300)
 RECIPE = """
@@ -49,8 +49,8 @@ def good(*words: str) -> str:
 
 
 def make(folder: Path, name: str, rows: int = 300, idle_s: float = 0.0) -> Path:
-    key = BankKey(weights=name, data="d", rows=key_hash(IDS[:rows].tolist()), want="logits", shape=(4,))
-    made = Bank.create(folder, key, IDS[:rows], {"source": name})
+    key = BankKey(weights=name, data="d", rows=BankRows(IDS[:rows]).key, want="logits", shape=(4,))
+    made = Bank.create(folder, key, BankRows(IDS[:rows]), {"source": name})
     fill({"a": made}, lambda ids, _: {"a": (torch.rand(len(ids), 4), None)}, lambda: None, lambda text: None)
     os.utime(made.path / "bank.json", (time.time() - idle_s,) * 2)
     return made.path
@@ -89,8 +89,8 @@ def test_listing(tmp_path: Path) -> None:
 
 
 def test_a_bank_that_is_not_filled_says_so(tmp_path: Path) -> None:
-    key = BankKey(weights="x", data="d", rows=key_hash(IDS.tolist()), want="logits", shape=(4,))
-    Bank.create(tmp_path, key, IDS, {"source": "teacher"})
+    key = BankKey(weights="x", data="d", rows=BankRows(IDS).key, want="logits", shape=(4,))
+    Bank.create(tmp_path, key, BankRows(IDS), {"source": "teacher"})
     assert "0 of 2 blocks filled" in good("list", str(tmp_path))
     assert "0 of 2 blocks are filled" in good("check", str(tmp_path))
 
@@ -114,7 +114,7 @@ def test_checking_reads_every_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["ids", "moved", "no ids"])
 def test_checking_compares_a_bank_with_its_own_key(tmp_path: Path, damage: str) -> None:
     path = make(tmp_path, "one")
-    wanted = {"ids": "does not hold the sample ids", "moved": "not where its key belongs", "no ids": "cannot be read"}
+    wanted = {"ids": "do not hold the rows", "moved": "not where its key belongs", "no ids": "cannot be read"}
     if damage == "ids":
         np.save(path / "ids.npy", IDS.numpy() + 1)
     elif damage == "moved":
@@ -186,8 +186,8 @@ def test_what_is_pruned() -> None:
 
 def test_a_bank_that_is_read_stays_readable_when_it_is_removed(tmp_path: Path) -> None:
     path = make(tmp_path, "one")
-    key = BankKey(weights="one", data="d", rows=key_hash(IDS.tolist()), want="logits", shape=(4,))
-    opened = Bank.open(path, key, IDS)
+    key = BankKey(weights="one", data="d", rows=BankRows(IDS).key, want="logits", shape=(4,))
+    opened = Bank.open(path, key, BankRows(IDS))
     before = opened.read(IDS)
     assert remove(path) is None
     assert not path.exists()

@@ -106,7 +106,7 @@ def test_the_best_teacher_does_not_depend_on_a_hidden_label() -> None:
 def test_in_the_control_the_best_teacher_is_judged_by_the_rows_that_it_looked_at() -> None:
     teachers, partner = cast(2), torch.arange(ROWS).roll(1)
     shuffled: dict[str, Teacher] = {
-        name: Shuffled(teacher, partner, lambda ids: batch_of(ids=ids, targets=ids % 4))
+        name: Shuffled(teacher, partner, lambda ids, view: batch_of(ids=ids, targets=ids % 4))
         for name, teacher in teachers.items()
     }
     (lesson,) = lessons(KD(combine="best"), student(), batch_of(), shuffled)

@@ -30,6 +30,7 @@ LAYERS = (
         "lock",
         "factored_gradient",
         "mapped_memory",
+        "row_random",
     },
     {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
     {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method", "protocol", "combination", "taps"},

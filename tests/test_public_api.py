@@ -7,6 +7,7 @@ import pytest
 import crossdistill
 
 PUBLIC = [
+    "Augmentation",
     "Batch",
     "CrossdistillError",
     "Cut",
@@ -22,6 +23,7 @@ PUBLIC = [
     "OptimizerConfig",
     "OutputSpec",
     "Outputs",
+    "OwnAugmentation",
     "Progress",
     "Recipe",
     "Report",
@@ -31,6 +33,8 @@ PUBLIC = [
     "Student",
     "Teacher",
     "Term",
+    "Variation",
+    "Variations",
     "Want",
     "__version__",
     "load_student",

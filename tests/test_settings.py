@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from crossdistill.errors import RecipeError, SettingError
 from crossdistill.recipes import make
-from crossdistill.settings import overridden, parse_override, sentences
+from crossdistill.settings import GROWS, overridden, parse_override, sentences
 
 
 class Part(BaseModel):
@@ -27,6 +27,7 @@ class Whole(BaseModel):
     numbers: tuple[int, ...] = (1, 2, 3)
     table: Mapping[str, Part] = {"left": Part(), "right": Part(size=2)}
     words: Mapping[str, str] = {}
+    growing: Mapping[str, Part] = Field({}, json_schema_extra=GROWS)
     title: str | None = None
     even: bool = True
 
@@ -87,6 +88,7 @@ def test_what_is_no_setting_is_refused(text: str) -> None:
         ("table.right.rate", 0.5, lambda w: w.table["right"] == Part(size=2, rate=0.5)),
         ("table.new", {"size": 5}, lambda w: w.table["new"] == Part(size=5) and len(w.table) == 3),
         ("words.hello", "world", lambda w: w.words == {"hello": "world"}),
+        ("growing.new.size", 5, lambda w: w.growing == {"new": Part(size=5)}),
     ],
 )
 def test_a_path_goes_through_fields_mappings_and_sequences(path: str, value: Any, look: Any) -> None:
@@ -113,6 +115,8 @@ def test_a_path_goes_through_fields_mappings_and_sequences(path: str, value: Any
         ("numbers", [200], "the numbers add up to 200, and 100 is the most"),
         ("numbers.0", 200, "the numbers add up to 205"),
         ("table.left", {"siez": 3}, "no such field"),
+        ("growing.new.siez", 3, r"growing\.new has no field 'siez'; did you mean 'size'"),
+        ("growing.new.size", 0, "wanted at least 1, found 0"),
     ],
 )
 def test_a_wrong_setting_says_what_is_possible(path: str, value: Any, message: str) -> None:

@@ -280,9 +280,11 @@ def test_nothing_is_fetched_that_nobody_live_reads(tmp_path: Path, monkeypatch: 
     fetched: list[Any] = []
     plain = Dataset.batch
 
-    def watched(self: Dataset, rows: Tensor, total_rows: int | None = None, only: Any = None) -> Batch:
+    def watched(
+        self: Dataset, rows: Tensor, total_rows: int | None = None, only: Any = None, view: Tensor | None = None
+    ) -> Batch:
         fetched.append(sorted(only) if isinstance(only, frozenset) else None)
-        return plain(self, rows, total_rows, only)
+        return plain(self, rows, total_rows, only, view)
 
     made = recipe(*ALL_STAGES["mst"]("auto"), control="shuffled")
     monkeypatch.setattr(Dataset, "batch", watched)

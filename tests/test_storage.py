@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from crossdistill.errors import StorageError
-from crossdistill.storage import atomic_file, atomic_folder, file_hash, key_hash, write_json, write_text
+from crossdistill.storage import (
+    atomic_file,
+    atomic_folder,
+    file_hash,
+    flush,
+    key_hash,
+    reserve,
+    write_json,
+    write_text,
+)
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -205,3 +214,20 @@ def test_hashes(tmp_path: Path) -> None:
     assert key_hash({"a": 1, "b": (2, 3)}) == key_hash({"b": [2, 3], "a": 1})
     assert key_hash({"a": 1}) != key_hash({"a": 2})
     assert key_hash(["ab", "c"]) != key_hash(["a", "bc"])
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_room_is_taken_or_at_least_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    """macOS has neither call."""
+    if not native:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        monkeypatch.delattr(os, "fdatasync", raising=False)
+    with (tmp_path / "file").open("wb+") as file:
+        file.write(b"beginning")
+        file.flush()
+        reserve(file.fileno(), 2**20)
+        flush(file.fileno())
+        file.seek(0)
+        assert file.read(9) == b"beginning"
+        with pytest.raises(OSError, match=r"No space left|File too large|Invalid argument"):
+            reserve(file.fileno(), 2**60)

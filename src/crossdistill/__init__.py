@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from crossdistill.batch import Batch, InputSpec
+    from crossdistill.data.augmentation import Augmentation, OwnAugmentation, Variation, Variations
     from crossdistill.data.dataset import Dataset
     from crossdistill.errors import CrossdistillError
     from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from crossdistill.teacher import Live, Masked, Teacher
 
 _HOMES = {
+    "Augmentation": "data.augmentation",
     "Batch": "batch",
     "CrossdistillError": "errors",
     "Cut": "outputs",
@@ -38,6 +40,7 @@ _HOMES = {
     "OptimizerConfig": "stage",
     "OutputSpec": "outputs",
     "Outputs": "outputs",
+    "OwnAugmentation": "data.augmentation",
     "Progress": "method",
     "Recipe": "recipe",
     "Report": "report",
@@ -47,12 +50,15 @@ _HOMES = {
     "Student": "student",
     "Teacher": "teacher",
     "Term": "method",
+    "Variation": "data.augmentation",
+    "Variations": "data.augmentation",
     "Want": "outputs",
     "load_student": "student",
     "run": "runner",
 }
 
 __all__ = [
+    "Augmentation",
     "Batch",
     "CrossdistillError",
     "Cut",
@@ -68,6 +74,7 @@ __all__ = [
     "OptimizerConfig",
     "OutputSpec",
     "Outputs",
+    "OwnAugmentation",
     "Progress",
     "Recipe",
     "Report",
@@ -77,6 +84,8 @@ __all__ = [
     "Student",
     "Teacher",
     "Term",
+    "Variation",
+    "Variations",
     "Want",
     "__version__",
     "load_student",

@@ -3,9 +3,10 @@
 A bank is one folder for one output of one network:
 
     bank.json    the key, and what people want to know (who, how many rows, when)
-    ids.npy      (N,) int64, the sample ids in the order of the rows
-    values.npy   (views · N, ...) the output; bfloat16 is stored as the uint16 of its bits
-    seen.npy     (views · N,) uint8, rows that the network saw (its modalities are present there)
+    ids.npy      (R,) int64, the sample of each row
+    view.npy     (R,) int64, the view in which the sample is there: 0 as it is, others are seeded
+    values.npy   (R, ...) the output; bfloat16 is stored as the uint16 of its bits
+    seen.npy     (R,) uint8, rows that the network saw (its modalities are present there)
     blocks.npy   one uint64 for each block of 256 rows: 0 is absent, else 2³² + the CRC-32 of its values and `seen`
 
 The folder appears as a whole, sized and empty. A block is then done or absent, whoever fills it and however often
@@ -30,13 +31,12 @@ from torch import Tensor
 from crossdistill.bank_rows import BankRows
 from crossdistill.errors import BankDamaged, BankMissing, BankStale, StorageError
 from crossdistill.outputs import Want
-from crossdistill.storage import atomic_folder, key_hash, write_json
+from crossdistill.storage import atomic_folder, key_hash, reserve, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 """Changes whenever the same key would stand for other files."""
 BLOCK_ROWS = 256
 DESCRIPTION = "bank.json"
-ARRAYS = ("ids", "values", "seen", "blocks")
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 STORED: Mapping[str, tuple[torch.dtype, str]] = {
@@ -64,9 +64,10 @@ class BankSettings(BaseModel):
 class BankKey:
     """Everything that a bank's numbers depend on; its hash names the folder.
 
-    `weights` and `data` are hashes (the first one of the structure too), `rows` hashes the sample ids in their
-    order. `views` counts the seeded views of each sample, `transform` names what draws them. `gives` is the type in
-    which the network gives the output, `dtype` that in which it is kept; `computed` is by what: library and device.
+    `weights` and `data` are hashes (the first one of the structure too), `rows` is `BankRows.key`. `views` counts the
+    seeded views of each training row (0: rows as they are), `transform` is the key of what makes them. `gives` is the
+    type in which the network gives the output, `dtype` that in which it is kept; `computed` is by what: library and
+    device.
     """
 
     weights: str
@@ -77,7 +78,7 @@ class BankKey:
     gives: str = "float32"
     dtype: str = "float32"
     transform: str = "none"
-    views: int = 1
+    views: int = 0
     computed: str = ""
     schema: int = SCHEMA
 
@@ -114,31 +115,24 @@ class BankKey:
         return cls(**{**value, "shape": tuple(value["shape"])})
 
     def bytes(self, num_rows: int) -> int:
-        """Size of the values of so many samples."""
-        return num_rows * self.views * int(np.prod(self.shape)) * STORED[self.dtype][0].itemsize
+        """Size of the values of so many rows."""
+        return num_rows * int(np.prod(self.shape)) * STORED[self.dtype][0].itemsize
 
 
 class Bank:
-    """One output of one frozen network for the samples `ids`, on disk; `open` verifies it, `create` makes it empty."""
+    """One output of one frozen network for some rows, on disk; `open` verifies it, `create` makes it empty."""
 
-    def __init__(self, path: Path, key: BankKey, ids: Int64[Tensor, " N"], rows: BankRows | None = None) -> None:
+    def __init__(self, path: Path, key: BankKey, rows: BankRows) -> None:
         self.path = path
         self.key = key
-        self.rows = rows or BankRows(ids, key.views)
+        self.rows = rows
         self.want = Want(*key.want.split(":", 1))
         self._held: Tensor | None = None
         self._seen: Tensor | None = None
         self._all_seen = True
 
     @classmethod
-    def create(
-        cls,
-        folder: Path,
-        key: BankKey,
-        ids: Int64[Tensor, " N"],
-        about: Mapping[str, Any],
-        rows: BankRows | None = None,
-    ) -> "Bank":
+    def create(cls, folder: Path, key: BankKey, rows: BankRows, about: Mapping[str, Any]) -> "Bank":
         """The bank of this key in the folder of all banks: made empty where it is not there yet, and verified.
 
         Raises:
@@ -147,22 +141,24 @@ class Bank:
         """
         path = folder / key.folder
         if not (path / DESCRIPTION).is_file():
-            size = key.bytes(len(ids))
+            size = key.bytes(len(rows))
             with atomic_folder(path) as temporary:
-                for name, (dtype, shape) in _layout(key, len(ids)).items():
+                for name, (dtype, shape) in _layout(key, len(rows)).items():
                     _reserve(temporary / f"{name}.npy", dtype, shape, path, size)
-                np.lib.format.open_memmap(temporary / "ids.npy", mode="r+")[:] = ids.numpy()
-                write_json(temporary / DESCRIPTION, {"key": key.as_data(), "rows": len(ids), "about": dict(about)})
-        return cls.open(path, key, ids, rows)
+                np.lib.format.open_memmap(temporary / "ids.npy", mode="r+")[:] = rows.ids.numpy()
+                if rows.view is not None:
+                    np.lib.format.open_memmap(temporary / "view.npy", mode="r+")[:] = rows.view.numpy()
+                write_json(temporary / DESCRIPTION, {"key": key.as_data(), "rows": len(rows), "about": dict(about)})
+        return cls.open(path, key, rows)
 
     @classmethod
-    def open(cls, path: Path, key: BankKey, ids: Int64[Tensor, " N"], rows: BankRows | None = None) -> "Bank":
-        """A bank that is there, filled or not; `rows` is shared by banks of the same samples.
+    def open(cls, path: Path, key: BankKey, rows: BankRows) -> "Bank":
+        """A bank that is there, filled or not.
 
         Raises:
             BankMissing: there is no bank.
             BankStale: it is of another key; names the fields that differ.
-            BankDamaged: a file is missing, truncated, of another type, or holds other sample ids.
+            BankDamaged: a file is missing, truncated, of another type, or holds other samples or views.
         """
         if not (path / DESCRIPTION).is_file():
             raise BankMissing(f"there is no bank {path}; `crossdistill bank fill` or a run with source=banked makes it")
@@ -170,31 +166,24 @@ class Bank:
         differences = key.differences(found["key"])
         if differences:
             raise BankStale(f"bank {path} is of something else: {'; '.join(differences)}; {remedy(path)}")
-        for name, (dtype, shape) in _layout(key, len(ids)).items():
+        for name, (dtype, shape) in _layout(key, len(rows)).items():
             _verify_array(path / f"{name}.npy", dtype, shape)
-        stored = torch.from_numpy(np.load(path / "ids.npy", allow_pickle=False))
-        if not torch.equal(stored, ids):
-            row = int((stored != ids).nonzero()[0])
-            raise BankDamaged(
-                f"bank {path}: row {row} holds sample {int(stored[row])}, wanted {int(ids[row])}; {remedy(path)}"
-            )
+        views = torch.zeros_like(rows.ids) if rows.view is None else rows.view
+        for what, file, wanted in (("sample", "ids", rows.ids), ("view", "view", views)):
+            stored = torch.from_numpy(np.load(path / f"{file}.npy", allow_pickle=False))
+            if not torch.equal(stored, wanted):
+                row = int((stored != wanted).nonzero()[0])
+                raise BankDamaged(
+                    f"bank {path}: row {row} holds {what} {int(stored[row])}, wanted {int(wanted[row])}; {remedy(path)}"
+                )
         with suppress(OSError):  # a folder that may only be read is not pruned either
             os.utime(path / DESCRIPTION)
-        return cls(path, key, ids, rows)
+        return cls(path, key, rows)
 
     @property
-    def ids(self) -> Int64[Tensor, " N"]:
-        """Sample ids, in the order of the rows."""
-        return self.rows.ids
-
-    @property
-    def blocks(self) -> list[tuple[int, int, int]]:
-        """View, first row and end of every block."""
-        return [
-            (view, start, min(start + BLOCK_ROWS, len(self.ids)))
-            for view in range(self.key.views)
-            for start in range(0, len(self.ids), BLOCK_ROWS)
-        ]
+    def blocks(self) -> list[tuple[int, int]]:
+        """First row and end of every block."""
+        return [(start, min(start + BLOCK_ROWS, len(self.rows))) for start in range(0, len(self.rows), BLOCK_ROWS)]
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not filled."""
@@ -274,11 +263,10 @@ class Bank:
 
     def _verify_marks(self, values: Any, seen: Any) -> None:
         marks = self._array("blocks")
-        for number, (view, start, end) in enumerate(self.blocks):
-            first, last = view * len(self.ids) + start, view * len(self.ids) + end
-            if mark(values[first:last].tobytes(), seen[first:last].tobytes()) != int(marks[number]):
+        for number, (start, end) in enumerate(self.blocks):
+            if mark(values[start:end].tobytes(), seen[start:end].tobytes()) != int(marks[number]):
                 raise BankDamaged(
-                    f"bank {self.path}: block {number} (rows {first} to {last - 1}) is not what was written; "
+                    f"bank {self.path}: block {number} (rows {start} to {end - 1}) is not what was written; "
                     f"{remedy(self.path)}"
                 )
 
@@ -310,12 +298,12 @@ def remedy(path: Path) -> str:
 
 def _layout(key: BankKey, num_rows: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each array."""
-    total, blocks = num_rows * key.views, key.views * -(-num_rows // BLOCK_ROWS)
     return {
         "ids": ("<i8", (num_rows,)),
-        "values": (STORED[key.dtype][1], (total, *key.shape)),
-        "seen": ("|u1", (total,)),
-        "blocks": ("<u8", (blocks,)),
+        "view": ("<i8", (num_rows,)),
+        "values": (STORED[key.dtype][1], (num_rows, *key.shape)),
+        "seen": ("|u1", (num_rows,)),
+        "blocks": ("<u8", (-(-num_rows // BLOCK_ROWS),)),
     }
 
 
@@ -326,7 +314,7 @@ def _reserve(file: Path, dtype: str, shape: tuple[int, ...], bank: Path, size: i
     del array
     with file.open("rb+") as stream:
         try:
-            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+            reserve(stream.fileno(), file.stat().st_size)
         except OSError as error:
             raise StorageError(
                 f"bank {bank} needs {size_text(size)}: {error.strerror}. Free some space, give another folder for "

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from crossdistill.bank import STORED, Bank, mark, size_text
+from crossdistill.bank_rows import BankRows
 from crossdistill.errors import BankError, NonFiniteError, StorageError
+from crossdistill.storage import flush
 
 COMMIT_S = 1.0
 """Seconds after which what was written is flushed and marked."""
@@ -28,15 +30,15 @@ POLL_S = 0.05
 """Seconds between looks at blocks that other processes are computing."""
 
 Produced = Mapping[str, tuple[Tensor, Tensor | None]]
-Produce = Callable[[Tensor, int], Produced]
-"""From sample ids and a view to, for each bank by its label, the values of the rows that were seen, and which (None:
-all of them)."""
+Produce = Callable[[Tensor, Tensor | None], Produced]
+"""From sample ids and their views (see `BankRows`) to, for each bank by its label, the values of the rows that were
+seen, and which (None: all of them)."""
 Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What filling would take: samples, blocks that are missing, bytes on disk, seconds on this machine."""
+    """What filling would take: rows, blocks that are missing, bytes on disk, seconds on this machine."""
 
     num_rows: int
     blocks: int
@@ -48,17 +50,17 @@ class Estimate:
         return f"{self.num_rows:,} rows, {size_text(self.bytes)}, about {_duration(self.seconds)}"
 
 
-def estimate(ids: Tensor, size: int, missing: int, block_rows: int, produce: Produce) -> Estimate:
+def estimate(rows: BankRows, size: int, missing: int, block_rows: int, produce: Produce) -> Estimate:
     """Project the time from one block that is computed and thrown away; writes nothing."""
-    produce(ids[:2], 0)  # traces and warms up
+    produce(*rows.part(0, 2))  # traces and warms up
     began = time.perf_counter()
-    for values, _ in produce(ids[:block_rows], 0).values():
+    for values, _ in produce(*rows.part(0, block_rows)).values():
         values[:1].cpu()  # waits for an accelerator
-    return Estimate(len(ids), missing, size, (time.perf_counter() - began) * missing)
+    return Estimate(len(rows), missing, size, (time.perf_counter() - began) * missing)
 
 
 def fill(banks: Mapping[str, Bank], produce: Produce, advance: Callable[[], None], notice: Notice) -> None:
-    """Fill what is missing in banks of the same samples, by label; `advance` is called after every block.
+    """Fill what is missing in banks of the same rows, by label; `advance` is called after every block.
 
     Other processes may fill the same banks now: blocks are shared out among them, and what they have claimed is
     waited for. `notice` gets one line if that happens.
@@ -69,20 +71,20 @@ def fill(banks: Mapping[str, Bank], produce: Produce, advance: Callable[[], None
     """
     with ExitStack() as stack:
         writers = {label: stack.enter_context(_Writer(bank)) for label, bank in banks.items()}
-        blocks = next(iter(banks.values())).blocks if banks else []
-        ids = next(iter(banks.values())).ids if banks else torch.zeros(0, dtype=torch.int64)
+        first = next(iter(banks.values()), None)
+        blocks = [] if first is None else first.blocks
         waiting = [n for n in range(len(blocks)) if any(not w.done(n) for w in writers.values())]
         clock = _Clock()
         told = False
         while waiting:
             before = len(waiting)
             for number in list(waiting):
-                view, start, end = blocks[number]
                 claimed = {label: writer for label, writer in writers.items() if writer.claim(number)}
-                if claimed:
-                    produced = produce(ids[start:end], view)
+                if claimed and first is not None:
+                    ids, view = first.rows.part(*blocks[number])
+                    produced = produce(ids, view)
                     for label, writer in claimed.items():
-                        clock.written(writer.write(number, ids[start:end], *produced[label]))
+                        clock.written(writer.write(number, ids, *produced[label]))
                 if all(writer.done(number) for writer in writers.values()):
                     waiting.remove(number)
                     advance()
@@ -177,18 +179,17 @@ class _Writer:
 
     def write(self, number: int, ids: Tensor, values: Tensor, rows: Tensor | None) -> int:
         """Put a claimed block into the files, not yet marked; gives its size in bytes."""
-        view, start, _ = self._bank.blocks[number]
+        start, _ = self._bank.blocks[number]
         whole = self._whole(ids, values, rows)
         seen = np.ones(len(ids), np.uint8)
         if rows is not None:
             seen[:] = 0
             seen[rows.cpu().numpy()] = 1
         content, marks = whole.numpy().tobytes(), seen.tobytes()
-        first = view * len(self._bank.ids) + start
         row_bytes = len(content) // len(ids)
         try:
-            _write(self._files["values"], content, self._offsets["values"] + first * row_bytes)
-            _write(self._files["seen"], marks, self._offsets["seen"] + first)
+            _write(self._files["values"], content, self._offsets["values"] + start * row_bytes)
+            _write(self._files["seen"], marks, self._offsets["seen"] + start)
         except OSError as error:
             raise self._failed(error) from error
         self._unmarked[number] = mark(content, marks)
@@ -200,10 +201,10 @@ class _Writer:
             return
         try:
             for name in ("values", "seen"):
-                os.fdatasync(self._files[name])
+                flush(self._files[name])
             for number, value in self._unmarked.items():
                 _write(self._files["blocks"], value.to_bytes(8, "little"), self._offsets["blocks"] + 8 * number)
-            os.fdatasync(self._files["blocks"])
+            flush(self._files["blocks"])
         except OSError as error:
             raise self._failed(error) from error
         for number in self._unmarked:

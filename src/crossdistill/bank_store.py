@@ -14,8 +14,8 @@ import torch
 
 from crossdistill.bank import DESCRIPTION, Bank, BankKey, described
 from crossdistill.bank_fill import being_filled
+from crossdistill.bank_rows import BankRows
 from crossdistill.errors import BankDamaged, BankError, BankMissing
-from crossdistill.storage import key_hash
 
 ABANDONED_S = 24 * 3600
 """Age in seconds at which a half-made folder is taken for the remains of a killed process."""
@@ -62,13 +62,18 @@ def opened(path: Path) -> Bank:
     key = BankKey.from_data(found["key"], path)
     if path.name != key.folder:
         raise BankDamaged(f"bank {path} is not where its key belongs, which is {key.folder!r}; remove or rename it")
-    try:
-        ids = torch.from_numpy(np.load(path / "ids.npy", allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise BankDamaged(f"bank {path}: ids.npy cannot be read: {error}") from error
-    if ids.dtype != torch.int64 or ids.ndim != 1 or key_hash(ids.tolist()) != key.rows:
-        raise BankDamaged(f"bank {path}: ids.npy does not hold the sample ids that its key was made of")
-    return Bank.open(path, key, ids)
+    arrays = []
+    for name in ("ids", "view"):
+        try:
+            arrays.append(torch.from_numpy(np.load(path / f"{name}.npy", allow_pickle=False)))
+        except (OSError, ValueError) as error:
+            raise BankDamaged(f"bank {path}: {name}.npy cannot be read: {error}") from error
+    ids, view = arrays
+    sound = all(one.dtype == torch.int64 and one.shape == (len(ids),) and bool((one >= 0).all()) for one in arrays)
+    rows = BankRows(ids, view if bool(view.any()) else None) if sound else None
+    if rows is None or rows.key != key.rows:
+        raise BankDamaged(f"bank {path}: ids.npy and view.npy do not hold the rows that its key was made of")
+    return Bank.open(path, key, rows)
 
 
 def entry(path: Path, *, values: bool = False) -> BankEntry:
@@ -87,7 +92,7 @@ def entry(path: Path, *, values: bool = False) -> BankEntry:
         _unused_for(path, idle)
     name = str(about.get("source", "?"))
     return BankEntry(
-        str(path), name, bank.key.want, bank.key.dtype, len(bank.ids), blocks, blocks - missing, size, idle
+        str(path), name, bank.key.want, bank.key.dtype, len(bank.rows), blocks, blocks - missing, size, idle
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from crossdistill.bank import Bank
 from crossdistill.batch import Batch
 from crossdistill.outputs import Cut, Outputs, Want
-from crossdistill.teacher import Shuffled, Teacher
+from crossdistill.teacher import Fetch, Shuffled, Teacher
 
 
 class Banked:
@@ -78,7 +78,7 @@ class Banked:
 class ShuffledBanked(Shuffled):
     """The control over a source that needs no inputs: the partners' rows are read by their ids alone."""
 
-    def __init__(self, base: Banked, partner: Tensor, fetch: Callable[[Tensor], Batch]) -> None:
+    def __init__(self, base: Banked, partner: Tensor, fetch: Fetch) -> None:
         super().__init__(base, partner, fetch)
         self._banked = base
 
@@ -92,7 +92,7 @@ class ShuffledBanked(Shuffled):
         return self._banked(Batch(inputs={}, ids=ids, view=batch.view, total_rows=batch.total_rows))
 
 
-def shuffled(base: Teacher, partner: Tensor, fetch: Callable[[Tensor], Batch]) -> Shuffled:
+def shuffled(base: Teacher, partner: Tensor, fetch: Fetch) -> Shuffled:
     """The control over any source; a source that needs no inputs gets none fetched."""
     if isinstance(base, Banked) and not base.reads:
         return ShuffledBanked(base, partner, fetch)

@@ -37,17 +37,25 @@ class Predictions:
 
 
 def batches(
-    dataset: Dataset, rows: Tensor, device: torch.device, *, only: Collection[str] | None = None, asked_bytes: int = 0
+    dataset: Dataset,
+    rows: Tensor,
+    device: torch.device,
+    *,
+    only: Collection[str] | None = None,
+    asked_bytes: int = 0,
+    view: Tensor | None = None,
 ) -> Iterator[Batch]:
     """Rows in their order, as whole batches on a device; `only` names the modalities to fetch (None: all).
 
-    A batch has up to `ROWS_AT_ONCE` rows, and fewer where a row's inputs, with the `asked_bytes` that networks are
-    asked for each row, are large.
+    `view` says in which view each row is wanted (None: as they are). A batch has up to `ROWS_AT_ONCE` rows, and fewer
+    where a row's inputs, with the `asked_bytes` that networks are asked for each row, are large.
     """
     read = [dataset.inputs[name] for name in dataset.inputs if only is None or name in only]
     row_bytes = asked_bytes + sum(tensor.shape[1:].numel() * tensor.element_size() for tensor in read)
-    for part in rows.split(max(1, min(ROWS_AT_ONCE, PASS_BYTES // max(1, row_bytes)))):
-        yield dataset.batch(part, only=only).to(device)
+    size = max(1, min(ROWS_AT_ONCE, PASS_BYTES // max(1, row_bytes)))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        yield dataset.batch(rows[part], only=only, view=None if view is None else view[part]).to(device)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from crossdistill.network import Network
 from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.runner import validate
+from crossdistill.source import banked_rows
 from crossdistill.training import Training
 
 TIMED_STEPS = 3
@@ -167,7 +168,7 @@ def _size(modules: Iterable[nn.Module]) -> int:
 
 def _bank_bytes(plan: Plan) -> int:
     """Float32 logits of every teacher for every training and validation row."""
-    rows = len(plan.dataset.splits["train"]) + len(plan.dataset.splits["validation"])
+    rows = len(banked_rows(plan.dataset))
     numbers = 0
     for teacher in plan.teachers.values():
         size = 1

@@ -5,7 +5,6 @@ is the system's page cache, which it takes back when anybody needs room.
 """
 
 import mmap
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crossdistill.storage import storage_error
+from crossdistill.storage import reserve, storage_error
 
 PART_BYTES = 16 * 2**20
 """What is worked on before its pages are given back."""
@@ -44,8 +43,7 @@ class MappedTensor:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 # Room is taken at once: a disk that is full later would end the process without a word.
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
+                reserve(file.fileno(), size)
                 file.truncate(size)
                 pages = mmap.mmap(file.fileno(), size)
         except OSError as error:

@@ -55,6 +55,11 @@ class Job:
         """Name of its folder under `stages/`."""
         return folder_name(self.index, self.stage)
 
+    def batch(self, rows: Tensor, epoch: int, total_rows: int | None = None) -> Batch:
+        """Training rows as the stage sees them in an epoch; of their modalities, those that anybody live reads."""
+        view = self.dataset.views(rows, self.order.seed, epoch)
+        return self.dataset.batch(rows, total_rows, self.reads, view)
+
     def modules(self) -> dict[str, nn.Module]:
         """Everything that moves, by the name that it is saved under."""
         found: dict[str, nn.Module] = {name: network for name, (network, _) in self.trained.items()}
@@ -279,8 +284,8 @@ class _Cast:
         partners[train] = train[torch.randperm(len(train), generator=source)]
         return partners
 
-    def _fetch(self, ids: Tensor) -> Batch:
-        return self.dataset.batch(ids.cpu())
+    def _fetch(self, ids: Tensor, view: Tensor | None) -> Batch:
+        return self.dataset.batch(ids.cpu(), view=None if view is None else view.cpu())
 
     def _key(
         self,
@@ -321,6 +326,7 @@ class _Cast:
                 "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
                 **({"banked": banked} if banked else {}),
+                **({"views": _views_key(self.dataset)} if self.dataset.augmentation is not None else {}),
             }
         )
 
@@ -342,6 +348,13 @@ def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
     if given.weights is not None:
         return key_hash([settings, fingerprint(network)])
     return key_hash([name, recipe.seed, settings])
+
+
+def _views_key(dataset: Dataset) -> str:
+    """What makes the views of training rows; of something without a key, at least its kind."""
+    kind = type(dataset.augmentation)
+    own = None if dataset.augmentation is None else dataset.augmentation.key
+    return own or f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _visible(dataset: Dataset) -> Tensor:

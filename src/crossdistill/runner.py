@@ -216,15 +216,17 @@ def _looked_through(plan: Plan, job: Job, where: Devices) -> Iterator[Batch]:
     """The training rows in a random order of the recipe's seed, since methods may look at a batch as a sample."""
     source = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
     train = job.dataset.splits["train"]
-    return _without_gradient(job, train[torch.randperm(len(train), generator=source)], where)
+    rows = train[torch.randperm(len(train), generator=source)]
+    # As the first epoch sees them.
+    return _without_gradient(job, rows, where, job.dataset.views(rows, job.order.seed, 0))
 
 
-def _without_gradient(job: Job, rows: Tensor, where: Devices) -> Iterator[Batch]:
+def _without_gradient(job: Job, rows: Tensor, where: Devices, view: Tensor | None = None) -> Iterator[Batch]:
     """These rows in batches that fit what the method asks of everybody."""
     sources = {STUDENT: job.student, **job.teachers}
     asked = [(sources[name].spec, want, name) for name, wants in job.method.needs().items() for want in wants]
     numbers = sum(torch.Size(wanted_shape(*each)).numel() for each in asked)
-    return batches(job.dataset, rows, where.device, only=job.reads, asked_bytes=4 * numbers)
+    return batches(job.dataset, rows, where.device, only=job.reads, asked_bytes=4 * numbers, view=view)
 
 
 @torch.no_grad()

@@ -7,8 +7,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 from crossdistill.errors import SettingError, nearest
+
+GROWS: JsonDict = {"grows": True}
+"""Given as a mapping field's `json_schema_extra`: a path through an entry that is not there yet makes it."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -74,7 +79,8 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
         current = {name: getattr(node, name) for name in fields}
         if head == "name" and above and get_origin(fields[head].annotation) is Literal:
             return node if value == current[head] else {"name": value}
-        current[head] = _changed(current[head], rest, value, (*above, head))
+        inner = _with_entry(current[head], rest, fields[head])
+        current[head] = _changed(inner, rest, value, (*above, head))
         try:
             return type(node).model_validate(current)
         except ValidationError as error:
@@ -87,6 +93,13 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
         index = _position(node, head, here)
         return tuple(_changed(item, rest, value, (*above, head)) if i == index else item for i, item in enumerate(node))
     raise SettingError(f"{here} is {node!r}, which has nothing below it that {head!r} could name")
+
+
+def _with_entry(node: Any, path: Sequence[str], field: FieldInfo) -> Any:
+    """A mapping that `GROWS`, with the entry that a path goes through: it begins with that kind's defaults."""
+    if field.json_schema_extra != GROWS or len(path) < 2 or path[0] in node:
+        return node
+    return {**node, path[0]: get_args(field.annotation)[1]()}
 
 
 def _about(error: ValidationError, model: type[BaseModel], values: Any, path: Sequence[str]) -> Iterator[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from crossdistill.bank import BankSettings, StoredType, size_text
+from crossdistill.bank_rows import BankRows
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, SplitError
 from crossdistill.method import STUDENT
@@ -46,10 +47,17 @@ class Choice:
 Choices = tuple[Choice, ...]
 
 
-def banked_rows(dataset: Dataset) -> Tensor:
-    """Sample ids of a bank's rows: all that training and validation ever look at, in increasing order."""
-    rows: Tensor = torch.cat([dataset.splits[split] for split in BANKED_SPLITS]).unique()
-    return rows
+def banked_rows(dataset: Dataset) -> BankRows:
+    """A bank's rows: all that training and validation ever look at, in increasing order of view and sample id.
+
+    With augmentation, training rows are there in their views, and validation rows as they are.
+    """
+    views = None if dataset.augmentation is None else dataset.augmentation.views
+    if views is None:
+        return BankRows(torch.cat([dataset.splits[split] for split in BANKED_SPLITS]).unique())
+    train, validation = (dataset.splits[split].unique() for split in BANKED_SPLITS)
+    numbers = torch.arange(1, views + 1).repeat_interleave(len(train))
+    return BankRows(torch.cat([validation, train.repeat(views)]), torch.cat([torch.zeros_like(validation), numbers]))
 
 
 def decide(
@@ -75,7 +83,8 @@ def decide(
     num_rows = len(banked_rows(dataset))
     item_bytes = {"float32": 4, "float16": 2, "bfloat16": 2}[settings.dtype]
     looked = stage.epochs * (min(order.steps * order.batch_size, order.num_rows) + len(dataset.splits["validation"]))
-    why = {name: _never(stage, sources[name], moving) for name in asked}
+    changing = _changing(dataset)
+    why = {name: _never(stage, sources[name], moving) or changing for name in asked}
     if stage.source == "auto" and looked <= num_rows:
         once = f"the stage looks at {looked:,} rows in all, and a bank would be filled for {num_rows:,}"
         why = {name: reason or once for name, reason in why.items()}
@@ -92,7 +101,7 @@ def decide(
         fits = choice.bytes <= left
         left -= choice.bytes if fits else 0
         reason = (
-            "frozen, on data that stay the same"
+            _same_again(dataset)
             if fits
             else f"its bank of {num_rows:,} rows would take {size_text(choice.bytes)}, and bank.budget leaves "
             f"{size_text(left)} of {size_text(settings.budget)}"
@@ -105,6 +114,25 @@ def decide(
         if refused:
             raise SettingError(f"source is 'banked', which cannot be for: {'; '.join(refused)}")
     return choices
+
+
+def _changing(dataset: Dataset) -> str | None:
+    """Why nothing is banked, whoever gives it: what is looked at is another thing each time."""
+    if dataset.augmentation is None:
+        return None
+    if dataset.augmentation.views is None:
+        return (
+            "training rows are seen in another view in each epoch; a number of views (data.augmentation.views) could "
+            "be banked"
+        )
+    if dataset.augmentation.key is None:
+        return "no key would tell what the augmentation makes from another's: it is no plain function of plain values"
+    return None
+
+
+def _same_again(dataset: Dataset) -> str:
+    views = None if dataset.augmentation is None else dataset.augmentation.views
+    return "frozen, on data that stay the same" if views is None else f"frozen, in {views} views of each training row"
 
 
 def _never(stage: Stage, teacher: Teacher, moving: Collection[nn.Module]) -> str | None:

@@ -1,5 +1,6 @@
 """Writing so that a kill or a full disk at any moment leaves either the old or the new, never half of it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -73,6 +74,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN is refused, since no other reader takes it."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def reserve(file: int, size: int) -> None:
+    """Take the room of an open file of zeros now, so that a full disk is met here; at least look whether it is there.
+
+    Raises:
+        OSError: there is none.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    # macOS cannot take it without writing.
+    free = os.fstatvfs(file)
+    if free.f_bavail * free.f_frsize < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def flush(file: int) -> None:
+    """Bring what was written to an open file to the disk."""
+    getattr(os, "fdatasync", os.fsync)(file)
 
 
 def file_hash(path: Path) -> str:

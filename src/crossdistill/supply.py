@@ -59,17 +59,16 @@ def supply(job: Job, settings: BankSettings, folder: Path, where: Devices, displ
         return job, 0.0
     began = time.monotonic()
     everyone = {job.student.name: job.student, **job.teachers}
-    ids = banked_rows(job.dataset)
-    items = _items(everyone, chosen, job.dataset, ids, where.device)
-    rows = BankRows(ids)
+    rows = banked_rows(job.dataset)
+    items = _items(everyone, chosen, job.dataset, rows, where.device)
     banks: dict[str, Bank] = {}
     for base, group in _by_network(items):
         produce = _Producer(base, group, job.dataset, where.device)
         produce.read_from(_cuts(base, group, folder, rows))
         banks |= _filled(job.stage.name, group, produce, folder, rows, display)
     held = settings.memory
-    for item in sorted(items, key=lambda item: (item.key.bytes(len(ids)), item.label)):
-        held -= item.key.bytes(len(ids))
+    for item in sorted(items, key=lambda item: (item.key.bytes(len(rows)), item.label)):
+        held -= item.key.bytes(len(rows))
         if held >= 0:
             banks[item.label].hold(where.device)
     found = {
@@ -107,9 +106,9 @@ def _reads(teacher: Teacher) -> tuple[str, ...]:
 
 
 def _items(
-    everyone: Mapping[str, Teacher], chosen: Sequence[Choice], dataset: Dataset, ids: Tensor, device: torch.device
+    everyone: Mapping[str, Teacher], chosen: Sequence[Choice], dataset: Dataset, rows: BankRows, device: torch.device
 ) -> list[_Item]:
-    rows = key_hash(ids.tolist())
+    views = None if dataset.augmentation is None else dataset.augmentation.key
     weights: dict[str, str] = {}
     items = []
     for choice in chosen:
@@ -121,7 +120,9 @@ def _items(
         key = BankKey(
             weights=weights[choice.source],
             data=dataset.fingerprint,
-            rows=rows,
+            rows=rows.key,
+            transform=views or "none",
+            views=rows.views - 1,
             want=choice.want,
             shape=wanted_shape(teacher.spec, want, teacher.name),
             gives=_type(teacher),
@@ -187,12 +188,12 @@ class _Producer:
             self._base, self._reads = banked, alone | set(banked.reads)
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, view: int) -> Produced:
+    def __call__(self, ids: Tensor, view: Tensor | None) -> Produced:
         size = PASS_ROWS.get(self._device.type, len(ids))
-        parts = [self._passed(part) for part in ids.split(size)]
+        starts = range(0, len(ids), size)
+        parts = [self._passed(ids[s : s + size], None if view is None else view[s : s + size]) for s in starts]
         if len(parts) == 1:
             return parts[0]
-        starts = range(0, len(ids), size)
         return {
             label: (
                 torch.cat([part[label][0] for part in parts]),
@@ -201,8 +202,8 @@ class _Producer:
             for label in parts[0]
         }
 
-    def _passed(self, ids: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-        batch = self._dataset.batch(ids, only=self._reads).to(self._device)
+    def _passed(self, ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
+        batch = self._dataset.batch(ids, only=self._reads, view=view).to(self._device)
         given = None if self._base is None else self._base(batch)
         found: dict[str, Outputs] = {}
         produced: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -251,7 +252,7 @@ def _cuts(base: Teacher, items: Sequence[_Item], folder: Path, rows: BankRows) -
         shape = wanted_shape(base.spec, want, base.name)
         key = replace(items[0].key, weights=weights, want=str(want), shape=shape, gives=gives, dtype=gives)
         try:
-            bank = Bank.open(folder / key.folder, key, rows.ids, rows)
+            bank = Bank.open(folder / key.folder, key, rows)
         except BankMissing:
             continue
         if not bank.missing():
@@ -268,24 +269,24 @@ def _filled(
     display: Display,
 ) -> dict[str, Bank]:
     """The banks of one network, complete; size and time are said before anything is written."""
-    ids, banks, lacking = rows.ids, dict[str, Bank](), dict[str, int]()
+    banks, lacking = dict[str, Bank](), dict[str, int]()
     for item in items:
         try:
-            banks[item.label] = Bank.open(folder / item.key.folder, item.key, ids, rows)
+            banks[item.label] = Bank.open(folder / item.key.folder, item.key, rows)
             lacking[item.label] = len(banks[item.label].missing())
         except BankMissing:
-            lacking[item.label] = -(-len(ids) // BLOCK_ROWS)
+            lacking[item.label] = -(-len(rows) // BLOCK_ROWS)
     missing = max(lacking.values())
     if missing == 0:
         return banks
     for module in (module for item in items for module in modules_of(item.teacher)):
         module.eval()
-    size = sum(item.key.bytes(len(ids)) for item in items if item.label not in banks)
+    size = sum(item.key.bytes(len(rows)) for item in items if item.label not in banks)
     names = ", ".join(item.label for item in items if lacking[item.label])
-    display.say(f"{stage}: bank of {names}: {estimate(ids, size, missing, BLOCK_ROWS, produce).text()}, in {folder}")
+    display.say(f"{stage}: bank of {names}: {estimate(rows, size, missing, BLOCK_ROWS, produce).text()}, in {folder}")
     for item in items:
         if item.label not in banks:
-            banks[item.label] = Bank.create(folder, item.key, ids, {"source": item.name, "stage": stage}, rows)
+            banks[item.label] = Bank.create(folder, item.key, rows, {"source": item.name, "stage": stage})
     display.begin(f"{stage}: bank", missing)
     fill(banks, produce, display.advance, lambda text: display.say(f"{stage}: {text}"))
     display.end(f"{missing} blocks of {BLOCK_ROWS} rows")

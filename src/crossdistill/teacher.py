@@ -19,6 +19,9 @@ from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 
 log = logging.getLogger("crossdistill")
 
+Fetch = Callable[[Tensor, Tensor | None], Batch]
+"""Rows by sample id, in the views that are given (None: as they are)."""
+
 
 @runtime_checkable
 class Teacher(Protocol):
@@ -250,8 +253,8 @@ class Filled(Masked):
 class Shuffled:
     """The control: a teacher that looks at other rows than the batch's, by one fixed permutation."""
 
-    def __init__(self, base: Teacher, partner: Tensor, fetch: Callable[[Tensor], Batch]) -> None:
-        """`partner` maps each sample id to the id that is looked at instead; `fetch` brings rows by id."""
+    def __init__(self, base: Teacher, partner: Tensor, fetch: Fetch) -> None:
+        """`partner` maps each sample id to the id that is looked at instead; `fetch` brings rows by id and view."""
         self.name = base.name
         self.base = base
         self.modalities = base.modalities
@@ -271,7 +274,7 @@ class Shuffled:
 
     def sees(self, batch: Batch) -> Batch:
         """The partners' rows, whole: every modality and the target."""
-        other = self.fetch(self.partner_of(batch.ids))
+        other = self.fetch(self.partner_of(batch.ids), batch.view)
         return replace(other.to(batch.ids.device), total_rows=batch.total_rows)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:

@@ -103,7 +103,7 @@ class Training:
         """One optimizer step over the given rows (of all ranks); gives raw and weighted terms, without a host sync."""
         job, devices = self.job, self.devices
         parts = share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches)
-        batches = (job.dataset.batch(part, total_rows=len(rows), only=job.reads).to(devices.device) for part in parts)
+        batches = (job.batch(part, progress.epoch, len(rows)).to(devices.device) for part in parts)
         if self._graphed is not None:
             logs = self._graphed(next(batches), progress)
         else:

@@ -19,16 +19,16 @@ IDS = torch.arange(0, 1200, 2)  # two blocks of 256 rows and one of 88
 KEY = BankKey(weights="w" * 64, data="d" * 64, rows="r" * 64, want="cut:fc1.linear", shape=(5,))
 
 
-def value_of(ids: Tensor, view: int = 0) -> Tensor:
+def value_of(ids: Tensor, view: Tensor | int = 0) -> Tensor:
     return torch.stack([torch.sin(ids * (k + 1.0) + view) for k in range(5)], 1)
 
 
-def produce(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-    return {"a": (value_of(ids, view), None)}
+def produce(ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
+    return {"a": (value_of(ids, 0 if view is None else view), None)}
 
 
-def filled(folder: Path, key: BankKey = KEY, how: Produce = produce) -> Bank:
-    bank = Bank.create(folder, key, IDS, {"source": "a"})
+def filled(folder: Path, key: BankKey = KEY, how: Produce = produce, rows: BankRows | None = None) -> Bank:
+    bank = Bank.create(folder, key, rows or BankRows(IDS), {"source": "a"})
     fill({"a": bank}, how, lambda: None, lambda text: None)
     return bank
 
@@ -61,20 +61,31 @@ def test_half_precision_keeps_its_digits(tmp_path: Path, dtype: str, eps: float)
 
 
 def test_views_are_rows_of_their_own(tmp_path: Path) -> None:
-    bank = filled(tmp_path, replace(KEY, views=3))
-    ids, view = IDS[:6], torch.tensor([0, 1, 2, 2, 1, 0])
+    train, validation = IDS[:400], IDS[400:]
+    numbers = torch.arange(1, 4).repeat_interleave(400)
+    rows = BankRows(torch.cat([validation, train.repeat(3)]), torch.cat([torch.zeros_like(validation), numbers]))
+    bank = filled(tmp_path, replace(KEY, views=3), rows=rows)
+    assert len(bank.blocks) == -(-1400 // BLOCK_ROWS)
+    ids, view = train[torch.tensor([0, 1, 399, 0, 7, 7])], torch.tensor([1, 1, 2, 3, 2, 3])
     wanted = torch.stack([value_of(i[None], int(v))[0] for i, v in zip(ids, view, strict=True)])
     assert torch.equal(bank.read(ids, view), wanted)
-    with pytest.raises(BankMissing, match="3 views of each sample, and the batch does not say which"):
+    assert torch.equal(bank.read(validation), value_of(validation)), "as they are, where no view is named"
+    assert torch.equal(bank.read(validation, torch.zeros_like(validation)), value_of(validation))
+    seeded = "it holds 3 seeded views of each training row"
+    with pytest.raises(BankMissing, match=f"does not say which view it looks at, and not all .*; {seeded}"):
         bank.read(ids)
-    with pytest.raises(BankMissing, match="looks at view 3, but the bank holds 3"):
+    with pytest.raises(BankMissing, match=f"looks at view 4, and not all .*; {seeded}"):
         bank.read(ids, view + 1)
+    with pytest.raises(BankMissing, match=f"looks at view 2, and not all .*; {seeded}"):
+        bank.read(validation[:2], torch.full((2,), 2))
+    with pytest.raises(BankMissing, match="the samples 3 are not among them"):
+        bank.read(torch.tensor([0, 3]), torch.tensor([1, 1]))
 
 
 def test_another_view_than_the_only_one_is_refused(tmp_path: Path) -> None:
     bank = filled(tmp_path)
     assert torch.equal(bank.read(IDS[:2], torch.zeros(2, dtype=torch.int64)), value_of(IDS[:2]))
-    with pytest.raises(BankMissing, match="looks at view 1"):
+    with pytest.raises(BankMissing, match="looks at view 1, and the bank holds its rows as they are"):
         bank.read(IDS[:2], torch.ones(2, dtype=torch.int64))
 
 
@@ -88,14 +99,14 @@ def test_a_sample_that_is_not_in_the_bank(tmp_path: Path, ids: list[int]) -> Non
 
 def test_banks_of_the_same_samples_share_one_lookup(tmp_path: Path) -> None:
     first = filled(tmp_path)
-    second = Bank.open(first.path, KEY, IDS, first.rows)
+    second = Bank.open(first.path, KEY, first.rows)
     ids = IDS[5:9]
     assert first.rows.find(ids) is second.rows.find(ids)
     assert first.rows.find(ids.clone()) is not first.rows.find(ids)
 
 
 def test_a_row_that_was_not_seen_is_marked(tmp_path: Path) -> None:
-    def half(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def half(ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
         rows = (ids % 4 == 0).nonzero().flatten()
         return {"a": (value_of(ids[rows]), rows)}
 
@@ -132,18 +143,18 @@ def test_the_key_names_the_folder_and_every_field_changes_it() -> None:
 
 def test_making_a_bank_that_is_there_opens_it(tmp_path: Path) -> None:
     first = filled(tmp_path)
-    again = Bank.create(tmp_path, KEY, IDS, {"source": "b"})
+    again = Bank.create(tmp_path, KEY, BankRows(IDS), {"source": "b"})
     assert not again.missing()
     assert again.path == first.path
 
 
 def test_no_bank() -> None:
     with pytest.raises(BankMissing, match="there is no bank"):
-        Bank.open(Path("nowhere"), KEY, IDS)
+        Bank.open(Path("nowhere"), KEY, BankRows(IDS))
 
 
 def test_a_bank_that_is_not_filled(tmp_path: Path) -> None:
-    bank = Bank.create(tmp_path, KEY, IDS, {})
+    bank = Bank.create(tmp_path, KEY, BankRows(IDS), {})
     assert bank.missing() == [0, 1, 2]
     for use in (lambda: bank.read(IDS[:2]), bank.hold, bank.verify_values):
         with pytest.raises(BankMissing, match="3 of 3 blocks are not filled, first 0; resume"):
@@ -154,7 +165,7 @@ def test_a_stale_bank_names_the_fields_that_differ(tmp_path: Path) -> None:
     bank = filled(tmp_path)
     other = replace(KEY, weights="v" * 64, dtype="float16")
     with pytest.raises(BankStale, match=r"weights \(wanted v{12}…, found w{12}…\); dtype \(wanted 'float16', found"):
-        Bank.open(bank.path, other, IDS)
+        Bank.open(bank.path, other, BankRows(IDS))
 
 
 def _truncate(path: Path) -> None:
@@ -174,6 +185,10 @@ def _no_array(path: Path) -> None:
     (path / "values.npy").write_bytes(b"not an array")
 
 
+def _other_views(path: Path) -> None:
+    np.save(path / "view.npy", np.ones(600, np.int64))
+
+
 def _other_ids(path: Path) -> None:
     ids = IDS.numpy().copy()
     ids[17] = 35
@@ -186,6 +201,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (_other_shape, r"seen.npy holds \|u1 \(599,\), wanted \|u1 \(600,\)"),
     (_no_array, r"values.npy cannot be read"),
     (lambda path: (path / "blocks.npy").unlink(), r"blocks.npy cannot be read"),
+    (_other_views, r"row 0 holds view 1, wanted 0"),
     (_other_ids, r"row 17 holds sample 35, wanted 34"),
     (lambda path: (path / "bank.json").write_text("{"), r"bank.json cannot be read"),
     (lambda path: (path / "bank.json").write_text("{}"), r"bank.json does not describe a bank"),
@@ -197,7 +213,7 @@ def test_damage_is_found_when_a_bank_is_opened(tmp_path: Path, damage: Callable[
     bank = filled(tmp_path)
     damage(bank.path)
     with pytest.raises(BankDamaged, match=message + ".*crossdistill bank clear"):
-        Bank.open(bank.path, KEY, IDS)
+        Bank.open(bank.path, KEY, BankRows(IDS))
 
 
 def test_a_changed_value_is_found_by_its_checksum(tmp_path: Path) -> None:
@@ -206,7 +222,7 @@ def test_a_changed_value_is_found_by_its_checksum(tmp_path: Path) -> None:
     values = np.load(bank.path / "values.npy", mmap_mode="r+")
     values[300, 2] += 1
     values.flush()
-    again = Bank.open(bank.path, KEY, IDS)
+    again = Bank.open(bank.path, KEY, BankRows(IDS))
     for use in (again.verify_values, again.hold):
         with pytest.raises(BankDamaged, match=r"block 1 \(rows 256 to 511\) is not what was written"):
             use()
@@ -218,7 +234,7 @@ def test_a_key_of_another_schema(tmp_path: Path) -> None:
 
 
 def test_values_that_do_not_fit_the_key(tmp_path: Path) -> None:
-    bank = Bank.create(tmp_path, KEY, IDS, {})
+    bank = Bank.create(tmp_path, KEY, BankRows(IDS), {})
     with pytest.raises(BankError, match=r"gives cut:fc1.linear as float32 \(4,\), but .* float32 \(5,\)"):
         fill({"a": bank}, lambda ids, _: {"a": (value_of(ids)[:, :4], None)}, lambda: None, lambda text: None)
     with pytest.raises(BankError, match=r"as float64 \(5,\)"):
@@ -226,9 +242,9 @@ def test_values_that_do_not_fit_the_key(tmp_path: Path) -> None:
 
 
 def test_numbers_that_half_precision_cannot_hold(tmp_path: Path) -> None:
-    bank = Bank.create(tmp_path, replace(KEY, dtype="float16"), IDS, {})
+    bank = Bank.create(tmp_path, replace(KEY, dtype="float16"), BankRows(IDS), {})
 
-    def large(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def large(ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
         return {"a": (torch.where(ids == 600, 1e6, 1.0)[:, None].expand(-1, 5), None)}
 
     with pytest.raises(NonFiniteError, match=r"for the samples 600 as float16; bank\.dtype=float32 may hold them"):
@@ -239,11 +255,11 @@ def test_numbers_that_half_precision_cannot_hold(tmp_path: Path) -> None:
 def test_the_estimate_writes_nothing(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def counting(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def counting(ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
         asked.append(len(ids))
         return produce(ids, view)
 
-    found = estimate(IDS, KEY.bytes(len(IDS)), 3, BLOCK_ROWS, counting)
+    found = estimate(BankRows(IDS), KEY.bytes(len(IDS)), 3, BLOCK_ROWS, counting)
     assert asked == [2, 256]
     assert found.bytes == 600 * 5 * 4
     assert found.seconds > 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from crossdistill import bank_fill
 from crossdistill.bank import Bank, BankKey
 from crossdistill.bank_fill import Produced, being_filled, fill
+from crossdistill.bank_rows import BankRows
 from crossdistill.errors import StorageError
 
 IDS = torch.arange(5000)
@@ -27,22 +28,23 @@ import torch
 from pathlib import Path
 from crossdistill.bank import Bank, BankKey
 from crossdistill.bank_fill import fill
+from crossdistill.bank_rows import BankRows
 import crossdistill.bank_fill
 crossdistill.bank_fill.COMMIT_S = 0.02
 folder, log, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-ids = torch.arange(5000)
+rows = BankRows(torch.arange(5000))
 key = BankKey(weights="w", data="d", rows="r", want="logits", shape=(7,))
 def produce(ids, view):
     time.sleep(pause)
     with log.open("a") as file: file.write(f"{int(ids[0]) // 256}\\n")
     return {"a": (torch.sin(ids[:, None] * torch.arange(1.0, 8.0)), None)}
-bank = Bank.create(folder, key, ids, {})
+bank = Bank.create(folder, key, rows, {})
 print("ready", flush=True)
 fill({"a": bank}, produce, lambda: None, lambda text: print(text, flush=True))
 """
 
 
-def produce(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+def produce(ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
     return {"a": (torch.sin(ids[:, None] * torch.arange(1.0, 8.0)), None)}
 
 
@@ -52,21 +54,21 @@ def _start(folder: Path, log: Path, pause: float) -> subprocess.Popen[str]:
 
 
 def _fill(folder: Path) -> Bank:
-    bank = Bank.create(folder, KEY, IDS, {})
+    bank = Bank.create(folder, KEY, BankRows(IDS), {})
     fill({"a": bank}, produce, lambda: None, lambda text: None)
     return bank
 
 
 def _bytes(bank: Bank) -> dict[str, bytes]:
-    return {name: (bank.path / f"{name}.npy").read_bytes() for name in ("values", "seen", "blocks", "ids")}
+    return {name: (bank.path / f"{name}.npy").read_bytes() for name in ("values", "seen", "blocks", "ids", "view")}
 
 
 def test_progress_counts_missing_blocks_only(tmp_path: Path) -> None:
-    bank = Bank.create(tmp_path, KEY, IDS, {})
+    bank = Bank.create(tmp_path, KEY, BankRows(IDS), {})
     done: list[int] = []
     computed: list[int] = []
 
-    def stop_half_way(ids: Tensor, view: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def stop_half_way(ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
         if len(computed) == 8:
             raise KeyboardInterrupt
         computed.append(int(ids[0]) // 256)
@@ -79,15 +81,15 @@ def test_progress_counts_missing_blocks_only(tmp_path: Path) -> None:
     fill({"a": bank}, produce, lambda: done.append(1), lambda text: None)
     assert len(done) == len(missing)
     assert not bank.missing()
-    assert torch.equal(bank.read(IDS), produce(IDS, 0)["a"][0])
+    assert torch.equal(bank.read(IDS), produce(IDS, None)["a"][0])
 
 
 def test_banks_that_are_filled_together_need_not_lack_the_same_blocks(tmp_path: Path) -> None:
     first = _fill(tmp_path / "one")
-    second = Bank.create(tmp_path / "two", KEY, IDS, {})
+    second = Bank.create(tmp_path / "two", KEY, BankRows(IDS), {})
     before = _bytes(first)
 
-    def both(ids: Tensor, view: int) -> Produced:
+    def both(ids: Tensor, view: Tensor | None) -> Produced:
         return dict.fromkeys(("a", "b"), produce(ids, view)["a"])
 
     fill({"a": first, "b": second}, both, lambda: None, lambda text: None)
@@ -107,13 +109,13 @@ def test_killed_while_filling_and_resumed_is_the_same_bit_for_bit(tmp_path: Path
         process.kill()
         process.wait()
         process.stdout.close()
-    bank = Bank.create(tmp_path / "killed", KEY, IDS, {})
+    bank = Bank.create(tmp_path / "killed", KEY, BankRows(IDS), {})
     missing = bank.missing()
     assert 0 < len(missing) < len(bank.blocks)
-    for number, (_, start, end) in enumerate(bank.blocks):
+    for number, (start, end) in enumerate(bank.blocks):
         if number not in missing:
             stored = np.load(bank.path / "values.npy", mmap_mode="r")[start:end]
-            assert np.array_equal(stored, produce(IDS[start:end], 0)["a"][0].numpy()), f"block {number} is marked"
+            assert np.array_equal(stored, produce(IDS[start:end], None)["a"][0].numpy()), f"block {number} is marked"
     assert not being_filled(bank.path), "claims go with their process"
     fill({"a": bank}, produce, lambda: None, lambda text: None)
     assert _bytes(bank) == wanted
@@ -128,14 +130,14 @@ def test_two_processes_share_the_blocks(tmp_path: Path) -> None:
     computed = [[int(line) for line in log.read_text().split()] for log in logs]
     assert all(computed), "both of them worked"
     assert sorted(computed[0] + computed[1]) == list(range(20)), "each block once"
-    assert _bytes(Bank.create(tmp_path / "banks", KEY, IDS, {})) == _bytes(_fill(tmp_path / "alone"))
+    assert _bytes(Bank.create(tmp_path / "banks", KEY, BankRows(IDS), {})) == _bytes(_fill(tmp_path / "alone"))
 
 
 def test_a_process_that_dies_leaves_its_blocks_to_the_others(tmp_path: Path) -> None:
     slow = _start(tmp_path / "banks", tmp_path / "slow", 30.0)
     assert slow.stdout is not None
     assert slow.stdout.readline() == "ready\n"
-    bank = Bank.create(tmp_path / "banks", KEY, IDS, {})
+    bank = Bank.create(tmp_path / "banks", KEY, BankRows(IDS), {})
     while not being_filled(bank.path):
         time.sleep(0.01)
     said: list[str] = []
@@ -167,12 +169,12 @@ def test_a_full_disk_is_met_before_anything_is_computed(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(StorageError, match=r"needs 136.7 kB: No space left on device.*set the stage's source to live"):
-        Bank.create(tmp_path, KEY, IDS, {})
+        Bank.create(tmp_path, KEY, BankRows(IDS), {})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_fills_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank = Bank.create(tmp_path, KEY, IDS, {})
+    bank = Bank.create(tmp_path, KEY, BankRows(IDS), {})
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

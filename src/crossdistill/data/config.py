@@ -3,10 +3,12 @@
 import abc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from crossdistill.data.augmentation import Variations
 from crossdistill.data.cache import CacheEntry
 from crossdistill.data.dataset import Dataset, hide_labels
 from crossdistill.errors import DataError
@@ -37,12 +39,21 @@ class DataConfig(BaseModel, abc.ABC):
     label_seed: int | None = Field(
         default=None, ge=0, description="draws the labels that are kept; by default as `seed`"
     )
+    augmentation: Variations = Field(
+        default=Variations(), description="training rows varied, in seeded views; by default as they are"
+    )
 
     def load(self, progress: Progress | None = None) -> Dataset:
-        """The data: from the cache folder where they are there, else built and kept."""
-        return hide_labels(
-            self.build(progress or quiet), self.labelled, self.seed if self.label_seed is None else self.label_seed
-        )
+        """The data: from the cache folder where they are there, else built and kept.
+
+        Raises:
+            SettingError: the augmentation is not for these data.
+        """
+        built = self.build(progress or quiet)
+        if self.augmentation != Variations():
+            self.augmentation.check(built.inputs)
+            built = replace(built, augmentation=self.augmentation)
+        return hide_labels(built, self.labelled, self.seed if self.label_seed is None else self.label_seed)
 
     @abc.abstractmethod
     def build(self, progress: Progress) -> Dataset:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch, InputSpec
+from crossdistill.data.augmentation import Augmentation, drawn_views, in_views
 from crossdistill.data.split import check_splits, random_split
 from crossdistill.errors import DataError, SettingError, ShapeError
 
@@ -38,8 +39,8 @@ class Dataset:
     `labelled` marks the rows whose target the *student* may use (None: every row that has one). `present` says where a
     modality is there at all (an unlisted one always is); `domain` names each row's domain ("speech"). `groups` say
     which rows share a source ("voice", "handwriting"): rows of one group are not independent of each other.
-    `fingerprint` changes with anything that changes the content; hiding labels does not. `about` is one paragraph for
-    reports.
+    `fingerprint` changes with anything that changes the content; hiding labels does not, nor does `augmentation`, which
+    makes views of training rows. `about` is one paragraph for reports.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Dataset:
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     about: str = ""
     licences: tuple[Licence, ...] = ()
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         """Check that everything fits together.
@@ -108,6 +110,7 @@ class Dataset:
         groups: Mapping[str, Any] | None = None,
         about: str = "",
         licences: Sequence[Licence] = (),
+        augmentation: Augmentation | None = None,
     ) -> "Dataset":
         """A data set from your own arrays (numpy or torch), one per modality, examples first.
 
@@ -154,28 +157,42 @@ class Dataset:
             groups={k: torch.as_tensor(np.asarray(v)).to(torch.int64) for k, v in (groups or {}).items()},
             about=about,
             licences=tuple(licences),
+            augmentation=augmentation,
         )
         check_finite(dataset)
         return replace(dataset, fingerprint=content_fingerprint(dataset))
 
     def batch(
-        self, rows: Int64[Tensor, " B"], total_rows: int | None = None, only: Collection[str] | None = None
+        self,
+        rows: Int64[Tensor, " B"],
+        total_rows: int | None = None,
+        only: Collection[str] | None = None,
+        view: Int64[Tensor, " B"] | None = None,
     ) -> Batch:
         """These rows as one batch, fetched by index; sample ids are the row numbers.
 
         `total_rows` counts the rows of the whole optimizer step and defaults to those asked for. `only` names the
-        modalities to fetch, where not all of them are read.
+        modalities to fetch, where not all of them are read. `view` says in which view of the augmentation each row is
+        wanted (None: as it is).
         """
         wanted = self.inputs if only is None else {name: self.inputs[name] for name in self.inputs if name in only}
+        inputs: Mapping[str, Tensor] = {modality: tensor[rows] for modality, tensor in wanted.items()}
+        if view is not None and self.augmentation is not None:
+            inputs = in_views(self.augmentation, inputs, rows, view)
         return Batch(
-            inputs={modality: tensor[rows] for modality, tensor in wanted.items()},
+            inputs=inputs,
             ids=rows,
+            view=view,
             targets=self.targets[rows],
             labelled=None if self.labelled is None else self.labelled[rows],
             present={modality: mask[rows] for modality, mask in self.present.items()},
             domain=None if self.domain is None else _pick(self.domain, rows),
             total_rows=total_rows or len(rows),
         )
+
+    def views(self, rows: Int64[Tensor, " B"], seed: int, epoch: int) -> Int64[Tensor, " B"] | None:
+        """In which view training rows are seen in an epoch; None without augmentation."""
+        return None if self.augmentation is None else drawn_views(self.augmentation, seed, epoch, rows)
 
     def example(self, rows: int = 2) -> Batch:
         """The first rows of the training split: enough to see shapes."""

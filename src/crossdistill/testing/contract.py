@@ -32,6 +32,7 @@ from crossdistill.testing.rehearsal import (
     with_absent,
     with_labels_hidden,
     with_targets_missing,
+    with_views,
 )
 from crossdistill.testing.toy import toy_dataset
 
@@ -334,7 +335,7 @@ def _validates_its_parts(contract: Contract) -> None:
 
 
 def _banked_is_live(contract: Contract) -> None:
-    for dataset in (contract.dataset, with_absent(contract.dataset, torch.nan)):
+    for dataset in (contract.dataset, with_absent(contract.dataset, torch.nan), with_views(contract.dataset)):
         # So many epochs that every frozen source is worth a bank.
         live, banked = (Rehearsal(contract, dataset, source=source, epochs=9) for source in ("live", "auto"))
         with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.checkpoint import flatten
+from crossdistill.data.augmentation import Variation, Variations
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices
 from crossdistill.display import Quiet
@@ -139,7 +140,7 @@ class Rehearsal:
 
     def batch(self, rows: Tensor | None = None) -> Batch:
         """These rows, by default those of the first step; of their modalities, those that somebody live reads."""
-        return self.job.dataset.batch(self.rows() if rows is None else rows, only=self.job.reads)
+        return self.job.batch(self.rows() if rows is None else rows, self.progress.epoch)
 
     def read_banks(self, folder: Path) -> None:
         """From now on read from banks whatever the stage's choices say, as a run does; fills them in a folder."""
@@ -195,6 +196,12 @@ def with_absent(dataset: Dataset, fill: float) -> Dataset:
     for name, tensor in inputs.items():
         tensor[~present[name]] = fill
     return replace(dataset, inputs=inputs, present=present)
+
+
+def with_views(dataset: Dataset, views: int = 2) -> Dataset:
+    """The same data, where each training row is seen in so many seeded views."""
+    noisy = {name: Variation(noise=0.3) for name, value in dataset.inputs.items() if value.is_floating_point()}
+    return replace(dataset, augmentation=Variations(inputs=noisy, views=views))
 
 
 def with_labels_hidden(dataset: Dataset, shift: int = 0) -> Dataset:

@@ -1,0 +1,221 @@
+"""Augmentation: training rows in seeded views, so that what frozen networks give of them can be kept."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from crossdistill.errors import SettingError, nearest
+from crossdistill.fingerprint import function_key
+from crossdistill.order import derived_seed
+from crossdistill.row_random import RowRandom
+from crossdistill.settings import GROWS
+from crossdistill.storage import key_hash
+
+Inputs = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """What makes the views of training rows.
+
+    View 0 is the row as it is; validation and test rows are never seen otherwise. A training row is seen in another
+    view in each epoch: out of views 1 to `views`, drawn from the seed, the epoch and its id, or a new one each time.
+    """
+
+    @property
+    def views(self) -> int | None:
+        """How many views a row has; None: without end, and nothing can be banked."""
+        ...
+
+    @property
+    def key(self) -> str | None:
+        """A text that is another one wherever the views would be; None where nothing can say that."""
+        ...
+
+    def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
+        """The inputs of rows, in their views: a function of id and view alone, whatever stands beside it."""
+        ...
+
+
+class Variation(BaseModel):
+    """How the rows of one modality are varied. Each number is the most that is done; how much is drawn evenly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shift: tuple[int, ...] = Field((), description="moved along its last dimensions by up to so many places")
+    flip: bool = Field(False, description="mirrored along its last dimension, every second time")
+    hide: tuple[float, ...] = Field(
+        (), description="up to this fraction of its last dimensions, in one piece of each, set to the row's mean"
+    )
+    gain: float = Field(0.0, ge=0, description="multiplied by 1 ± so much")
+    noise: float = Field(0.0, ge=0, description="Gaussian noise of this standard deviation is added")
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse amounts that cannot be.
+
+        Raises:
+            ValueError: a negative shift, or a fraction that is not in [0, 1].
+        """
+        if any(most < 0 for most in self.shift):
+            raise ValueError(f"shift: wanted numbers of places of at least 0, found {list(self.shift)}")
+        if any(not 0 <= most <= 1 for most in self.hide):
+            raise ValueError(f"hide: wanted fractions in [0, 1], found {list(self.hide)}")
+
+    def __call__(self, value: Tensor, draw: Callable[[str], RowRandom]) -> Tensor:
+        """Rows (B, ...) varied; `draw` gives the random numbers for one kind of change."""
+        if any(self.shift):
+            value = _shifted(value, self.shift, draw("shift"))
+        if self.flip:
+            value = torch.where(_beside(draw("flip").uniform(1)[:, 0] < 0.5, value), value.flip(-1), value)
+        if any(self.hide):
+            value = _hidden(value, self.hide, draw("hide"))
+        if self.gain:
+            value = value * _beside(1 + self.gain * (2 * draw("gain").uniform(1)[:, 0] - 1), value)
+        if self.noise:
+            value = value + self.noise * draw("noise").normal(*value.shape[1:])
+        return value
+
+    def faults(self, modality: str, value: Tensor) -> list[str]:
+        """Why rows like these cannot be varied so."""
+        found = [
+            f"{what} has {len(own)} numbers, but a row of {modality!r} has {value.ndim - 1} dimensions"
+            for what, own in (("shift", self.shift), ("hide", self.hide))
+            if len(own) > value.ndim - 1
+        ]
+        whole = not value.is_floating_point() and (self.gain or self.noise or any(self.hide))
+        return found + ([f"gain, noise and hide are for fractions, and {modality!r} is {value.dtype}"] if whole else [])
+
+
+class Variations(BaseModel):
+    """Views of training rows, as settings: which modalities are varied, how, and in how many views."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: Mapping[str, Variation] = Field(
+        default_factory=dict, description="by modality; none: rows as they are", json_schema_extra=GROWS
+    )
+    views: int | None = Field(
+        None, ge=1, description="how many views a training row has, which can be banked; null: another in each epoch"
+    )
+    seed: int = Field(0, ge=0, description="draws the views")
+
+    @property
+    def key(self) -> str | None:
+        """Its settings."""
+        settings = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in self.inputs.items()}
+        return key_hash(["variations", settings, self.views, self.seed])
+
+    def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
+        """Vary each modality by itself."""
+
+        def varied(name: str, value: Tensor) -> Tensor:
+            own = self.inputs.get(name)
+            if own is None:
+                return value
+            return own(value, lambda what: RowRandom(derived_seed("view", self.seed, name, what), ids, view))
+
+        return {name: varied(name, value) for name, value in inputs.items()}
+
+    def check(self, inputs: Inputs) -> None:
+        """Hold the settings against the data.
+
+        Raises:
+            SettingError: nothing is varied; or every modality that is not there, and every change that does not fit.
+        """
+        if all(one == Variation() for one in self.inputs.values()):
+            raise SettingError(
+                "data.augmentation: it has settings, but nothing is varied; set data.augmentation.inputs.MODALITY."
+                f"CHANGE; the modalities are {', '.join(inputs)}, the changes {', '.join(Variation.model_fields)}"
+            )
+        faults = [
+            f"data.augmentation.inputs: the data have no {name!r}; {nearest(name, inputs)}"
+            for name in self.inputs
+            if name not in inputs
+        ]
+        for name, one in self.inputs.items():
+            if name in inputs:
+                faults += [f"data.augmentation.inputs.{name}: {fault}" for fault in one.faults(name, inputs[name])]
+        if faults:
+            raise SettingError("; ".join(faults))
+
+
+@dataclass(frozen=True)
+class OwnAugmentation:
+    """A function of your own that makes views: `change(inputs, ids, view)`, for rows that are not view 0.
+
+    It has to be a function of each row's id and view (seed a generator with them, or use `RowRandom`). Networks that
+    look at it are banked where `views` is a number and `change` is a plain function over plain values.
+    """
+
+    change: Callable[[Inputs, Tensor, Tensor], Inputs]
+    views: int | None = None
+
+    @property
+    def key(self) -> str | None:
+        """Its code, and the values that it closes over."""
+        code = function_key(self.change)
+        return None if code is None else key_hash(["own", code, self.views])
+
+    def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
+        """What the function gives."""
+        return self.change(inputs, ids, view)
+
+
+def in_views(augmentation: Augmentation, inputs: Inputs, ids: Tensor, view: Tensor) -> Inputs:
+    """Inputs of rows in their views; rows of view 0 stay as they are."""
+    plain = view == 0
+    if bool(plain.all()):
+        return inputs
+    changed = augmentation(inputs, ids, view)
+    if not bool(plain.any()):
+        return changed
+    return {name: torch.where(_beside(plain, value), value, changed[name]) for name, value in inputs.items()}
+
+
+def drawn_views(augmentation: Augmentation, seed: int, epoch: int, ids: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+    """The views in which training rows are seen in an epoch: a function of the seed, the epoch and the id."""
+    drawn = RowRandom(derived_seed("views", seed, epoch), ids).whole()
+    return 1 + (drawn if augmentation.views is None else drawn % augmentation.views)
+
+
+def _beside(row: Tensor, value: Tensor) -> Tensor:
+    """One number a row, shaped to go with a tensor of rows."""
+    return row.view(-1, *[1] * (value.ndim - 1))
+
+
+def _shifted(value: Tensor, most: tuple[int, ...], random: RowRandom) -> Tensor:
+    """Moved by whole places; what comes in from outside repeats the edge."""
+    drawn = random.uniform(len(most))
+    for number, own in enumerate(most):
+        dimension = value.ndim - len(most) + number
+        by = (drawn[:, number] * (2 * own + 1)).long() - own
+        places = torch.arange(value.shape[dimension])
+        index = (places - by[:, None]).clamp(0, value.shape[dimension] - 1)
+        value = value.take_along_dim(_along(index, value, dimension), dimension)
+    return value
+
+
+def _hidden(value: Tensor, most: tuple[float, ...], random: RowRandom) -> Tensor:
+    drawn = random.uniform(len(most), 2)
+    mean = _beside(value.flatten(1).mean(1), value)
+    for number, own in enumerate(most):
+        dimension = value.ndim - len(most) + number
+        length = value.shape[dimension]
+        size = drawn[:, number, 0] * own * length
+        start = drawn[:, number, 1] * (length - size)
+        places = torch.arange(length)
+        inside = (places >= start[:, None]) & (places < (start + size)[:, None])
+        value = torch.where(_along(inside, value, dimension), mean, value)
+    return value
+
+
+def _along(index: Float[Tensor, "B n"] | Tensor, value: Tensor, dimension: int) -> Tensor:
+    """Numbers for each row and each place along one dimension, shaped to go with a tensor of rows."""
+    shape = [1] * value.ndim
+    shape[0], shape[dimension] = len(value), value.shape[dimension]
+    return index.view(shape)
