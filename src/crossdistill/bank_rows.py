@@ -27,8 +27,8 @@ class BankRows:
         self.views = 1 if view is None or not len(view) else int(view.max()) + 1
         table = torch.full((self.views, int(ids.max()) + 1 if len(ids) else 1), ABSENT)
         table[0 if view is None else view, ids] = torch.arange(len(ids))
-        # For each device: the row by view and id, and whether any lookup has failed there.
-        self._tables = {torch.device("cpu"): (table, torch.zeros((), dtype=torch.bool))}
+        # For each device: the row by view and id, that of view 0 by id, and whether any lookup has failed there.
+        self._tables = {torch.device("cpu"): (table, table[0], torch.zeros((), dtype=torch.bool))}
         self._last: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._lookups = 0
 
@@ -53,9 +53,9 @@ class BankRows:
         """
         if self._last is not None and self._last[0] is ids and self._last[1] is view:
             return self._last[2]
-        table, failed = self._on(ids.device)
+        table, plain, failed = self._on(ids.device)
         try:
-            at = table[0].index_select(0, ids) if view is None else table[view, ids]
+            at = plain.index_select(0, ids) if view is None else table[view, ids]
         except IndexError:
             raise BankMissing(self._absent(ids, view)) from None
         if at.is_cpu:
@@ -76,10 +76,11 @@ class BankRows:
             failed.zero_()
             raise BankMissing(self._absent(ids, view))
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
-            cpu = self._tables[torch.device("cpu")]
-            self._tables[device] = (cpu[0].to(device), cpu[1].to(device))
+            table, _, failed = self._tables[torch.device("cpu")]
+            moved = table.to(device)
+            self._tables[device] = (moved, moved[0], failed.to(device))
         return self._tables[device]
 
     def _absent(self, ids: Tensor, view: Tensor | None) -> str:

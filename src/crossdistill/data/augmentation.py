@@ -48,7 +48,7 @@ class Variation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shift: tuple[int, ...] = Field((), description="moved along its last dimensions by up to so many places")
-    flip: bool = Field(False, description="mirrored along its last dimension, every second time")
+    flip: bool = Field(False, description="mirrored along its last dimension, in about half of the views")
     hide: tuple[float, ...] = Field(
         (), description="up to this fraction of its last dimensions, in one piece of each, set to the row's mean"
     )
