@@ -106,6 +106,34 @@ def test_what_has_no_end_or_no_key_stays_live(augmentation: Augmentation, reason
         planned(taught("banked", augmentation))
 
 
+def halved(inputs: Any, ids: Tensor, view: Tensor) -> Any:
+    return {name: value.half() for name, value in inputs.items()}
+
+
+def first_alone(inputs: Any, ids: Tensor, view: Tensor) -> Any:
+    return {"first": inputs["first"]}
+
+
+def failing(inputs: Any, ids: Tensor, view: Tensor) -> Any:
+    return inputs["third"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            halved,
+            r"data: augmentation: 'first' came as float32 \(2, 6\) and has to stay that, but float16 \(2, 6\) came",
+        ),
+        (first_alone, "data: augmentation: 'second' came as .* but nothing came back"),
+        (failing, "data: augmentation: it fails on 2 rows: KeyError: 'third'"),
+    ],
+)
+def test_a_function_that_gives_something_else_is_found_before_training(change: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        planned(taught(augmentation=OwnAugmentation(change, views=2)))
+
+
 def test_a_stage_is_not_shared_with_other_views() -> None:
     kinds = [
         None,

@@ -16,7 +16,7 @@ from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
-from crossdistill.preflight import check_settings, rehearse
+from crossdistill.preflight import check_settings, check_views, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.source import Choices, choices_key, decide
 from crossdistill.stage import Stage
@@ -97,7 +97,7 @@ def prepare(
     Raises:
         RecipeError: every fault of every stage, collected.
     """
-    faults: list[str] = []
+    faults = [f"data: {fault}" for fault in check_views(dataset)]
     members: dict[str, Network] = {}
     for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
         try:

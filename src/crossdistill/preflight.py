@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
+from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
 from crossdistill.graphed import graph_faults
 from crossdistill.method import Method, Progress, Step
@@ -37,6 +38,18 @@ def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module]
         if name not in known
     ]
     return faults
+
+
+def check_views(dataset: Dataset) -> list[str]:
+    """Faults of the augmentation, tried on two rows."""
+    rows = dataset.splits["train"][:2]
+    try:
+        dataset.batch(rows, view=torch.ones_like(rows))
+    except CrossdistillError as error:
+        return [str(error)]
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+        return [f"augmentation: it fails on {len(rows)} rows: {type(error).__name__}: {' '.join(str(error).split())}"]
+    return []
 
 
 @torch.no_grad()

@@ -80,6 +80,12 @@ def test_changes_come_one_after_another_and_nothing_changes_by_default() -> None
     assert torch.equal(varied(both), varied(Variation(noise=0.1), varied(Variation(shift=(1, 1)))))
 
 
+def test_every_change_leaves_the_type_as_it_is() -> None:
+    assert varied(ALL, VALUE.half()).dtype == torch.float16
+    whole = Variations(inputs={"x": Variation(shift=(1, 1), flip=True)})
+    assert whole({"x": (VALUE * 9).to(torch.uint8)}, IDS, VIEW)["x"].dtype == torch.uint8
+
+
 ALL = Variation(shift=(2,), flip=True, hide=(0.3, 0.3), gain=0.2, noise=0.1)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from crossdistill.errors import SettingError, nearest
+from crossdistill.errors import SettingError, ShapeError, nearest
 from crossdistill.fingerprint import function_key
 from crossdistill.order import derived_seed
 from crossdistill.row_random import RowRandom
@@ -75,9 +75,9 @@ class Variation(BaseModel):
         if any(self.hide):
             value = _hidden(value, self.hide, draw("hide"))
         if self.gain:
-            value = value * _beside(1 + self.gain * (2 * draw("gain").uniform(1)[:, 0] - 1), value)
+            value = value * _beside(1 + self.gain * (2 * draw("gain").uniform(1)[:, 0] - 1), value).to(value.dtype)
         if self.noise:
-            value = value + self.noise * draw("noise").normal(*value.shape[1:])
+            value = value + (self.noise * draw("noise").normal(*value.shape[1:])).to(value.dtype)
         return value
 
     def faults(self, modality: str, value: Tensor) -> list[str]:
@@ -167,14 +167,29 @@ class OwnAugmentation:
 
 
 def in_views(augmentation: Augmentation, inputs: Inputs, ids: Tensor, view: Tensor) -> Inputs:
-    """Inputs of rows in their views; rows of view 0 stay as they are."""
+    """Inputs of rows in their views; rows of view 0 stay as they are.
+
+    Raises:
+        ShapeError: the augmentation does not give each modality as it came; says which.
+    """
     plain = view == 0
     if bool(plain.all()):
         return inputs
     changed = augmentation(inputs, ids, view)
+    for name, value in inputs.items():
+        found = _form(changed.get(name))
+        if found != _form(value):
+            raise ShapeError(
+                f"augmentation: {name!r} came as {_form(value)} and has to stay that, but {found} came back; it has to "
+                "give all rows of every modality that it is given, in their shape and type"
+            )
     if not bool(plain.any()):
         return changed
     return {name: torch.where(_beside(plain, value), value, changed[name]) for name, value in inputs.items()}
+
+
+def _form(value: Tensor | None) -> str:
+    return "nothing" if value is None else f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def drawn_views(augmentation: Augmentation, seed: int, epoch: int, ids: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
