@@ -112,7 +112,8 @@ def clear_command(
 
     found = find_banks(folder)
     if not (older or keep or everything) and found != [folder]:
-        raise SettingError(f"{folder} holds {len(found)} banks: say which with --older AGE, --keep SIZE or --all")
+        banks = "1 bank" if len(found) == 1 else f"{len(found)} banks"
+        raise SettingError(f"{folder} holds {banks}: say which with --older AGE, --keep SIZE or --all")
     entries = [entry(path) for path in found]
     chosen = entries
     if older or keep:

@@ -145,7 +145,7 @@ class Recipe(BaseModel):
     @field_serializer("data", mode="wrap")
     def _plain_data(self, value: Any, handler: Any) -> Any:
         if isinstance(value, Dataset):
-            views = {} if value.augmentation is None else {"views": value.augmentation.key}
+            views = {} if value.augmentation is None else {"augmentation": value.augmentation.key}
             return {LIVE: f"Dataset {value.name!r}", "fingerprint": value.fingerprint, **views}
         return handler(value)
 
