@@ -134,6 +134,19 @@ def test_a_function_that_gives_something_else_is_found_before_training(change: A
         planned(taught(augmentation=OwnAugmentation(change, views=2)))
 
 
+def test_settings_that_are_not_for_the_data_are_collected() -> None:
+    strange = Variations(inputs={"frist": Variation(flip=True), "second": Variation(shift=(1,) * 5)})
+    with pytest.raises(RecipeError) as caught:
+        planned(recipe(stage(KD(), trains=("student", "teacher-0:embde")), dataset=data(strange)))
+    for text in (
+        "no 'frist'; did you mean 'first'",
+        "inputs.second: shift has 5 numbers, but",
+        "embde",
+        "has 3 faults",
+    ):
+        assert text in str(caught.value)
+
+
 def test_a_stage_is_not_shared_with_other_views() -> None:
     kinds = [
         None,

@@ -107,7 +107,7 @@ def prepare(
                 members[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except CrossdistillError as error:
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
-    if faults:
+    if len(members) <= len(recipe.teachers):
         raise RecipeError(recipe.name, faults)
     cast = _Cast(recipe, dataset, members, device, chosen or {})
     jobs = []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
+from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
 from crossdistill.graphed import graph_faults
@@ -41,7 +42,10 @@ def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module]
 
 
 def check_views(dataset: Dataset) -> list[str]:
-    """Faults of the augmentation, tried on two rows."""
+    """Faults of the augmentation: of its settings, or what it does to two rows."""
+    found = dataset.augmentation.faults(dataset.inputs) if isinstance(dataset.augmentation, Variations) else []
+    if found:
+        return found
     rows = dataset.splits["train"][:2]
     try:
         dataset.batch(rows, view=torch.ones_like(rows))

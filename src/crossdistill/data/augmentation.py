@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from crossdistill.errors import SettingError, ShapeError, nearest
+from crossdistill.errors import ShapeError, nearest
 from crossdistill.fingerprint import function_key
 from crossdistill.order import derived_seed
 from crossdistill.row_random import RowRandom
@@ -121,27 +121,23 @@ class Variations(BaseModel):
 
         return {name: varied(name, value) for name, value in inputs.items()}
 
-    def check(self, inputs: Inputs) -> None:
-        """Hold the settings against the data.
-
-        Raises:
-            SettingError: nothing is varied; or every modality that is not there, and every change that does not fit.
-        """
+    def faults(self, inputs: Inputs) -> list[str]:
+        """Why these settings are not for such data: modalities that are not there, changes that do not fit."""
         if all(one == Variation() for one in self.inputs.values()):
-            raise SettingError(
-                "data.augmentation: it has settings, but nothing is varied; set data.augmentation.inputs.MODALITY."
-                f"CHANGE; the modalities are {', '.join(inputs)}, the changes {', '.join(Variation.model_fields)}"
-            )
-        faults = [
-            f"data.augmentation.inputs: the data have no {name!r}; {nearest(name, inputs)}"
-            for name in self.inputs
-            if name not in inputs
+            return [
+                "augmentation: it has settings, but nothing is varied; set data.augmentation.inputs.MODALITY.CHANGE; "
+                f"the modalities are {', '.join(inputs)}, the changes {', '.join(Variation.model_fields)}"
+            ]
+        strange = [name for name in self.inputs if name not in inputs]
+        return [
+            *(f"augmentation.inputs: the data have no {name!r}; {nearest(name, inputs)}" for name in strange),
+            *(
+                f"augmentation.inputs.{name}: {fault}"
+                for name, one in self.inputs.items()
+                if name in inputs
+                for fault in one.faults(name, inputs[name])
+            ),
         ]
-        for name, one in self.inputs.items():
-            if name in inputs:
-                faults += [f"data.augmentation.inputs.{name}: {fault}" for fault in one.faults(name, inputs[name])]
-        if faults:
-            raise SettingError("; ".join(faults))
 
 
 @dataclass(frozen=True)

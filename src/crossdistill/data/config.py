@@ -44,14 +44,9 @@ class DataConfig(BaseModel, abc.ABC):
     )
 
     def load(self, progress: Progress | None = None) -> Dataset:
-        """The data: from the cache folder where they are there, else built and kept.
-
-        Raises:
-            SettingError: the augmentation is not for these data.
-        """
+        """The data: from the cache folder where they are there, else built and kept."""
         built = self.build(progress or quiet)
         if self.augmentation != Variations():
-            self.augmentation.check(built.inputs)
             built = replace(built, augmentation=self.augmentation)
         return hide_labels(built, self.labelled, self.seed if self.label_seed is None else self.label_seed)
 
