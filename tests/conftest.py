@@ -6,15 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
-# Before the first import of the package: every annotation in it is then checked at run time.
+# Before the first import of the package, so there is none above: every annotation in it is then checked at run time.
 install_import_hook("crossdistill", "beartype.beartype")
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from filelock import FileLock  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".pytest_cache" / "crossdistill"

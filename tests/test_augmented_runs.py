@@ -86,10 +86,11 @@ def test_views_cost_banks_and_are_said(tmp_path: Path) -> None:
 
 
 class Remembering:
-    views = 2
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
 
     def change(self, inputs: Any, ids: Tensor, view: Tensor) -> Any:
-        return inputs
+        return {name: self.factor * value for name, value in inputs.items()}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,9 @@ def test_a_stage_is_not_shared_with_other_views() -> None:
         TWO,
         Variations(inputs=NOISY, views=3),
         Variations(inputs=NOISY),
-        OwnAugmentation(Remembering().change),
+        # Nothing tells what these are but what they make.
+        OwnAugmentation(Remembering(2.0).change),
+        OwnAugmentation(Remembering(3.0).change),
     ]
     keys = [planned(taught("live", one)).jobs[0].key for one in kinds]
     assert len(set(keys)) == len(keys)

@@ -111,11 +111,16 @@ def test_checking_reads_every_value(tmp_path: Path) -> None:
     assert [bool(one["fault"]) for one in as_json] == [one["path"] == str(path) for one in as_json]
 
 
-@pytest.mark.parametrize("damage", ["ids", "moved", "no ids"])
+@pytest.mark.parametrize("damage", ["ids", "huge", "flat", "moved", "no ids"])
 def test_checking_compares_a_bank_with_its_own_key(tmp_path: Path, damage: str) -> None:
     path = make(tmp_path, "one")
     wanted = {"ids": "do not hold the rows", "moved": "not where its key belongs", "no ids": "cannot be read"}
-    if damage == "ids":
+    wanted |= dict.fromkeys(("huge", "flat"), "do not hold the rows")
+    if damage == "huge":
+        np.save(path / "ids.npy", IDS.numpy() + 2**60)
+    elif damage == "flat":
+        np.save(path / "view.npy", np.int64(1))
+    elif damage == "ids":
         np.save(path / "ids.npy", IDS.numpy() + 1)
     elif damage == "moved":
         path.rename(tmp_path / "elsewhere")

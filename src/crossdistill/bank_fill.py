@@ -69,10 +69,11 @@ def fill(banks: Mapping[str, Bank], produce: Produce, advance: Callable[[], None
         StorageError: the disk is full or a file not writable; what was marked stays good.
         NonFiniteError: an output is NaN or Inf, as it comes or as it would be stored; names the samples.
     """
+    if not banks:
+        return
+    rows, blocks = next((bank.rows, bank.blocks) for bank in banks.values())
     with ExitStack() as stack:
         writers = {label: stack.enter_context(_Writer(bank)) for label, bank in banks.items()}
-        first = next(iter(banks.values()), None)
-        blocks = [] if first is None else first.blocks
         waiting = [n for n in range(len(blocks)) if any(not w.done(n) for w in writers.values())]
         clock = _Clock()
         told = False
@@ -80,8 +81,8 @@ def fill(banks: Mapping[str, Bank], produce: Produce, advance: Callable[[], None
             before = len(waiting)
             for number in list(waiting):
                 claimed = {label: writer for label, writer in writers.items() if writer.claim(number)}
-                if claimed and first is not None:
-                    ids, view = first.rows.part(*blocks[number])
+                if claimed:
+                    ids, view = rows.part(*blocks[number])
                     produced = produce(ids, view)
                     for label, writer in claimed.items():
                         clock.written(writer.write(number, ids, *produced[label]))

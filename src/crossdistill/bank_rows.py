@@ -25,10 +25,8 @@ class BankRows:
         self.ids = ids
         self.view = view
         self.views = 1 if view is None or not len(view) else int(view.max()) + 1
-        table = torch.full((self.views, int(ids.max()) + 1 if len(ids) else 1), ABSENT)
-        table[0 if view is None else view, ids] = torch.arange(len(ids))
         # For each device: the row by view and id, that of view 0 by id, and whether any lookup has failed there.
-        self._tables = {torch.device("cpu"): (table, table[0], torch.zeros((), dtype=torch.bool))}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._last: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._lookups = 0
 
@@ -78,9 +76,10 @@ class BankRows:
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
-            table, _, failed = self._tables[torch.device("cpu")]
-            moved = table.to(device)
-            self._tables[device] = (moved, moved[0], failed.to(device))
+            table = torch.full((self.views, int(self.ids.max()) + 1 if len(self.ids) else 1), ABSENT)
+            table[0 if self.view is None else self.view, self.ids] = torch.arange(len(self.ids))
+            table = table.to(device)
+            self._tables[device] = (table, table[0], torch.zeros((), dtype=torch.bool, device=device))
         return self._tables[device]
 
     def _absent(self, ids: Tensor, view: Tensor | None) -> str:

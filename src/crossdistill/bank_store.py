@@ -66,10 +66,10 @@ def opened(path: Path) -> Bank:
     for name in ("ids", "view"):
         try:
             arrays.append(torch.from_numpy(np.load(path / f"{name}.npy", allow_pickle=False)))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise BankDamaged(f"bank {path}: {name}.npy cannot be read: {error}") from error
     ids, view = arrays
-    sound = all(one.dtype == torch.int64 and one.shape == (len(ids),) and bool((one >= 0).all()) for one in arrays)
+    sound = all(one.dtype == torch.int64 and one.ndim == 1 for one in arrays) and len(ids) == len(view)
     rows = BankRows(ids, view if bool(view.any()) else None) if sound else None
     if rows is None or rows.key != key.rows:
         raise BankDamaged(f"bank {path}: ids.npy and view.npy do not hold the rows that its key was made of")

@@ -36,7 +36,8 @@ class Batch:
     """Rows of paired data; every tensor shares dimension 0.
 
     `inputs` maps a modality or a rendering of it ("image", "image@clip") to a tensor or a mapping of tensors.
-    `ids` are stable sample ids: the key of banks, queues and errors. `targets` hold `MISSING_TARGET` in rows that
+    `ids` are stable sample ids: the key of banks, queues and errors. `view` says in which seeded view each row is seen
+    (None: as it is, which is view 0). `targets` hold `MISSING_TARGET` in rows that
     have none; `labelled` marks the rows whose target the *student* may use (None: every row that has one).
     `present` says where a modality is there at all; an unlisted modality always is. `total_rows` counts the rows
     of the whole optimizer step, over all ranks and micro-batches: every loss is a sum over rows divided by it.

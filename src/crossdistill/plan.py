@@ -98,6 +98,9 @@ def prepare(
         RecipeError: every fault of every stage, collected.
     """
     faults = [f"data: {fault}" for fault in check_views(dataset)]
+    if faults:
+        # The other faults can still be found.
+        dataset = replace(dataset, augmentation=None)
     members: dict[str, Network] = {}
     for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
         try:
@@ -309,7 +312,7 @@ class _Cast:
         sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
         cast = {name: self.provenance[name] for name in {learner, *trained}} | sources
         # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
-        banked = choices_key(choices)
+        banked, views = choices_key(choices), _views_key(self.dataset)
         return key_hash(
             {
                 "schema": SCHEMA,
@@ -326,7 +329,7 @@ class _Cast:
                 "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
                 **({"banked": banked} if banked else {}),
-                **({"views": _views_key(self.dataset)} if self.dataset.augmentation is not None else {}),
+                **({"views": views} if views else {}),
             }
         )
 
@@ -350,11 +353,14 @@ def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
     return key_hash([name, recipe.seed, settings])
 
 
-def _views_key(dataset: Dataset) -> str:
-    """What makes the views of training rows; of something without a key, at least its kind."""
-    kind = type(dataset.augmentation)
-    own = None if dataset.augmentation is None else dataset.augmentation.key
-    return own or f"{kind.__module__}.{kind.__qualname__}"
+def _views_key(dataset: Dataset) -> str | None:
+    """What makes the views of training rows; of something without a key, what it makes of two of them."""
+    if dataset.augmentation is None or dataset.augmentation.key is not None:
+        return None if dataset.augmentation is None else dataset.augmentation.key
+    rows = dataset.splits["train"][:2]
+    plain = {name: value[rows] for name, value in dataset.inputs.items()}
+    seen = dataset.augmentation(plain, rows, torch.ones_like(rows))
+    return key_hash({name: tensor_hash(value) for name, value in seen.items()})
 
 
 def _visible(dataset: Dataset) -> Tensor:

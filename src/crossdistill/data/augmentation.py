@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -225,7 +225,7 @@ def _hidden(value: Tensor, most: tuple[float, ...], random: RowRandom) -> Tensor
     return value
 
 
-def _along(index: Float[Tensor, "B n"] | Tensor, value: Tensor, dimension: int) -> Tensor:
+def _along(index: Tensor, value: Tensor, dimension: int) -> Tensor:
     """Numbers for each row and each place along one dimension, shaped to go with a tensor of rows."""
     shape = [1] * value.ndim
     shape[0], shape[dimension] = len(value), value.shape[dimension]
