@@ -355,11 +355,14 @@ def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
 
 def _views_key(dataset: Dataset) -> str | None:
     """What makes the views of training rows; of something without a key, what it makes of two of them."""
-    if dataset.augmentation is None or dataset.augmentation.key is not None:
-        return None if dataset.augmentation is None else dataset.augmentation.key
+    own = dataset.augmentation
+    if own is None:
+        return None
+    if own.key is not None:
+        return own.key
     rows = dataset.splits["train"][:2]
     plain = {name: value[rows] for name, value in dataset.inputs.items()}
-    seen = dataset.augmentation(plain, rows, torch.ones_like(rows))
+    seen = own(plain, rows, torch.ones_like(rows))
     return key_hash({name: tensor_hash(value) for name, value in seen.items()})
 
 
