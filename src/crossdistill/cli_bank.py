@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -72,7 +73,7 @@ def check_command(
     if damaged:
         raise BankDamaged(f"{len(damaged)} of {len(entries)} banks are damaged")
     if not as_json:
-        typer.echo(f"{len(entries)} banks, none damaged")
+        typer.echo(f"{_banks(entries)}, none damaged")
 
 
 @bank.command("list")
@@ -91,7 +92,7 @@ def list_command(folder: Folder, as_json: AsJson = False) -> None:
             f"damaged: {one.fault}" if one.fault else f"{one.source} {one.want}, {one.rows:,} rows, {one.dtype}{filled}"
         )
         typer.echo(f"{size_text(one.bytes):>10}  used {_ago(one.idle_s):>7} ago  {what}  {one.path}")
-    typer.echo(f"{len(entries)} banks, {size_text(sum(one.bytes for one in entries))}")
+    typer.echo(f"{_banks(entries)}, {size_text(sum(one.bytes for one in entries))}")
 
 
 @bank.command("clear")
@@ -112,8 +113,7 @@ def clear_command(
 
     found = find_banks(folder)
     if not (older or keep or everything) and found != [folder]:
-        banks = "1 bank" if len(found) == 1 else f"{len(found)} banks"
-        raise SettingError(f"{folder} holds {banks}: say which with --older AGE, --keep SIZE or --all")
+        raise SettingError(f"{folder} holds {_banks(found)}: say which with --older AGE, --keep SIZE or --all")
     entries = [entry(path) for path in found]
     chosen = entries
     if older or keep:
@@ -128,6 +128,10 @@ def clear_command(
     if not dry_run:
         sweep(folder)
     typer.echo(f"{size_text(freed)} {'would be' if dry_run else 'are'} free")
+
+
+def _banks(found: Sequence[object]) -> str:
+    return f"{len(found)} bank{'' if len(found) == 1 else 's'}"
 
 
 def _number(text: str, units: dict[str, int], option: str, examples: str) -> float:
