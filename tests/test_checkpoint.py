@@ -15,14 +15,13 @@ from crossdistill.checkpoint import (
     drop_checkpoints,
     flatten,
     load_outcome,
-    load_weights,
     newest_checkpoint,
-    read_weights,
     restore,
     save_checkpoint,
     save_outcome,
 )
 from crossdistill.errors import DataError, RunError, ShapeError
+from crossdistill.tensor_file import load_weights, read_weights
 
 
 def saved(folder: Path, stage: int, epoch: int, step: int, keep: int = 9, **state: Any) -> None:

@@ -60,6 +60,8 @@ LAYERS = (
         "initial",
         "outcome",
         "student",
+        "student_folder",
+        "tensor_file",
     },
     {
         "recipes",

@@ -18,6 +18,7 @@ from crossdistill.errors import DataError, RunError, SettingError, ShapeError, S
 from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig
 from crossdistill.student import load_student, model_card, save_student
+from crossdistill.student_folder import sealed
 from crossdistill.testing import toy_dataset
 
 MODEL = NetworkConfig(model="small-image", reads=("picture",))
@@ -91,7 +92,7 @@ def test_a_foreign_module_is_passed_in_never_imported(tmp_path: Path, monkeypatc
     config = json.loads((tmp_path / "student" / "config.json").read_text())
     assert config["model"] == {"class": f"{__name__}.Foreign"}
     config["model"]["class"] = "evil_module.Evil"
-    (tmp_path / "student" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "student" / "config.json").write_text(sealed(config))
     (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SettingError, match=r"is a 'evil_module\.Evil', which is not in the table .* never imported"):
@@ -153,7 +154,8 @@ def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], objec
     def harm(path: Path) -> object:
         config = json.loads((path / "config.json").read_text())
         changed = change(config)
-        return (path / "config.json").write_text(json.dumps(config if changed is None else changed))
+        changed = config if changed is None else changed
+        return (path / "config.json").write_text(sealed(changed) if isinstance(changed, dict) else json.dumps(changed))
 
     return harm
 
@@ -167,11 +169,12 @@ def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], objec
         (
             rewritten(lambda config: config.pop("reads") and None),
             RunError,
-            r"config\.json is damaged: KeyError: 'reads'",
+            r"config\.json is damaged: reads",
         ),
         (rewritten(lambda config: {**config, "model": 3}), RunError, r"config\.json is damaged"),
         (rewritten(lambda config: {**config, "inputs": [1]}), RunError, r"config\.json is damaged"),
-        (rewritten(lambda config: {**config, "model": {"name": "small-image"}}), ShapeError, "do not fit"),
+        (rewritten(lambda config: {**config, "model": {"name": "small-image"}}), RunError, "None classes, and 3"),
+        (rewritten(lambda config: {**config, "classes": ["a"] * 9}), RunError, "3 classes, and 9"),
         (lambda path: (path / "model.safetensors").unlink(), DataError, r"model\.safetensors: there is no such file"),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 50), DataError, r"model\.safetensors: damaged"),
         (lambda path: (path / "preparation.safetensors").write_bytes(b""), DataError, r"preparation\.safetensors: dam"),

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from crossdistill.errors import DataError, RunError, ShapeError
+from crossdistill.errors import RunError
 from crossdistill.storage import atomic_folder, file_hash, write_json
 
 log = logging.getLogger("crossdistill")
@@ -112,44 +111,6 @@ def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> 
     for name, module in modules.items():
         start = f"{name}/"
         module.load_state_dict({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        DataError: it is not there, damaged, or no such file; names it.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: damaged, or no safetensors file: {error}") from error
-
-
-def load_weights(module: nn.Module, path: Path, who: str) -> None:
-    """Load a safetensors file into a module, strictly.
-
-    Raises:
-        DataError: the file cannot be read.
-        ShapeError: it does not fit; says which weights are missing, unknown, or of another shape.
-    """
-    found = read_weights(path)
-    wanted = module.state_dict()
-    faults = {
-        "missing": [name for name in wanted if name not in found],
-        "unknown": [name for name in found if name not in wanted],
-        "of another shape": [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-            for name, value in wanted.items()
-            if name in found and found[name].shape != value.shape
-        ],
-    }
-    said = [f"{what}: {', '.join(n[:3])}{f' and {len(n) - 3} more' * (len(n) > 3)}" for what, n in faults.items() if n]
-    if said:
-        raise ShapeError(f"the weights in {path} do not fit {who}; {'; '.join(said)}")
-    module.load_state_dict(found)
 
 
 def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from crossdistill.checkpoint import load_weights
 from crossdistill.claim import RECIPE
 from crossdistill.devices import Devices
 from crossdistill.errors import ResumeError
@@ -22,6 +21,7 @@ from crossdistill.method import STUDENT
 from crossdistill.network import Network
 from crossdistill.recipe import Recipe
 from crossdistill.storage import atomic_folder, write_json
+from crossdistill.tensor_file import load_weights
 
 FOLDER, PRINTS = "initial", "fingerprints.json"
 

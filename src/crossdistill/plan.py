@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
-from crossdistill.checkpoint import flatten, load_weights
+from crossdistill.checkpoint import flatten
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.fingerprint import fingerprint, tensor_hash
@@ -22,6 +22,7 @@ from crossdistill.source import Choices, choices_key, decide
 from crossdistill.stage import Stage
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Live, Masked, Shuffled, Teacher
+from crossdistill.tensor_file import load_weights
 
 SCHEMA = 1
 """Changes whenever the same key would stand for other numbers."""

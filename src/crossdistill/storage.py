@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from crossdistill.errors import StorageError
+
+NO_FILE = "there is no such file"
 
 
 @contextmanager
@@ -94,6 +97,29 @@ def reserve(file: int, size: int) -> None:
 def flush(file: int) -> None:
     """Bring what was written to an open file to the disk."""
     getattr(os, "fdatasync", os.fsync)(file)
+
+
+def file_fault(path: Path, *, links: bool = True) -> str | None:
+    """Why a path cannot be read as a file, without opening it: what waits for a writer or never ends is none.
+
+    Without `links` a symbolic link is refused too: it would lead out of a folder that came from elsewhere.
+    """
+    try:
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            if not links:
+                return "is a symbolic link, which is not followed out of this folder; put the file itself there"
+            found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_FILE
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    except ValueError:
+        return "is no name of a file"
+    if stat.S_ISREG(found.st_mode):
+        return None
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return f"is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file"
 
 
 def file_hash(path: Path) -> str:

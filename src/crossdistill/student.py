@@ -1,6 +1,5 @@
 """The product: a folder that holds the student alone, and loads without the rest of the library's world."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
-from crossdistill.checkpoint import load_weights, read_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.decode import decode
-from crossdistill.errors import RunError, SettingError
-from crossdistill.models import MODELS, build_network
+from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError
+from crossdistill.models import build_network, check_options, is_model
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
 from crossdistill.recipe import NetworkConfig
-from crossdistill.storage import atomic_folder
-
-WEIGHTS, CONFIG, PREPARATION, CARD = "model.safetensors", "config.json", "preparation.safetensors", "README.md"
-FORMAT = 1
+from crossdistill.storage import NO_FILE, atomic_folder, file_fault, file_hash
+from crossdistill.student_folder import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    PREPARATION,
+    WEIGHTS,
+    ForeignModel,
+    StudentConfig,
+    read_config,
+    sealed,
+)
+from crossdistill.tensor_file import check_weights, load_weights, read_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ def save_student(path: Path, network: Network, given: NetworkConfig | Network, d
     """Write the student's folder: weights, config, preparation tensors and model card; no time and no path inside.
 
     Raises:
+        NonFiniteError: a weight is NaN or infinite; nothing is written.
         StorageError: it could not be written.
     """
     if isinstance(given, NetworkConfig):
@@ -97,62 +105,122 @@ def save_student(path: Path, network: Network, given: NetworkConfig | Network, d
     parameters = {
         f"{name}/{key}": value.contiguous() for name, spec in specs.items() for key, value in spec.parameters.items()
     }
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.module.state_dict().items()}
+    wrong = [*_not_finite(weights, network.module), *_not_finite(parameters)]
+    if wrong:
+        raise NonFiniteError(
+            f"the student in {path} is not written: {', '.join(wrong[:3])}{_more(wrong)}. Its training has diverged: "
+            "take a smaller learning rate, or clip gradients"
+        )
     with atomic_folder(path) as temporary:
-        weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.module.state_dict().items()}
         save_file(weights, temporary / WEIGHTS)
         if parameters:
             save_file(parameters, temporary / PREPARATION)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written = [name for name in (WEIGHTS, PREPARATION) if (temporary / name).is_file()]
+        files = {name: file_hash(temporary / name) for name in written}
+        (temporary / CONFIG).write_text(sealed({**config, "files": files}), encoding="utf-8")
         (temporary / CARD).write_text(card, encoding="utf-8")
 
 
 def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
-    """Load a student's folder.
+    """Load a student's folder, once every file that its answers depend on is what was written.
 
     A class that the folder names is never imported: a module that is not in the table of models is passed in, as a
-    `Network` where inputs or results take a way of their own.
+    `Network` where inputs or results take a way of their own. The model card may have been edited.
 
     Raises:
-        RunError: the folder is not a student's, or its config is damaged.
-        DataError: a file of weights cannot be read; names it.
-        SettingError: the student's module is foreign, and none was passed in.
+        RunError: the folder is not a student's, or its config is damaged, was edited, or is of another format.
+        DataError: a file of tensors is missing, is not what was written, or holds NaN; names it.
+        SettingError: the student's module is foreign, and none was passed in; or the model takes no such options.
         ShapeError: the weights do not fit the module.
     """
-    path = Path(path)
-    path = path / "student" if (path / "student" / CONFIG).is_file() else path
-    if not (path / CONFIG).is_file():
-        unfinished = (path / "recipe.yaml").is_file()
-        raise RunError(
-            f"{path} holds no student yet; finish its run with: crossdistill run {path} --resume"
-            if unfinished
-            else f"{path} is neither a run's folder nor a student's: there is no {CONFIG} in it"
-        )
-    fitted = read_weights(path / PREPARATION) if (path / PREPARATION).is_file() else {}
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        model, reads = dict(config["model"]), tuple(config["reads"])
-        known, options = str(model.get("name", "")), dict(model.get("options", {}))
-        specs = {name: _spec(name, spec, fitted) for name, spec in config["inputs"].items()}
-        classes, taps = tuple(config["classes"]), tuple(config["taps"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path / CONFIG} is damaged: {type(error).__name__}: {error}") from error
+    path = student_folder(Path(path))
+    config = read_config(path)
+    specs = _specs(path, config)
     if module is not None:
-        network = module if isinstance(module, Network) else Network(module, reads, taps)
-    elif known in MODELS:
-        network = build_network(known, reads, **options)
+        network = module if isinstance(module, Network) else Network(module, config.reads, config.taps)
     else:
-        what = known or model.get("class")
+        network = _of_table(path, config)
+    weights = path / WEIGHTS
+    load_weights(network.module, weights, network.name)
+    wrong = _not_finite(network.module.state_dict(), network.module)
+    if wrong:
+        raise DataError(f"{weights}: {', '.join(wrong[:3])}{_more(wrong)}")
+    return Student(network, config.classes, specs)
+
+
+def student_folder(path: Path) -> Path:
+    """The student's folder inside a run's, or the folder itself.
+
+    Raises:
+        RunError: it is neither.
+    """
+    for folder in (path / "student", path):
+        if file_fault(folder / CONFIG) != NO_FILE:
+            return folder
+    if file_fault(path / "recipe.yaml") is None:
+        raise RunError(f"{path} holds no student yet; finish its run with: crossdistill run {path} --resume")
+    raise RunError(f"{path} is neither a run's folder nor a student's: there is no {CONFIG} in it")
+
+
+def _of_table(path: Path, config: StudentConfig) -> Network:
+    """The network that a config names, built once its options and the weights' sizes are known to be right."""
+    model = config.model
+    if isinstance(model, ForeignModel) or not is_model(model.name):
+        what = model.class_name if isinstance(model, ForeignModel) else model.name
         raise SettingError(
             f"the student in {path} is a {what!r}, which is not in the table of models; a class that a folder names "
             "is never imported by itself: build the module yourself and call load_student(path, module=...)"
         )
-    load_weights(network.module, path / WEIGHTS, network.name)
-    return Student(network, classes, specs)
+    if model.options.get("classes") != len(config.classes):
+        raise RunError(
+            f"{path / CONFIG} is damaged: the model has {model.options.get('classes')!r} classes, and "
+            f"{len(config.classes)} have names"
+        )
+    check_options(model.name, model.options)
+    # First without memory: sizes that a folder names are those of its weights, or they are not built.
+    with torch.device("meta"):
+        empty = build_network(model.name, config.reads, **model.options)
+    check_weights(empty.module, path / WEIGHTS, empty.name)
+    network = build_network(model.name, config.reads, **model.options)
+    if network.taps != config.taps:
+        raise RunError(f"{path / CONFIG} is damaged: {model.name} has the taps {network.taps}, not {config.taps}")
+    return network
 
 
-def _spec(name: str, values: Mapping[str, Any], fitted: Mapping[str, Tensor]) -> InputSpec:
-    own = {key.partition("/")[2]: value for key, value in fitted.items() if key.partition("/")[0] == name}
-    return InputSpec(values["kind"], tuple(values["shape"]), values["options"], own)
+def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:
+    """What the student reads, each with its own of the preparation's tensors."""
+    file = path / PREPARATION
+    fitted = read_weights(file) if PREPARATION in dict(config.files) else {}
+    wrong = _not_finite(fitted)
+    if wrong:
+        raise DataError(f"{file}: {', '.join(wrong[:3])}{_more(wrong)}")
+    specs = {}
+    for name, spec in config.inputs.items():
+        own = {key.removeprefix(f"{name}/"): fitted[key] for key in fitted if key.rpartition("/")[0] == name}
+        specs[name] = InputSpec(spec.kind, spec.shape, spec.options, own)
+    unknown = [key for key in fitted if key.rpartition("/")[0] not in specs]
+    if unknown:
+        raise DataError(f"{file}: holds {unknown[0]!r}, and the student reads {', '.join(map(repr, config.reads))}")
+    return specs
+
+
+def _not_finite(tensors: Mapping[str, Tensor], module: nn.Module | None = None) -> list[str]:
+    """What no trained network holds, by name. A buffer may be -Inf, as the masks of attention are."""
+    buffers = () if module is None else {name for name, _ in module.named_buffers()}
+    found = []
+    for name, value in tensors.items():
+        if value.is_floating_point() or value.is_complex():
+            wrong = ~value.isfinite()
+            if name in buffers and not value.is_complex():
+                wrong &= ~value.isneginf()
+            if wrong.any():
+                found.append(f"{name!r} holds NaN or Inf in {int(wrong.sum()):,} of {value.numel():,} numbers")
+    return found
+
+
+def _more(found: Sequence[str]) -> str:
+    return f" and {len(found) - 3} more" if len(found) > 3 else ""
 
 
 def model_card(

@@ -10,6 +10,7 @@ import yaml
 from command_line import Command, Said, process
 
 from crossdistill.recipes import make
+from crossdistill.student_folder import sealed
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 
@@ -321,7 +322,7 @@ def test_files_that_a_student_cannot_read(finished_run: Path, tmp_path: Path, cr
     [
         ("model.safetensors", b"\x08\x00", ["model.safetensors: damaged"]),
         ("config.json", b"{", ["config.json is damaged"]),
-        ("config.json", b'{"model": 3}', ["config.json is damaged"]),
+        ("config.json", b'{"model": 3}', ["config.json is of format none", "reads format 2"]),
         ("preparation.safetensors", b"x", ["preparation.safetensors: damaged"]),
     ],
 )
@@ -344,7 +345,7 @@ def test_a_student_of_a_foreign_class_is_not_imported(
     folder.mkdir()
     for path in (finished_run / "student").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(sealed(config))
     has(crossdistill("predict", folder, "x.png"), "'os.system'", "never imported by itself", "module=")
 
 

@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import nn
 
 from crossdistill.errors import SettingError, nearest
@@ -81,21 +83,62 @@ MODELS: Mapping[str, Model] = {
 }
 
 
+ENTRY_POINTS = "crossdistill.models"
+
+
+def names() -> list[str]:
+    """Every model: of the table, then of other packages."""
+    return [*MODELS, *(point.name for point in entry_points(group=ENTRY_POINTS) if point.name not in MODELS)]
+
+
+def is_model(name: str) -> bool:
+    """Whether the table, or an installed package, has a model of that name; imports nothing."""
+    return name in names()
+
+
 def find_model(name: str) -> Model:
     """An entry of the table, or of another package's entry point in the group `crossdistill.models`.
 
     Raises:
-        SettingError: no model has that name; says the nearest.
+        SettingError: no model has that name (says the nearest), or the package that offers it is broken.
     """
     if name in MODELS:
         return MODELS[name]
-    others = {point.name: point for point in entry_points(group="crossdistill.models")}
+    others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in others:
         raise SettingError(f"no model is called {name!r}; {nearest(name, [*MODELS, *others])}")
-    loaded = others[name].load()
+    try:
+        loaded = others[name].load()
+    except Exception as error:  # another package's program may fail in any way
+        raise SettingError(
+            f"model {name!r}: {others[name].value} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(loaded, Model):
         raise SettingError(f"the entry point {name!r} of {others[name].value!r} is no crossdistill.models.Model")
     return loaded
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Hold options that came out of a file against the model's own signature: names and types.
+
+    Raises:
+        SettingError: no such option, or a value of another type than its annotation says.
+    """
+    made = find_model(name).make()
+    known = inspect.signature(made).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+        return
+    hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
+    for option, value in options.items():
+        if option not in known:
+            raise SettingError(f"model {name!r} has no option {option!r}; {nearest(option, known)}")
+        try:
+            # As JSON: there a list is what a tuple is written as.
+            TypeAdapter(hints.get(option, Any)).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            raise SettingError(f"model {name!r}: option {option!r}: {error.errors()[0]['msg']}") from error
+        except PydanticSchemaGenerationError:
+            continue
 
 
 def build_network(name: str, reads: tuple[str, ...] | None = None, **options: Any) -> Network:
