@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
 from crossdistill.data.dataset import Dataset
-from crossdistill.data.decode import decode
-from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError
-from crossdistill.models import build_network, check_options, is_model
+from crossdistill.data.decode import decode, prepare_array
+from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
+from crossdistill.models import MODELS, build_network, check_options, is_model
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
 from crossdistill.recipe import NetworkConfig
@@ -30,6 +32,9 @@ from crossdistill.student_folder import (
     sealed,
 )
 from crossdistill.tensor_file import check_weights, load_weights, read_weights
+
+Example = Path | str | NDArray[Any] | Tensor
+"""A file, or an array or tensor of one example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +59,71 @@ class Student:
 
         Raises:
             SignalError: a modality that the student reads is not there.
+            ShapeError: an example has another shape than in training, or modalities have different numbers of rows.
         """
-        rows = len(next(iter(inputs.values())))
+        for name in self.network.reads:
+            value, spec = inputs.get(name), self.inputs.get(name)
+            if isinstance(value, Tensor) and spec is not None and tuple(value.shape[1:]) != tuple(spec.shape):
+                raise ShapeError(
+                    f"{name!r} has the shape {tuple(value.shape)}; this student reads (rows, "
+                    f"{', '.join(map(str, spec.shape))}), as in training"
+                )
+        rows = len(next(iter(inputs.values()), ()))
         outputs: Outputs = self.network(Batch(dict(inputs), torch.arange(rows)))
         return outputs.need(Want.LOGITS)
 
-    def predict(self, files: Sequence[Path | str]) -> list[Prediction]:
-        """The class of each file, prepared exactly as in training.
+    def predict(self, examples: Example | Sequence[Example]) -> list[Prediction]:
+        """The class of each example: files, or arrays and tensors in memory, prepared exactly as in training.
+
+        An array or a tensor is one example, in any of the forms that a `.npy` file may have, or a batch of the
+        network's own inputs (rows, ...). A sequence may mix files and single examples.
 
         Raises:
-            SettingError: the student reads several modalities, so that one file is not an example.
-            DataError: a file that cannot be read; names it.
+            SettingError: the student reads several modalities, so that one file is not an example; or its classes have
+                no names.
+            DataError: a file or an array that cannot be read; names it.
+            NonFiniteError: a logit is NaN or infinite.
         """
         if len(self.network.reads) != 1:
             raise SettingError(f"this student reads {', '.join(self.network.reads)}; use logits() with all of them")
-        if not files:
-            return []
+        if not self.classes:
+            raise SettingError("this student's classes have no names: its data had none; use logits()")
         (modality,) = self.network.reads
-        rows = torch.stack([decode(self.inputs[modality], Path(file)) for file in files])
-        probabilities = self.logits({modality: rows}).softmax(1)
-        best = probabilities.max(1)
+        rows = _rows(self.inputs[modality], examples)
+        if not len(rows):
+            return []
+        logits = self.logits({modality: rows})
+        if logits.shape[1:] != (len(self.classes),):
+            raise ShapeError(
+                f"{self.network.name} gives logits {tuple(logits.shape)} (batch first), and there are "
+                f"{len(self.classes)} classes"
+            )
+        if not logits.isfinite().all():
+            row = int((~logits.isfinite()).any(1).nonzero()[0, 0])
+            raise NonFiniteError(f"{self.network.name} gives logits that are NaN or Inf for example {row} (from 0)")
+        best = logits.softmax(1).max(1)
         return [
             Prediction(self.classes[int(index)], float(value))
             for index, value in zip(best.indices, best.values, strict=True)
         ]
+
+
+def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Tensor:
+    """Prepared examples, stacked."""
+    if isinstance(examples, np.ndarray | Tensor):
+        if examples.ndim == len(spec.shape) + 1 and tuple(examples.shape[1:]) == tuple(spec.shape):
+            parts = [prepare_array(spec, one, f"row {row}") for row, one in enumerate(examples)]
+        else:
+            parts = [prepare_array(spec, examples, "the array")]
+    else:
+        several = [examples] if isinstance(examples, str | Path) else examples
+        parts = [
+            prepare_array(spec, one, f"example {number}")
+            if isinstance(one, np.ndarray | Tensor)
+            else decode(spec, Path(one))
+            for number, one in enumerate(several)
+        ]
+    return torch.stack(parts) if parts else torch.empty(0)
 
 
 def save_student(path: Path, network: Network, given: NetworkConfig | Network, dataset: Dataset, card: str) -> None:
@@ -182,10 +228,21 @@ def _of_table(path: Path, config: StudentConfig) -> Network:
     with torch.device("meta"):
         empty = build_network(model.name, config.reads, **model.options)
     check_weights(empty.module, path / WEIGHTS, empty.name)
+    if model.name in MODELS:
+        # Another package's network may look at values, which there are none of.
+        _check_inputs(path, config, empty)
     network = build_network(model.name, config.reads, **model.options)
     if network.taps != config.taps:
         raise RunError(f"{path / CONFIG} is damaged: {model.name} has the taps {network.taps}, not {config.taps}")
     return network
+
+
+def _check_inputs(path: Path, config: StudentConfig, empty: Network) -> None:
+    """Whether a network takes inputs of the shapes that a config names: it is run on the device "meta"."""
+    inputs = {name: torch.empty(1, *spec.shape, device="meta") for name, spec in config.inputs.items()}
+    logits = empty.eval()(Batch(inputs, torch.empty(1, dtype=torch.int64, device="meta"))).need(Want.LOGITS)
+    if logits.shape[1:] != (len(config.classes),):
+        raise ShapeError(f"{path}: {empty.name} gives {logits.shape[1:]}, for {len(config.classes)} classes")
 
 
 def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:

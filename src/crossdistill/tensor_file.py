@@ -17,6 +17,11 @@ from crossdistill.storage import file_fault
 HEADER_BYTES = 100_000_000
 """safetensors' own limit."""
 MOST_NAME = 1000
+TYPES = (
+    *("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "C64"),
+    *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"),
+)
+"""Of numbers, as safetensors writes them."""
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -55,7 +60,7 @@ def _shapes(header: Any, held: int) -> Shapes:
         plain: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
         kind, shape, offsets = plain.get("dtype"), _whole(plain.get("shape")), _whole(plain.get("data_offsets"))
         room = offsets[1] - offsets[0] if len(offsets) == 2 and offsets[1] <= held else -1
-        if not isinstance(kind, str) or len(name) > MOST_NAME or room < 0 or math.prod(shape) > 8 * room:
+        if kind not in TYPES or len(name) > MOST_NAME or room < 0 or math.prod(shape) > 8 * room:
             raise ValueError(f"its header's entry {name[:80]!r} promises what the file does not hold")
         found[name] = (kind, shape)
     return found

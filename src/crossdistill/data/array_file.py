@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.errors import DataError
+from crossdistill.storage import file_fault
 
 MAGIC = b"\x93NUMPY"
 
@@ -17,15 +18,24 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     Raises:
         DataError: the file is missing, truncated, pickled, or not a `.npy` file; names it.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
-    with path.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            raise DataError(f"{path}: not a .npy file")
+    fault = file_fault(path)
+    if fault is not None:
+        raise DataError(f"{path}: {fault}")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: truncated, or not an array of numbers: {error}") from error
+        with path.open("rb") as stream:
+            if stream.read(len(MAGIC)) != MAGIC:
+                raise DataError(f"{path}: not a .npy file")
+        # Mapped first: memory is taken only once the file is known to hold what its header promises.
+        with np.errstate(over="ignore"):
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, SyntaxError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: truncated, or not an array of numbers: {said}") from error
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: holds {array.dtype}; wanted numbers")
-    return array
+        raise DataError(f"{path}: holds {str(array.dtype)[:80]}; wanted numbers")
+    return array if mapped else np.array(array)
+
+
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers as PyTorch takes them: this machine's byte order, in order, in memory that can be written."""
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")

@@ -14,7 +14,7 @@ from crossdistill.batch import InputSpec
 from crossdistill.data.array_file import read_array
 from crossdistill.data.config import Progress
 from crossdistill.data.dataset import Dataset, Licence
-from crossdistill.data.prepare import MIN_MAX, limits, normalise
+from crossdistill.data.prepare import MIN_MAX, example_shapes, limits, normalise
 from crossdistill.data.split import choose_rows, paper_split
 from crossdistill.data.stored import map_array, store
 from crossdistill.errors import DataError
@@ -92,7 +92,7 @@ def build_from_arrays(
 
 def _check(kind: str, part: NDArray[Any], targets: NDArray[Any], path: Path, target_path: Path) -> None:
     wanted = SHAPES[kind]
-    allowed = [wanted, wanted[1:], (int(np.prod(wanted)),)]
+    allowed = example_shapes(wanted)
     if part.shape[1:] not in allowed:
         raise DataError(f"{path}: examples have shape {part.shape[1:]}; wanted one of {', '.join(map(str, allowed))}")
     if targets.size != len(part):

@@ -4,6 +4,7 @@ Data sets are built with these functions and `decode` reads files with them, so 
 time what it saw in training.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -41,14 +42,22 @@ def mean_and_deviation(mean: float, deviation: float) -> dict[str, Any]:
     return {"kind": "mean and standard deviation", "mean": mean, "deviation": deviation}
 
 
-def prepare_pictures(pictures: Float[Tensor, "B H W"], spec: InputSpec) -> Float[Tensor, "B 1 H W"]:
-    """Grey pictures in [0, 1], bright strokes on dark ground, weakened and normalised."""
-    if tuple(pictures.shape[1:]) != tuple(spec.shape[1:]):
-        raise ShapeError(f"pictures are {tuple(pictures.shape[1:])}, but the network reads {tuple(spec.shape[1:])}")
+def example_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes in which an example of an array may come: as it is and, of one channel, without it, or in one row."""
+    return list(dict.fromkeys([shape, shape[1:], (math.prod(shape),)])) if shape[:1] == (1,) else [shape]
+
+
+def prepare_pictures(pictures: Float[Tensor, "B *shape"], spec: InputSpec) -> Float[Tensor, "B *input"]:
+    """Pictures in [0, 1], weakened and normalised where their specification says so; grey ones without a channel."""
+    own = tuple(spec.shape)
+    if tuple(pictures.shape[1:]) not in (own, own[1:] if own[:1] == (1,) else own):
+        raise ShapeError(f"pictures are {tuple(pictures.shape[1:])}, but the network reads {own}")
     flat = pictures.flatten(1)
     if "basis" in spec.parameters:
         flat = weaken(flat, spec.parameters["mean"], spec.parameters["basis"])
-    return normalise(flat.reshape(len(flat), *spec.shape), spec.options["normalisation"])
+    shaped = flat.reshape(len(flat), *own)
+    how = spec.options.get("normalisation")
+    return shaped if how is None else normalise(shaped, how)
 
 
 def prepare_sound(waves: Float[Tensor, "B samples"], spec: InputSpec) -> Float[Tensor, "B 1 bands frames"]:

@@ -1,15 +1,26 @@
 """Reading recordings (wav, flac, ogg, mp3), and telling a truncated one from a short one."""
 
+import logging
 import struct
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdistill.data.input_options import HIGHEST_RATE, LOWEST_RATE, MOST_SAMPLES
 from crossdistill.errors import DataError, MissingExtraError
+from crossdistill.storage import file_fault
+
+log = logging.getLogger("crossdistill")
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+BLOCK_NUMBERS = 2**20
+"""Numbers of all channels that are read together."""
+CANCELLED = 1e-4
+"""Share of the channels' mean power below which their mean is silence: 40 decibels less."""
 
 _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
 """What streaming writers leave in a wav header whose length they did not know."""
@@ -23,22 +34,25 @@ def read_sound(path: Path, sample_rate: int | None = None) -> tuple[NDArray[np.f
         MissingExtraError: soundfile, or soxr where the rate changes, is not installed.
     """
     soundfile = _import("soundfile", "reading recordings")
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+    fault = file_fault(path)
+    if fault is not None:
+        raise DataError(f"{path}: {fault}")
     _check_complete(path)
     try:
         with soundfile.SoundFile(str(path)) as stream:
             found = int(stream.samplerate)
+            _check_promise(path, found, int(stream.frames))
+            mono = _mono(path, stream)
             promised = int(stream.frames)
-            samples = stream.read(dtype="float32", always_2d=True)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not a readable sound file: {error}") from error
     # An mp3 states no exact length: what its decoder guessed beforehand is no promise.
-    if path.suffix.lower() != ".mp3" and len(samples) < promised:
-        raise DataError(f"{path}: truncated: it promises {promised:,} samples and holds {len(samples):,}")
-    if len(samples) == 0:
+    if path.suffix.lower() != ".mp3" and len(mono) < promised:
+        raise DataError(f"{path}: truncated: it promises {promised:,} samples and holds {len(mono):,}")
+    if len(mono) == 0:
         raise DataError(f"{path}: holds no samples")
-    mono = samples.mean(1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise DataError(f"{path}: holds NaN or Inf")
     return (
@@ -46,6 +60,40 @@ def read_sound(path: Path, sample_rate: int | None = None) -> tuple[NDArray[np.f
         if sample_rate in (None, found)
         else (resample(mono, found, int(sample_rate or 0)), int(sample_rate or 0))
     )
+
+
+def _check_promise(path: Path, rate: int, samples: int) -> None:
+    """Whether a header can be true: by it, memory is taken and everything is resampled."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise DataError(f"{path}: says that it has {rate:,} Hz; wanted {LOWEST_RATE:,} to {HIGHEST_RATE:,}")
+    if path.suffix.lower() == ".mp3" or samples <= MOST_SAMPLES:
+        return
+    if samples >= 2**62:
+        raise DataError(f"{path}: does not say how long it is, as files from a stream do; write it to a file again")
+    raise DataError(f"{path}: promises {samples:,} samples; at most {MOST_SAMPLES:,} are read: cut it into parts")
+
+
+def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
+    """The mean of all channels, read in parts; says where channels cancel each other."""
+    parts, held = [], 0
+    loud, left = 0.0, 0.0
+    while len(block := stream.read(BLOCK_NUMBERS // stream.channels, dtype="float32", always_2d=True)):
+        parts.append(block.mean(1, dtype=np.float32))
+        held += len(block)
+        if held > MOST_SAMPLES:
+            raise DataError(f"{path}: holds more than {MOST_SAMPLES:,} samples: cut it into parts")
+        with np.errstate(all="ignore"):
+            loud += float(np.square(block, dtype=np.float64).mean(1).sum())
+            left += float(np.square(parts[-1], dtype=np.float64).sum())
+    if stream.channels > 1 and left < CANCELLED * loud:
+        log.warning(
+            "%s: its %d channels cancel each other: their mean, which is read, has %.2g of their power. Is one of them "
+            "inverted? Give one channel alone",
+            path,
+            stream.channels,
+            left / loud,
+        )
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def resample(wave: NDArray[np.float32], found: int, wanted: int) -> NDArray[np.float32]:

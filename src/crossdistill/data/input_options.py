@@ -1,0 +1,147 @@
+"""The options of an `InputSpec` as typed settings, so that a file is turned into a tensor by numbers that can be."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from crossdistill.batch import InputSpec
+from crossdistill.errors import DataError
+
+LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
+"""Hertz. Below, a second of sound is no word; above, no recorder is."""
+MOST_SAMPLES = 2**28
+"""Of one recording: 1 GiB in single precision, 4.6 hours at 16 kHz."""
+MOST_BINS = 2**28
+"""Frequencies times frames of one spectrogram."""
+MOST_FILTERS = 2**24
+"""Bands times frequencies of the mel filters."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Options(BaseModel):
+    # What else an own data set writes there is for people.
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+
+class PerSample(_Options):
+    """Each example to [0, 1] by itself."""
+
+    kind: Literal["per-sample min-max"]
+
+
+class MinMax(_Options):
+    """Two values, measured on the training split, become 0 and 1."""
+
+    kind: Literal["min-max"]
+    low: Finite
+    high: Finite
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MinMax":
+        if not self.low < self.high:
+            raise ValueError(f"wanted low < high, found {self.low:g} and {self.high:g}")
+        return self
+
+
+class MeanAndDeviation(_Options):
+    """Two numbers, measured on the training split."""
+
+    kind: Literal["mean and standard deviation"]
+    mean: Finite
+    deviation: Positive
+
+
+Normalisation = Annotated[PerSample | MinMax | MeanAndDeviation, Field(discriminator="kind")]
+
+
+class PictureOptions(_Options):
+    """How a picture becomes a tensor; without a normalisation it stays in [0, 1]."""
+
+    normalisation: Normalisation | None = None
+
+
+class SoundOptions(_Options):
+    """How a recording becomes a log-mel spectrogram: hertz, samples, bands, decibels."""
+
+    sample_rate: int = Field(ge=LOWEST_RATE, le=HIGHEST_RATE)
+    n_fft: int = Field(ge=2, le=2**18)
+    hop: int = Field(ge=1, le=2**20)
+    bands: int = Field(ge=1, le=4096)
+    samples: int = Field(ge=1, le=MOST_SAMPLES)
+    top_db: Positive | None
+    level: Positive | None = None
+    normalisation: Normalisation
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "SoundOptions":
+        frames, bins = 1 + self.samples // self.hop, self.n_fft // 2 + 1
+        if frames * bins > MOST_BINS or self.bands * bins > MOST_FILTERS:
+            raise ValueError(f"a spectrogram of {bins:,} frequencies, {frames:,} frames and {self.bands:,} bands")
+        return self
+
+
+_KINDS: dict[str, TypeAdapter[Any]] = {
+    "image": TypeAdapter(PictureOptions),
+    "log-mel": TypeAdapter(SoundOptions),
+    "array": TypeAdapter(PictureOptions),
+}
+
+
+def check_options(spec: InputSpec, who: str) -> None:
+    """Whether files can be turned into this input: options that can be, a shape and fitted tensors that fit them.
+
+    Raises:
+        DataError: an option is missing or cannot be, or does not fit the shape; names it.
+    """
+    if spec.kind not in _KINDS:
+        return
+    try:
+        options = _KINDS[spec.kind].validate_python(dict(spec.options))
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])[:100]
+        raise DataError(
+            f"{who}: this student's input {spec.kind!r} cannot be made of a file: its option {where!r}: {fault['msg']}"
+        ) from error
+    shape = tuple(spec.shape)
+    if isinstance(options, SoundOptions):
+        wanted = (1, options.bands, 1 + options.samples // options.hop)
+        if shape != wanted:
+            raise DataError(f"{who}: this student reads {shape}, but its options make spectrograms of {wanted}")
+    if spec.kind == "image":
+        _check_picture(spec, who)
+
+
+def picture_size(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Channels, height and width of a picture's tensor, (H, W), (1, H, W) or (3, H, W); None: it is none of them."""
+    if len(shape) == 2:
+        return (1, shape[0], shape[1])
+    return (shape[0], shape[1], shape[2]) if len(shape) == 3 and shape[0] in (1, 3) else None
+
+
+def _check_picture(spec: InputSpec, who: str) -> None:
+    shape = tuple(spec.shape)
+    if picture_size(shape) is None:
+        raise DataError(
+            f"{who}: pictures are read as (H, W), (1, H, W) or (3, H, W), and this student reads {shape}; pass it a "
+            "tensor"
+        )
+    if not spec.parameters:
+        return
+    numbers = math.prod(shape)
+    found = {name: tuple(value.shape) for name, value in spec.parameters.items()}
+    right = (
+        set(found) == {"mean", "basis"}
+        and found["mean"] == (numbers,)
+        and len(found["basis"]) == 2
+        and found["basis"][1] == numbers
+        and all(value.is_floating_point() for value in spec.parameters.values())
+    )
+    if not right:
+        raise DataError(
+            f"{who}: this student's fitted tensors are {found}; wanted mean ({numbers},) and basis (components, "
+            f"{numbers})"
+        )
