@@ -27,6 +27,8 @@ LAYERS = (
         "storage",
         "order",
         "fingerprint",
+        "code_key",
+        "code_reads",
         "lock",
         "factored_gradient",
         "mapped_memory",

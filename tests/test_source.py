@@ -196,10 +196,10 @@ def test_a_cut_that_rows_of_numbers_cannot_hold_is_live(module: nn.Module, reaso
 
 
 def test_a_network_that_no_key_can_tell_apart_is_live() -> None:
-    scale = torch.tensor(2.0)
+    source = torch.Generator()
 
     def call(batch: Batch) -> Any:
-        return (torch.as_tensor(batch.inputs["first"]) * scale,), {}
+        return (torch.as_tensor(batch.inputs["first"]) * torch.rand((), generator=source),), {}
 
     module = toy_cast(toy_dataset())["student-network"].module
     named = Network(module, ("first",), call=lambda batch: ((batch.inputs["first"],), {}))

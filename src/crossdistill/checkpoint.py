@@ -144,8 +144,8 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
         raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; remove {path} and resume") from error
     if found != key:
         raise RunError(
-            f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, or weights "
-            "that it starts from, are not what they were. Start anew in another folder"
+            f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, weights that it "
+            "starts from, or the code of your networks or methods, are not what they were. Start anew in another folder"
         )
     for name, module in modules.items():
         weights = path / f"{name}.safetensors"

@@ -1,15 +1,17 @@
 """Any `nn.Module`, untouched: what it reads, its named taps, and how it is cut in two at one of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
+from crossdistill.code_key import CodeKey, code_key
 from crossdistill.cut import CutGraph
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, SignalError, SplitError, TapError, nearest
-from crossdistill.fingerprint import function_key, structure
+from crossdistill.fingerprint import structure
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -53,6 +55,7 @@ class Network(nn.Module):
         self._compiled: tuple[Callable[..., Any], ...] = ()
         self._overwritten: set[str] = set()
         self._verified: set[str] = set()
+        self._changing: frozenset[str] = frozenset()
         known = dict(module.named_modules())
         for tap in self.taps:
             if tap not in known or not tap:
@@ -64,9 +67,39 @@ class Network(nn.Module):
         return type(self.module).__name__
 
     def wiring(self) -> list[Any] | None:
-        """What its outputs depend on besides weights, as JSON; None when `call` or `give` cannot be keyed."""
-        functions = [function_key(self._call), function_key(self._give)]
-        return None if None in functions else [structure(self.module), list(self.reads), functions]
+        """What its outputs depend on besides weights, as JSON; None where something of that cannot be keyed."""
+        return None if self.unkeyed() else [structure(self.module), list(self.reads), self.code_text()]
+
+    def code_text(self) -> str:
+        """A hash of its code and of its modules' attributes, as far as they can be keyed: see `unkeyed`."""
+        return self._code().text(self._changing)
+
+    def unkeyed(self) -> list[str]:
+        """What its outputs may depend on and no key says, each with the reason."""
+        changing = [f"{path} changes as the network runs" for path in sorted(self._changing)]
+        return [*self._code().faults.values(), *changing]
+
+    def has_own_code(self) -> bool:
+        """Whether it runs code of no installed distribution."""
+        return self._code().own
+
+    def _code(self) -> CodeKey:
+        return code_key(module=self.module, call=self._call, give=self._give)
+
+    def watch(self, batches: Iterable[Batch]) -> None:
+        """Find attributes and globals that a pass changes: they have no value that a key could hold.
+
+        The first pass may fill caches; what later ones change is remembered.
+        """
+        was = self.training
+        self.eval()
+        with torch.no_grad():
+            found = []
+            for batch in batches:
+                self(batch)
+                found.append(self._code())
+        self.train(was)
+        self._changing |= {path for one, next_ in pairwise(found) for path in one.changed(next_)}
 
     def forward(self, batch: Batch, wants: Iterable[Want] = (Want.LOGITS,)) -> Outputs:
         """Outputs for all rows of `batch`: at least what `wants` names.

@@ -1,6 +1,6 @@
 """A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.checkpoint import flatten
+from crossdistill.code_key import CodeKey, code_key
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.method import STUDENT, DataSpec, Method
+from crossdistill.models import find_model
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.preflight import check_settings, check_views, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.source import Choices, choices_key, decide
+from crossdistill.source import Choices, choices_key, decide, unkeyed_views, unshuffled
 from crossdistill.stage import Stage
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Live, Masked, Shuffled, Teacher
@@ -48,6 +50,8 @@ class Job:
     """The learner's weights of the run's beginning, where the stage starts from them again."""
     choices: Choices = ()
     """What is read from banks, what is live, and why."""
+    unkeyed: tuple[str, ...] = ()
+    """What its numbers may depend on and the key does not say, so that no other run may take its outcome over."""
     reads: frozenset[str] | None = None
     """Modalities that anybody live reads; None: all of them."""
 
@@ -141,7 +145,11 @@ def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: i
         who = f"{network.name} reads"
         known = f"which data {dataset.name!r} does not have"
         raise RecipeError(name, [f"{who} {m!r}, {known}; {nearest(m, dataset.inputs)}" for m in missing])
-    network.probe(dataset.example().to(next(iter(network.parameters()), torch.zeros(0)).device))
+    device = next(iter(network.parameters()), torch.zeros(0)).device
+    network.probe(dataset.example().to(device))
+    if network.has_own_code():
+        train = dataset.splits["train"]
+        network.watch(dataset.batch(rows, only=network.reads).to(device) for rows in (train[:2], train[-2:], train[:3]))
     return network
 
 
@@ -169,6 +177,7 @@ class _Cast:
         self.known: dict[str, Teacher] = dict(self.current)
         self.initial = {name: _initial_key(recipe, name, members[name]) for name in members}
         self.provenance = dict(self.initial)
+        self.unkeyed = {name: network.unkeyed() for name, network in members.items() if network.has_own_code()}
 
     def job(self, index: int, stage: Stage) -> Job:
         """The next stage; moves the cast on to its graduates."""
@@ -204,16 +213,18 @@ class _Cast:
         if choices is None:
             moving = [network for network, _ in trained.values()]
             choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, moving)
-        key = self._key(stage, method, learner, trained, asked, teaches, choices)
-        for name in trained:
-            self.provenance[name] = key_hash([key, name])
+        code = code_key(method=type(method), settings=type(stage.method), data=type(recipe.data))
+        key = self._key(stage, method, learner, trained, asked, teaches, choices, code)
+        unkeyed = self._unkeyed({learner, *trained}, asked, code)
         graduated = dict(method.graduates(teachers)) if wants else teachers
-        for name in set(graduated) - set(teachers):
-            self.provenance[name] = key_hash([key, name])
+        for name in {*trained, *(set(graduated) - set(teachers))}:
+            self.provenance[name], self.unkeyed[name] = key_hash([key, name]), unkeyed
         self.known |= graduated
         self.current = graduated if set(graduated) != set(teachers) else self.current
         initial = flatten({learner: self.members[learner]}) if stage.fresh else None
-        return Job(index, stage, method, student, asked, trained, dataset, order, key, groups, initial, choices)
+        return Job(
+            index, stage, method, student, asked, trained, dataset, order, key, groups, initial, choices, tuple(unkeyed)
+        )
 
     def _checked(
         self,
@@ -300,6 +311,7 @@ class _Cast:
         teachers: Mapping[str, Teacher],
         teaches: bool,
         choices: Choices,
+        code: CodeKey,
     ) -> str:
         """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
         # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
@@ -331,8 +343,17 @@ class _Cast:
                 "control": self.recipe.control if teaches else None,
                 **({"banked": banked} if banked else {}),
                 **({"views": views} if views else {}),
+                # Of a method or data in the user's own code; ours change with the version.
+                **({"code": code.text()} if code.own else {}),
             }
         )
+
+    def _unkeyed(self, members: Collection[str], teachers: Mapping[str, Teacher], code: CodeKey) -> list[str]:
+        """What a stage's numbers may depend on and its key does not say."""
+        bases = {t.base.name for t in map(unshuffled, teachers.values()) if isinstance(t, Masked)}
+        own = {name: self.unkeyed.get(name, []) for name in sorted({*members, *teachers, *bases})}
+        networks = [f"{name}: {reason}" for name, reasons in own.items() for reason in reasons]
+        return list(dict.fromkeys([*networks, *code.faults.values(), *unkeyed_views(self.dataset)]))
 
     def _source(self, name: str, teacher: Teacher) -> str:
         """Where a teacher's numbers come from: under a mask also from its base, which may train again later."""
@@ -345,10 +366,11 @@ class _Cast:
 def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
     given = recipe.student if name == recipe.learner else recipe.teachers[name]
     if isinstance(given, Network):
-        kind = type(network.module)
         # The same weights in another architecture are another network.
-        return key_hash([kind.__module__, kind.__qualname__, network.reads, fingerprint(network)])
+        return key_hash([network.code_text(), network.reads, network.taps, fingerprint(network)])
     settings = given.model_dump(mode="json", exclude={"weights"})
+    if network.has_own_code() or not find_model(given.model).source.startswith("crossdistill."):
+        settings["code"] = network.code_text()
     if given.weights is not None:
         return key_hash([settings, fingerprint(network)])
     return key_hash([name, recipe.seed, settings])

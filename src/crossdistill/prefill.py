@@ -41,7 +41,7 @@ def prefill(
             supply(job, recipe.bank, folder, where, display)
             modules = job.modules()
             done = load_outcome(out / "stages" / job.folder, modules, job.key)
-            if done is None and share is not None:
+            if done is None and share is not None and not job.unkeyed:
                 done = load_outcome(share / job.key, modules, job.key)
             if done is None:
                 waiting = [later.stage.name for later in plan.jobs[number + 1 :]]

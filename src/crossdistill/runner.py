@@ -103,6 +103,9 @@ def _stage(
 ) -> Outcome:
     """A stage's outcome: from this run, from a shared folder, or by training now."""
     modules, own = job.modules(), out / "stages" / job.folder
+    if share is not None and job.unkeyed:
+        display.say(f"{job.stage.name}: not shared with other runs, since no key says all of it: {_first(job.unkeyed)}")
+        share = None
     about = load_outcome(own, modules, job.key) or _shared(job, own, share, where, tracking, display)
     if about is None:
         # Several ranks are one run: runs of one rank alone look out for each other.
@@ -125,6 +128,10 @@ def _stage(
     for module in modules.values():
         module.requires_grad_(False).eval()
     return Outcome(job.stage.name, about)
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
 
 
 def _shared(

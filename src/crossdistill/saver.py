@@ -153,7 +153,8 @@ class Saver:
         if saved.state["key"] != self._job.key:
             raise ResumeError(
                 f"{self._folder} holds checkpoints of another stage {self._job.stage.name!r}: its recipe is the same, "
-                "but the data, or weights that it starts from, are not what they were. Start anew in another folder"
+                "but the data, weights that it starts from, or the code of your networks or methods, are not what they "
+                "were. Start anew in another folder"
             )
         restore(self._job.modules(), saved.tensors)
         self._training.load_state(saved.state["training"])

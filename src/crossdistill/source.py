@@ -11,6 +11,7 @@ from torch import nn
 
 from crossdistill.bank import BankSettings, StoredType, size_text
 from crossdistill.bank_rows import BankRows
+from crossdistill.data.augmentation import OwnAugmentation
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, SplitError
 from crossdistill.method import STUDENT
@@ -126,8 +127,19 @@ def _changing(dataset: Dataset) -> str | None:
             "be banked"
         )
     if dataset.augmentation.key is None:
-        return "no key would tell what the augmentation makes from another's: it is no plain function of plain values"
+        why = "; ".join(unkeyed_views(dataset)[:3])
+        return f"no key would tell what the augmentation makes from another's{why and f': {why}'}"
     return None
+
+
+def unkeyed_views(dataset: Dataset) -> list[str]:
+    """Why the views of training rows have no key; empty where they have one."""
+    own = dataset.augmentation
+    if own is None or own.key is not None:
+        return []
+    if isinstance(own, OwnAugmentation):
+        return list(own.code().faults.values())
+    return [f"the augmentation, a {type(own).__name__}, gives no key"]
 
 
 def _same_again(dataset: Dataset) -> str:
@@ -145,12 +157,8 @@ def _never(stage: Stage, teacher: Teacher, moving: Collection[nn.Module]) -> str
         return "as the stage's source says"
     if not isinstance(base, Keyed):
         return f"a {type(base).__name__} has no key that would tell its outputs from another's"
-    if base.wiring() is None:
-        return (
-            "no key would tell its outputs from another's: its network's `call` or `give` is no plain function, or "
-            "what it gives for a row depends on the rest of the batch"
-        )
-    return None
+    unkeyed = base.unkeyed()
+    return f"no key would tell its outputs from another's: {'; '.join(unkeyed[:3])}" if unkeyed else None
 
 
 def _unbankable(teacher: Teacher, want: Want, dataset: Dataset) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
+from crossdistill.code_key import code_key
 from crossdistill.errors import SplitError
 from crossdistill.fingerprint import structure
 from crossdistill.nets.fill import Fill
@@ -56,6 +57,10 @@ class Keyed(Protocol):
         """JSON that differs wherever the outputs of equal weights would; None where nothing says that."""
         ...
 
+    def unkeyed(self) -> list[str]:
+        """Why `wiring` says nothing: what the outputs may depend on and cannot be named."""
+        ...
+
     def modules(self) -> list[nn.Module]:
         """Modules whose weights the outputs depend on, in an order that `wiring` relies on."""
         ...
@@ -95,8 +100,12 @@ class Live:
         return batch
 
     def wiring(self) -> Any | None:
-        """See `Keyed`; None for a network that trains, or whose `call` or `give` cannot be keyed."""
+        """See `Keyed`; None for a network that trains, or whose code cannot be keyed."""
         return None if self.trained else self.network.wiring()
+
+    def unkeyed(self) -> list[str]:
+        """See `Keyed`."""
+        return ["it trains"] if self.trained else self.network.unkeyed()
 
     def modules(self) -> list[nn.Module]:
         """See `Keyed`."""
@@ -198,8 +207,15 @@ class Masked:
 
     def wiring(self) -> Any | None:
         """See `Keyed`: the base's, and which masks are worn where."""
-        base = self.base.wiring()
-        return None if base is None else [base, [[tap, structure(mask)] for tap, mask in self.masks.items()]]
+        if self.unkeyed():
+            return None
+        masks = [[tap, structure(mask), code_key(mask=mask).text()] for tap, mask in self.masks.items()]
+        return [self.base.wiring(), masks]
+
+    def unkeyed(self) -> list[str]:
+        """See `Keyed`."""
+        own = [fault for mask in self.masks.values() for fault in code_key(mask=mask).faults.values()]
+        return [*self.base.unkeyed(), *own]
 
     def modules(self) -> list[nn.Module]:
         """See `Keyed`: the base's, then the masks."""
@@ -239,10 +255,10 @@ class Masked:
 class Filled(Masked):
     """A frozen teacher some of whose units at a tap are replaced by what they are on average (MGDFR)."""
 
-    def wiring(self) -> Any | None:
-        """See `Keyed`; None where a row's output depends on the other rows of its batch."""
+    def unkeyed(self) -> list[str]:
+        """See `Keyed`; also where a row's output depends on the other rows of its batch."""
         alone = all(isinstance(fill, Fill) and fill.by_row for fill in self.masks.values())
-        return super().wiring() if alone else None
+        return [*super().unkeyed(), *([] if alone else ["what it gives for a row depends on the rest of the batch"])]
 
     def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
         """The value as its `Fill` leaves it."""

@@ -9,8 +9,8 @@ from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from crossdistill.code_key import CodeKey, code_key
 from crossdistill.errors import ShapeError, nearest
-from crossdistill.fingerprint import function_key
 from crossdistill.order import derived_seed
 from crossdistill.row_random import RowRandom
 from crossdistill.settings import GROWS
@@ -145,7 +145,7 @@ class OwnAugmentation:
     """A function of your own that makes views: `change(inputs, ids, view)`, for rows that are not view 0.
 
     It has to be a function of each row's id and view (seed a generator with them, or use `RowRandom`). Networks that
-    look at it are banked where `views` is a number and `change` is a plain function over plain values.
+    look at it are banked where `views` is a number and everything that `change` reads can be keyed.
     """
 
     change: Callable[[Inputs, Tensor, Tensor], Inputs]
@@ -153,9 +153,13 @@ class OwnAugmentation:
 
     @property
     def key(self) -> str | None:
-        """Its code, and the values that it closes over."""
-        code = function_key(self.change)
-        return None if code is None else key_hash(["own", code, self.views])
+        """Its code, and everything that it reads; None where that cannot be keyed."""
+        code = self.code()
+        return None if code.faults else key_hash(["own", code.text(), self.views])
+
+    def code(self) -> CodeKey:
+        """The key of the function, with what cannot be keyed."""
+        return code_key(change=self.change)
 
     def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
         """What the function gives."""
