@@ -51,6 +51,7 @@ LAYERS = (
         "metrics",
         "claim",
         "plan",
+        "stage_key",
         "graphed",
         "preflight",
         "watch",

@@ -12,9 +12,8 @@ from crossdistill.checkpoint import flatten
 from crossdistill.code_key import CodeKey, code_key
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
-from crossdistill.fingerprint import fingerprint, tensor_hash
+from crossdistill.fingerprint import tensor_hash
 from crossdistill.method import STUDENT, DataSpec, Method
-from crossdistill.models import find_model
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
@@ -22,6 +21,7 @@ from crossdistill.preflight import check_settings, check_views, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.source import Choices, choices_key, decide, unkeyed_views, unshuffled
 from crossdistill.stage import Stage
+from crossdistill.stage_key import initial_key, views_key
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Live, Masked, Shuffled, Teacher
 from crossdistill.tensor_file import load_weights
@@ -175,7 +175,7 @@ class _Cast:
         self.device = device
         self.current: dict[str, Teacher] = {name: Live(name, members[name]) for name in recipe.teachers}
         self.known: dict[str, Teacher] = dict(self.current)
-        self.initial = {name: _initial_key(recipe, name, members[name]) for name in members}
+        self.initial = {name: initial_key(recipe, name, members[name]) for name in members}
         self.provenance = dict(self.initial)
         self.unkeyed = {name: network.unkeyed() for name, network in members.items() if network.has_own_code()}
 
@@ -325,7 +325,7 @@ class _Cast:
         sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
         cast = {name: self.provenance[name] for name in {learner, *trained}} | sources
         # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
-        banked, views = choices_key(choices), _views_key(self.dataset)
+        banked, views = choices_key(choices), views_key(self.dataset)
         return key_hash(
             {
                 "schema": SCHEMA,
@@ -361,32 +361,6 @@ class _Cast:
             return self._source(name, teacher.base)
         own = self.provenance[name]
         return key_hash([own, self.provenance[teacher.base.name]]) if isinstance(teacher, Masked) else own
-
-
-def _initial_key(recipe: Recipe, name: str, network: Network) -> str:
-    given = recipe.student if name == recipe.learner else recipe.teachers[name]
-    if isinstance(given, Network):
-        # The same weights in another architecture are another network.
-        return key_hash([network.code_text(), network.reads, network.taps, fingerprint(network)])
-    settings = given.model_dump(mode="json", exclude={"weights"})
-    if network.has_own_code() or not find_model(given.model).source.startswith("crossdistill."):
-        settings["code"] = network.code_text()
-    if given.weights is not None:
-        return key_hash([settings, fingerprint(network)])
-    return key_hash([name, recipe.seed, settings])
-
-
-def _views_key(dataset: Dataset) -> str | None:
-    """What makes the views of training rows; of something without a key, what it makes of two of them."""
-    own = dataset.augmentation
-    if own is None:
-        return None
-    if own.key is not None:
-        return own.key
-    rows = dataset.splits["train"][:2]
-    plain = {name: value[rows] for name, value in dataset.inputs.items()}
-    seen = own(plain, rows, torch.ones_like(rows))
-    return key_hash({name: tensor_hash(value) for name, value in seen.items()})
 
 
 def _visible(dataset: Dataset) -> Tensor:
