@@ -15,10 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crossdistill import Network, Recipe, Stage, run
+from crossdistill import Network, Recipe, Stage
 from crossdistill.code_key import code_key
 from crossdistill.data.augmentation import OwnAugmentation
-from crossdistill.display import Quiet
 from crossdistill.plan import prepare
 from crossdistill.testing import toy_dataset
 
@@ -283,99 +282,6 @@ def test_a2_things_that_are_made_of_each_other() -> None:
     for _ in range(100_000):
         deep = [deep]
     assert "nested" in next(iter(code_key(f=deep).faults.values()))
-
-
-class Counts(nn.Module):
-    """What it gives depends on how often it ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.times = nn.Linear(6, 4), 0
-
-    def forward(self, first: Tensor) -> Tensor:
-        self.times += 1
-        found: Tensor = self.linear(first)
-        return found
-
-
-class Draws(nn.Module):
-    """It holds a source of random numbers, whose state no key can say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.source = nn.Linear(6, 4), torch.Generator()
-
-    def forward(self, first: Tensor) -> Tensor:
-        found: Tensor = self.linear(first)
-        return found
-
-
-class _Says(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-@pytest.mark.parametrize(("kind", "where"), [(Counts, "module.times"), (Draws, "module.source")])
-def test_a2_what_cannot_be_keyed_is_neither_shared_nor_banked(
-    tmp_path: Path, kind: type[nn.Module], where: str
-) -> None:
-    teacher = Network(kind(), "first")
-    student = Network(nn.Linear(6, 4), "first", taps=())
-    stage = Stage(method="kd", epochs=4, batch_size=16)
-    recipe = Recipe(data=DATASET, student=student, teachers={"t": teacher}, stages=(stage,))
-    says = _Says()
-    run(recipe, tmp_path / "out", share=tmp_path / "share", display=says)
-    assert any("not shared" in line and f"t: {where}" in line for line in says.lines)
-    assert any("t logits: live" in line and where in line for line in says.lines)
-    assert not [path for path in (tmp_path / "share").glob("*") if path.name not in {"banks", "locks"}]
-    # The run's own folder still knows it.
-    assert run(recipe, tmp_path / "out", share=tmp_path / "share", resume=True)
-
-
-def test_a2_a_stage_on_what_was_not_shared_is_not_shared(tmp_path: Path) -> None:
-    teacher = Network(Counts(), "first")
-    stages = (Stage(method="supervised", learner="t", epochs=1), Stage(method="kd", epochs=1))
-    recipe = Recipe(data=DATASET, student=Network(nn.Linear(6, 4), "first"), teachers={"t": teacher}, stages=stages)
-    jobs = prepare(recipe, DATASET, torch.device("cpu")).jobs
-    assert all(any("module.times" in reason for reason in job.unkeyed) for job in jobs)
-
-
-SCALE = 1.0
-
-
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 4)
-
-    def forward(self, first: Tensor) -> Tensor:
-        found: Tensor = SCALE * self.linear(first)
-        return found
-
-
-def test_a2_shared_stages_and_banks_of_other_code_are_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The teacher's weights are the same; a global that its forward reads is not."""
-    torch.manual_seed(0)
-    teacher, student = Network(Scaled(), "first"), Network(nn.Linear(6, 4), "first")
-    stage = Stage(method="kd", epochs=4, batch_size=16)
-    recipe = Recipe(data=DATASET, student=student, teachers={"t": teacher}, stages=(stage,))
-    found = []
-    for name, scale in (("a", 1.0), ("b", 25.0), ("c", 25.0)):
-        monkeypatch.setattr(sys.modules[__name__], "SCALE", scale)
-        says = _Says()
-        run(recipe, tmp_path / name, share=tmp_path / "share", display=says)
-        taken = any("taken over" in line for line in says.lines)
-        found.append(((tmp_path / name / "student" / "model.safetensors").read_bytes(), taken))
-    monkeypatch.setattr(sys.modules[__name__], "SCALE", 25.0)
-    run(recipe, tmp_path / "alone")
-    assert found[1] == ((tmp_path / "alone" / "student" / "model.safetensors").read_bytes(), False)
-    assert found[0][0] != found[1][0]
-    assert found[2] == (found[1][0], True)
 
 
 METHOD = """
