@@ -1,4 +1,7 @@
-"""How right class numbers are, in one number: by torchmetrics, which is imported on first use only."""
+"""How right class numbers are, in one number: by torchmetrics, which is imported on first use only.
+
+One of them is not torchmetrics' own: its macro average counts classes that occur in predictions only.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,7 +14,7 @@ from torch import Tensor
 METRICS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "accuracy": ("multiclass_accuracy", {"average": "micro"}),
-        "balanced-accuracy": ("multiclass_accuracy", {"average": "macro"}),
+        "balanced-accuracy": ("multiclass_recall", {"average": "none"}),
         "macro-f1": ("multiclass_f1_score", {"average": "macro"}),
         "kappa": ("multiclass_cohen_kappa", {}),
         "matthews": ("multiclass_matthews_corrcoef", {}),
@@ -26,4 +29,6 @@ def measure(metric: str, predicted: Int64[Tensor, " N"], targets: Int64[Tensor, 
     from torchmetrics.functional import classification
 
     function, settings = METRICS[metric]
-    return float(getattr(classification, function)(predicted, targets, num_classes=classes, **settings))
+    found: Tensor = getattr(classification, function)(predicted, targets, num_classes=classes, **settings)
+    # Of values by class, the mean over those that occur in the targets (sklearn's balanced_accuracy_score).
+    return float(found if found.ndim == 0 else found[targets.unique()].mean())

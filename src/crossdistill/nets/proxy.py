@@ -13,25 +13,22 @@ def proxy_for(shape: tuple[int, ...], logits: tuple[int, ...]) -> nn.Module:
 
     Dense logits (C, H, W) take `DenseProxy`; else maps take `MapProxy` and vectors `VectorProxy`.
     """
-    made: nn.Module
     if len(logits) > 1:
-        made = DenseProxy(shape[0], logits[0], logits[1:])
-    elif any(size > 1 for size in shape[1:]):
-        made = MapProxy(shape[0], logits[0])
-    else:
-        made = VectorProxy(shape[0], logits[0])
-    made.apply(_initialise)
-    return made
+        return DenseProxy(shape[0], logits[0], logits[1:])
+    if any(size > 1 for size in shape[1:]):
+        return MapProxy(shape[0], logits[0])
+    return VectorProxy(shape[0], logits[0])
 
 
 class VectorProxy(nn.Module):
-    """Linear(D, D), BatchNorm, LeakyReLU(0.1), Linear(D, C)."""
+    """Linear(D, D), BatchNorm, LeakyReLU(0.1), Linear(D, C); both layers start as `_initialise` has it."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, width)
         self.norm = JointNorm(width)
         self.fc2 = nn.Linear(width, classes)
+        self.apply(_initialise)
 
     def forward(self, feature: Float[Tensor, "B D *one"], gather: Gather = alone) -> Float[Tensor, "B C"]:
         """Class logits."""
@@ -41,13 +38,18 @@ class VectorProxy(nn.Module):
 
 
 class MapProxy(nn.Module):
-    """Mean over positions, pointwise convolution without bias, BatchNorm, LeakyReLU(0.1), Linear(D, C)."""
+    """Mean over positions, pointwise convolution without bias, BatchNorm, LeakyReLU(0.1), Linear(D, C).
+
+    The convolution starts as `_initialise` has it, and the linear layer as PyTorch's default.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = JointNorm(channels)
         self.fc = nn.Linear(channels, classes)
+        # The convolution alone: the released code passes over this proxy's linear layer.
+        self.convolution.apply(_initialise)
 
     def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C"]:
         """Class logits."""
@@ -57,7 +59,10 @@ class MapProxy(nn.Module):
 
 
 class DenseProxy(nn.Module):
-    """Pointwise convolution without bias, BatchNorm, ReLU, pointwise convolution to C, bilinear to the logits' size."""
+    """Pointwise convolution without bias, BatchNorm, ReLU, pointwise convolution to C, bilinear to the logits' size.
+
+    Both convolutions start as `_initialise` has it.
+    """
 
     def __init__(self, channels: int, classes: int, size: tuple[int, ...]) -> None:
         super().__init__()
@@ -65,6 +70,7 @@ class DenseProxy(nn.Module):
         self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = JointNorm(channels)
         self.out = nn.Conv2d(channels, classes, 1)
+        self.apply(_initialise)
 
     def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C H W"]:
         """Dense class logits."""
@@ -73,6 +79,7 @@ class DenseProxy(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
+    """Weights from a normal distribution of standard deviation √(2 / outputs), biases 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:
