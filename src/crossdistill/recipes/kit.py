@@ -74,15 +74,14 @@ class Kit(BaseModel):
     route: Route = Route()
     """Weights and schedules, where validation chose others than the published ones."""
 
-    def other(self, modality: str) -> str:
-        """The cross-modal teacher of a student: the next modality in the kit's order."""
-        names = list(self.networks)
-        return names[(names.index(modality) + 1) % len(names)]
+    def others(self, modality: str) -> tuple[str, ...]:
+        """All modalities but this one, in the kit's order: the cross-modal teachers of its student (Eq. 5)."""
+        return tuple(name for name in self.networks if name != modality)
 
     def teachers(self, modality: str, kind: Kind) -> dict[str, NetworkConfig]:
-        """The teachers of a student of this modality, by name."""
+        """The teachers of a student of this modality, by name: a cross-modal one is called as its modality is."""
         found = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
-        return {**found, **({self.other(modality): self.networks[self.other(modality)]} if "cm" in kind else {})}
+        return {**found, **({name: self.networks[name] for name in self.others(modality)} if "cm" in kind else {})}
 
     def spatial(self, network: str, modality: str) -> tuple[str, ...] | None:
         """A network's spatial layers, those that read this modality where there are any; None: it has none."""
