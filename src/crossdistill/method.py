@@ -130,6 +130,10 @@ class Method(nn.Module, abc.ABC):
     def after_step(self, batch: Batch, step: Step) -> None:
         """Move state (queues, centres): the only place where that may happen."""
 
+    def epoch_logs(self, totals: Mapping[str, float]) -> Mapping[str, float]:
+        """Numbers to log of a whole epoch, from the sums of its steps' logs."""
+        return {}
+
     def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         """The teachers of the next stage."""
         return teachers

@@ -172,7 +172,7 @@ def fit(
     where.reset_peak()
     job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
     parts = parts_of(job)
-    watch = Watch(stage.name, where.device.type, tracking, saver.kept)
+    watch = Watch(stage.name, where.device.type, tracking, saver.kept, state.totals)
     start = saver.resume()
     if start != (0, 0):
         display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
@@ -195,6 +195,7 @@ def fit(
                     f"stopped in stage {stage.name!r}, epoch {epoch}, after step {step}, and saved; go on with: "
                     f"crossdistill run {out} --resume"
                 )
+        watch.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(where.add_up if where.ranks > 1 else None)
         found = validate(job, training, where)
         tracking.log("validation", stage.name, epoch, steps, found)

@@ -41,6 +41,8 @@ class Found:
     epochs: dict[str, int] = field(default_factory=dict)
     best: dict[str, MappedTensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    totals: dict[str, float] = field(default_factory=dict)
+    """What the steps of the running epoch logged, added up."""
     seconds: float = 0.0
     """Spent before the last resume."""
 
@@ -123,6 +125,7 @@ class Saver:
             "rng": self._where.random_state(),
             "best": {"values": self._state.values, "epochs": self._state.epochs},
             "history": self._state.history,
+            "totals": self._state.totals,
             "seconds": self.seconds(),
             "metrics": self._tracking.position(),
         }
@@ -162,6 +165,7 @@ class Saver:
         found = self._state
         found.values, found.epochs = dict(saved.state["best"]["values"]), dict(saved.state["best"]["epochs"])
         found.take(saved.tensors)
+        found.totals.update(saved.state["totals"])
         found.history, found.seconds = list(saved.state["history"]), float(saved.state["seconds"])
         # Last of all: whatever was done to get here may have drawn random numbers.
         self._where.restore_random_state(saved.state["rng"])

@@ -28,6 +28,8 @@ class Watch:
     tracking: Tracking
     kept: Callable[[], str]
     """What is left when a run stops here, as a sentence."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """What the steps of this epoch logged, added up; part of a checkpoint, since an epoch may be resumed."""
     waiting: list[tuple[Tensor, Progress, Mapping[str, Tensor]]] = field(default_factory=list)
     skips: int = 0
     """Steps in a row that were left out so far."""
@@ -60,7 +62,16 @@ class Watch:
                     "clip_norm, and start again in another folder"
                 )
             self.tracking.log("step", self.stage, progress.epoch, progress.step, found)
+            for name, value in found.items():
+                self.totals[name] = self.totals.get(name, 0.0) + value
         self.waiting.clear()
+
+    def end_epoch(self, progress: Progress, summary: Callable[[Mapping[str, float]], Mapping[str, float]]) -> None:
+        """Track what a method makes of the sums over an epoch, all of whose steps were looked at."""
+        values = summary(self.totals)
+        if values:
+            self.tracking.log("epoch", self.stage, progress.epoch, progress.steps, values)
+        self.totals.clear()
 
 
 def shown(rows: Tensor) -> str:

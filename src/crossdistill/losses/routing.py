@@ -35,6 +35,19 @@ def top_teachers(
     return values.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
+def picked_teachers(
+    gate_logits: Float[Tensor, "B K"], k: int, available: Bool[Tensor, "B K"] | None = None
+) -> Bool[Tensor, "B K"]:
+    """Which teachers the gate picks for each row, out of those that saw it: `top_teachers` as a table.
+
+    Raises:
+        SettingError: k is not between 1 and K.
+    """
+    chosen = top_teachers(gate_logits, k, available)
+    table = torch.zeros_like(gate_logits, dtype=torch.bool).scatter(1, chosen, value=True)
+    return table if available is None else table & available
+
+
 def routed_kl(
     student: Float[Tensor, "B C *pixels"],
     teachers: Float[Tensor, "K B C *pixels"],

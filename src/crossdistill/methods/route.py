@@ -1,7 +1,7 @@
 """MST-Distill's third stage: a gate sends each row to some of the specialised teachers (Li et al., 2025, Eq. 9-17)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from crossdistill.batch import Batch
 from crossdistill.combination import require_same_logits
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.balance import balance_cv, balance_kl
-from crossdistill.losses.routing import routed_kl, weighted_kl
+from crossdistill.losses.routing import picked_teachers, routed_kl, weighted_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.outputs import Outputs, OutputSpec, Want, spread
@@ -23,12 +23,13 @@ class Route(MethodConfig):
 
     `routing="balanced"` is the paper's: the choice is hard, so only the balance term trains the gate.
     `routing="learned"` weights each chosen divergence by its gate probability, so that the gate receives its gradient.
+    `routing="mean"` has no gate: the mean over all teachers, with the same weights and schedule (ablations a and e).
     """
 
     name: Literal["route"] = "route"
     k: int = Field(1, ge=1)
-    """Teachers for each row."""
-    routing: Literal["balanced", "learned"] = "balanced"
+    """Teachers that the gate picks for each row."""
+    routing: Literal["balanced", "learned", "mean"] = "balanced"
     temperature: float = Field(4.0, gt=0)
     """Dimensionless."""
     squared: bool = True
@@ -52,8 +53,9 @@ class Route(MethodConfig):
     """Let the first decay come right after epoch 0 (the released code)."""
     gate_activation: bool = True
     """ReLU between the gate's layers; without it the gate is affine (the released code)."""
-    gate_detached: bool = True
-    """Keep the balance term's gradient out of the student (the released code lets it in)."""
+    gate_detached: bool = False
+    """Keep the balance term's gradient out of the student, whose logits the gate reads (Eq. 11, 12 and 18 let it in,
+    and so does the released code)."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Builds the gate over as many teachers as there are.
@@ -62,10 +64,12 @@ class Route(MethodConfig):
             ApplicabilityError: fewer than two teachers, k above their number, or other logits than the student's.
         """
         require_same_logits(self.name, student, teachers)
-        if len(teachers) < 2 or self.k > len(teachers):
+        if self.routing != "mean" and (len(teachers) < 2 or self.k > len(teachers)):
             raise ApplicabilityError(
                 f"route chooses {self.k} of several teachers for each row; here are {len(teachers)}: {sorted(teachers)}"
             )
+        if self.routing == "mean":
+            return _Mean(self, tuple(teachers), data.labelled_fraction)
         return _Route(self, student, tuple(teachers), data.labelled_fraction)
 
     def distil_at(self, epoch: int) -> float:
@@ -82,24 +86,56 @@ class Route(MethodConfig):
         return float(factor ** ((epoch + every - 1) // every if self.decay_after_first else epoch // every))
 
 
-class _Route(Method):
-    batch_relational: ClassVar[bool] = True
+class _Mean(Method):
+    """Task, and the mean of the divergences from all teachers that saw a row."""
 
-    def __init__(self, config: Route, student: OutputSpec, teachers: tuple[str, ...], labelled_fraction: float) -> None:
+    def __init__(self, config: Route, teachers: tuple[str, ...], labelled_fraction: float) -> None:
         super().__init__()
-        assert student.logits is not None
         self.config = config
         self.teachers = teachers
         self.labelled_fraction = labelled_fraction
+
+    def needs(self) -> Mapping[str, frozenset[Want]]:
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        mine = outputs.need(Want.LOGITS)
+        given, seen = self._teachers(batch, outputs, teachers)
+        config, everyone = self.config, len(self.teachers)
+        # A choice of all teachers, whatever its order.
+        alike = mine.new_zeros(len(given[0]), everyone)
+        rows = routed_kl(
+            mine, given, alike, everyone, config.temperature, reduce="mean", squared=config.squared, available=seen
+        )
+        return Step(self._terms(batch, outputs, rows, progress), outputs)
+
+    def _terms(self, batch: Batch, student: Outputs, distil: Tensor, progress: Progress) -> dict[str, Term]:
+        weight = self.config.weight_task
+        return {
+            "task": task_term(student, batch, fraction=self.labelled_fraction, weight=weight),
+            "distil": Term(distil, self.config.distil_at(progress.epoch)),
+        }
+
+    def _teachers(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> tuple[Tensor, Tensor]:
+        """Logits of all teachers (K, R, C) on the student's rows, and who saw which row (R, K)."""
+        pairs = [spread(teachers[name](batch), len(batch)) for name in self.teachers]
+        logits = torch.stack([student.of(whole) for whole, _ in pairs])
+        return logits.detach(), torch.stack([student.of(seen) for _, seen in pairs], 1)
+
+
+class _Route(_Mean):
+    batch_relational: ClassVar[bool] = True
+
+    def __init__(self, config: Route, student: OutputSpec, teachers: tuple[str, ...], labelled_fraction: float) -> None:
+        super().__init__(config, teachers, labelled_fraction)
+        assert student.logits is not None
         dense = len(student.logits) > 1
         self.gate: nn.Module = (
             GateNetDense(student.classes, len(teachers))
             if dense
             else GateNet(student.classes, len(teachers), activation=config.gate_activation)
         )
-
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config = self.config
@@ -108,42 +144,25 @@ class _Route(Method):
         gate = self.gate(mine.detach() if config.gate_detached else mine)
         given, seen = self._teachers(batch, outputs, teachers)
         # A teacher that did not see a row cannot be chosen for it.
+        how: dict[str, Any] = {"squared": config.squared, "available": seen}
         rows = (
-            weighted_kl(
-                mine,
-                given,
-                gate,
-                config.k,
-                config.temperature,
-                renormalise=False,
-                squared=config.squared,
-                available=seen,
-            )
+            weighted_kl(mine, given, gate, config.k, config.temperature, renormalise=False, **how)
             if config.routing == "learned"
-            else routed_kl(
-                mine,
-                given,
-                gate,
-                config.k,
-                config.temperature,
-                reduce=config.reduce,
-                squared=config.squared,
-                available=seen,
-            )
+            else routed_kl(mine, given, gate, config.k, config.temperature, reduce=config.reduce, **how)
         )
-        terms = {
-            "task": task_term(outputs, batch, fraction=self.labelled_fraction, weight=config.weight_task),
-            "distil": Term(rows, config.distil_at(progress.epoch)),
-        }
-        everyone = progress.gather(gate)
+        terms = self._terms(batch, outputs, rows, progress)
+        picks = picked_teachers(gate, config.k, seen)
+        everyone, chosen = progress.gather(torch.cat([gate, picks.to(gate.dtype)], 1)).split(len(self.teachers), 1)
         if config.balance != "none":
             value = balance_cv(everyone) if config.balance == "cv" else balance_kl(everyone, config.balance_divided)
             terms["balance"] = Term(value, config.balance_at(progress.epoch), "balance")
         share = everyone.detach().softmax(1).sum(0) / max(1, len(everyone))
-        return Step(terms, outputs, logs={f"gate/{name}": share[i] for i, name in enumerate(self.teachers)})
+        count = chosen.detach().float().sum(0)
+        logs = {f"gate/{name}": share[i] for i, name in enumerate(self.teachers)}
+        logs |= {f"chosen_rows/{name}": count[i] for i, name in enumerate(self.teachers)}
+        return Step(terms, outputs, logs=logs)
 
-    def _teachers(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> tuple[Tensor, Tensor]:
-        """Logits of all teachers (K, R, C) on the student's rows, and who saw which row (R, K)."""
-        pairs = [spread(teachers[name](batch), len(batch)) for name in self.teachers]
-        logits = torch.stack([student.of(whole) for whole, _ in pairs])
-        return logits.detach(), torch.stack([student.of(seen) for _, seen in pairs], 1)
+    def epoch_logs(self, totals: Mapping[str, float]) -> Mapping[str, float]:
+        """The share of all choices of an epoch that fell on each teacher; together 1."""
+        counts = {name: totals[f"chosen_rows/{name}"] for name in self.teachers}
+        return {f"chosen/{name}": count / max(1.0, sum(counts.values())) for name, count in counts.items()}

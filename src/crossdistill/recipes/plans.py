@@ -6,7 +6,6 @@ table at the end.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,55 +13,23 @@ from crossdistill.errors import SettingError, nearest
 from crossdistill.method import STUDENT, ActsOn, MethodConfig
 from crossdistill.methods import C2KD, DML, KD, METHODS, Hint, Salience
 from crossdistill.methods.collaborate import Collaborate
-from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
 from crossdistill.protocol import Mixed, Weighted
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kind, Kit, Length
+from crossdistill.recipes.mst_distill import MST_DISTILL
+from crossdistill.recipes.parts import MethodPlan, Stages, pretrained, stage_of, taps_of
 from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.weighting import DotConfig
 
-Stages = Callable[[Kit, str, Sequence[str]], tuple[Stage, ...]]
 Make = Callable[[Kit, str, Sequence[str]], MethodConfig]
 """A method's settings for a kit, a student and its teachers."""
-
-
-@dataclass(frozen=True, slots=True)
-class MethodPlan:
-    """How a method's recipe is made: its stages, and the teachers that it takes by default (None: no teacher)."""
-
-    stages: Stages
-    kind: Kind | None
-    kinds: tuple[Kind, ...] = ()
-    """The other choices of teachers that make sense."""
-    described: str | None = None
-
-    @property
-    def about(self) -> str:
-        """A line for people: as described, or what the function of its stages says."""
-        return (self.described or self.stages.__doc__ or "").strip().split("\n")[0]
-
-
-def pretrained(kit: Kit, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """One supervised stage for each teacher; shared by every recipe that uses the same teacher."""
-    return tuple(
-        Stage(
-            name=f"supervised-{name}",
-            method=Supervised(),
-            learner=name,
-            teachers=(),
-            epochs=kit.supervised.epochs,
-            batch_size=kit.batch_size,
-            optimizer=kit.optimizer(kit.supervised),
-        )
-        for name in teachers
-    )
 
 
 def supervised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """The student alone, from labels."""
     length = kit.supervised
-    return (_stage(f"supervised-{student}", Supervised(), kit, length, teachers=()),)
+    return (stage_of(f"supervised-{student}", Supervised(), kit, length, teachers=()),)
 
 
 def taught(make: Make, **settings: Any) -> Stages:
@@ -70,7 +37,7 @@ def taught(make: Make, **settings: Any) -> Stages:
 
     def stages(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
         method = make(kit, student, teachers)
-        stage = _stage(method.name, method, kit, kit.distil, teachers=tuple(teachers))
+        stage = stage_of(method.name, method, kit, kit.distil, teachers=tuple(teachers))
         return (*pretrained(kit, teachers), stage.model_copy(update=settings))
 
     return stages
@@ -121,22 +88,22 @@ def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
 def fitnets(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels; then hints, which train the hinted layers alone, as MST-Distill does it; then KD."""
     taps = kit.taps[student]
-    method = Hint(taps=taps, teacher_taps=_taps(kit, teachers))
+    method = Hint(taps=taps, teacher_taps=taps_of(kit, teachers))
     # The published rate of the hints is ten times that of the rest, which is 1e-4.
     rate = max(kit.distil.learning_rate, 1e-3)
-    hint = _stage("hint", method, kit, Length(epochs=kit.distil.epochs, learning_rate=rate), teachers=tuple(teachers))
+    hint = stage_of("hint", method, kit, Length(epochs=kit.distil.epochs, learning_rate=rate), teachers=tuple(teachers))
     hint = hint.model_copy(update={"trains": tuple(f"{STUDENT}:{tap}" for tap in taps)})
-    return (*pretrained(kit, teachers), hint, _stage("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
+    return (*pretrained(kit, teachers), hint, stage_of("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
 
 
 def dml(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """All members learn from labels and from each other; the student's best epoch counts."""
-    return (_stage("dml", DML(), kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
+    return (stage_of("dml", DML(), kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
 
 
 def c2kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels, then everybody together with proxies; SGD at the published rate."""
-    stage = _stage("c2kd", on_last(C2KD)(kit, student, teachers), kit, kit.distil, trains=(STUDENT, *teachers))
+    stage = stage_of("c2kd", on_last(C2KD)(kit, student, teachers), kit, kit.distil, trains=(STUDENT, *teachers))
     sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
     return (*pretrained(kit, teachers), stage.model_copy(update={"optimizer": sgd, "teachers": tuple(teachers)}))
 
@@ -144,65 +111,15 @@ def c2kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
 def mgdfr(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers and student agree; units that this student cannot follow are filled; a new student learns by KD."""
     together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
-    agree = _stage("agree", Collaborate(distance="mse"), kit, kit.collaborate, **together)
+    agree = stage_of("agree", Collaborate(distance="mse"), kit, kit.collaborate, **together)
     # The published rate, 1e-3, is ten times that of what is trained by Adam.
     sgd = OptimizerConfig(name="sgd", learning_rate=10 * kit.collaborate.learning_rate, momentum=0.9)
     salience = Salience(taps={name: kit.taps[name][-1] for name in teachers})
     return (
         agree.model_copy(update={"optimizer": sgd}),
-        _stage("salience", salience, kit, Length(epochs=0, learning_rate=1e-3), trains=()),
-        _stage("kd", kit.kd, kit, kit.distil, fresh=True),
+        stage_of("salience", salience, kit, Length(epochs=0, learning_rate=1e-3), trains=()),
+        stage_of("kd", kit.kd, kit, kit.distil, fresh=True),
     )
-
-
-def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """All members together, then masks for the teachers, then the student with its gate (Li et al., 2025)."""
-    return (
-        _collaborate(kit, teachers),
-        _specialise(kit, teachers),
-        _stage("route", kit.route, kit, kit.distil),
-    )
-
-
-def mst_distill_release(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """MST-Distill with every parity switch of the released code (its faults included)."""
-    masks = Specialise(taps=_taps(kit, teachers), width_factor=kit.width_factor, select="joint", stacked=True)
-    joint = _specialise(kit, teachers).model_copy(update={"method": masks})
-    release = {
-        "reduce": "mean",
-        "balance_divided": True,
-        "decay_after_first": True,
-        "gate_activation": False,
-        "gate_detached": False,
-    }
-    route = kit.route.model_copy(update=release)
-    return (_collaborate(kit, teachers), joint, _stage("route", route, kit, kit.distil))
-
-
-def mean_of_diverse(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Ablation (a): none of the three stages, the mean of diverse teachers."""
-    return taught(on_logits(KD))(kit, student, teachers)
-
-
-def routed_only(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Ablation (b): routing alone, over the pretrained teachers."""
-    return (*pretrained(kit, teachers), _stage("route", kit.route, kit, kit.distil))
-
-
-def collaborated_routed(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Ablation (c): collaboration and routing, without masks."""
-    return (_collaborate(kit, teachers), _stage("route", kit.route, kit, kit.distil))
-
-
-def specialised_routed(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Ablation (d): masks and routing, over pretrained teachers and a student that was trained alone."""
-    alone = _stage(f"supervised-{student}", Supervised(), kit, kit.supervised, teachers=())
-    return (*pretrained(kit, teachers), alone, _specialise(kit, teachers), _stage("route", kit.route, kit, kit.distil))
-
-
-def collaborated_specialised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Ablation (e): collaboration and masks, then the mean of the specialised teachers instead of routing."""
-    return (_collaborate(kit, teachers), _specialise(kit, teachers), _stage("kd", kit.kd, kit, kit.distil))
 
 
 def _settled(method: type[MethodConfig], kit: Kit, settings: Mapping[str, Any]) -> MethodConfig:
@@ -218,32 +135,6 @@ def _settled(method: type[MethodConfig], kit: Kit, settings: Mapping[str, Any]) 
     if issubclass(method, Weighted):
         shared = {"warm_up": method.model_fields["warm_up"].default * kit.distil.epochs // 240}
     return method.model_validate({**shared, **settings})
-
-
-def _stage(name: str, method: Any, kit: Kit, length: Length, **settings: Any) -> Stage:
-    return Stage(
-        name=name,
-        method=method,
-        epochs=length.epochs,
-        batch_size=kit.batch_size,
-        optimizer=kit.optimizer(length),
-        **settings,
-    )
-
-
-def _collaborate(kit: Kit, teachers: Sequence[str]) -> Stage:
-    # The reference neither validates nor selects here: the last weights go on.
-    trains = (STUDENT, *teachers)
-    return _stage("collaborate", Collaborate(), kit, kit.collaborate, trains=trains, select="last")
-
-
-def _specialise(kit: Kit, teachers: Sequence[str]) -> Stage:
-    method = Specialise(taps=_taps(kit, teachers), width_factor=kit.width_factor)
-    return _stage("specialise", method, kit, kit.specialise, trains=())
-
-
-def _taps(kit: Kit, teachers: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    return {name: kit.taps[name] for name in teachers}
 
 
 SGD = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.0)
@@ -291,15 +182,9 @@ RIVALS: Mapping[str, MethodPlan] = {
 PLANS: Mapping[str, MethodPlan] = {
     "supervised": MethodPlan(supervised, None),
     **dict(sorted(RIVALS.items())),
-    "mst-distill": MethodPlan(mst_distill, "mm+cm", ("mm", "cm")),
-    "mst-distill-release": MethodPlan(mst_distill_release, "mm+cm", ("mm", "cm")),
-    "mst-distill-a": MethodPlan(mean_of_diverse, "mm+cm"),
-    "mst-distill-b": MethodPlan(routed_only, "mm+cm"),
-    "mst-distill-c": MethodPlan(collaborated_routed, "mm+cm"),
-    "mst-distill-d": MethodPlan(specialised_routed, "mm+cm"),
-    "mst-distill-e": MethodPlan(collaborated_specialised, "mm+cm"),
+    **MST_DISTILL,
 }
-"""Methods by the name that recipes and tables give them; `mst-distill` is ablation (f), all stages."""
+"""Methods by the name that recipes and tables give them."""
 
 
 def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: int, control: str | None) -> Recipe:

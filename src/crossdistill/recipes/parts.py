@@ -1,0 +1,60 @@
+"""What the recipes of several methods have in common: stages, and how a recipe is described."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crossdistill.methods.supervised import Supervised
+from crossdistill.recipes.kit import Kind, Kit, Length
+from crossdistill.stage import Stage
+
+Stages = Callable[[Kit, str, Sequence[str]], tuple[Stage, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodPlan:
+    """How a method's recipe is made: its stages, and the teachers that it takes by default (None: no teacher)."""
+
+    stages: Stages
+    kind: Kind | None
+    kinds: tuple[Kind, ...] = ()
+    """The other choices of teachers that make sense."""
+    described: str | None = None
+
+    @property
+    def about(self) -> str:
+        """A line for people: as described, or what the function of its stages says."""
+        return (self.described or self.stages.__doc__ or "").strip().split("\n")[0]
+
+
+def pretrained(kit: Kit, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """One supervised stage for each teacher; shared by every recipe that uses the same teacher."""
+    return tuple(
+        Stage(
+            name=f"supervised-{name}",
+            method=Supervised(),
+            learner=name,
+            teachers=(),
+            epochs=kit.supervised.epochs,
+            batch_size=kit.batch_size,
+            optimizer=kit.optimizer(kit.supervised),
+        )
+        for name in teachers
+    )
+
+
+def stage_of(name: str, method: Any, kit: Kit, length: Length, **settings: Any) -> Stage:
+    """A stage of the kit's batch size and optimizer."""
+    return Stage(
+        name=name,
+        method=method,
+        epochs=length.epochs,
+        batch_size=kit.batch_size,
+        optimizer=kit.optimizer(length),
+        **settings,
+    )
+
+
+def taps_of(kit: Kit, teachers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The intermediate and the penultimate layer of each teacher."""
+    return {name: kit.taps[name] for name in teachers}

@@ -1,0 +1,202 @@
+"""The paper's method as the paper has it: what an audit against the equations and the released code found."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor, nn
+
+from crossdistill import NetworkConfig, run
+from crossdistill.batch import Batch
+from crossdistill.data.av_digits import AvDigitsConfig
+from crossdistill.losses import balance_kl, distillation_kl
+from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step
+from crossdistill.methods.route import Route
+from crossdistill.metrics import measure
+from crossdistill.nets import proxy_for
+from crossdistill.outputs import OutputSpec, Want
+from crossdistill.recipes import make
+from crossdistill.recipes.kit import Kit, Length
+from crossdistill.recipes.plans import recipe
+from crossdistill.testing import FakeTeacher
+
+SPEC = OutputSpec(logits=(4,))
+ROWS = 8
+
+
+def built(config: MethodConfig, *teachers: str) -> Method:
+    torch.manual_seed(0)
+    return config.build(SPEC, dict.fromkeys(teachers, SPEC), DataSpec(rows=ROWS, classes=4))
+
+
+def batch_of(present: Mapping[str, Tensor] | None = None) -> Batch:
+    ids = torch.arange(ROWS)
+    return Batch(inputs={}, ids=ids, targets=ids % 4, present={} if present is None else dict(present))
+
+
+def fakes(*names: str, modal: bool = False) -> dict[str, FakeTeacher]:
+    return {name: FakeTeacher(name, SPEC, (name,) if modal else ()) for name in names}
+
+
+def one_step(method: Method, student: Any, teachers: Mapping[str, Any], batch: Batch | None = None) -> Step:
+    step: Step = method(batch_of() if batch is None else batch, student, teachers, Progress())
+    return step
+
+
+def test_b1_the_balance_term_reaches_the_student() -> None:
+    """Equations 11, 12 and 18: the gate reads the student's output, and nothing stops the gradient there."""
+    gradients = {}
+    for detached in (None, False, True):
+        logits = torch.linspace(-1, 1, ROWS * 4).reshape(ROWS, 4).sin().requires_grad_()
+        student = FakeTeacher("student", SPEC, given={Want.LOGITS: logits})
+        given = {} if detached is None else {"gate_detached": detached}
+        method = built(Route(**given), "a", "b", "c")
+        one_step(method, student, fakes("a", "b", "c")).terms["balance"].value.backward()
+        gradients[detached] = logits.grad
+    assert gradients[True] is None
+    assert gradients[None] is not None
+    own = logits.detach().clone().requires_grad_()
+    balance_kl(method.get_submodule("gate")(own)).backward()
+    torch.testing.assert_close(gradients[None], own.grad)
+
+
+def test_b3_ablations_share_one_rule() -> None:
+    """What is no stage differs between ablations in routing alone: cross-entropy + λ1 · divergence for all."""
+    last = {name: make(f"av-digits/mst-distill{name}", [], 0).stages[-1] for name in ("", "-a", "-b", "-c", "-d", "-e")}
+    methods = {name: stage.method.model_dump() for name, stage in last.items()}
+    assert {name: one.pop("routing") for name, one in methods.items()} == {
+        name: "mean" if name in ("-a", "-e") else "balanced" for name in last
+    }
+    assert all(one == methods[""] for one in methods.values())
+    rest = [stage.model_dump(exclude={"name", "method"}) for stage in last.values()]
+    assert all(one == rest[0] for one in rest)
+
+
+def test_b3_the_mean_of_teachers_by_hand() -> None:
+    method = built(Route(routing="mean", temperature=3.0, distil_decay_every=2), "a", "b")
+    assert not dict(method.named_parameters()), "without routing there is no gate"
+    student, teachers = FakeTeacher("student", SPEC), fakes("a", "b", modal=True)
+    there = torch.arange(ROWS) % 4
+    batch = batch_of({"a": there < 2, "b": (there == 0) | (there == 2)})
+    step = method(batch, student, teachers, Progress(epoch=5))
+    assert (step.terms["task"].weight, step.terms["distil"].weight) == (1.0, 0.25)
+    own = student(batch).need(Want.LOGITS)
+    wanted = torch.zeros(ROWS)
+    for row in range(ROWS):
+        seen = [name for name, mask in batch.present.items() if bool(mask[row])]
+        for name in seen:
+            theirs = FakeTeacher(name, SPEC)(batch).need(Want.LOGITS)
+            wanted[row] += distillation_kl(own[row : row + 1], theirs[row : row + 1], 3.0)[0] / len(seen)
+    torch.testing.assert_close(step.terms["distil"].value, wanted)
+
+
+def test_b3_one_teacher_has_a_mean() -> None:
+    assert one_step(built(Route(routing="mean"), "a"), FakeTeacher("student", SPEC), fakes("a")).terms
+
+
+@pytest.mark.parametrize(
+    ("shape", "logits", "normal"),
+    [
+        # The released ProxyNet initialises its convolution alone, ProxyNet1D and ProxyNet_resoFixed both layers.
+        ((128, 14, 14), (10,), {"convolution": True, "fc": False}),
+        ((84,), (10,), {"fc1": True, "fc2": True}),
+        ((64, 24, 32), (41, 48, 64), {"convolution": True, "out": True}),
+    ],
+)
+def test_b4_proxies_start_as_released(shape: tuple[int, ...], logits: tuple[int, ...], normal: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    proxy = proxy_for(shape, logits)
+    for name, released in normal.items():
+        layer = proxy.get_submodule(name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        outputs, inputs = layer.weight.shape[:2]
+        wanted = math.sqrt(2 / outputs) if released else 1 / math.sqrt(3 * inputs)
+        assert float(layer.weight.detach().std()) == pytest.approx(wanted, rel=0.1)
+        if layer.bias is not None:
+            assert bool((layer.bias == 0).all()) == released
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("occurring", [1, 3, 6])
+def test_b5_balanced_accuracy_is_the_mean_recall_over_target_classes(occurring: int) -> None:
+    generator = torch.Generator().manual_seed(occurring)
+    targets = torch.randint(0, occurring, (200,), generator=generator)
+    drawn = torch.randint(0, 6, (200,), generator=generator)
+    predicted = torch.where(torch.rand(200, generator=generator) < 0.5, targets, drawn)
+    wanted = balanced_accuracy_score(targets, predicted)
+    assert measure("balanced-accuracy", predicted, targets, 8) == pytest.approx(wanted)
+
+
+def test_b8_the_hard_share_of_each_teacher_by_hand() -> None:
+    method = built(Route(k=2), "a", "b", "c")
+    there = torch.arange(ROWS)
+    batch = batch_of({"a": there < 6, "b": there < 3, "c": there < 8})
+    student, teachers = FakeTeacher("student", SPEC), fakes("a", "b", "c", modal=True)
+    logs = one_step(method, student, teachers, batch).logs
+    gate = method.get_submodule("gate")(student(batch).need(Want.LOGITS))
+    counts = dict.fromkeys(("a", "b", "c"), 0)
+    for row in range(ROWS):
+        seen = [index for index, name in enumerate(counts) if bool(batch.present[name][row])]
+        for index in sorted(seen, key=lambda index: -float(gate[row, index].detach()))[:2]:
+            counts[list(counts)[index]] += 1
+    assert {name: int(logs[f"chosen_rows/{name}"]) for name in counts} == counts
+    assert sum(counts.values()) == 3 * 2 + 3 * 2 + 2
+    shares = method.epoch_logs({name: 2 * float(value) for name, value in logs.items()})
+    assert shares == {f"chosen/{name}": pytest.approx(count / 14) for name, count in counts.items()}
+
+
+def test_b8_every_epoch_has_the_hard_shares(tmp_path: Path) -> None:
+    made = make("av-digits/mst-distill-b", [], 0).tiny()
+    run(made, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["stage"] == "route" and line["kind"] == "step"]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert len(epochs) == 1 + max(line["epoch"] for line in steps)
+    for line in epochs:
+        mine = [step for step in steps if step["epoch"] == line["epoch"]]
+        counts = {name: sum(step[f"chosen_rows/{name}"] for step in mine) for name in ("mm", "audio")}
+        total = sum(counts.values())
+        assert line | {f"chosen/{name}": count / total for name, count in counts.items()} == line
+
+
+def three_modalities(**changes: Any) -> Kit:
+    length = Length(epochs=1, learning_rate=0.01)
+    audio = NetworkConfig(model="small-audio")
+    networks = {"image": NetworkConfig(model="small-image"), "audio": audio, "radar": audio}
+    taps = {"image": ("conv2", "fc1"), "mm": ("concat_identity", "fc1")}
+    given: dict[str, Any] = {
+        "data": AvDigitsConfig(),
+        "networks": networks,
+        "multimodal": NetworkConfig(model="small-mm"),
+        "taps": taps | dict.fromkeys(("audio", "radar"), ("conv3", "fc1")),
+        **dict.fromkeys(("supervised", "collaborate", "specialise", "distil"), length),
+    }
+    return Kit(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("student", "kind", "teachers"),
+    [
+        ("image", "mm+cm", ["mm", "audio", "radar"]),
+        ("audio", "cm", ["image", "radar"]),
+        ("radar", "mm+cm", ["mm", "image", "audio"]),
+        ("radar", "mm", ["mm"]),
+    ],
+)
+def test_b9_all_other_modalities_teach(student: str, kind: Any, teachers: list[str]) -> None:
+    """Equation 5 has a specialised teacher for every modality but the student's."""
+    made = recipe(three_modalities(), "mst-distill", student=student, teachers=kind, seed=0, control=None)
+    assert list(made.teachers) == teachers
+    taps = made.stages[1].method.model_dump()["taps"]
+    assert list(taps) == teachers
+
+
+def test_b9_two_modalities_have_the_teachers_that_they_had() -> None:
+    assert list(make("av-digits/mst-distill", [], 0).teachers) == ["mm", "audio"]
+    assert list(make("av-digits/mst-distill", ["student=audio"], 0).teachers) == ["mm", "image"]
+    assert list(make("av-digits/c2kd", [], 0).teachers) == ["audio"]
