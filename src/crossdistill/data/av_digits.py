@@ -142,7 +142,7 @@ def _build(config: AvDigitsConfig, progress: Progress) -> Dataset:
         ),
         licences=(
             HANDWRITING,
-            SYNTHESIS if synthesised else Licence("spoken digits", "as its folder says", "recordings", False),
+            SYNTHESIS if synthesised else Licence("spoken digits", "unknown", "the user's own recordings", None),
         ),
     )
 

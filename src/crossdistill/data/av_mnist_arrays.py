@@ -85,7 +85,7 @@ def build_from_arrays(
             input_specs=specs,
             fingerprint="",
             about=ABOUT.format(folder=paths[0].parent.parent.name),
-            licences=(Licence("AV-MNIST arrays", "as their source says", "the user's own files", False),),
+            licences=(Licence("AV-MNIST arrays", "unknown", "the user's own files", None),),
         ),
     )
 

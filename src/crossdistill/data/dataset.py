@@ -23,12 +23,12 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """Where a part of the data comes from; `commercial` says whether its licence allows commercial use."""
+    """Where a part of the data comes from; `commercial` says whether its licence allows commercial use (None: unknown)."""
 
     name: str
     licence: str
     source: str
-    commercial: bool
+    commercial: bool | None
 
 
 @dataclass(frozen=True)
