@@ -23,6 +23,7 @@ LAYERS = (
         "batch",
         "outputs",
         "errors",
+        "escaping",
         "settings",
         "storage",
         "order",

@@ -32,6 +32,7 @@ from crossdistill.cli_options import (
     Tiny,
 )
 from crossdistill.errors import CrossdistillError, RecipeError, StoppedError
+from crossdistill.escaping import visible
 
 if TYPE_CHECKING:
     from crossdistill.recipe import Recipe
@@ -151,7 +152,7 @@ def predict_command(
         typer.echo(json.dumps(rows))
         return
     for file, prediction in zip(files, found, strict=True):
-        typer.echo(f"{file}: {prediction.label} ({prediction.probability:.3f})")
+        typer.echo(f"{visible(str(file))}: {visible(prediction.label)} ({prediction.probability:.3f})")
 
 
 @app.command("compare")
@@ -269,4 +270,5 @@ def _ended(why: str, status: int) -> typer.Exit:
 
 def _complain(error: object) -> None:
     """On standard error; every process may have its own reason."""
-    typer.echo(f"crossdistill{f', rank {_rank()}' if _rank() else ''}: {error}", err=True)
+    said = visible(str(error), lines=True)
+    typer.echo(f"crossdistill{f', rank {_rank()}' if _rank() else ''}: {said}", err=True)

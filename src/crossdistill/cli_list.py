@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from crossdistill.cli_options import AsJson
+from crossdistill.escaping import visible
 
 listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -102,13 +103,15 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: Sequence[st
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     columns = [name for name in rows[0] if name not in hidden]
     for name in columns:
         table.add_column(name, justify="right" if name in {"parameters", "bytes"} else "left", no_wrap=name == "name")
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in columns))
+        # As Text: what stands in square brackets is no style.
+        table.add_row(*(Text(visible(_cell(row[name]))) for name in columns))
     # Into a pipe or a file, lines as long as they are: what reads them does not fold.
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(table)

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from crossdistill.escaping import visible
+
 
 @runtime_checkable
 class Display(Protocol):
@@ -74,7 +76,7 @@ class Terminal:
         """Start drawing."""
         if sys.stderr.isatty():
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -94,7 +96,7 @@ class Terminal:
 
     def begin(self, name: str, total: int) -> None:
         """A new bar, or a line."""
-        self._name = name
+        self._name = name = visible(name)
         if self._bars is not None:
             self._task = self._bars.add_task(name, total=total)
         else:
@@ -114,7 +116,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(visible(text, lines=True), markup=False, highlight=False)
 
     def data(self, description: str, done: int, total: int) -> None:
         """Progress as data sets report it: a description, how many are done, how many there are."""

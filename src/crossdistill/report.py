@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.errors import RunError
+from crossdistill.escaping import markdown
 from crossdistill.storage import write_json
 
 RESULTS = "results.json"
@@ -113,10 +114,10 @@ def number(row: Row) -> str:
 
 
 def _line(row: Row) -> str:
-    teachers = f" ({row.teachers})" if row.teachers else ""
+    method = markdown(f"{row.method} ({row.teachers})" if row.teachers else row.method)
     seconds = f"{row.seconds:.1f}" if row.seconds else ""
     memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""
     return (
-        f"| {row.data} | {row.student} | {row.labelled:.0%} | {row.method}{teachers} | {number(row)} "
+        f"| {markdown(row.data)} | {markdown(row.student)} | {row.labelled:.0%} | {method} | {number(row)} "
         f"| {seconds} | {memory} |"
     )

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
-from crossdistill.data.dataset import Dataset
+from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.decode import decode, prepare_array
 from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
+from crossdistill.escaping import markdown, visible
 from crossdistill.models import MODELS, build_network, check_options, is_model
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
@@ -32,6 +33,9 @@ from crossdistill.student_folder import (
     sealed,
 )
 from crossdistill.tensor_file import check_weights, load_weights, read_weights
+
+SHOWN = 100
+"""Class names in a model card."""
 
 Example = Path | str | NDArray[Any] | Tensor
 """A file, or an array or tensor of one example."""
@@ -287,23 +291,22 @@ def model_card(
 
     A `foreign` student's module is not in the table of models: whoever loads it has to bring it.
     """
-    licences = "\n".join(
-        f"- {one.name}: {one.licence} ({one.source}){'' if one.commercial else '. **Forbids commercial use.**'}"
-        for one in dataset.licences
-    )
+    licences = "\n".join(_licence(one) for one in dataset.licences)
     given = ", module=YourModule()" if foreign else ""
-    return f"""# {title}
+    classes = ", ".join(markdown(name) for name in dataset.classes[:SHOWN])
+    more = f" and {len(dataset.classes) - SHOWN:,} more" if len(dataset.classes) > SHOWN else ""
+    return f"""# {markdown(title)}
 
 A student of {parameters:,} parameters, distilled with crossdistill.
-Teachers: {", ".join(teachers) or "none, labels alone"}.
-Classes: {", ".join(dataset.classes)}.
+Teachers: {", ".join(map(markdown, teachers)) or "none, labels alone"}.
+Classes: {classes}{more}.
 
 ## Measured
 
-Test split of `{dataset.name}`; model selection saw the validation split only.
+Test split of {markdown(dataset.name)}; model selection saw the validation split only.
 
 {table}
-{dataset.about}
+{visible(dataset.about, lines=True)}
 
 ## Licences of the data
 
@@ -318,3 +321,10 @@ student = load_student("this folder"{given})
 student.predict(["a file"])
 ```
 """
+
+
+def _licence(one: Licence) -> str:
+    said = f"- {markdown(one.name)}: {markdown(one.licence)} ({visible(one.source)})"
+    if one.commercial is None:
+        return f"{said}. **Whether it allows commercial use is not known**: look where the data come from."
+    return said if one.commercial else f"{said}. **Forbids commercial use.**"

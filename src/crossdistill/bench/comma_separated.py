@@ -7,6 +7,7 @@ from typing import Any
 
 from crossdistill.bench.sheet import Entry, Findings, Line, Sheet
 from crossdistill.bench.verdict import ALONE, KD
+from crossdistill.escaping import csv_cell
 
 FIELDS = (
     "data", "method", "teachers", "student", "labelled", "control", "metric", "mean", "std", "values", "test_rows",
@@ -28,12 +29,22 @@ def comma_separated(findings: Findings) -> str:
     for line in sheet.lines:
         for (student, labelled), entry in line.entries.items():
             writer.writerow(
-                {"data": findings.grid.data, "method": line.method, "teachers": line.teachers, "student": student}
-                | {"labelled": labelled, "state": entry.state, "mark": entry.mark}
-                | _row(entry)
-                | _found(findings, line, student, labelled)
+                _as_text(
+                    {"data": findings.grid.data, "method": line.method, "teachers": line.teachers, "student": student}
+                    | {"labelled": labelled, "state": entry.state, "mark": entry.mark}
+                    | _row(entry)
+                    | _found(findings, line, student, labelled)
+                )
             )
     return text.getvalue()
+
+
+def _as_text(cells: dict[str, Any]) -> dict[str, Any]:
+    """The same cells; names are no formulas, whatever they begin with. Several values are numbers."""
+    return {
+        field: csv_cell(value) if isinstance(value, str) and field != "values" else value
+        for field, value in cells.items()
+    }
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -1,24 +1,17 @@
 """The table of a comparison for a paper: LaTeX that needs no package."""
 
+from crossdistill import escaping
 from crossdistill.bench.grid import percent
 from crossdistill.bench.sheet import Entry, Findings, Sheet
-
-_ESCAPES = {
-    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(_ESCAPES.get(letter, letter) for letter in text)
 
 
 def latex(findings: Findings) -> str:
     """The table for a paper: plain LaTeX, no packages; best bold, second underlined."""
     sheet = Sheet.of(findings)
-    columns = [_tex(f"{student}, {percent(labelled)}") for student, labelled in sheet.columns]
+    columns = [escaping.latex(f"{student}, {percent(labelled)}") for student, labelled in sheet.columns]
     lines = [
-        f"% {findings.grid.data}: accuracy, mean and standard deviation over {findings.grid.seeds} seeds",
+        f"% {escaping.latex(findings.grid.data)}: accuracy, mean and standard deviation over "
+        f"{findings.grid.seeds} seeds",
         rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
         r"\hline",
         " & ".join(["method", "teachers", *columns]) + r" \\",
@@ -30,7 +23,7 @@ def latex(findings: Findings) -> str:
             lines.append(r"\hline")
             kind = line.kind
         cells = [_tex_entry(line.entries.get(column)) for column in sheet.columns]
-        lines.append(" & ".join([_tex(line.method), _tex(line.teachers or "--"), *cells]) + r" \\")
+        lines.append(" & ".join([escaping.latex(line.method), escaping.latex(line.teachers or "--"), *cells]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 
@@ -38,7 +31,7 @@ def _tex_entry(entry: Entry | None) -> str:
     if entry is None:
         return ""
     if entry.row is None:
-        return rf"\textit{{{_tex(entry.state)}}}"
+        return rf"\textit{{{escaping.latex(entry.state)}}}"
     mean, std = f"{entry.row.mean:.3f}", "" if entry.row.std is None else rf" $\pm$ {entry.row.std:.3f}"
     mean = {"best": rf"\textbf{{{mean}}}", "second": rf"\underline{{{mean}}}", "": mean}[entry.mark]
     return mean + std + (r"$^\dagger$" if entry.state == "partly failed" else "")

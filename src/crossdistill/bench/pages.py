@@ -1,6 +1,6 @@
 """The files that a comparison leaves: a page (Markdown), the table as CSV and LaTeX, the statistics as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from crossdistill.bench.reading import control_sentences, interval, notes, tunin
 from crossdistill.bench.sheet import Entry, Findings, Sheet
 from crossdistill.bench.terminal import costs
 from crossdistill.bench.verdict import Pair
+from crossdistill.escaping import markdown as escape
 from crossdistill.report import Report, number
 from crossdistill.storage import write_json, write_text
 
@@ -48,10 +49,10 @@ def as_data(findings: Findings) -> dict[str, Any]:
 def markdown(findings: Findings) -> str:
     """The page."""
     sheet = Sheet.of(findings)
-    parts = [f"# {findings.grid.data}: methods side by side", findings.about, _reading(findings), _table(sheet)]
+    parts = [f"# {escape(findings.grid.data)}: methods side by side", findings.about, _reading(findings), _table(sheet)]
     said = [*verdict_sentences(findings), *control_sentences(findings)]
     if said:
-        parts.append("## What it says\n\n" + _items(said))
+        parts.append("## What it says\n\n" + _items(map(escape, said)))
     if findings.verdicts.pairs:
         parts.append("## Compared one by one\n\n" + _pairs(findings.verdicts.pairs))
     parts.append("## Cost\n\n" + _costs(findings, sheet))
@@ -64,10 +65,11 @@ def markdown(findings: Findings) -> str:
             how += (
                 " The seed draws the split of these data too, so rows that validate a trial can be test rows of a cell."
             )
-        parts.append(f"## Tuning\n\n{how}\n\n" + _items(tuning_sentences(findings)))
+        parts.append(f"## Tuning\n\n{how}\n\n" + _items(map(escape, tuning_sentences(findings))))
     for title, cells in (("Cannot apply", findings.refused), ("Failed", findings.failed)):
         if cells:
-            parts.append(f"## {title}\n\n" + _items([f"`{name}`: {_line(why)}" for name, why in cells.items()]))
+            reasons = [f"`{name}`: {escape(_line(why))}" for name, why in cells.items()]
+            parts.append(f"## {title}\n\n" + _items(reasons))
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,9 +85,17 @@ def _reading(findings: Findings) -> str:
 
 
 def _table(sheet: Sheet) -> str:
-    head = ["method", "teachers", *(f"{student}, {percent(labelled)} labels" for student, labelled in sheet.columns)]
+    head = [
+        "method",
+        "teachers",
+        *(f"{escape(student)}, {percent(labelled)} labels" for student, labelled in sheet.columns),
+    ]
     lines = [
-        [line.method, line.teachers or "", *(_marked(line.entries.get(column)) for column in sheet.columns)]
+        [
+            escape(line.method),
+            escape(line.teachers or ""),
+            *(_marked(line.entries.get(column)) for column in sheet.columns),
+        ]
         for line in sheet.lines
     ]
     table = _grid(head, lines, left=2)
@@ -106,10 +116,10 @@ def _pairs(pairs: Sequence[Pair]) -> str:
     head = ["student", "labels", "method", "against", "difference", "p (Holm)", "verdict", "seeds won"]
     lines = [
         [
-            pair.setting.student,
+            escape(pair.setting.student),
             percent(pair.setting.labelled),
-            pair.setting.title,
-            pair.against.title,
+            escape(pair.setting.title),
+            escape(pair.against.title),
             interval(pair),
             f"{pair.p_holm:.4f}",
             pair.verdict,
@@ -143,7 +153,7 @@ def _costs(findings: Findings, sheet: Sheet) -> str:
             students = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.parameters for cost in own))
             trained = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.trained for cost in own))
             won = [f"{best} of {len(line.entries)}", f"{second}"] if line.kind == "method" else ["", ""]
-            lines.append([line.method, line.teachers or "", *costs(line), students, trained, *won])
+            lines.append([escape(line.method), escape(line.teachers or ""), *costs(line), students, trained, *won])
     return _grid(head, lines, left=2)
 
 
@@ -153,7 +163,7 @@ def _grid(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str
     return "\n".join(rows)
 
 
-def _items(texts: Sequence[str]) -> str:
+def _items(texts: Iterable[str]) -> str:
     return "\n".join(f"- {text}" for text in texts)
 
 

@@ -4,10 +4,12 @@ from io import StringIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from crossdistill.bench.grid import percent
 from crossdistill.bench.reading import control_sentences, notes, verdict_sentences
 from crossdistill.bench.sheet import Column, Entry, Findings, Line, Sheet
+from crossdistill.escaping import visible
 from crossdistill.report import number
 
 MARKS = {"best": " ¹", "second": " ²", "": "  "}
@@ -29,7 +31,7 @@ def terminal(findings: Findings) -> str:
     lines += [f"cannot apply: {name}: {why}" for name, why in findings.refused.items()]
     lines += [f"failed: {name}: {why.strip()}" for name, why in findings.failed.items()]
     for line in (*lines, findings.about):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(line, lines=True), markup=False, highlight=False, soft_wrap=True)
     return out.getvalue()
 
 
@@ -38,13 +40,15 @@ def _table(sheet: Sheet, columns: list[Column]) -> Table:
     table.add_column("method", no_wrap=True)
     table.add_column("teachers", no_wrap=True)
     for student, labelled in columns:
-        table.add_column(f"{student}\n{percent(labelled)} labels", justify="right", no_wrap=True)
+        table.add_column(Text(f"{visible(student)}\n{percent(labelled)} labels"), justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("memory\nMB", justify="right", no_wrap=True)
     for line in sheet.lines:
         if any(column in line.entries for column in columns):
             values = [drawn(line.entries.get(column)) for column in columns]
-            table.add_row(line.method, line.teachers or "", *values, *costs(line))
+            # As Text: what stands in square brackets is no style.
+            cells = (line.method, line.teachers or "", *values, *costs(line))
+            table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
 
 

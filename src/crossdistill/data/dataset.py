@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """Where a part of the data comes from; `commercial` says whether its licence allows commercial use (None: unknown)."""
+    """Where a part of the data comes from; `commercial`: whether its licence allows commercial use (None: unknown)."""
 
     name: str
     licence: str
