@@ -89,6 +89,7 @@ def run_command(
     from crossdistill.forecast import forecast
     from crossdistill.interruption import Interruption
     from crossdistill.recipes import make
+    from crossdistill.recipes.plans import preset_notes
     from crossdistill.runner import run
 
     made = make(recipe, settings or [], seed)
@@ -100,6 +101,8 @@ def run_command(
             if dry_run:
                 _say(forecast(made, display, timed_steps).text())
                 return
+            for line in preset_notes(made):
+                display.say(line)
             display.say(f"{made.name}: student {made.learner!r}, seed {made.seed}, into {folder}")
             report = run(made, folder, resume=resume, display=display, stop=stop)
         except KeyboardInterrupt as error:

@@ -38,20 +38,36 @@ def recipes(as_json: AsJson = False) -> None:
 
 @listing.command("methods")
 def methods(as_json: AsJson = False) -> None:
-    """Algorithms of a stage, with their settings."""
+    """Algorithms of a stage, with their settings; then presets, with what they settle otherwise and why."""
+    from dataclasses import asdict
+
     from crossdistill.methods import METHODS
+    from crossdistill.recipes.plans import PLANS
 
     rows = [
         {
             "name": name,
             "about": _first(config),
             "settings": {
-                k: None if f.is_required() else f.default for k, f in config.model_fields.items() if k != "name"
+                k: None if f.is_required() else f.get_default(call_default_factory=True)
+                for k, f in config.model_fields.items()
+                if k != "name"
             },
         }
         for name, config in METHODS.items()
     ]
+    presets = {name: [asdict(one) for one in plan.differs] for name, plan in PLANS.items() if plan.differs is not None}
+    if as_json:
+        found: dict[str, dict[str, Any]] = {str(row["name"]): row for row in rows}
+        for name, differs in presets.items():
+            found[name] = {"about": PLANS[name].about, **found.get(name, {"name": name}), "differs": differs}
+        _print(list(found.values()), as_json)
+        return
     _print(rows, as_json, hidden=("settings",))
+    typer.echo("\nPresets (DATA/PRESET is a recipe):\n")
+    _print([{"name": name, "about": PLANS[name].about} for name in presets], as_json)
+    typer.echo("")
+    _print([{"preset": name, **one} for name, differs in presets.items() for one in differs], as_json)
 
 
 @listing.command("data")
@@ -120,6 +136,6 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: Sequence[st
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return ", ".join(value) if isinstance(value, list) else str(value)

@@ -17,6 +17,7 @@ from crossdistill import load_student
 from crossdistill.methods import METHODS
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make, names
+from crossdistill.recipes.plans import PLANS
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 COLUMNS = [
@@ -64,7 +65,8 @@ def test_lists(crossdistill: Command, digits: None) -> None:
     assert list(listed("recipes")) == names()
     assert {"av-digits/supervised", "av-digits/kd", "av-digits/mst-distill", "av-mnist/mst-distill"} <= set(names())
     methods = listed("methods")
-    assert list(methods) == list(METHODS)
+    presets = [name for name, plan in PLANS.items() if plan.differs is not None]
+    assert list(methods) == [*METHODS, *(name for name in presets if name not in METHODS)]
     assert methods["kd"]["settings"]["temperature"] == 4.0
     data = listed("data")
     assert {"av-digits", "av-mnist"} <= set(data)

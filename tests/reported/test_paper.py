@@ -10,19 +10,24 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from crossdistill import NetworkConfig, run
 from crossdistill.batch import Batch
+from crossdistill.cli import app
 from crossdistill.data.av_digits import AvDigitsConfig
+from crossdistill.data.av_mnist import AvMnistConfig
 from crossdistill.losses import balance_kl, distillation_kl
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step
 from crossdistill.methods.route import Route
 from crossdistill.metrics import measure
 from crossdistill.nets import proxy_for
 from crossdistill.outputs import OutputSpec, Want
+from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.recipes.kit import Kit, Length
-from crossdistill.recipes.plans import recipe
+from crossdistill.recipes.mst_distill import SWITCHES, Switch
+from crossdistill.recipes.plans import preset_notes, recipe
 from crossdistill.testing import FakeTeacher
 
 SPEC = OutputSpec(logits=(4,))
@@ -200,3 +205,72 @@ def test_b9_two_modalities_have_the_teachers_that_they_had() -> None:
     assert list(make("av-digits/mst-distill", [], 0).teachers) == ["mm", "audio"]
     assert list(make("av-digits/mst-distill", ["student=audio"], 0).teachers) == ["mm", "image"]
     assert list(make("av-digits/c2kd", [], 0).teachers) == ["audio"]
+
+
+def _value(made: Recipe, setting: str) -> Any:
+    holder, _, field = setting.partition(".")
+    methods = {stage.method.name: stage.method for stage in made.stages}
+    return getattr(made.data if holder == "data" else methods[holder], field)
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.setting)
+def test_b2_presets_have_what_their_table_says(switch: Switch) -> None:
+    plain = AvMnistConfig()
+    for preset in ("paper", "release", "default"):
+        made = make(f"av-mnist/mst-distill{'' if preset == 'default' else f'-{preset}'}", [], 0)
+        wanted = getattr(switch, preset)
+        if wanted is None:
+            wanted = getattr(plain, switch.setting.partition(".")[2])
+        assert _value(made, switch.setting) == wanted, preset
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_b2_published_presets_have_published_weights_at_few_labels(preset: str) -> None:
+    route = make(f"av-digits/mst-distill-{preset}", ["labelled=0.05"], 0).stages[-1].method
+    assert isinstance(route, Route)
+    names = ("weight_task", "weight_distil", "temperature", "distil_decay", "distil_decay_every")
+    assert [getattr(route, name) for name in names] == [1.0, 1.0, 4.0, 0.5, 30]
+    assert make("av-digits/mst-distill", ["labelled=0.05"], 0).stages[-1].method != route
+
+
+def test_b2_the_papers_loss_has_no_factor_of_the_temperature() -> None:
+    made = make("av-digits/mst-distill-paper", [], 0)
+    assert [stage.method.model_dump()["squared"] for stage in made.stages] == [False] * 3
+
+
+def test_b2_a_setting_of_the_user_goes_before_the_presets() -> None:
+    made = make("av-mnist/mst-distill-release", ["data.split=speaker"], 0)
+    assert (_value(made, "data.split"), _value(made, "data.release_compat")) == ("speaker", True)
+    notes = " ".join(preset_notes(made))
+    assert "data.release_compat=True" in notes
+    assert "data.split" not in notes
+
+
+def test_b2_a_run_says_what_its_preset_settles() -> None:
+    released = preset_notes(make("av-mnist/mst-distill-release", [], 0))
+    assert len(released) == 1
+    assert all(text in released[0] for text in ("data.split=sample", "data.release_compat=True", "route.reduce=mean"))
+    elsewhere = preset_notes(make("av-digits/mst-distill-release", [], 0))
+    assert "av-digits" in elsewhere[1]
+    assert "data.split, data.release_compat" in elsewhere[1]
+    assert preset_notes(make("av-digits/kd", [], 0)) == []
+
+
+def test_b2_list_methods_says_in_what_presets_differ() -> None:
+    rows = json.loads(command("list", "methods", "--json"))
+    assert "Undefined" not in json.dumps(rows)
+    found = {row["name"]: row["differs"] for row in rows if row["name"].startswith("mst-distill")}
+    assert set(found) == {"mst-distill", "mst-distill-paper", "mst-distill-release"}
+    assert found["mst-distill-paper"] == []
+    for name, preset in (("mst-distill", "default"), ("mst-distill-release", "release")):
+        wanted = [switch.setting for switch in SWITCHES if getattr(switch, preset) != switch.paper]
+        assert [one["setting"] for one in found[name]][: len(wanted)] == wanted
+        assert all(one["why"] for one in found[name])
+    text = command("list", "methods")
+    assert all(word in text for word in ("mst-distill-paper", "route.balance_divided", "data.release_compat"))
+
+
+def command(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, done.output
+    return done.output

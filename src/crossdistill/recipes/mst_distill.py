@@ -1,18 +1,70 @@
-"""MST-Distill (Li et al., 2025): the stages of the whole method, of its released form, and of its ablations.
+"""MST-Distill (Li et al., 2025): the stages of the whole method, in three presets, and of its ablations.
+
+`mst-distill` is the default, `mst-distill-paper` has the equations to the letter, `mst-distill-release` computes what
+the released code does; `SWITCHES` is the table in which they differ.
 
 Every ablation (Table 3) weighs the teachers in the same way, cross-entropy + λ1 · divergence with the schedule of the
 kit's `route`: those without routing take the mean over all teachers instead of the picked ones.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from crossdistill.method import STUDENT
+from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods.collaborate import Collaborate
+from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
 from crossdistill.recipes.kit import Kit
-from crossdistill.recipes.parts import MethodPlan, pretrained, stage_of, taps_of
+from crossdistill.recipes.parts import Difference, MethodPlan, pretrained, stage_of, taps_of
 from crossdistill.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A setting of the method in its three presets; `why` says where each value comes from."""
+
+    setting: str
+    paper: Any
+    release: Any
+    default: Any
+    why: str
+
+
+T_SQUARED = "no equation has T²; with it a gradient's size is that of T = 1, as in Hinton's KD and the released code"
+SWITCHES: tuple[Switch, ...] = (
+    Switch("collaborate.squared", False, True, True, T_SQUARED),
+    Switch("specialise.squared", False, True, True, T_SQUARED),
+    Switch("specialise.select", "each", "joint", "each", "Eq. 8 trains each mask by itself; one best epoch for all"),
+    Switch(
+        "specialise.stacked", False, True, False, "Eq. 7 has one mask for each teacher; a hook that is left in place"
+    ),
+    Switch("route.squared", False, True, True, T_SQUARED),
+    Switch("route.reduce", "sum", "mean", "sum", "Eq. 14 adds up the k chosen teachers; equal at k = 1"),
+    Switch("route.balance_divided", False, True, False, "Eq. 17 has no division by K; `batchmean` of a vector"),
+    Switch(
+        "route.decay_after_first", False, True, False, "λ decays after 30 and 10 epochs; also right after the first"
+    ),
+    Switch("route.gate_activation", True, False, True, "the gate is an MLP; without activation it is affine"),
+    Switch("data.split", None, "sample", None, "the released indices are random over samples, so sources are shared"),
+    Switch("data.release_compat", None, True, None, "released statistics are over all rows, test rows included"),
+)
+"""None: as the data have it. Whether the gate's gradient stops at the student (`gate_detached`) differs nowhere."""
+
+FEW_LABELS = Difference(
+    "route.weight_distil, weight_task, temperature, distil_decay_every",
+    "by labels",
+    "published",
+    "below half of the labels validation chose a larger, constant share of the teachers (recipes/kit.py)",
+)
+
+
+def differences(preset: Literal["release", "default"]) -> tuple[Difference, ...]:
+    """In what a preset differs from the paper's equations."""
+    found = [(one, getattr(one, preset)) for one in SWITCHES]
+    own = tuple(Difference(one.setting, value, one.paper, one.why) for one, value in found if value != one.paper)
+    return (*own, FEW_LABELS) if preset == "default" else own
 
 
 def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -20,18 +72,26 @@ def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage,
     return (_collaborate(kit, teachers), _specialise(kit, teachers), _route(kit))
 
 
+def mst_distill_paper(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """MST-Distill with its equations to the letter: no T² factor, published weights whatever the labels."""
+    return _preset("paper", kit, student, teachers)
+
+
 def mst_distill_release(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MST-Distill with every parity switch of the released code (its faults included)."""
-    masks = Specialise(taps=taps_of(kit, teachers), width_factor=kit.width_factor, select="joint", stacked=True)
-    joint = _specialise(kit, teachers).model_copy(update={"method": masks})
-    release = {
-        "reduce": "mean",
-        "balance_divided": True,
-        "decay_after_first": True,
-        "gate_activation": False,
-    }
-    route = kit.route.model_copy(update=release)
-    return (_collaborate(kit, teachers), joint, stage_of("route", route, kit, kit.distil))
+    return _preset("release", kit, student, teachers)
+
+
+def _preset(preset: Literal["paper", "release"], kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    published = kit.model_copy(update={"route": Route()})
+    stages = mst_distill(published, student, teachers)
+    return tuple(one.model_copy(update={"method": _switched(one.method, preset)}) for one in stages)
+
+
+def _switched(method: MethodConfig, preset: str) -> MethodConfig:
+    start = f"{method.name}."
+    own = {one.setting.removeprefix(start): getattr(one, preset) for one in SWITCHES if one.setting.startswith(start)}
+    return method.model_copy(update=own)
 
 
 def mean_of_diverse(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -80,8 +140,9 @@ def _mean(kit: Kit) -> Stage:
 
 
 MST_DISTILL: Mapping[str, MethodPlan] = {
-    "mst-distill": MethodPlan(mst_distill, "mm+cm", ("mm", "cm")),
-    "mst-distill-release": MethodPlan(mst_distill_release, "mm+cm", ("mm", "cm")),
+    "mst-distill": MethodPlan(mst_distill, "mm+cm", ("mm", "cm"), differs=differences("default")),
+    "mst-distill-paper": MethodPlan(mst_distill_paper, "mm+cm", ("mm", "cm"), differs=()),
+    "mst-distill-release": MethodPlan(mst_distill_release, "mm+cm", ("mm", "cm"), differs=differences("release")),
     "mst-distill-a": MethodPlan(mean_of_diverse, "mm+cm"),
     "mst-distill-b": MethodPlan(routed_only, "mm+cm"),
     "mst-distill-c": MethodPlan(collaborated_routed, "mm+cm"),

@@ -12,6 +12,17 @@ Stages = Callable[[Kit, str, Sequence[str]], tuple[Stage, ...]]
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """One setting in which a preset differs from another form of its method, and why."""
+
+    setting: str
+    """STAGE.FIELD, with the stage by its method's name, or data.FIELD."""
+    value: Any
+    instead_of: Any
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class MethodPlan:
     """How a method's recipe is made: its stages, and the teachers that it takes by default (None: no teacher)."""
 
@@ -20,6 +31,13 @@ class MethodPlan:
     kinds: tuple[Kind, ...] = ()
     """The other choices of teachers that make sense."""
     described: str | None = None
+    differs: tuple[Difference, ...] | None = None
+    """Of a preset, from the paper (or whatever `instead_of` is of); None: this is no preset. Those of the data are
+    settled by `recipe`, where the data have such a setting."""
+
+    def data_settings(self) -> dict[str, Any]:
+        """The settings of the data that belong to the preset."""
+        return {one.setting[5:]: one.value for one in self.differs or () if one.setting.startswith("data.")}
 
     @property
     def about(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from crossdistill.data.config import DataConfig
 from crossdistill.errors import SettingError, nearest
 from crossdistill.method import STUDENT, ActsOn, MethodConfig
 from crossdistill.methods import C2KD, DML, KD, METHODS, Hint, Salience
@@ -122,6 +123,12 @@ def mgdfr(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     )
 
 
+def _data(kit: Kit, plan: MethodPlan) -> DataConfig:
+    """The kit's data, with the preset's settings that data of this kind have."""
+    own = {name: value for name, value in plan.data_settings().items() if name in type(kit.data).model_fields}
+    return kit.data.model_copy(update=own)
+
+
 def _settled(method: type[MethodConfig], kit: Kit, settings: Mapping[str, Any]) -> MethodConfig:
     """The method as published, but for what is equal in this kit.
 
@@ -201,7 +208,7 @@ def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: 
     return Recipe.model_validate(
         {
             "name": f"{kit.data.name}/{method}",
-            "data": kit.data,
+            "data": _data(kit, plan),
             "student": kit.networks[student],
             "teachers": networks,
             "stages": plan.stages(kit, student, tuple(networks)),
@@ -213,3 +220,21 @@ def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: 
             "kind": kind,
         }
     )
+
+
+def preset_notes(recipe: Recipe) -> list[str]:
+    """What a preset of its method settles in a recipe, and what its data have no setting for; one line each."""
+    plan = PLANS.get(recipe.method or "")
+    lines, without = [], []
+    for one in () if plan is None else plan.differs or ():
+        holder, _, field = one.setting.partition(".")
+        methods = {stage.method.name: stage.method for stage in recipe.stages}
+        found = getattr(recipe.data if holder == "data" else methods.get(holder), field, None)
+        if found == one.value:
+            lines.append(f"{one.setting}={found}")
+        elif found is None and holder == "data":
+            without.append(one.setting)
+    said = [f"{recipe.method}: {', '.join(lines)}"] if lines else []
+    if without:
+        said.append(f"{recipe.method}: {recipe.name.partition('/')[0]} has no {', '.join(without)}")
+    return said
