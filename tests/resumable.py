@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from crossdistill import OptimizerConfig, Recipe, Stage, Variation, Variations
 from crossdistill.method import STUDENT
-from crossdistill.methods import Collaborate, Route, Specialise
+from crossdistill.methods import KD, Collaborate, Route, Specialise, Supervised
 from crossdistill.recipe import Checkpoints
 from crossdistill.testing import toy_cast, toy_dataset
 from crossdistill.weighting import GradNormConfig, PCGradConfig
@@ -46,6 +46,25 @@ def three_stages(seed: int = 0, epochs: int = 2, every: int = 2) -> Recipe:
                 optimizer=OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.01),
             ),
             Stage(method=Route(k=2), epochs=epochs, batch_size=24, weighting=PCGradConfig(), optimizer=MOMENTUM),
+        ),
+        seed=seed,
+        checkpoints=Checkpoints(steps=every),
+    )
+
+
+def two_stages(seed: int = 0, epochs: int = 2, every: int = 1) -> Recipe:
+    """A teacher that is trained, and a student that it teaches: the least in which stages follow each other."""
+    data = toy_dataset(("first", "second"), rows=60)
+    (name, student), (teacher, network) = toy_cast(data, 1).items()
+    return Recipe(
+        name="two stages",
+        data=data,
+        student=student,
+        student_name=name,
+        teachers={teacher: network},
+        stages=(
+            Stage(method=Supervised(), learner=teacher, epochs=epochs, batch_size=24),
+            Stage(method=KD(), epochs=epochs, batch_size=24),
         ),
         seed=seed,
         checkpoints=Checkpoints(steps=every),

@@ -13,9 +13,10 @@ from typer.testing import CliRunner, Result
 from crossdistill.bank import Bank, BankKey
 from crossdistill.bank_fill import fill
 from crossdistill.bank_rows import BankRows
-from crossdistill.bank_store import ABANDONED_S, BankEntry, find_banks, remove, to_prune
+from crossdistill.bank_store import BankEntry, find_banks, remove, to_prune
 from crossdistill.cli_bank import bank
 from crossdistill.errors import BankDamaged, BankMissing, SettingError
+from crossdistill.storage import ABANDONED_S
 
 IDS = torch.arange(300)
 RECIPE = """

@@ -139,7 +139,7 @@ class _Writer:
             for name in ("values", "seen", "blocks"):
                 self._offsets[name] = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False).offset
                 self._files[name] = os.open(path / f"{name}.npy", os.O_RDWR)
-            self._files["claims"] = os.open(path / "claims.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._files["claims"] = os.open(path / "claims.lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             self._close()
             raise self._failed(error) from error

@@ -1,8 +1,6 @@
 """Folders of banks: what is in them, whether it is sound, and making room."""
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,9 +14,7 @@ from crossdistill.bank import DESCRIPTION, Bank, BankKey, described
 from crossdistill.bank_fill import being_filled
 from crossdistill.bank_rows import BankRows
 from crossdistill.errors import BankDamaged, BankError, BankMissing
-
-ABANDONED_S = 24 * 3600
-"""Age in seconds at which a half-made folder is taken for the remains of a killed process."""
+from crossdistill.storage import remove_folder, sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +111,20 @@ def to_prune(entries: Sequence[BankEntry], *, older_s: float | None = None, keep
 
 
 def remove(path: Path) -> str | None:
-    """Take a bank away as a whole; gives the reason why not, when a process is filling it now.
+    """Take a bank away as a whole; gives the reason why not, when a process is filling it now or it may not be removed.
 
     A run that reads it goes on: what it has mapped stays until it lets go.
     """
     if being_filled(path):
         return f"{path} is being filled now"
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    path.rename(aside / path.name)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        remove_folder(path)
+    except OSError as error:
+        return f"{path} cannot be removed: {error.strerror or error}"
     return None
 
 
-def sweep(folder: Path) -> None:
-    """Remove half-made folders that killed processes left behind."""
-    for path in folder.rglob(".*.tmp"):
-        if path.is_dir() and time.time() - path.stat().st_mtime > ABANDONED_S:
-            shutil.rmtree(path, ignore_errors=True)
+def clear_leftovers(folder: Path) -> None:
+    """Remove half-made folders that killed processes left behind, in a folder and in all folders below it."""
+    for path in {path.parent for path in folder.rglob(".*.tmp")}:
+        sweep(path)

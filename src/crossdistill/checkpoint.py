@@ -1,7 +1,7 @@
 """Saving and finding again: checkpoints inside a stage, and the outcome of a finished one. Atomic, without pickle."""
 
-import json
 import logging
+import shlex
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossdistill.errors import RunError
-from crossdistill.storage import atomic_folder, file_hash, write_json
+from crossdistill.storage import atomic_folder, file_hash, read_sealed, write_sealed
+from crossdistill.tensor_file import load_weights
 
 log = logging.getLogger("crossdistill")
 
 WEIGHTS, STATE, ABOUT = "weights.safetensors", "state.pt", "about.json"
+OUTCOME = "outcome.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
             # torch says in C++ that a file could not be written.
             raise OSError(f"{STATE} was not written: {' '.join(str(error).split())}") from error
         about = {"stage": checkpoint.stage, "epoch": checkpoint.epoch, "step": checkpoint.step}
-        (temporary / ABOUT).write_text(json.dumps(about))
+        hashes = {file: file_hash(temporary / file) for file in (WEIGHTS, STATE)}
+        write_sealed(temporary / ABOUT, {**about, "files": hashes})
     for old in sorted(_complete(folder))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -58,13 +61,16 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest complete checkpoint, or None; one that cannot be read is passed over for the one before it."""
     for path in sorted(_complete(folder), reverse=True):
         try:
-            about = json.loads((path / ABOUT).read_text())
+            about = read_sealed(path / ABOUT)
+            for file, wanted in about.get("files", {}).items():
+                if file_hash(path / file) != wanted:
+                    raise ValueError(f"{file} is not what was written")
             tensors = load_file(path / WEIGHTS)
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(path / STATE, weights_only=True)
             return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
         except Exception as error:  # damage can make each of the three readers raise anything
-            log.warning("%s is damaged (%s) and is passed over", path, type(error).__name__)
+            log.warning("%s is damaged (%s: %s) and is passed over", path, type(error).__name__, error)
     return None
 
 
@@ -125,7 +131,7 @@ def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[st
             file = temporary / f"{name}.safetensors"
             save_file(_apart(module.state_dict()), file)
             hashes[name] = file_hash(file)
-        write_json(temporary / "outcome.json", {**about, "files": hashes})
+        write_sealed(temporary / OUTCOME, {**about, "files": hashes})
 
 
 def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict[str, Any] | None:
@@ -134,14 +140,15 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
     Raises:
         RunError: it belongs to another stage, or a file is not what it was when it was written.
     """
-    file = path / "outcome.json"
+    file = path / OUTCOME
     if not file.is_file():
         return None
     try:
-        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        about = read_sealed(file)
         found, stage, files = about["key"], about["stage"], dict(about["files"])
+        float(about["seconds"]), float(about["peak_memory_mb"]), int(about["metrics"])
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; remove {path} and resume") from error
+        raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; {_again(path)}") from error
     if found != key:
         raise RunError(
             f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, weights that it "
@@ -150,6 +157,10 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
     for name, module in modules.items():
         weights = path / f"{name}.safetensors"
         if not weights.is_file() or file_hash(weights) != files.get(name):
-            raise RunError(f"{weights} is damaged: its hash is not the one in outcome.json; remove {path} and resume")
-        module.load_state_dict(load_file(weights))
+            raise RunError(f"{weights} is damaged: its hash is not the one in {OUTCOME}; {_again(path)}")
+        load_weights(module, weights, f"{name!r} of stage {stage!r}")
     return about
+
+
+def _again(path: Path) -> str:
+    return f"remove its folder (rm -r {shlex.quote(str(path))}) and go on with --resume, which trains that stage again"

@@ -1,6 +1,9 @@
 """Whose a run's folder is: a new run takes it, the same run goes on in it, another one is refused."""
 
+import shlex
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,110 @@ import yaml
 
 from crossdistill.devices import Devices
 from crossdistill.environment import go_back_to, store, stored
-from crossdistill.errors import ResumeError, RunError
-from crossdistill.recipe import Recipe
-from crossdistill.report import RESULTS, Report
-from crossdistill.storage import write_text
+from crossdistill.errors import CrossdistillError, ResumeError, RunError, SettingError
+from crossdistill.lock import Holder, Lock
+from crossdistill.recipe import LIVE_RECIPE, Recipe
+from crossdistill.report import RESULTS, Report, fault
+from crossdistill.storage import bytes_hash, file_hash, sweep, write_text
+from crossdistill.student_folder import STUDENT_FOLDER, read_config
 
 RECIPE = "recipe.yaml"
+LOCK = ".lock"
+MOST_LINE = 1000
+SOUND = "sound"
+INITIAL = "initial"
+"""Folder of the first weights of live networks; see `initial.py`."""
+
+Waiting = Callable[[Holder], None]
+
+
+def run_folder(out: Path | str) -> Path:
+    """A run's folder as it was given.
+
+    Raises:
+        SettingError: it is empty, which would be the working folder.
+    """
+    if isinstance(out, str) and not out.strip():
+        raise SettingError("the run's folder is empty; give one, as in --out runs/first (the working folder is '.')")
+    return Path(out)
+
+
+@contextmanager
+def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
+    """Hold a folder in a block: two processes that write into one folder would mix what they compute.
+
+    With `waiting` it is waited for, and said once for whom. What was made for the lock alone goes with it.
+
+    Raises:
+        RunError: another process holds it; names it.
+        StorageError: the folder cannot be written.
+    """
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    lock = Lock(out / LOCK)
+    try:
+        if waiting is None and not lock.acquire():
+            holder = lock.holder()
+            who = "a process that began at this moment" if holder is None else holder
+            raise RunError(f"{out} is being computed by {who}; wait for it, or end it and go on with --resume")
+        with lock.held(waiting) if waiting is not None else closing(lock):
+            try:
+                yield
+            finally:
+                if not (out / RECIPE).is_file():
+                    # Kept for a run that did not begin.
+                    shutil.rmtree(out / INITIAL, ignore_errors=True)
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+
+
+@contextmanager
+def held_by_all(out: Path, where: Devices, waiting: Waiting | None = None) -> Iterator[None]:
+    """`held`, by all ranks of a run as one: the main rank has the lock."""
+    if where.ranks == 1:
+        with held(out, waiting):
+            yield
+        return
+    lock = held(out, waiting)
+    refused: CrossdistillError | None = None
+    if where.is_main:
+        try:
+            lock.__enter__()
+        except CrossdistillError as error:
+            refused = error
+    said = where.same("" if refused is None else str(refused))
+    if said:
+        raise refused or RunError(said)
+    try:
+        yield
+    finally:
+        if where.is_main:
+            lock.__exit__(None, None, None)
+
+
+def go_on(out: Path, recipe: Recipe, ranks: int = 1) -> str:
+    """What resumes this run: a command, or what a program has to call where no command can make the recipe."""
+    command = "crossdistill" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m crossdistill"
+    if not recipe.live:
+        return f"{command} run {shlex.quote(str(out))} --resume"
+    if recipe.origin is not None:
+        return f"{command} run {recipe.origin} --out {shlex.quote(str(out))} --resume"
+    return f"run(recipe, {str(out)!r}, resume=True) in the program that made the recipe"
+
+
+def unfinished(out: Path) -> str:
+    """What to do about a folder whose run is not finished."""
+    holder = Lock(out / LOCK).holder()
+    if holder is not None:
+        return f"it is being computed by {holder}"
+    with suppress(OSError, UnicodeDecodeError), (out / RECIPE).open(encoding="utf-8") as file:
+        first, second = file.readline(MOST_LINE), file.readline(MOST_LINE).strip()
+        if first.startswith(LIVE_RECIPE):
+            command = second.partition(": ")[2]
+            again = f"{command} --out {shlex.quote(str(out))} --resume" if command else "the program that made it"
+            return f"finish its run with: {again if again.isprintable() else 'the command in its recipe.yaml'}"
+    return f"finish its run with: crossdistill run {shlex.quote(str(out))} --resume"
 
 
 def device_for(out: Path, recipe: Recipe, resume: bool) -> str:
@@ -22,8 +123,10 @@ def device_for(out: Path, recipe: Recipe, resume: bool) -> str:
     return recipe.device if before is None else str(before["device"]).partition(":")[0]
 
 
-def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report | None:
-    """Look whether the folder is free, or this very run's; give the report if that is finished.
+def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> tuple[Report | None, str | None]:
+    """Look whether the folder is free, or this very run's; give the report if that is finished and undamaged.
+
+    The second value says what is damaged in a finished run, which is to be finished again.
 
     Raises:
         RunError: it holds a run, and `resume` was not asked for.
@@ -33,8 +136,8 @@ def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report |
     if path.is_file():
         if not resume:
             raise RunError(
-                f"{out} holds a run already; go on with --resume, or choose another folder with --out, or remove it "
-                "(in Python: run(recipe, out, resume=True))"
+                f"{out} holds a run already; go on with: {go_on(out, recipe)}. Or choose another folder with --out, or "
+                "remove it"
             )
         # The same recipe may have been made in another way.
         then, now = (plain | {"origin": None} for plain in (_read(path), yaml.safe_load(recipe.to_yaml())))
@@ -44,11 +147,42 @@ def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> Report |
                 f"{out} was started with another recipe; resume it with the same, or choose another folder. "
                 "What differs:\n" + "\n".join(differences)
             )
-        if (out / RESULTS).is_file():
-            return Report.load(out)
+        unchanged(out)
+        # Looked at by one rank, which may be mending it for all.
+        damage = where.same((_damage(out) or SOUND) if (out / RESULTS).is_file() else "")
+        if damage == SOUND:
+            return Report.load(out), None
         go_back_to(out, where)
+        where.wait()
+        return None, damage or None
     where.wait()
-    return None
+    return None, None
+
+
+def _damage(out: Path) -> str | None:
+    """What a finished run wrote at its end and is not there any more as it was written; None: nothing."""
+    found = fault(out)
+    if found is None:
+        try:
+            read_config(out / STUDENT_FOLDER)
+        except CrossdistillError as error:
+            return str(error)
+    return found
+
+
+def unchanged(out: Path) -> None:
+    """Look whether a run's recipe is what it was started with.
+
+    Raises:
+        RunError: it is not.
+    """
+    before = stored(out)
+    wanted = None if before is None else before.get("recipe")
+    if wanted is not None and file_hash(out / RECIPE) != wanted:
+        raise RunError(
+            f"{out / RECIPE} is damaged: it is not what the run was started with. Bring it back, or start anew in "
+            "another folder with --out"
+        )
 
 
 def take(out: Path, recipe: Recipe, where: Devices) -> None:
@@ -58,16 +192,19 @@ def take(out: Path, recipe: Recipe, where: Devices) -> None:
         StorageError: it cannot be written.
     """
     if where.is_main:
-        # What a killed process was writing at that moment; nobody else writes here.
-        for folder in (out, out / "stages", out / "banks"):
+        # What a killed process was writing at that moment; this process alone writes here, but others fill banks.
+        for folder in (out, out / "stages"):
             for path in folder.glob(".*.tmp"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
-        store(out, where, recipe.seed)
+        sweep(out / "banks")
         if not (out / RECIPE).is_file():
-            write_text(out / RECIPE, recipe.to_yaml())
+            # The recipe comes last: a folder without one holds no run yet.
+            text = recipe.to_yaml()
+            store(out, where, recipe.seed, bytes_hash(text.encode()))
+            write_text(out / RECIPE, text)
     where.wait()
 
 

@@ -109,7 +109,7 @@ def clear_command(
 ) -> None:
     """Remove banks: one by its own folder, or those in a folder by age, by size or all; damaged ones always."""
     from crossdistill.bank import size_text
-    from crossdistill.bank_store import entry, find_banks, remove, sweep, to_prune
+    from crossdistill.bank_store import clear_leftovers, entry, find_banks, remove, to_prune
 
     found = find_banks(folder)
     if not (older or keep or everything) and found != [folder]:
@@ -126,7 +126,7 @@ def clear_command(
         freed += 0 if refusal else one.bytes
         typer.echo(refusal or f"{'would remove' if dry_run else 'removed'} {one.source} {one.want}  {one.path}")
     if not dry_run:
-        sweep(folder)
+        clear_leftovers(folder)
     typer.echo(f"{size_text(freed)} {'would be' if dry_run else 'are'} free")
 
 

@@ -1,9 +1,9 @@
 """What a run was started with besides its recipe: decided once, stored, and reused when it is resumed."""
 
-import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from crossdistill import __version__
 from crossdistill.devices import Devices
 from crossdistill.errors import ResumeError, RunError
-from crossdistill.storage import write_json
+from crossdistill.storage import read_sealed, write_sealed
 
 ENVIRONMENT = "environment.json"
+MOST_THREADS = 4096
+"""More are no thread count of a machine."""
 
 
 def describe(where: Devices, seed: int) -> dict[str, Any]:
@@ -43,20 +45,26 @@ def stored(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}; choose another folder") from error
+        found = read_sealed(path)
+        torch.device(found["device"])
+        if not (isinstance(found["threads"], int) and 1 <= found["threads"] <= MOST_THREADS):
+            raise ValueError(f"threads: {found['threads']!r}")
+        int(found["seed"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise RunError(
+            f"{path} is damaged: {' '.join(str(error).split())}; without it no resume repeats the run's numbers, so "
+            "start anew in another folder with --out"
+        ) from error
     return found
 
 
-def store(out: Path, where: Devices, seed: int) -> None:
-    """Remember where a new run is started.
+def store(out: Path, where: Devices, seed: int, recipe: str) -> None:
+    """Remember where a new run is started, and the hash of its recipe.
 
     Raises:
         StorageError: it could not be written.
     """
-    if not (out / ENVIRONMENT).is_file():
-        write_json(out / ENVIRONMENT, describe(where, seed))
+    write_sealed(out / ENVIRONMENT, {**describe(where, seed), "recipe": recipe})
 
 
 def go_back_to(out: Path, where: Devices) -> None:
@@ -88,13 +96,46 @@ def go_back_to(out: Path, where: Devices) -> None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], capture_output=True, text=True, timeout=10, check=True, env={**os.environ, "LC_ALL": "C"}
-        )
-        return done.stdout.strip()
+    """The commit of the working folder's repository, and whether files differ from it; None without one.
 
+    A repository's own settings name programs (`core.fsmonitor`, filters, hooks, transports): none of them is run.
+    """
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        own = _git("config", "--show-scope", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process)$")
+    except subprocess.CalledProcessError as error:
+        if error.returncode != 1:  # 1: there are none
+            return None
+        own = ""
     except (OSError, subprocess.SubprocessError):
         return None
+    pairs = [line.partition("\t") for line in own.splitlines()]
+    filters = {name.rpartition(".")[0] for scope, _, name in pairs if scope in {"local", "worktree", "command"}}
+    off = [f"{name}.{what}=" for name in sorted(filters) for what in ("clean", "smudge", "process")]
+    off += [f"{name}.required=false" for name in sorted(filters)]
+    try:
+        changed = _git("status", "--porcelain", "--ignore-submodules=all", settings=off)
+        return {"commit": _git("rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*words: str, settings: Sequence[str] = ()) -> str:
+    given = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", "core.pager=cat", *settings)
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "none",
+    }
+    done = subprocess.run(
+        ["git", "--no-pager", *(part for text in given for part in ("-c", text)), *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        env=environment,
+    )
+    return done.stdout.strip()

@@ -5,25 +5,24 @@ was drawn by somebody's program, which may draw others the next time it runs.
 """
 
 import copy
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from crossdistill.claim import RECIPE
+from crossdistill.claim import INITIAL, RECIPE
 from crossdistill.devices import Devices
-from crossdistill.errors import ResumeError
+from crossdistill.errors import ResumeError, RunError
 from crossdistill.fingerprint import fingerprint
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
 from crossdistill.recipe import Recipe
-from crossdistill.storage import atomic_folder, write_json
+from crossdistill.storage import atomic_folder, read_sealed, write_sealed
 from crossdistill.tensor_file import load_weights
 
-FOLDER, PRINTS = "initial", "fingerprints.json"
+PRINTS = "fingerprints.json"
 
 
 def begun(recipe: Recipe, out: Path, where: Devices) -> Recipe:
@@ -40,7 +39,7 @@ def begun(recipe: Recipe, out: Path, where: Devices) -> Recipe:
     if not live:
         return recipe
     moving = _moving(recipe)
-    folder = out / FOLDER
+    folder = out / INITIAL
     if where.is_main and not (out / RECIPE).is_file():
         # Left by a run that could not begin.
         shutil.rmtree(folder, ignore_errors=True)
@@ -50,21 +49,37 @@ def begun(recipe: Recipe, out: Path, where: Devices) -> Recipe:
                 state = live[name].module.state_dict()
                 weights = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
                 save_file(weights, temporary / f"{name}.safetensors")
-            write_json(temporary / PRINTS, {name: fingerprint(network) for name, network in live.items()})
+            write_sealed(temporary / PRINTS, {name: fingerprint(network) for name, network in live.items()})
     where.wait()
-    known: dict[str, str] = json.loads((folder / PRINTS).read_text(encoding="utf-8"))
+    known = _known(folder, live)
     found: dict[str, Network] = {}
     for name, network in live.items():
         found[name] = network
         if name in moving:
             found[name] = copy.deepcopy(network)
-            load_weights(found[name].module, folder / f"{name}.safetensors", f"{name!r}")
+            file = folder / f"{name}.safetensors"
+            load_weights(found[name].module, file, f"{name!r}")
+            if fingerprint(found[name]) != known[name]:
+                raise RunError(f"{file} is damaged: it is not what was written; {_ELSEWHERE}")
         elif fingerprint(network) != known[name]:
             raise ResumeError(
                 f"{name!r} has other weights than when {out} was started; give it the same ones (load them, or seed "
                 "before you build it), or start anew in another folder"
             )
     return recipe.model_copy(update=_fields(recipe, found))
+
+
+_ELSEWHERE = "without the first weights the run cannot be repeated; start anew in another folder"
+
+
+def _known(folder: Path, names: Collection[str]) -> dict[str, str]:
+    try:
+        known = read_sealed(folder / PRINTS)
+        if missing := sorted(set(names) - set(known)):
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except ValueError as error:
+        raise RunError(f"{folder / PRINTS} is damaged: {error}; {_ELSEWHERE}") from error
+    return known
 
 
 def _live(recipe: Recipe) -> dict[str, Network]:

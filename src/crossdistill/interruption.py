@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,27 +14,31 @@ ONE_WISH_S = 1.0
 class Interruption:
     """While it is open, the first signal lets a run save where it is; another one, later, ends it at once.
 
-    Called, it says whether somebody wants the run to stop. Until it is called for the first time nobody would notice,
-    so a signal ends the process at once, by a KeyboardInterrupt.
+    Called, it says whether a signal has come. Until it is called for the first time no run would see one, so a signal
+    then ends the process at once, by a KeyboardInterrupt. With `if_default`, signals that the program handles in a way
+    of its own are left to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM), *, if_default: bool = False) -> None:
         self.number = signal.SIGINT
+        self._numbers = tuple(numbers)
+        self._if_default = if_default
         self._asked_at: float | None = None
         self._heeded = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         """Listen, in a program's main thread: no other one is given signals."""
-        heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        heard = self._numbers if threading.current_thread() is threading.main_thread() else ()
         for number in heard:
-            self._before[number] = signal.signal(number, self._hear)
+            if not self._if_default or signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
+                self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave signals to whom they belonged before."""
+        """Bring back the handlers of before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

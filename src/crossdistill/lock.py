@@ -2,12 +2,15 @@
 
 Nothing but `mkdir` is atomic on every shared file system, so a lock is a folder of numbered generations: who makes the
 next number holds the lock. It does so only once the newest generation was given up, or its holder has died or has not
-been heard of for long. Two successors race for one `mkdir`, and exactly one of them wins.
+been heard of for long. Two successors race for one `mkdir`, and exactly one of them wins. The last holder removes the
+folder, oldest generation first; a process that looked before the removal and makes its number after it finds the
+rival's generation beside its own, and backs off.
 """
 
 import json
 import os
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ BEAT_S = 5.0
 STALE_S = 60.0
 """A holder on another machine that has not been heard of for so long is taken for dead, seconds."""
 
+TRIES = 10
 HOLDER, GIVEN_UP = "holder.json", "given-up"
 
 
@@ -33,12 +37,13 @@ class Holder:
     silent_s: float
 
     def __str__(self) -> str:
-        """For people."""
-        return f"process {self.process} on {self.machine.partition('/')[0]}, heard of {self.silent_s:.0f} s ago"
+        """For people; of another machine nothing is known but its silence."""
+        free = "" if self.machine == machine() else f" (free once it is silent for {STALE_S:.0f} s)"
+        return f"process {self.process} on {self.machine.partition('/')[0]}, heard of {self.silent_s:.0f} s ago{free}"
 
 
 class Lock:
-    """The lock at a path, which becomes a folder; it stays there, and whoever likes may remove it while nobody waits.
+    """The lock at a path, which is a folder while the lock is held.
 
     It is not re-entrant: a process that holds it and asks again waits for itself.
     """
@@ -55,31 +60,58 @@ class Lock:
         Raises:
             StorageError: the folder cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            newest = self._newest()
-            if newest is not None and self._held(newest):
-                return False
-            mine = self.path / f"{int(newest.name) + 1 if newest else 1:06d}"
-            mine.mkdir()
-            me = {"machine": _machine(), "process": os.getpid(), "began": _began(os.getpid())}
-            (mine / HOLDER).write_text(json.dumps(me))
-        except FileExistsError:
+        for _ in range(TRIES):
+            try:
+                mine = self._next()
+            except FileNotFoundError:
+                # Its last holder removed the folder between our two steps.
+                continue
+            except OSError as error:
+                raise StorageError(f"could not lock {self.path.parent}: {error.strerror or error}") from error
+            break
+        else:
             return False
-        except OSError as error:
-            raise StorageError(f"could not lock {self.path}: {error.strerror or error}") from error
+        if mine is None:
+            return False
         self._mine = mine
         self._stop.clear()
         threading.Thread(target=self._beat, args=(mine / HOLDER, self._stop), daemon=True).start()
         return True
 
+    def _next(self) -> Path | None:
+        """Make the next generation; None when another one is held."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        newest = self._newest()
+        if newest is not None and self._held(newest):
+            return None
+        mine = self.path / f"{int(newest.name) + 1 if newest else 1:06d}"
+        try:
+            mine.mkdir()
+        except FileExistsError:
+            return None
+        me = {"machine": machine(), "process": os.getpid(), "began": began(os.getpid())}
+        (mine / HOLDER).write_text(json.dumps(me))
+        if any(self._held(other) for other in self._generations() if other != mine):
+            shutil.rmtree(mine, ignore_errors=True)
+            return None
+        return mine
+
     def release(self) -> None:
-        """Give it up."""
+        """Give it up, and remove its folder where no other process has it."""
         self._stop.set()
-        if self._mine is not None:
+        mine, self._mine = self._mine, None
+        if mine is None:
+            return
+        if self._newest() != mine:
             with suppress(OSError):
-                (self._mine / GIVEN_UP).touch()
-            self._mine = None
+                (mine / GIVEN_UP).touch()
+            return
+        for generation in self._generations():
+            shutil.rmtree(generation, ignore_errors=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
+    close = release
 
     def holder(self) -> Holder | None:
         """Who holds it now: None when nobody does."""
@@ -103,16 +135,19 @@ class Lock:
             self.release()
 
     def _newest(self) -> Path | None:
-        generations = [path for path in self.path.glob("[0-9]*") if path.name.isdigit()]
-        return max(generations, key=lambda path: int(path.name), default=None)
+        return next(reversed(self._generations()), None)
+
+    def _generations(self) -> list[Path]:
+        found = [path for path in self.path.glob("[0-9]*") if path.name.isdecimal()]
+        return sorted(found, key=lambda path: int(path.name))
 
     def _held(self, generation: Path) -> bool:
         if (generation / GIVEN_UP).exists():
             return False
         who = _who(generation)
-        if who.machine == _machine():
+        if who.machine == machine():
             # Here the system itself knows; being slow is no reason to be succeeded.
-            return _began(who.process) == who.began
+            return began(who.process) == who.began
         return self._silent(generation) < self._stale_s
 
     def _silent(self, generation: Path) -> float:
@@ -149,7 +184,7 @@ def _who(generation: Path) -> _Process:
         return _Process("an unknown machine", 0, "")
 
 
-def _machine() -> str:
+def machine() -> str:
     """This machine since it was started, and this container in it: where a process number means the same process."""
     boot, space = "", ""
     with suppress(OSError):
@@ -158,7 +193,7 @@ def _machine() -> str:
     return f"{platform.node()}/{boot}/{space}"
 
 
-def _began(process: int) -> str:
+def began(process: int) -> str:
     """When a process of this machine began, as the system tells it; empty when it is no more (or a dead child).
 
     Process numbers are used again, so the number alone does not name a process.

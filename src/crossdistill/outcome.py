@@ -11,9 +11,10 @@ from crossdistill.evaluation import Predictions, chance, predict
 from crossdistill.network import Network
 from crossdistill.outputs import Want
 from crossdistill.plan import Plan
-from crossdistill.report import Report, Row
-from crossdistill.storage import atomic_file
+from crossdistill.report import PREDICTIONS, Report, Row
+from crossdistill.storage import atomic_file, remove_folder, storage_error
 from crossdistill.student import model_card, save_student
+from crossdistill.student_folder import STUDENT_FOLDER
 from crossdistill.teacher import Live
 
 
@@ -43,12 +44,13 @@ def finish(plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, s
     results.append(table.row(label, student.accuracy(), seconds, memory, teachers=recipe.kind, control=recipe.control))
     report = Report(out, tuple(results))
     if where.is_main:
-        _save_predictions(out / "predictions.npz", student)
+        _save_predictions(out / PREDICTIONS, student)
         parameters = plan.parameters()[recipe.learner]
         title = f"{recipe.learner} student of {recipe.name}"
         foreign = isinstance(recipe.student, Network)
         card = model_card(dataset, title, report.markdown(), list(recipe.teachers), parameters, foreign=foreign)
-        save_student(out / "student", plan.members[recipe.learner], recipe.student, dataset, card)
+        _remove(out / STUDENT_FOLDER)
+        save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)
         report.save()
     where.wait()
     return report
@@ -98,6 +100,15 @@ def labelled_fraction(dataset: Dataset) -> float:
     if dataset.labelled is None:
         return 1.0
     return round(float(dataset.labelled[dataset.splits["train"]].double().mean()), 4)
+
+
+def _remove(student: Path) -> None:
+    """A student that is there is of a kill at the very end, or damaged: it is written again."""
+    if student.is_dir():
+        try:
+            remove_folder(student)
+        except OSError as error:
+            raise storage_error(student, error) from error
 
 
 def _save_predictions(path: Path, found: Predictions) -> None:

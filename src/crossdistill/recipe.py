@@ -32,6 +32,9 @@ from crossdistill.stage import Stage
 RESERVED = {"method", "weighting"}
 """What else trains in a stage, by the names under which rates are set and states are saved."""
 
+LIVE_RECIPE = "# Built from live objects"
+"""What a recipe's file begins with where it cannot be run; the next line has the command that can."""
+
 LIVE = "live"
 """Key that stands in a file where the recipe was given an object of the running program."""
 
@@ -207,7 +210,10 @@ class Recipe(BaseModel):
     def tiny(self) -> "Recipe":
         """The same recipe, over in seconds on a CPU: a few steps on a few rows."""
         data = self.data if isinstance(self.data, Dataset) else self.data.tiny()
-        return self.model_copy(update={"data": data, "stages": tuple(stage.tiny() for stage in self.stages)})
+        origin = self.origin and f"{self.origin.removesuffix(' --tiny')} --tiny"
+        return self.model_copy(
+            update={"data": data, "stages": tuple(stage.tiny() for stage in self.stages), "origin": origin}
+        )
 
     def overridden(self, settings: list[str]) -> "Recipe":
         """A copy with `a.b=c` settings applied, each through the same validation.
@@ -231,7 +237,7 @@ class Recipe(BaseModel):
         if not self.live:
             return text
         again = f"Run it again with: crossdistill run {self.origin}" if self.origin else "Run it again from Python."
-        return f"# Built from live objects ({', '.join(self.live)}), which no file can hold.\n# {again}\n{text}"
+        return f"{LIVE_RECIPE} ({', '.join(self.live)}), which no file can hold.\n# {again}\n{text}"
 
     @classmethod
     def from_yaml(cls, path: Path) -> "Recipe":

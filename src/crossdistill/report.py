@@ -3,15 +3,19 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from crossdistill.errors import RunError
 from crossdistill.escaping import markdown
-from crossdistill.storage import write_json
+from crossdistill.storage import bytes_hash, file_fault, file_hash, read_sealed, write_sealed, write_text
 
 RESULTS = "results.json"
+FILES = "files.json"
+"""Hashes of a run's results and predictions; the student's folder has its own."""
+PREDICTIONS = "predictions.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,13 @@ class Report:
     rows: tuple[Row, ...]
 
     def save(self) -> None:
-        """Write `results.json`, atomically."""
-        write_json(self.out / RESULTS, [asdict(row) for row in self.rows])
+        """Write `results.json`, atomically; for a run, before it, the hashes of these and the predictions."""
+        text = json.dumps([asdict(row) for row in self.rows], indent=2, allow_nan=False) + "\n"
+        predictions = self.out / PREDICTIONS
+        if predictions.is_file():
+            hashes = {PREDICTIONS: file_hash(predictions), RESULTS: bytes_hash(text.encode())}
+            write_sealed(self.out / FILES, {"files": hashes})
+        write_text(self.out / RESULTS, text)
 
     @classmethod
     def load(cls, out: Path) -> "Report":
@@ -58,14 +67,10 @@ class Report:
         path = out / RESULTS
         if not path.is_file():
             raise RunError(f"{out} holds no finished run: {RESULTS} is not there; finish it with --resume")
-        names = {field.name for field in fields(Row)}
         try:
-            plain: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-            known = [{k: v for k, v in row.items() if k in names} for row in plain]
-            rows = [Row(**row | {"values": tuple(row["values"])}) for row in known]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
-        return cls(out, tuple(rows))
+            return cls(out, _sound_rows(out))
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}; mend it with --resume") from error
 
     def __str__(self) -> str:
         """The table: what `print(run(...))` shows."""
@@ -75,6 +80,63 @@ class Report:
         """The rows as a Markdown table."""
         head = "| data | student | labels | method | accuracy | seconds | memory MB |\n|---|---|--:|---|--:|--:|--:|"
         return "\n".join([head, *(_line(row) for row in self.rows)]) + "\n"
+
+
+_ROWS = TypeAdapter(tuple[Row, ...])
+
+
+def fault(out: Path) -> str | None:
+    """What is damaged of the results and predictions of a finished run; None: nothing.
+
+    Of a run of an earlier version, which left no hashes, as much as can be told without them.
+    """
+    try:
+        _sound_rows(out)
+        hashes = _hashes(out)
+    except ValueError as error:
+        return f"{out / RESULTS} is damaged: {error}"
+    predictions = out / PREDICTIONS
+    found = file_fault(predictions)
+    if found is not None:
+        return f"{predictions}: {found}"
+    changed = PREDICTIONS in hashes and file_hash(predictions) != hashes[PREDICTIONS]
+    return f"{predictions} is damaged: it is not what was written" if changed else None
+
+
+def _sound_rows(out: Path) -> tuple[Row, ...]:
+    """The rows of `results.json`.
+
+    Raises:
+        ValueError: they are not what was written, or no results.
+    """
+    try:
+        text = (out / RESULTS).read_bytes()
+        if _hashes(out).get(RESULTS, bytes_hash(text)) != bytes_hash(text):
+            raise ValueError(f"its hash is not the one in {FILES}")
+        rows = _ROWS.validate_json(text, strict=True)
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if not rows:
+        raise ValueError("it has no rows")
+    return rows
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    """By file, as `save` wrote them; none where it did not.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    if not (out / FILES).is_file():
+        return {}
+    try:
+        found = read_sealed(out / FILES)["files"]
+        return {str(name): str(wanted) for name, wanted in found.items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{FILES} beside it is damaged: {error}") from error
 
 
 def merged(rows: Sequence[Row]) -> list[Row]:

@@ -1,7 +1,8 @@
 """The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
-from crossdistill.claim import device_for, examine, take
+from crossdistill.claim import device_for, examine, go_on, held_by_all, run_folder, take
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices, devices
 from crossdistill.display import Display, Quiet
@@ -18,6 +19,7 @@ from crossdistill.errors import FrozenError, NonFiniteError, StoppedError
 from crossdistill.evaluation import batches
 from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.initial import begun
+from crossdistill.interruption import Interruption
 from crossdistill.lock import Holder, Lock
 from crossdistill.method import STUDENT, Progress
 from crossdistill.order import derived_seed
@@ -49,8 +51,9 @@ def run(
     banks: Path | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
-    stop: Stop = _never,
+    stop: Stop | None = None,
     split: str = "test",
+    wait: bool = False,
 ) -> Report:
     """Train everything that a recipe says, and evaluate on the test split once, at the end.
 
@@ -58,36 +61,68 @@ def run(
     other runs; of several runs at the same time, on any machine, one trains a stage and the others wait for it.
     `banks` is a folder for what frozen networks gave, which several runs may use at a time; by default `banks` in
     `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was killed
-    goes on with `resume`; on a finished one it does nothing. Networks of your own that train are copied: yours stay as
-    they were, and the trained student is in the folder `student` of `out` (`load_student`). Once `stop` gives True, it
-    saves where it is and ends. With another `split`, results are of that split, and no row of the test split is read.
+    goes on with `resume`; on a finished one it does nothing, or writes again what is damaged. Networks of your own that
+    train are copied: yours stay as they were, and the trained student is in the folder `student` of `out`
+    (`load_student`). Once `stop` gives True, it saves where it is and ends; without a `stop` of yours, Ctrl-C does that
+    (in the main thread, where the program handles it in no other way). With another `split`, results are of that split,
+    and no row of the test split is read. One process at a time computes in `out`; with `wait` a second one waits.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
-        RunError: the folder holds another run, or this one already; or what is needed to go on differs.
+        RunError: the folder holds another run, or this one already; another process computes it; or what is needed to
+            go on differs.
         NonFiniteError: NaN or Inf in a loss; names the batch.
         StorageError: something could not be written; what was written before is intact.
-        StoppedError: `stop` gave True.
+        StoppedError: `stop` gave True; says how to go on.
     """
-    out, display = Path(out), display or Quiet()
-    with devices(device_for(out, recipe, resume)) as where:
-        done = examine(out, recipe, resume, where)
-        if done is not None:
-            display.say(f"{out} is finished already; nothing to do")
-            return done
-        require(recipe.tracking)
-        if dataset is None:
-            dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(begun(recipe, out, where), dataset, where.device, load_choices(out) if resume else None)
-        take(out, recipe, where)
-        if where.is_main:
-            save_choices(out, {job.folder: job.choices for job in plan.jobs})
-        banks = banks or (share or out) / "banks"
-        outcomes = []
-        with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
-            for job in plan.jobs:
-                outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, stop))
-        return finish(plan, out, outcomes, where, split)
+    out, display = run_folder(out), display or Quiet()
+    with ExitStack() as held:
+        if stop is None:
+            stop = held.enter_context(Interruption((signal.SIGINT,), if_default=True))
+        where = held.enter_context(devices(device_for(out, recipe, resume)))
+        done, _ = examine(out, recipe, resume, where) if resume else (None, None)
+        if done is None:
+            held.enter_context(held_by_all(out, where, _said(display, out) if wait else None))
+            # Whoever held it before may have finished it.
+            done, damage = examine(out, recipe, resume, where)
+            if done is None:
+                if damage is not None:
+                    display.say(f"{damage}; what the run wrote at its end is written again")
+                return _computed(recipe, out, resume, share, banks, dataset, where, display, stop, split)
+        display.say(f"{out} is finished already; nothing to do")
+        return done
+
+
+def _said(display: Display, out: Path) -> Callable[[Holder], None]:
+    return lambda holder: display.say(f"{out}: waits for {holder}, which computes it")
+
+
+def _computed(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    share: Path | None,
+    banks: Path | None,
+    dataset: Dataset | None,
+    where: Devices,
+    display: Display,
+    stop: Stop,
+    split: str,
+) -> Report:
+    """All stages, and the results; the folder is held."""
+    require(recipe.tracking)
+    if dataset is None:
+        dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
+    plan = prepare(begun(recipe, out, where), dataset, where.device, load_choices(out) if resume else None)
+    take(out, recipe, where)
+    if where.is_main:
+        save_choices(out, {job.folder: job.choices for job in plan.jobs})
+    banks = banks or (share or out) / "banks"
+    outcomes = []
+    with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
+        for job in plan.jobs:
+            outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, stop))
+    return finish(plan, out, outcomes, where, split)
 
 
 def _stage(
@@ -193,7 +228,7 @@ def fit(
             if stopping:
                 raise StoppedError(
                     f"stopped in stage {stage.name!r}, epoch {epoch}, after step {step}, and saved; go on with: "
-                    f"crossdistill run {out} --resume"
+                    f"{go_on(out, plan.recipe, where.ranks)}"
                 )
         watch.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(where.add_up if where.ranks > 1 else None)

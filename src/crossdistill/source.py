@@ -1,12 +1,13 @@
 """Where a stage's signals come from: which outputs of which networks are read from banks, which are live, and why."""
 
-import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from crossdistill.bank import BankSettings, StoredType, size_text
@@ -19,8 +20,10 @@ from crossdistill.network import Network
 from crossdistill.order import Order
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.stage import Stage
-from crossdistill.storage import write_json
+from crossdistill.storage import read_sealed, write_sealed
 from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
+
+log = logging.getLogger("crossdistill")
 
 SOURCES = "sources.json"
 """File of a run folder that holds every stage's choices."""
@@ -221,16 +224,29 @@ def save_choices(out: Path, stages: Mapping[str, Choices]) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_json(out / SOURCES, {name: [asdict(choice) for choice in choices] for name, choices in stages.items()})
+    write_sealed(out / SOURCES, {name: [asdict(choice) for choice in choices] for name, choices in stages.items()})
 
 
 def load_choices(out: Path) -> dict[str, Choices] | None:
-    """What a run that is resumed decided at its start; None when it never did."""
+    """What a run that is resumed decided at its start; None when it never did, or when that is damaged.
+
+    What is decided anew is part of the key of each stage, so that it cannot differ unnoticed.
+    """
     path = out / SOURCES
     if not path.is_file():
         return None
-    stored: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
-    return {name: tuple(Choice(**choice) for choice in choices) for name, choices in stored.items()}
+    try:
+        return _CHOICES.validate_python(read_sealed(path))
+    except ValueError as error:
+        log.warning("%s is damaged (%s); what is banked is decided anew", path, _short(error))
+        return None
+
+
+_CHOICES = TypeAdapter(dict[str, Choices])
+
+
+def _short(error: ValueError) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def explained(choices: Sequence[Choice]) -> list[str]:

@@ -4,10 +4,12 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from crossdistill.errors import StorageError
+from crossdistill.lock import began, machine
+
+ABANDONED_S = 24 * 3600
+"""Age in seconds at which a half-made folder of another machine is taken for the remains of a killed process."""
+SEAL = "sha256"
+"""Key of a sealed file: the hash of all its other keys."""
 
 NO_FILE = "there is no such file"
 
@@ -26,9 +34,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or the folder not writable; what was at `path` is intact.
     """
-    handle, name = _temporary_file(path)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unlike tempfile's, with the permissions that the umask gives.
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise storage_error(path, error) from error
     try:
         yield temporary
         with temporary.open("rb+") as written:
@@ -50,13 +62,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         StorageError: the disk is full or the parent not writable; nothing is left behind.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary = temporary_folder(path)
     except OSError as error:
         raise storage_error(path, error) from error
     try:
         yield temporary
-        temporary.chmod(0o755)
         try:
             temporary.rename(path)
         except OSError:
@@ -68,6 +78,57 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def temporary_folder(path: Path) -> Path:
+    """A new, empty folder beside `path`, with the permissions that the umask gives; `sweep` knows who made it.
+
+    Raises:
+        OSError: the parent is not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    return temporary
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder as a whole: other processes see all of it, or nothing.
+
+    Raises:
+        OSError: it is not there, or its parent is not writable.
+    """
+    aside = temporary_folder(path)
+    try:
+        path.rename(aside / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Remove the half-made folders of processes that are dead; those of other machines once they are a day old."""
+    for path in folder.glob(pattern):
+        if path.is_dir() and _abandoned(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A path beside `path` whose name says which process makes it."""
+    return path.parent / f".{path.name}.{_maker(os.getpid())}-{secrets.token_hex(4)}.tmp"
+
+
+def _maker(process: int) -> str:
+    return f"{hashlib.sha256(machine().encode()).hexdigest()[:8]}-{process}-{began(process)}"
+
+
+def _abandoned(path: Path) -> bool:
+    named = re.search(r"\.(([0-9a-f]{8})-(\d+)-\w+)-[0-9a-f]{8}\.tmp$", path.name)
+    if named is not None and _maker(0).startswith(named[2]):
+        return named[1] != _maker(int(named[3]))
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    except OSError:
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as temporary:
@@ -77,6 +138,46 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN is refused, since no other reader takes it."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file whose outermost value is of this kind.
+
+    Raises:
+        ValueError: it cannot be read, is no JSON, or holds another kind of value; says which.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"wanted a JSON {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with a hash of its content."""
+    write_json(path, {**value, SEAL: _seal(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; a file without a hash, as earlier versions wrote it, is taken as it is.
+
+    Raises:
+        ValueError: it cannot be read, or is not what was written; says which.
+    """
+    value: dict[str, Any] = read_json(path)
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != _seal(value):
+        raise ValueError("its content is not what was written")
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    # As it comes back from a file: lists for tuples, text for keys.
+    return key_hash(json.loads(json.dumps(value)))
 
 
 def reserve(file: int, size: int) -> None:
@@ -128,17 +229,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_hash(content: bytes) -> str:
+    """SHA-256 of a file's content, as hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def key_hash(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form, as hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
-
-
-def _temporary_file(path: Path) -> tuple[int, str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise storage_error(path, error) from error
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

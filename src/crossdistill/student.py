@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
+from crossdistill.claim import RECIPE, unfinished
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.decode import decode, prepare_array
 from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
@@ -26,6 +27,7 @@ from crossdistill.student_folder import (
     CONFIG,
     FORMAT,
     PREPARATION,
+    STUDENT_FOLDER,
     WEIGHTS,
     ForeignModel,
     StudentConfig,
@@ -205,11 +207,11 @@ def student_folder(path: Path) -> Path:
     Raises:
         RunError: it is neither.
     """
-    for folder in (path / "student", path):
+    for folder in (path / STUDENT_FOLDER, path):
         if file_fault(folder / CONFIG) != NO_FILE:
             return folder
-    if file_fault(path / "recipe.yaml") is None:
-        raise RunError(f"{path} holds no student yet; finish its run with: crossdistill run {path} --resume")
+    if file_fault(path / RECIPE) is None:
+        raise RunError(f"{path} holds no student yet; {unfinished(path)}")
     raise RunError(f"{path} is neither a run's folder nor a student's: there is no {CONFIG} in it")
 
 

@@ -12,6 +12,8 @@ from crossdistill.errors import DataError, RunError
 from crossdistill.storage import file_fault, file_hash, key_hash
 
 WEIGHTS, CONFIG, PREPARATION, CARD = "model.safetensors", "config.json", "preparation.safetensors", "README.md"
+STUDENT_FOLDER = "student"
+"""Its name in a run's folder."""
 FORMAT = 2
 """Raised when a folder of before cannot be read as one of now. 1 had no hashes."""
 

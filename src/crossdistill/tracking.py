@@ -75,6 +75,8 @@ class Tracking:
         """Forget what was written after a checkpoint that the run goes on from."""
         if self._file is not None:
             self._file.flush()
+            # Lines that are lost are lost: filling up with zeros would make more of them unreadable.
+            position = min(position, self.path.stat().st_size)
             self._file.truncate(position)
             self._file.seek(position)
             with self.path.open("rb") as lines:

@@ -53,7 +53,7 @@ def done(out: Path) -> dict[str, int]:
 def holders(out: Path) -> list[int]:
     """Processes that work on a cell now."""
     found = []
-    for path in out.glob(f"cells/locks/*/*/{HOLDER}"):
+    for path in out.glob(f"cells/*/.lock/*/{HOLDER}"):
         if not (path.parent / "given-up").exists():
             found.append(int(json.loads(path.read_text())["process"]))
     return [process for process in found if alive(process)]

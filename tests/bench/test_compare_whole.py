@@ -293,7 +293,7 @@ def test_the_order_of_settings_does_not_matter(tmp_path: Path, here: list[Here],
 
 
 def test_a_folder_that_somebody_computes_is_refused_with_who(tmp_path: Path, here: list[Here]) -> None:
-    lock = tmp_path / "c" / "locks" / "comparison" / "000001"
+    lock = tmp_path / "c" / ".lock" / "000001"
     lock.mkdir(parents=True)
     (lock / HOLDER).write_text(json.dumps({"machine": "elsewhere/x/y", "process": 7, "began": "1"}))
     with pytest.raises(RunError, match="is being computed by process 7 on elsewhere"):

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from crossdistill.bench.sweep import Tuning, tunings, with_choices
 from crossdistill.bench.terminal import terminal
 from crossdistill.bench.verdict import Samples, sample_numbers, verdicts
 from crossdistill.bench.worker import as_task, loaded, train
+from crossdistill.claim import held, run_folder
 from crossdistill.data.config import DataConfig
 from crossdistill.display import Terminal
 from crossdistill.errors import RecipeError, ResumeError, RunError
-from crossdistill.lock import Lock
 from crossdistill.recipe import NetworkConfig
 from crossdistill.report import RESULTS, Report
 from crossdistill.storage import write_json
@@ -61,7 +60,8 @@ def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = Fa
         ResumeError: it holds another comparison.
     """
     place(on)
-    with _mine(out):
+    out = run_folder(out)
+    with held(out):
         _check(out, grid, resume)
         asked = grid
         with Terminal() as display:
@@ -97,20 +97,6 @@ def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = Fa
         save(findings, out)
         shutil.rmtree(out / MAIL, ignore_errors=True)
     return Comparison(out, findings)
-
-
-@contextmanager
-def _mine(out: Path) -> Iterator[None]:
-    """Hold the folder of a comparison: two processes that hand out the same cells would work against each other."""
-    lock = Lock(out / "locks" / "comparison")
-    if not lock.acquire():
-        holder = lock.holder()
-        who = f" by {holder}" if holder is not None else ""
-        raise RunError(f"{out} is being computed{who}; wait for it, or end it and go on with --resume")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check(out: Path, grid: Grid, resume: bool) -> None:

@@ -9,7 +9,6 @@ import torch
 from crossdistill.bench.grid import Cell
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
-from crossdistill.lock import Lock
 from crossdistill.report import RESULTS
 from crossdistill.runner import run
 
@@ -43,17 +42,17 @@ def train(task: dict[str, Any], send: Send) -> str:
     cell, out = Cell.from_data(task["cell"]), Path(task["out"])
     recipe = cell.recipe()
     assert isinstance(recipe.data, DataConfig)
-    # A worker of an earlier, killed comparison may still be at it, here or on another machine.
-    with Lock(out.parent / "locks" / out.name).held():
-        report = run(
-            recipe,
-            out,
-            resume=True,
-            share=Path(task["share"]),
-            dataset=None if (out / RESULTS).is_file() else loaded(recipe.data),
-            display=_Messages(send),
-            split=task["split"],
-        )
+    report = run(
+        recipe,
+        out,
+        resume=True,
+        share=Path(task["share"]),
+        dataset=None if (out / RESULTS).is_file() else loaded(recipe.data),
+        display=_Messages(send),
+        split=task["split"],
+        # A worker of an earlier, killed comparison may still be at it, here or on another machine.
+        wait=True,
+    )
     return f"{report.rows[-1].mean:.3f}"
 
 

@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +15,12 @@ from typing import Any
 import platformdirs
 
 from crossdistill.errors import StorageError
+from crossdistill.storage import read_json, remove_folder, sweep, temporary_folder
 
 CACHE_VARIABLE = "CROSSDISTILL_CACHE"
 MANIFEST = "entry.json"
 HASHED_BYTES = 64 * 2**20
 """Files up to this size are compared by content on every opening, larger ones by size."""
-ABANDONED_S = 24 * 3600
-"""Age at which a half-built folder is taken for the remains of a killed process."""
-
 log = logging.getLogger(__name__)
 
 
@@ -80,11 +76,11 @@ def keep(name: str, recipe: Mapping[str, Any], build: Callable[[Path], None]) ->
         return path
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        sweep(path.parent, ".*-*.*")
         if path.exists():
             log.warning("cache: %s is damaged (%s); it is built again", path, damage)
-            _remove(path)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            remove_folder(path)
+        work = temporary_folder(path)
     try:
         with _storing(path):
             build(work)
@@ -154,11 +150,12 @@ def _entry(path: Path, content: Mapping[str, Any]) -> CacheEntry:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content: dict[str, Any] = read_json(path / MANIFEST)
+        described = content["files"].values()
+        sound = all(type(one["bytes"]) is int and isinstance(one["sha256"], str) for one in described)
+        return content if sound and isinstance(content["name"], str) and isinstance(content["recipe"], dict) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    whole = isinstance(content, dict) and {"name", "recipe", "files"} <= set(content)
-    return content if whole else None
 
 
 def _damage(path: Path, content: Mapping[str, Any]) -> str | None:
@@ -172,19 +169,6 @@ def _damage(path: Path, content: Mapping[str, Any]) -> str | None:
         if size <= HASHED_BYTES and file_digest(file) != wanted["sha256"]:
             return f"{name} has another content than was written"
     return None
-
-
-def _remove(path: Path) -> None:
-    """Rename first: another process then sees the folder as a whole or not at all."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    path.rename(aside / path.name)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    for path in folder.glob(".*-*.*"):
-        if path.is_dir() and time.time() - path.stat().st_mtime > ABANDONED_S:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

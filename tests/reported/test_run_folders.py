@@ -1,0 +1,198 @@
+"""Run folders: one process at a time computes in one, and damaged files are mended or said."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import command, process
+from resumable import two_stages
+
+from crossdistill import lock, run
+from crossdistill.bench.compare import compare
+from crossdistill.bench.grid import Grid
+from crossdistill.claim import LOCK
+from crossdistill.display import Quiet
+from crossdistill.errors import CrossdistillError, RecipeError, RunError, StoppedError, StorageError
+from crossdistill.methods import KD, Specialise
+from crossdistill.prefill import prefill
+from crossdistill.stage import Stage
+from crossdistill.storage import temporary_folder
+
+RECIPE = f"{Path(__file__).resolve().parent.parent / 'resumable.py'}:two_stages"
+LONG = ("--set", "epochs=4000", "--set", "every=1000000")
+
+
+class During(Quiet):
+    """Does something once, in the middle of a run."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+        self.caught: BaseException | None = None
+        self.done = False
+
+    def advance(self, parts: int = 1) -> None:
+        if not self.done:
+            self.done = True
+            try:
+                self.work()
+            except CrossdistillError as error:
+                self.caught = error
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@contextmanager
+def running(out: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that computes in this folder, for longer than a test takes."""
+    child = subprocess.Popen(
+        command("run", RECIPE, *LONG, *more, "--out", out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not (out / "metrics.jsonl").is_file():
+            assert child.poll() is None
+            time.sleep(0.01)
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a1_two_runs_into_one_folder(tmp_path: Path, resume: bool) -> None:
+    """The second one is refused at once, and the first one's numbers are those of a run alone."""
+    out, alone = tmp_path / "run", tmp_path / "alone"
+    during = During(lambda: run(two_stages(seed=0 if resume else 1), out, resume=resume))
+    run(two_stages(), out, display=during)
+    assert isinstance(during.caught, RunError)
+    assert f"process {os.getpid()} on" in str(during.caught)
+    run(two_stages(), alone)
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["seed"] == 0
+    weights = Path("student") / "model.safetensors"
+    assert (out / weights).read_bytes() == (alone / weights).read_bytes()
+    assert names(out) == names(alone)
+
+
+@pytest.mark.slow
+def test_a1_two_processes_and_a_killed_holder(tmp_path: Path) -> None:
+    """Refused in seconds while the first one lives, with its process; free at once when that is killed."""
+    out = tmp_path / "run"
+    with running(out) as first:
+        began = time.monotonic()
+        for words in (["--seed", "1"], ["--resume"]):
+            said = process("run", RECIPE, *LONG, *words, "--out", out)
+            assert f"process {first.pid} on" in said.complaint()
+        assert time.monotonic() - began < 60
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with pytest.raises(StoppedError):
+            run(two_stages(epochs=4000, every=1000000), out, resume=True, stop=lambda: True)
+    assert not (out / LOCK).exists()
+
+
+def test_a1_a_holder_of_another_machine_is_named_and_succeeded_once_it_is_silent(tmp_path: Path) -> None:
+    generation = tmp_path / "run" / LOCK / "000001"
+    generation.mkdir(parents=True)
+    (generation / lock.HOLDER).write_text(json.dumps({"machine": "elsewhere/x/y", "process": 7, "began": "1"}))
+    with pytest.raises(RunError, match="process 7 on elsewhere"):
+        run(two_stages(), tmp_path / "run")
+    os.utime(generation / lock.HOLDER, (1, 1))
+    run(two_stages(), tmp_path / "run")
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a1_a_second_process_may_wait(tmp_path: Path) -> None:
+    """What workers of a comparison do: the second one finds the run finished."""
+    out, said = tmp_path / "run", []
+
+    class Telling(Quiet):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            run(two_stages(), out)
+        finally:
+            os._exit(0)
+    while not (out / "metrics.jsonl").is_file():
+        time.sleep(0.005)
+    report = run(two_stages(), out, resume=True, display=Telling(), wait=True)
+    os.waitpid(child, 0)
+    assert report.rows
+    assert any(f"process {child} on" in line for line in said), said
+    assert any("finished already" in line for line in said), said
+
+
+def test_a1_bank_fill_beside_a_run(tmp_path: Path) -> None:
+    """A run that starts leaves alone what another process is making in its folder of banks."""
+    recipe = two_stages()
+    recipe = recipe.model_copy(update={"stages": (Stage(method=KD(), epochs=3),)})
+    out = tmp_path / "run"
+
+    class Starting(Quiet):
+        def begin(self, name: str, total: int) -> None:
+            # The bank's folder is half made now; a run begins in the same folder.
+            (out / "banks").mkdir(parents=True, exist_ok=True)
+            half = temporary_folder(out / "banks" / "half")
+            run(recipe, out)
+            assert half.is_dir()
+            half.rmdir()
+
+    assert prefill(recipe, out, display=Starting()) == []
+
+
+def test_a1_two_comparisons_into_one_folder(tmp_path: Path) -> None:
+    grid = Grid.parse("av-digits", methods="supervised", seeds=1, tiny=True)
+    generation = tmp_path / "c" / LOCK / "000001"
+    generation.mkdir(parents=True)
+    own = {"machine": lock.machine(), "process": os.getpid(), "began": lock.began(os.getpid())}
+    (generation / lock.HOLDER).write_text(json.dumps(own))
+    with pytest.raises(RunError, match=f"process {os.getpid()} on"):
+        compare(grid, tmp_path / "c")
+    with pytest.raises(RunError, match=f"process {os.getpid()} on"):
+        run(two_stages(), tmp_path / "c")
+
+
+def test_a1_a_lock_that_was_removed_and_made_again_has_one_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that looked before the last holder left, and makes its number after the next one came, backs off."""
+    path = tmp_path / "a"
+    first, late, new = lock.Lock(path), lock.Lock(path), lock.Lock(path)
+    assert first.acquire()
+    first.release()
+    assert not path.exists()
+    assert new.acquire()
+    seen = tmp_path / "000002"
+    seen.mkdir()
+    (seen / lock.GIVEN_UP).touch()
+    monkeypatch.setattr(late, "_newest", lambda: seen)
+    assert not late.acquire()
+    assert [one.name for one in path.iterdir()] == ["000001"]
+    new.release()
+    assert not path.exists()
+
+
+def test_d_a_refusal_leaves_nothing(tmp_path: Path) -> None:
+    recipe = two_stages()
+    bad = recipe.model_copy(update={"stages": (Stage(method=Specialise(taps={"teacher-0": ("nowhere",)}), epochs=1),)})
+    with pytest.raises(RecipeError):
+        run(bad, tmp_path / "deep" / "run")
+    with pytest.raises(RecipeError):
+        compare(Grid.parse("av-digits", methods="supervised", seeds=1, settings=("nonsense=1",)), tmp_path / "x" / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a1_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="could not lock"):
+        run(two_stages(), tmp_path / "file")
