@@ -167,7 +167,8 @@ def test_flattened_state_is_a_copy_and_goes_back(tmp_path: Path) -> None:
 
 def outcome(folder: Path) -> dict[str, nn.Module]:
     modules = {"image": module(), "method": nn.Linear(2, 2)}
-    save_outcome(folder / "stage", modules, {"key": "abc", "stage": "kd", "seconds": 1.5})
+    about = {"key": "abc", "stage": "kd", "seconds": 1.5, "peak_memory_mb": 1.0, "metrics": 0}
+    save_outcome(folder / "stage", modules, about)
     return modules
 
 

@@ -201,7 +201,7 @@ def test_a_file_that_is_no_recipe_is_refused(text: str, message: str, tmp_path: 
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"no recipe can be read from .*none\.yaml: No such file"):
+    with pytest.raises(SettingError, match=r"no recipe can be read from .*none\.yaml: there is no such file"):
         Recipe.from_yaml(tmp_path / "none.yaml")
 
 

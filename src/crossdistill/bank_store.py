@@ -111,16 +111,20 @@ def to_prune(entries: Sequence[BankEntry], *, older_s: float | None = None, keep
 
 
 def remove(path: Path) -> str | None:
-    """Take a bank away as a whole; gives the reason why not, when a process is filling it now or it may not be removed.
+    """Take a bank away as a whole; gives the reason why not, when a process is filling it now.
 
     A run that reads it goes on: what it has mapped stays until it lets go.
+
+    Raises:
+        BankError: its folder is not writable.
     """
     if being_filled(path):
         return f"{path} is being filled now"
     try:
         remove_folder(path)
     except OSError as error:
-        return f"{path} cannot be removed: {error.strerror or error}"
+        why = error.strerror or str(error)
+        raise BankError(f"{path} cannot be removed: {why}; make {path.parent} writable, and clear it again") from error
     return None
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossdistill.errors import RunError
 from crossdistill.storage import atomic_folder, file_hash, read_sealed, write_sealed
-from crossdistill.tensor_file import load_weights
+from crossdistill.tensor_file import load_weights, write_tensors
 
 log = logging.getLogger("crossdistill")
 
@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     # One of the same position is the same to the last bit, or it was damaged and the run has come by here again.
     shutil.rmtree(folder / name, ignore_errors=True)
     with atomic_folder(folder / name) as temporary:
-        save_file(_apart(checkpoint.tensors), temporary / WEIGHTS)
+        write_tensors(temporary / WEIGHTS, _apart(checkpoint.tensors))
         try:
             torch.save(dict(checkpoint.state), temporary / STATE)
         except RuntimeError as error:
@@ -129,7 +129,7 @@ def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[st
         hashes = {}
         for name, module in modules.items():
             file = temporary / f"{name}.safetensors"
-            save_file(_apart(module.state_dict()), file)
+            write_tensors(file, _apart(module.state_dict()))
             hashes[name] = file_hash(file)
         write_sealed(temporary / OUTCOME, {**about, "files": hashes})
 
@@ -146,7 +146,8 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
     try:
         about = read_sealed(file)
         found, stage, files = about["key"], about["stage"], dict(about["files"])
-        float(about["seconds"]), float(about["peak_memory_mb"]), int(about["metrics"])
+        if not all(isinstance(about[name], int | float) for name in ("seconds", "peak_memory_mb", "metrics")):
+            raise TypeError("seconds, peak_memory_mb and metrics are numbers")
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; {_again(path)}") from error
     if found != key:

@@ -15,7 +15,7 @@ from crossdistill.errors import CrossdistillError, ResumeError, RunError, Settin
 from crossdistill.lock import Holder, Lock
 from crossdistill.recipe import LIVE_RECIPE, Recipe
 from crossdistill.report import RESULTS, Report, fault
-from crossdistill.storage import bytes_hash, file_hash, sweep, write_text
+from crossdistill.storage import bytes_hash, file_fault, file_hash, sweep, write_text
 from crossdistill.student_folder import STUDENT_FOLDER, read_config
 
 RECIPE = "recipe.yaml"
@@ -210,6 +210,8 @@ def take(out: Path, recipe: Recipe, where: Devices) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if (fault := file_fault(path)) is not None:
+            raise OSError(fault)
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise RunError(f"{path} is damaged: {' '.join(str(error).split())}; choose another folder") from error

@@ -79,7 +79,7 @@ def run_command(
         bool, typer.Option("--dry-run", help="Say what would happen, with projected time and memory.")
     ] = False,
     timed_steps: Annotated[
-        int, typer.Option("--timed-steps", min=1, help="With --dry-run: steps timed per stage.")
+        int, typer.Option("--timed-steps", min=1, max=1000, help="With --dry-run: steps timed per stage.")
     ] = 3,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
 ) -> None:
@@ -124,9 +124,11 @@ def eval_command(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's saved student on its recipe's data."""
+    from crossdistill.claim import unchanged
     from crossdistill.evaluation import evaluate_folder
     from crossdistill.recipe import Recipe
 
+    unchanged(run)
     recipe = Recipe.from_yaml(run / "recipe.yaml").overridden(settings or [])
     found = evaluate_folder(run, recipe, split, metric)
     if as_json:

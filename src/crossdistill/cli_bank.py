@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crossdistill.cli_options import AsJson
+from crossdistill.cli_options import AsJson, folder_option
 from crossdistill.errors import BankDamaged, SettingError
 
 bank = typer.Typer(
@@ -28,12 +28,18 @@ def fill_command(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As for `crossdistill run`.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="As for `crossdistill run`.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", parser=folder_option, help="The run's folder.")
+    ] = None,
     banks: Annotated[
-        Path | None, typer.Option("--banks", metavar="DIR", help="A folder for banks, instead of the run's own.")
+        Path | None,
+        typer.Option(
+            "--banks", metavar="DIR", parser=folder_option, help="A folder for banks, instead of the run's own."
+        ),
     ] = None,
     share: Annotated[
-        Path | None, typer.Option("--share", metavar="DIR", help="A folder of stages that runs share.")
+        Path | None,
+        typer.Option("--share", metavar="DIR", parser=folder_option, help="A folder of stages that runs share."),
     ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="Of the recipe's tiny form.")] = False,
 ) -> None:

@@ -5,11 +5,22 @@ from typing import Annotated
 
 import typer
 
+
+def folder_option(text: str) -> Path:
+    """A folder as it was given; an empty one would be the working folder."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty; give a folder, as in --out runs/first (the working folder is '.')")
+    return Path(text)
+
+
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="A parameter of the recipe, or any of its fields."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default under runs/.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", parser=folder_option, help="The run's folder; by default under runs/."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps on a few rows, to see that all of it runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]

@@ -10,8 +10,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from crossdistill.claim import INITIAL, RECIPE
 from crossdistill.devices import Devices
 from crossdistill.errors import ResumeError, RunError
@@ -20,7 +18,7 @@ from crossdistill.method import STUDENT
 from crossdistill.network import Network
 from crossdistill.recipe import Recipe
 from crossdistill.storage import atomic_folder, read_sealed, write_sealed
-from crossdistill.tensor_file import load_weights
+from crossdistill.tensor_file import load_weights, write_tensors
 
 PRINTS = "fingerprints.json"
 
@@ -48,7 +46,7 @@ def begun(recipe: Recipe, out: Path, where: Devices) -> Recipe:
             for name in sorted(moving & set(live)):
                 state = live[name].module.state_dict()
                 weights = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-                save_file(weights, temporary / f"{name}.safetensors")
+                write_tensors(temporary / f"{name}.safetensors", weights)
             write_sealed(temporary / PRINTS, {name: fingerprint(network) for name, network in live.items()})
     where.wait()
     known = _known(folder, live)

@@ -67,7 +67,10 @@ class Lock:
                 # Its last holder removed the folder between our two steps.
                 continue
             except OSError as error:
-                raise StorageError(f"could not lock {self.path.parent}: {error.strerror or error}") from error
+                raise StorageError(
+                    f"could not write {self.path}: {error.strerror or error}; everything written before is intact. "
+                    "Free some space and go on with --resume, or choose another folder with --out"
+                ) from error
             break
         else:
             return False

@@ -28,6 +28,7 @@ from crossdistill.models import build_network, find_model
 from crossdistill.network import Network
 from crossdistill.settings import overridden, parse_override, sentences, yaml_fault
 from crossdistill.stage import Stage
+from crossdistill.storage import file_fault
 
 RESERVED = {"method", "weighting"}
 """What else trains in a stage, by the names under which rates are set and states are saved."""
@@ -246,6 +247,9 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: unreadable, faulty, or built from live objects; says what to do.
         """
+        fault = file_fault(path)
+        if fault is not None:
+            raise SettingError(f"no recipe can be read from {path}: {fault}")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:

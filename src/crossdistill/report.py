@@ -103,6 +103,11 @@ def fault(out: Path) -> str | None:
     return f"{predictions} is damaged: it is not what was written" if changed else None
 
 
+def finished(out: Path) -> bool:
+    """Whether a folder holds a finished run whose results and predictions are what was written."""
+    return (out / RESULTS).is_file() and fault(out) is None
+
+
 def _sound_rows(out: Path) -> tuple[Row, ...]:
     """The rows of `results.json`.
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
@@ -34,7 +33,7 @@ from crossdistill.student_folder import (
     read_config,
     sealed,
 )
-from crossdistill.tensor_file import check_weights, load_weights, read_weights
+from crossdistill.tensor_file import check_weights, load_weights, read_weights, write_tensors
 
 SHOWN = 100
 """Class names in a model card."""
@@ -165,9 +164,9 @@ def save_student(path: Path, network: Network, given: NetworkConfig | Network, d
             "take a smaller learning rate, or clip gradients"
         )
     with atomic_folder(path) as temporary:
-        save_file(weights, temporary / WEIGHTS)
+        write_tensors(temporary / WEIGHTS, weights)
         if parameters:
-            save_file(parameters, temporary / PREPARATION)
+            write_tensors(temporary / PREPARATION, parameters)
         written = [name for name in (WEIGHTS, PREPARATION) if (temporary / name).is_file()]
         files = {name: file_hash(temporary / name) for name in written}
         (temporary / CONFIG).write_text(sealed({**config, "files": files}), encoding="utf-8")

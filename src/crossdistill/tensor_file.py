@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossdistill.errors import DataError, ShapeError
@@ -70,6 +70,14 @@ def _whole(value: Any) -> tuple[int, ...]:
     right = isinstance(value, list) and len(value) <= 64 and all(type(one) is int and 0 <= one < 2**63 for one in value)
     # As a shape, what is no list of sizes has more numbers than any file.
     return tuple(value) if right else (2**63,)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, with the permissions that the umask gives: safetensors keeps it to its owner."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path)
+    path.chmod(mode)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written(digits: None, crossdistill: Command, tm
 
 def test_a_folder_that_holds_a_run_already(crossdistill: Command, finished_run: Path) -> None:
     said = crossdistill("run", "av-digits/supervised", "--tiny", "--out", finished_run)
-    has(said, f"{finished_run} holds a run already; go on with --resume, or choose another folder with --out")
+    has(said, f"{finished_run} holds a run already", f"crossdistill run {finished_run} --resume", "--out")
 
 
 def test_resuming_with_another_recipe_says_what_differs(finished_run: Path, crossdistill: Command) -> None:

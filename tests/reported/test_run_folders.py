@@ -194,5 +194,5 @@ def test_d_a_refusal_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a1_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="could not lock"):
+    with pytest.raises(StorageError, match="could not write"):
         run(two_stages(), tmp_path / "file")

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from crossdistill.bench.grid import Cell, Grid
 from crossdistill.bench.survey import Survey
 from crossdistill.bench.worker import loaded
@@ -13,6 +15,7 @@ from crossdistill.display import Display
 from crossdistill.errors import RunError
 from crossdistill.forecast import duration, forecast_stage
 from crossdistill.plan import prepare
+from crossdistill.settings import sentences
 
 CELL_S = 1.0
 """What a cell takes besides training: reading and writing, the pass over the test split."""
@@ -125,6 +128,18 @@ class Pick:
     def as_data(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    @classmethod
+    def from_data(cls, values: Mapping[str, Any]) -> "Pick":
+        """What `as_data` gave.
+
+        Raises:
+            RunError: it is something else.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            raise RunError(f"the picked budget is damaged: {'; '.join(sentences(error))}") from error
 
 
 def pick(grid: Grid, one_seed: Projection, trials: Projection | None, workers: int) -> Pick:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from crossdistill.bench.grid import Cell, Setting
 from crossdistill.bench.survey import Survey
 from crossdistill.errors import RunError
-from crossdistill.report import RESULTS, Report, Row, merged
+from crossdistill.report import PREDICTIONS, Report, Row, finished, merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ def collect(survey: Survey, folder: Path) -> Collected:
     costs: dict[Setting, Cost] = {}
     for number, found in survey.found.items():
         cell = survey.cells[number]
-        if not (folder / cell.name / RESULTS).is_file():
+        if not finished(folder / cell.name):
             continue
         own = list(Report.load(folder / cell.name).rows)
         rows.append((cell, found.alone, own))
-        answers.setdefault(cell.setting, {})[cell.seed] = _answers(folder / cell.name / "predictions.npz")
+        answers.setdefault(cell.setting, {})[cell.seed] = _answers(folder / cell.name / PREDICTIONS)
         before = costs.get(cell.setting, Cost(0.0, 0.0, found.parameters, found.trained))
         costs[cell.setting] = replace(
             before,
@@ -68,9 +68,12 @@ def collect(survey: Survey, folder: Path) -> Collected:
 def _answers(path: Path) -> Answers:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Answers(file["ids"], file["predicted"] == file["targets"])
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} is damaged: {error}; remove its folder and go on with --resume") from error
+            ids, predicted, targets = (file[name] for name in ("ids", "predicted", "targets"))
+        if any(one.dtype != np.int64 or one.shape != (len(ids),) for one in (ids, predicted, targets)):
+            raise ValueError("wanted three arrays of as many whole numbers")
+    except Exception as error:  # damage can make zip, zlib and NumPy raise anything
+        raise RunError(f"{path} is damaged: {error}; mend its run with --resume") from error
+    return Answers(ids, predicted == targets)
 
 
 def _merged(cells: Sequence[tuple[Cell, tuple[str, ...], list[Row]]]) -> list[Row]:

@@ -26,8 +26,8 @@ from crossdistill.data.config import DataConfig
 from crossdistill.display import Terminal
 from crossdistill.errors import RecipeError, ResumeError, RunError
 from crossdistill.recipe import NetworkConfig
-from crossdistill.report import RESULTS, Report
-from crossdistill.storage import write_json
+from crossdistill.report import Report, finished
+from crossdistill.storage import read_sealed, write_json, write_sealed
 
 GROWS = ("methods", "students", "seeds", "labelled", "control")
 """What a comparison may be asked for more of, in the same folder: its cells stay what they were."""
@@ -71,9 +71,9 @@ def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = Fa
             looked = survey(grid.cells(), display)
             tuned = tunings(grid, [looked.cells[i] for i in looked.found])
         # From here on the folder is this comparison's: what is wrong with it as asked was found before.
-        write_json(out / GRID, json.loads(asked.model_dump_json()))
+        write_sealed(out / GRID, json.loads(asked.model_dump_json()))
         if picked is not None:
-            write_json(out / BUDGET, picked.as_data())
+            write_sealed(out / BUDGET, picked.as_data())
         run = _Run(out, jobs, on)
         tuning, choices, failed = run.tune(tuned)
         if any(choices.values()):
@@ -136,10 +136,10 @@ def _more(then: Any, now: Any) -> bool:
     return then is None or (isinstance(then, int) and now >= then)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_sealed(path)
+    except ValueError as error:
         raise RunError(f"{path} is damaged: {error}; choose another folder with --out") from error
 
 
@@ -148,7 +148,7 @@ def _picked(grid: Grid, out: Path, jobs: int | None, display: Terminal) -> Pick 
     if grid.budget is None:
         return None
     path = out / BUDGET
-    picked = Pick(**_read(path)) if path.is_file() else fitted(grid, jobs, display)
+    picked = Pick.from_data(_read(path)) if path.is_file() else fitted(grid, jobs, display)
     display.say(f"{picked}")
     return picked
 
@@ -180,7 +180,7 @@ class _Run:
         out = self.out.absolute()
         cells = looked.cells
         todo = [i for i in looked.found if cells[i].name not in skip]
-        waiting = [i for i in todo if not (out / folder / cells[i].name / RESULTS).is_file()]
+        waiting = [i for i in todo if not finished(out / folder / cells[i].name)]
         board = Board(looked.stages(), waiting, out / SHARED)
         tasks = [as_task(cell, out / folder / cell.name, out / SHARED, split) for cell in cells]
         every = {key: steps for i in waiting for key, steps in looked.found[i].steps.items()}
@@ -227,7 +227,7 @@ class _Run:
 
     def _score(self, cell: Cell) -> float | None:
         folder = self.out / TRIALS / cell.name
-        return Report.load(folder).rows[-1].mean if (folder / RESULTS).is_file() else None
+        return Report.load(folder).rows[-1].mean if finished(folder) else None
 
 
 def _follow(

@@ -12,6 +12,8 @@ from crossdistill.recipes import FAMILIES, family_kit, make
 from crossdistill.recipes.plans import PLANS
 from crossdistill.settings import sentences
 
+SEED_LIMIT = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -152,7 +154,7 @@ class Grid(BaseModel):
     """Modalities; empty: every one."""
     teachers: tuple[Literal["mm", "cm", "mm+cm"], ...] = ()
     """Which teachers; empty: each method's own."""
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=SEED_LIMIT)
     labelled: tuple[float, ...] = (1.0,)
     control: Literal["shuffled"] | None = None
     settings: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import torch
 from crossdistill.bench.grid import Cell
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
-from crossdistill.report import RESULTS
+from crossdistill.report import finished
 from crossdistill.runner import run
 
 Send = Callable[[str, Any], None]
@@ -47,7 +47,7 @@ def train(task: dict[str, Any], send: Send) -> str:
         out,
         resume=True,
         share=Path(task["share"]),
-        dataset=None if (out / RESULTS).is_file() else loaded(recipe.data),
+        dataset=None if finished(out) else loaded(recipe.data),
         display=_Messages(send),
         split=task["split"],
         # A worker of an earlier, killed comparison may still be at it, here or on another machine.

@@ -19,7 +19,7 @@ from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS
 from crossdistill.settings import explained, parse_override, sentences
-from crossdistill.storage import key_hash
+from crossdistill.storage import file_fault, key_hash
 
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
@@ -131,7 +131,9 @@ def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str,
         return _call(name, maker, {key: value for key, value in given.items() if key not in refused}, texts, faults)
     except CrossdistillError:
         raise
-    except Exception as error:  # a program of the user's own may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a program of the user's own may fail in any way, or leave by sys.exit
         raise SettingError(f"recipe {name!r} fails: {_where(error)}") from error
     if not isinstance(made, Recipe):
         kind = type(made).__name__
@@ -154,7 +156,9 @@ def _function(name: str) -> Maker:
         module = _file_module(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except CrossdistillError:
         raise
-    except Exception as error:  # importing runs the user's own program
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # importing runs the user's own program, which may leave by sys.exit
         if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
             raise SettingError(
                 f"recipe {name!r}: there is no module {error.name!r}; is its folder on PYTHONPATH, or is it a path to "
@@ -176,8 +180,9 @@ def _function(name: str) -> Maker:
 
 
 def _file_module(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise SettingError(f"recipe file {path} does not exist")
+    fault = file_fault(path)
+    if fault is not None:
+        raise SettingError(f"recipe file {path}: {fault}")
     # Its own name, unless another module has it already: classes find their module by it.
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_{key_hash(str(path.resolve()))[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
