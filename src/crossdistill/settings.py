@@ -75,7 +75,8 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
     if isinstance(node, BaseModel):
         fields = type(node).model_fields
         if head not in fields:
-            raise SettingError(f"{here or type(node).__name__} has no field {head!r}; {nearest(head, fields)}")
+            hint = below(node, ".".join(path))
+            raise SettingError(f"{here or type(node).__name__} has no field {head!r}; {hint}{nearest(head, fields)}")
         current = {name: getattr(node, name) for name in fields}
         if head == "name" and above and get_origin(fields[head].annotation) is Literal:
             return node if value == current[head] else {"name": value}
@@ -93,6 +94,29 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
         index = _position(node, head, here)
         return tuple(_changed(item, rest, value, (*above, head)) if i == index else item for i, item in enumerate(node))
     raise SettingError(f"{here} is {node!r}, which has nothing below it that {head!r} could name")
+
+
+def below(node: BaseModel, path: str) -> str:
+    """A hint where a path is right further down in some settings: "did you mean 'data.split'? ", or nothing."""
+    found = [f"{where}.{path}" for where, inner in _inside(node) if path.partition(".")[0] in type(inner).model_fields]
+    return f"did you mean {', '.join(map(repr, found[:3]))}? " if found else ""
+
+
+def _inside(node: Any, above: str = "") -> Iterator[tuple[str, BaseModel]]:
+    """All settings below these, each with its path."""
+    if isinstance(node, BaseModel):
+        children: Iterator[tuple[str, Any]] = ((name, getattr(node, name)) for name in type(node).model_fields)
+    elif isinstance(node, Mapping):
+        children = ((str(key), value) for key, value in node.items())
+    elif isinstance(node, list | tuple):
+        children = ((str(getattr(value, "name", i)), value) for i, value in enumerate(node))
+    else:
+        return
+    for name, value in children:
+        where = f"{above}.{name}" if above else name
+        if isinstance(value, BaseModel):
+            yield where, value
+        yield from _inside(value, where)
 
 
 def _with_entry(node: Any, path: Sequence[str], field: FieldInfo) -> Any:

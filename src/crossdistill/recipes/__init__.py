@@ -7,7 +7,7 @@ import inspect
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from crossdistill.errors import CrossdistillError, RecipeError, SettingError, ne
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS
-from crossdistill.settings import explained, parse_override, sentences
+from crossdistill.settings import below, explained, parse_override, sentences
 from crossdistill.storage import file_fault, key_hash
 
 FAMILIES: Mapping[str, str] = {
@@ -79,6 +79,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     given: dict[str, Any] = {}
     texts: dict[str, str] = {}
     rest: list[str] = []
+    unknown: list[tuple[str, str]] = []
     faults: list[str] = []
     for text in [*settings, *seeded]:
         try:
@@ -92,9 +93,13 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
         elif head in Recipe.model_fields:
             rest.append(text)
         else:
-            known = [*parameters, *Recipe.model_fields]
-            faults.append(f"--set {text}: {name} has no parameter or field {head!r}; {nearest(head, known)}")
-    recipe = _call(name, maker, given, texts, faults)
+            unknown.append((text, key))
+    known = [*parameters, *Recipe.model_fields]
+    try:
+        recipe = _call(name, maker, given, texts, faults)
+    except RecipeError as error:
+        raise RecipeError(name, [*error.faults, *_unknown(name, unknown, known, None)]) from error
+    faults += _unknown(name, unknown, known, recipe)
     origin = [name, *(f"--set {shlex.quote(text)}" for text in settings), *([f"--seed {seed}"] if seeded else [])]
     recipe = recipe.model_copy(update={"origin": " ".join(origin)})
     try:
@@ -104,6 +109,18 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     if faults:
         raise RecipeError(name, faults)
     return recipe
+
+
+def _unknown(
+    name: str, settings: Sequence[tuple[str, str]], known: Sequence[str], recipe: Recipe | None
+) -> list[str]:
+    """Settings whose path begins with no known name; in the `recipe`, if there is one, it may be further down."""
+    heads = [(text, path, path.partition(".")[0]) for text, path in settings]
+    return [
+        f"--set {text}: {name} has no parameter or field {head!r}; "
+        f"{'' if recipe is None else below(recipe, path)}{nearest(head, known)}"
+        for text, path, head in heads
+    ]
 
 
 def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str, str], faults: list[str]) -> Recipe:
