@@ -1,5 +1,6 @@
 """Any `nn.Module`, untouched: what it reads, its named taps, and how it is cut in two at one of them."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -253,11 +254,24 @@ class Network(nn.Module):
                     f"network {self.name!r} cannot be compiled: {' '.join(str(error).split())[:400]}; set compile to "
                     "false (on a CPU, compiling takes a C++ compiler)"
                 ) from error
-            shapes = [tuple(a.shape) for a in (*args, *named.values()) if isinstance(a, Tensor)]
+            given = [a for a in (*args, *named.values()) if isinstance(a, Tensor)]
+            shapes = ", ".join(str(tuple(a.shape)) for a in given)
             raise ShapeError(
                 f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape "
-                f"{', '.join(map(str, shapes))} (batch first): {' '.join(str(error).split())}"
+                f"{shapes} (batch first): {' '.join(str(error).split())}{self._type_hint(given, str(error))}"
             ) from error
+
+    def _type_hint(self, given: Sequence[Tensor], error: str) -> str:
+        """What to do with inputs whose type is not the weights', where that is what a module refused."""
+        weight = next((p for p in self.module.parameters() if p.is_floating_point()), None)
+        if weight is None or not re.search(r"type|not implemented for|Byte|Half|Long|Float", error):
+            return ""
+        names = self.reads if len(self.reads) == len(given) else [f"input {i}" for i in range(len(given))]
+        return "".join(
+            f"; {name!r} is {_type(value)} and the weights are {_type(weight)}: {_cast(value, weight)}"
+            for name, value in zip(names, given, strict=True)
+            if value.dtype != weight.dtype
+        )
 
     def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
         """One pass, and what came out of the tapped layers."""
@@ -290,6 +304,19 @@ class Network(nn.Module):
             self._overwritten |= overwritten
             return self._run_reading(batch, taps)
         return result, {tap: value for tap, (value, _) in seen.items()}
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _cast(value: Tensor, weight: Tensor) -> str:
+    """How to make one input what the weights are, before the data set is made of it."""
+    if value.is_floating_point() or value.dtype == torch.bool:
+        return f"convert it to {_type(weight)}"
+    top = {torch.uint8: 255, torch.uint16: 65535}.get(value.dtype)
+    scale = f"divide it by {top}" if top else "scale it to the range that the network expects, such as [0, 1]"
+    return f"convert it to {_type(weight)} and {scale}"
 
 
 def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
