@@ -15,7 +15,8 @@ from typing import Any, Literal
 import pytest
 
 from crossdistill import NetworkConfig, OptimizerConfig, Recipe, run
-from crossdistill.data.config import DataConfig, Progress
+from crossdistill.data.config import DataConfig
+from crossdistill.data.content import Progress
 from crossdistill.data.dataset import Dataset
 from crossdistill.recipes import make
 from crossdistill.recipes.kit import Kit, Length

@@ -17,7 +17,7 @@ from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
-from crossdistill.preflight import check_settings, check_views, rehearse
+from crossdistill.preflight import check_classes, check_settings, check_views, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.source import Choices, choices_key, decide, unkeyed_views, unshuffled
 from crossdistill.stage import Stage
@@ -106,6 +106,7 @@ def prepare(
     if faults:
         # The other faults can still be found.
         dataset = replace(dataset, augmentation=None)
+    faults += [f"data: {fault}" for fault in check_classes(dataset)]
     members: dict[str, Network] = {}
     for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
         try:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.remarks import untrained
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
 from crossdistill.graphed import graph_faults
 from crossdistill.method import Method, Progress, Step
@@ -39,6 +40,16 @@ def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module]
         if name not in known
     ]
     return faults
+
+
+def check_classes(dataset: Dataset) -> list[str]:
+    """A class that is validated or tested, and has no row in training."""
+    found = untrained(dataset.targets, dataset.classes, dataset.splits)
+    named = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return [
+        f"{named}: validated or tested, but no row of it is in the training split; give `splits` that have some, or "
+        "leave its rows out of the other splits"
+    ] * bool(found)
 
 
 def check_views(dataset: Dataset) -> list[str]:

@@ -113,6 +113,8 @@ def _computed(
     require(recipe.tracking)
     if dataset is None:
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
+    for line in filter(None, (dataset.how_split, *dataset.remarks())):
+        display.say(f"data {dataset.name!r}: {line}")
     plan = prepare(begun(recipe, out, where), dataset, where.device, load_choices(out) if resume else None)
     take(out, recipe, where)
     if where.is_main:

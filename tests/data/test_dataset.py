@@ -95,7 +95,7 @@ def test_splits_that_cannot_be(splits: dict[str, list[int]], said: str) -> None:
 def test_arrays_of_different_lengths_are_named() -> None:
     with pytest.raises(ShapeError, match="found image 10, audio 9, targets 10"):
         Dataset.from_arrays("own", {"image": np.ones((10, 2)), "audio": np.ones((9, 2))}, np.zeros(10, int))
-    with pytest.raises(ShapeError, match=r"present\['image'\] has 9 rows, but targets have 10"):
+    with pytest.raises(ShapeError, match=r"found image 10, targets 10, present\['image'\] 9"):
         Dataset.from_arrays("own", {"image": np.ones((10, 2))}, np.zeros(10, int), present={"image": [True] * 9})
     with pytest.raises(ShapeError, match="at least one modality"):
         Dataset.from_arrays("own", {}, np.zeros(10, int))
@@ -106,7 +106,7 @@ def test_arrays_of_different_lengths_are_named() -> None:
 def test_a_specification_that_does_not_fit() -> None:
     with pytest.raises(ShapeError, match=r"an example of 'x' has shape \(2,\), but its specification says \(3,\)"):
         Dataset.from_arrays("own", {"x": np.ones((10, 2))}, [0] * 10, input_specs={"x": InputSpec("array", (3,))})
-    with pytest.raises(ShapeError, match="input_specs describe"):
+    with pytest.raises(DataError, match=r"input_specs speaks of 'y', .* known: x"):
         Dataset.from_arrays("own", {"x": np.ones((10, 2))}, [0] * 10, input_specs={"y": InputSpec("array", (2,))})
 
 

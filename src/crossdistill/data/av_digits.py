@@ -13,7 +13,8 @@ from torch import Tensor
 
 from crossdistill.batch import InputSpec
 from crossdistill.data import cache
-from crossdistill.data.config import DataConfig, Progress
+from crossdistill.data.config import DataConfig
+from crossdistill.data.content import Progress
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.mixing import mix
 from crossdistill.data.pairing import pair_by_class

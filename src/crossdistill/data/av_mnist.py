@@ -14,7 +14,8 @@ from torch import Tensor
 from crossdistill.batch import InputSpec
 from crossdistill.data import cache
 from crossdistill.data.av_mnist_arrays import array_paths, build_from_arrays
-from crossdistill.data.config import DataConfig, Progress
+from crossdistill.data.config import DataConfig
+from crossdistill.data.content import Progress
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.idx_file import read_idx
 from crossdistill.data.mixing import mix

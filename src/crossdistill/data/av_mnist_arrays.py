@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossdistill.batch import InputSpec
 from crossdistill.data.array_file import read_array
-from crossdistill.data.config import Progress
+from crossdistill.data.content import Progress
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.prepare import MIN_MAX, example_shapes, limits, normalise
 from crossdistill.data.split import choose_rows, paper_split
@@ -62,7 +62,13 @@ def build_from_arrays(
     for kind, parts, names in (("image", image, paths[:2]), ("audio", audio, paths[2:4])):
         for part, targets, path, target_path in zip(parts, label, names, paths[4:], strict=True):
             _check(kind, part, targets, path, target_path)
-    digits = torch.from_numpy(np.concatenate(label).reshape(-1).astype(np.int64))
+        if parts[0].ndim != parts[1].ndim:
+            raise DataError(
+                f"{names[0]} holds {parts[0].shape}, {names[1]} {parts[1].shape}: the number of dimensions says how "
+                "pictures are normalised, so both parts need the same"
+            )
+    # (N,) in one part may stand beside (N, 1) in the other.
+    digits = torch.from_numpy(np.concatenate([part.reshape(-1).astype(np.int64) for part in label]))
     chosen = choose_rows(len(digits), rows, seed)
     splits = paper_split(len(chosen), seed)
     measured = chosen if over_all else chosen[np.sort(splits["train"].numpy())]
@@ -97,8 +103,9 @@ def _check(kind: str, part: NDArray[Any], targets: NDArray[Any], path: Path, tar
         raise DataError(f"{path}: examples have shape {part.shape[1:]}; wanted one of {', '.join(map(str, allowed))}")
     if targets.size != len(part):
         raise DataError(f"{path} holds {len(part):,} examples, but {target_path} {targets.size:,} labels")
+    found = f"{targets.dtype} from {targets.min(initial=0)} to {targets.max(initial=0)}"
     if targets.dtype.kind not in "iu" or targets.min(initial=0) < 0 or targets.max(initial=0) > 9:
-        raise DataError(f"{target_path}: wanted whole numbers from 0 to 9, found {targets.dtype} up to {targets.max()}")
+        raise DataError(f"{target_path}: wanted whole numbers from 0 to 9, found {found}")
 
 
 def _reader(

@@ -2,7 +2,6 @@
 
 import abc
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.cache import CacheEntry
+from crossdistill.data.content import Progress, quiet
 from crossdistill.data.dataset import Dataset, hide_labels
 from crossdistill.errors import DataError
 
-Progress = Callable[[str, int, int], None]
-"""Called with a description, how many are done, and how many there are."""
-
 ROOT_VARIABLE = "CROSSDISTILL_DATA"
-
-
-def quiet(description: str, done: int, total: int) -> None:
-    """The progress of somebody who does not want to know."""
 
 
 class DataConfig(BaseModel, abc.ABC):

@@ -1,9 +1,8 @@
 """Dataset: paired rows of several modalities, their splits, and what each modality's tensor is."""
 
-import hashlib
-import json
+import logging
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +12,23 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch, InputSpec
-from crossdistill.data.augmentation import Augmentation, drawn_views, in_views
-from crossdistill.data.split import check_splits, random_split
-from crossdistill.errors import DataError, SettingError, ShapeError
+from crossdistill.data.arrays import (
+    as_domain,
+    as_groups,
+    as_input,
+    as_mask,
+    as_rows,
+    check_lengths,
+    length_of,
+)
+from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
+from crossdistill.data.content import Progress, hash_content
+from crossdistill.data.labels import as_targets
+from crossdistill.data.remarks import described, remarks
+from crossdistill.data.split import check_splits, default_split
+from crossdistill.errors import DataError, SettingError, ShapeError, nearest
 
-ROWS_AT_ONCE = 4096
-"""Rows that are read together when all of the data are looked at: bounds the memory that a mapped file takes."""
+log = logging.getLogger("crossdistill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,7 @@ class Licence:
     commercial: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Paired data, in memory or memory-mapped; row i of every tensor belongs to the same example.
 
@@ -40,7 +50,8 @@ class Dataset:
     modality is there at all (an unlisted one always is); `domain` names each row's domain ("speech"). `groups` say
     which rows share a source ("voice", "handwriting"): rows of one group are not independent of each other.
     `fingerprint` changes with anything that changes the content; hiding labels does not, nor does `augmentation`, which
-    makes views of training rows. `about` is one paragraph for reports.
+    makes views of training rows. `about` is one paragraph for reports; `how_split` says how splits were drawn, where
+    they were.
     """
 
     name: str
@@ -57,6 +68,7 @@ class Dataset:
     about: str = ""
     licences: tuple[Licence, ...] = ()
     augmentation: Augmentation | None = None
+    how_split: str = ""
 
     def __post_init__(self) -> None:
         """Check that everything fits together.
@@ -68,18 +80,27 @@ class Dataset:
         rows = len(self.targets)
         if not self.inputs:
             raise ShapeError(f"dataset {self.name!r} has no inputs; it needs at least one modality")
-        described = {"labelled": self.labelled, **{f"present[{k!r}]": v for k, v in self.present.items()}}
-        described |= {f"groups[{k!r}]": v for k, v in self.groups.items()}
-        for what, tensor in {**self.inputs, **described}.items():
-            if tensor is not None and len(tensor) != rows:
-                raise ShapeError(f"dataset {self.name!r}: {what} has {len(tensor)} rows, but targets have {rows}")
-        if self.domain is not None and len(self.domain) != rows:
-            raise ShapeError(f"dataset {self.name!r}: domain has {len(self.domain)} rows, but targets have {rows}")
+        rowwise: dict[str, Any] = {**self.inputs, "labelled": self.labelled, "domain": self.domain}
+        rowwise |= {f"present[{k!r}]": v for k, v in self.present.items()}
+        rowwise |= {f"groups[{k!r}]": v for k, v in self.groups.items()}
+        for what, values in rowwise.items():
+            if values is not None and len(values) != rows:
+                raise ShapeError(f"dataset {self.name!r}: {what} has {len(values)} rows, but targets have {rows}")
+        for what, masks in (("labelled", [self.labelled]), ("present", self.present.values())):
+            for mask in masks:
+                if mask is not None and (mask.dtype, mask.ndim) != (torch.bool, 1):
+                    raise DataError(
+                        f"dataset {self.name!r}: {what} is {mask.dtype} {tuple(mask.shape)}; wanted one bool a row"
+                    )
+        for field_name in ("present", "input_specs"):
+            for modality in set(getattr(self, field_name)) - set(self.inputs):
+                raise DataError(
+                    f"dataset {self.name!r}: {field_name} speaks of {modality!r}, which is no modality here; "
+                    f"{nearest(modality, self.inputs)}"
+                )
         if set(self.input_specs) != set(self.inputs):
-            raise ShapeError(
-                f"dataset {self.name!r}: input_specs describe {sorted(self.input_specs)}, "
-                f"inputs are {sorted(self.inputs)}"
-            )
+            lacking = sorted(set(self.inputs) - set(self.input_specs))
+            raise ShapeError(f"dataset {self.name!r}: input_specs describe no {', '.join(map(repr, lacking))}")
         for modality, tensor in self.inputs.items():
             if tuple(tensor.shape[1:]) != tuple(self.input_specs[modality].shape):
                 raise ShapeError(
@@ -102,47 +123,46 @@ class Dataset:
         *,
         splits: Mapping[str, Any] | None = None,
         seed: int = 0,
-        classes: Sequence[str] | None = None,
+        classes: Iterable[Any] | None = None,
         input_specs: Mapping[str, InputSpec] | None = None,
         present: Mapping[str, Any] | None = None,
-        domain: Sequence[str] | None = None,
+        domain: Iterable[Any] | None = None,
         labelled: Any = None,
         groups: Mapping[str, Any] | None = None,
         about: str = "",
         licences: Sequence[Licence] = (),
         augmentation: Augmentation | None = None,
+        progress: Progress | None = None,
     ) -> "Dataset":
-        """A data set from your own arrays (numpy or torch), one per modality, examples first.
+        """A data set from your own arrays (numpy, torch, pandas, nested lists), one per modality, examples first.
 
-        Float64 becomes float32, which is what networks compute in; other types stay. `targets` are whole numbers, or
-        class names, or None when no example has one; `MISSING_TARGET` (-100) marks an example without. Without
-        `splits` 60 % of the rows train, 20 % validate and 20 % test, drawn by `seed`.
+        Float64 becomes float32, which is what networks compute in; other types stay. `targets` are whole numbers from 0
+        on, class names, truth values, or None when no example has one; `MISSING_TARGET` (-100) marks one without.
+        Where some ids never occur, `classes` has to say what they mean: the ids that are classes, which are numbered in
+        that order, or the names of all. `labelled` and `present` are true or false for each row, `groups` ids or names.
+
+        Without `splits` 60 % of each class train, 20 % validate and 20 % test, drawn by `seed`, whole groups together
+        (`default_split`). What is odd with the data is logged, and said by every run. `progress` is told how far
+        reading is; without it, large data show a bar on a terminal.
 
         Raises:
             ShapeError: the arrays have different numbers of rows; says which has how many.
-            DataError: NaN or Inf in an example that is present (says which rows), or a target or split that cannot be.
+            DataError: NaN or Inf in an example that is present (says which rows), a target, split or name that cannot
+                be, or groups that leave no way to split.
+            SettingError: the augmentation does not fit the inputs.
         """
-        tensors = {modality: _as_input(name, modality, value) for modality, value in inputs.items()}
-        if not tensors:
-            raise ShapeError(f"dataset {name!r} has no inputs; it needs at least one modality")
-        counts = {modality: len(tensor) for modality, tensor in tensors.items()}
-        if targets is not None:
-            counts["targets"] = len(targets)
-        if len(set(counts.values())) > 1:
-            found = ", ".join(f"{what} {count}" for what, count in counts.items())
-            raise ShapeError(
-                f"dataset {name!r}: every array needs the same number of rows, one per example; found {found}"
-            )
-        rows = next(iter(counts.values()))
-        numbers, names = _as_targets(name, targets, rows, classes)
-        masks = {k: torch.as_tensor(np.asarray(v), dtype=torch.bool) for k, v in (present or {}).items()}
+        tensors = {modality: as_input(name, modality, value) for modality, value in inputs.items()}
+        rows = _rows_of(name, tensors, {"targets": targets, "domain": domain}, {"present": present, "groups": groups})
+        numbers, names = as_targets(name, targets, rows, classes)
         specs = dict(input_specs or {})
         for modality, tensor in tensors.items():
             specs.setdefault(modality, InputSpec(kind="array", shape=tuple(tensor.shape[1:])))
+        ids = {kind: as_groups(name, kind, value, rows) for kind, value in (groups or {}).items()}
         if splits is None:
-            chosen = random_split(rows, seed)
+            _check_targets(numbers, names, name)
+            chosen, how = default_split(name, numbers, ids, seed)
         else:
-            chosen = {split: torch.as_tensor(np.asarray(index)).to(torch.int64) for split, index in splits.items()}
+            chosen, how = {split: as_rows(name, split, index, rows) for split, index in splits.items()}, ""
         dataset = cls(
             name=name,
             inputs=tensors,
@@ -151,16 +171,41 @@ class Dataset:
             splits=chosen,
             input_specs=specs,
             fingerprint="",
-            labelled=None if labelled is None else torch.as_tensor(np.asarray(labelled), dtype=torch.bool),
-            present=masks,
-            domain=None if domain is None else tuple(domain),
-            groups={k: torch.as_tensor(np.asarray(v)).to(torch.int64) for k, v in (groups or {}).items()},
+            labelled=None if labelled is None else as_mask(name, "labelled", labelled, rows),
+            present={k: as_mask(name, f"present[{k!r}]", v, rows) for k, v in (present or {}).items()},
+            domain=None if domain is None else as_domain(name, domain),
+            groups=ids,
             about=about,
             licences=tuple(licences),
             augmentation=augmentation,
+            how_split=how,
         )
-        check_finite(dataset)
-        return replace(dataset, fingerprint=content_fingerprint(dataset))
+        faults = augmentation.faults(tensors) if isinstance(augmentation, Variations) else []
+        if faults:
+            raise SettingError(f"dataset {name!r}: {'; '.join(faults)}")
+        dataset = replace(dataset, fingerprint=content_fingerprint(dataset, progress))
+        for remark in dataset.remarks():
+            log.warning("dataset %r: %s", name, remark)
+        return dataset
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is odd with these data, one sentence each: classes that are missing, groups in two splits."""
+        return remarks(self.targets, self.classes, self.splits, self.groups, self.labelled)
+
+    def __repr__(self) -> str:
+        """A few lines: rows, modalities, classes, splits, groups, memory, and what is odd."""
+        return described(
+            self.name,
+            self.inputs,
+            self.targets,
+            self.classes,
+            self.splits,
+            groups=self.groups,
+            labelled=self.labelled,
+            present=self.present,
+            how_split=self.how_split,
+            remarks=self.remarks(),
+        )
 
     def batch(
         self,
@@ -228,53 +273,40 @@ def hide_labels(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
     return replace(dataset, labelled=kept)
 
 
-def check_finite(dataset: Dataset) -> None:
-    """Refuse NaN and Inf in examples that are present.
+def content_fingerprint(dataset: Dataset, progress: Progress | None = None) -> str:
+    """sha256 over everything that a student could learn from or be measured on, and over how it is described.
 
     Raises:
-        DataError: names the modality and the first rows.
+        DataError: NaN or Inf in an example that is present; names the modality and the first rows.
     """
-    for modality, tensor in dataset.inputs.items():
-        if not tensor.is_floating_point():
-            continue
-        bad: list[int] = []
-        for start in range(0, len(tensor), ROWS_AT_ONCE):
-            finite = tensor[start : start + ROWS_AT_ONCE].isfinite().flatten(1).all(1)
-            if modality in dataset.present:
-                finite |= ~dataset.present[modality][start : start + ROWS_AT_ONCE]
-            bad += [start + row for row in (~finite).nonzero().flatten().tolist()]
-        if bad:
-            shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-            raise DataError(
-                f"dataset {dataset.name!r}: {modality!r} holds NaN or Inf in {len(bad)} of {len(tensor)} rows: "
-                f"{shown}; mend or drop them, or mark them absent with `present`"
-            )
+    return hash_content(
+        dataset.name,
+        dataset.inputs,
+        dataset.present,
+        dataset.splits,
+        dataset.input_specs,
+        {"targets": dataset.targets, "labelled": dataset.labelled},
+        dataset.classes,
+        dataset.domain,
+        progress,
+    )
 
 
-def content_fingerprint(dataset: Dataset) -> str:
-    """sha256 over everything that a student could learn from or be measured on, and over how it is described."""
-    digest = hashlib.sha256()
-
-    def add(what: str, tensor: Tensor | None) -> None:
-        if tensor is None:
-            return
-        digest.update(f"{what} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        for start in range(0, len(tensor), ROWS_AT_ONCE):
-            block = tensor[start : start + ROWS_AT_ONCE].contiguous()
-            digest.update(block.view(torch.uint8).numpy().tobytes() if block.ndim else block.numpy().tobytes())
-
-    digest.update(json.dumps([dataset.name, dataset.classes, dataset.domain]).encode())
-    for kind, tensors in (("input", dataset.inputs), ("split", dataset.splits), ("present", dataset.present)):
-        for name in sorted(tensors):
-            add(f"{kind} {name}", tensors[name])
-    add("targets", dataset.targets)
-    add("labelled", dataset.labelled)
-    for modality in sorted(dataset.input_specs):
-        spec = dataset.input_specs[modality]
-        digest.update(json.dumps([modality, spec.kind, list(spec.shape), dict(spec.options)], sort_keys=True).encode())
-        for name in sorted(spec.parameters):
-            add(f"parameter {modality} {name}", spec.parameters[name])
-    return digest.hexdigest()
+def _rows_of(
+    name: str, tensors: Mapping[str, Tensor], single: Mapping[str, Any], several: Mapping[str, Mapping[str, Any] | None]
+) -> int:
+    """The number of rows, which all arrays have; `labelled` may be a list of row numbers, and says so itself."""
+    if not tensors:
+        raise ShapeError(f"dataset {name!r} has no inputs; it needs at least one modality")
+    rowwise = dict(single)
+    for kind, arrays in several.items():
+        rowwise |= {f"{kind}[{key!r}]": values for key, values in (arrays or {}).items()}
+    lengths = {modality: len(tensor) for modality, tensor in tensors.items()}
+    for what, values in rowwise.items():
+        if values is not None:
+            lengths[what] = length_of(values, f"dataset {name!r}: {what}")
+    check_lengths(name, lengths)
+    return next(iter(lengths.values()))
 
 
 def _pick(names: tuple[str, ...], rows: Tensor) -> list[str]:
@@ -283,54 +315,14 @@ def _pick(names: tuple[str, ...], rows: Tensor) -> list[str]:
     return list(found)
 
 
-def _as_input(name: str, modality: str, value: Any) -> Tensor:
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    except TypeError as error:
-        raise DataError(f"dataset {name!r}: {modality!r} is not an array of numbers: {error}") from error
-    if tensor.ndim < 2:
-        raise ShapeError(
-            f"dataset {name!r}: {modality!r} has shape {tuple(tensor.shape)}; wanted (examples, ...), "
-            "at least two dimensions"
-        )
-    tensor = tensor.detach().cpu()
-    return tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
-
-
-def _as_targets(
-    name: str, targets: Any, rows: int, classes: Sequence[str] | None
-) -> tuple[Int64[Tensor, " N"], tuple[str, ...]]:
-    """Targets as numbers, and the class names: given, found among named targets, or counted up."""
-    if targets is None:
-        return torch.full((rows,), MISSING_TARGET, dtype=torch.int64), tuple(classes or ())
-    values = targets.detach().cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
-    if values.ndim != 1:
-        raise ShapeError(f"dataset {name!r}: targets have shape {values.shape}; wanted (examples,)")
-    if values.dtype.kind in "US":
-        found = sorted(set(values.tolist()))
-        names = tuple(classes) if classes is not None else tuple(found)
-        unknown = sorted(set(found) - set(names))
-        if unknown:
-            raise DataError(f"dataset {name!r}: targets {unknown} are not among the classes {list(names)}")
-        number = {label: i for i, label in enumerate(names)}
-        return torch.tensor([number[label] for label in values.tolist()], dtype=torch.int64), names
-    if values.dtype.kind not in "iu":
-        raise DataError(
-            f"dataset {name!r}: targets are {values.dtype}; wanted whole numbers or class names, "
-            f"and {MISSING_TARGET} where an example has none"
-        )
-    numbers = torch.as_tensor(values.astype(np.int64))
-    known = numbers[numbers != MISSING_TARGET]
-    if classes is None:
-        classes = [str(number) for number in range(int(known.max()) + 1 if len(known) else 0)]
-    return numbers, tuple(classes)
-
-
 def _check_targets(targets: Tensor, classes: tuple[str, ...], name: str) -> None:
     wrong = ((targets != MISSING_TARGET) & ((targets < 0) | (targets >= len(classes)))).nonzero().flatten()
     if len(wrong):
         row = int(wrong[0])
+        known = targets[targets != MISSING_TARGET]
+        from_one = int(known.min()) == 1 and int(known.max()) == len(classes)
         raise DataError(
             f"dataset {name!r}: {len(wrong)} targets name no class, first in row {row}: {int(targets[row])}; "
             f"wanted 0 to {len(classes) - 1}, or {MISSING_TARGET} for none"
+            + ("; they count from 1: subtract 1" if from_one else "")
         )

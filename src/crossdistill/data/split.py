@@ -21,6 +21,150 @@ def random_split(rows: int, seed: int, fractions: tuple[float, float] = (0.6, 0.
     return cut(torch.from_numpy(np.random.default_rng(seed).permutation(rows)), fractions)
 
 
+def default_split(
+    name: str,
+    targets: Int64[Tensor, " N"],
+    groups: Mapping[str, Tensor],
+    seed: int,
+    fractions: tuple[float, float] = (0.6, 0.2),
+) -> tuple[dict[str, Tensor], str]:
+    """Rows dealt to the splits class by class, whole groups together; and one sentence that says so.
+
+    `fractions` of every class train and validate, what is left of it tests, to whole rows: a class of three rows or
+    more is in each split, one of two rows in training and one other split, a single row trains. Rows without a target
+    are dealt as one more class. Rows that share a group of any kind form a block, and a block is in one split; blocks
+    are dealt so that classes stay near their fractions, and every class has a block in training. With groups, the
+    split depends on ids and classes alone, not on the order of rows.
+
+    Raises:
+        DataError: blocks are too few, or no way of dealing them leaves every class in training.
+    """
+    shares = (*fractions, 1 - sum(fractions))
+    _, classes = np.unique(targets.numpy(), return_inverse=True)
+    if groups:
+        block = blocks(groups)
+        try:
+            place = _deal_blocks(block, classes, groups, shares, seed)[block]
+        except DataError as error:
+            raise DataError(f"dataset {name!r}: {error}") from error
+    else:
+        place = _deal_rows(classes, shares, seed)
+    splits = {split: torch.from_numpy(np.flatnonzero(place == number)) for number, split in enumerate(SPLITS)}
+    percent = ", ".join(f"{split} {len(rows) / max(1, len(targets)):.0%}" for split, rows in splits.items())
+    known = len(targets.unique()) > 1
+    how = "by class" if known else "at random"
+    kept = f"; no {' or '.join(repr(kind) for kind in groups)} is in two splits" if groups else ""
+    return splits, f"rows were split {how}, by seed {seed}{kept}: {percent}"
+
+
+def _deal_rows(classes: NDArray[np.int64], shares: tuple[float, ...], seed: int) -> NDArray[np.int64]:
+    """The split of each row: the fractions of every class, and what rounding leaves where most rows are missing."""
+    place = np.zeros(len(classes), dtype=np.int64)
+    dealt, due = np.zeros(len(SPLITS)), np.zeros(len(SPLITS))
+    order = np.argsort(classes, kind="stable")
+    for number, rows in enumerate(np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)):
+        exact = np.array(shares) * len(rows)
+        if len(rows) > 1:
+            exact[0] = min(exact[0], len(rows) - 1)
+        counts = np.floor(exact + 1e-9)
+        counts[0] = max(1, counts[0])
+        if len(rows) >= len(SPLITS):
+            counts = np.maximum(counts, 1)
+        while counts.sum() > len(rows):
+            counts[np.argmax(counts - exact)] -= 1
+        due += exact
+        while counts.sum() < len(rows):
+            # A split that has its fraction of this class, rounded up, takes no more.
+            missing = np.where(counts < exact, due - dealt - counts, -np.inf)
+            counts[np.argmax(missing)] += 1
+        dealt += counts
+        drawn = np.random.default_rng([seed, number]).permutation(rows)
+        place[drawn] = np.repeat(np.arange(len(SPLITS)), counts.astype(np.int64))
+    return place
+
+
+def blocks(groups: Mapping[str, Tensor]) -> NDArray[np.int64]:
+    """The block of each row, numbered from 0: rows that share a group of any kind, directly or over other rows.
+
+    Numbers follow the ids of the first kind, not the order of rows.
+    """
+    kinds = [np.unique(ids.numpy(), return_inverse=True)[1] for _, ids in sorted(groups.items())]
+    # Each row points at the first row that it is known to belong to.
+    block, before = np.arange(len(kinds[0])), None
+    while before is None or not np.array_equal(before, block):
+        before = block
+        for ids in kinds:
+            block = _lowest(ids, block)[ids]
+        block = block[block]
+    return np.unique(_lowest(block, kinds[0])[block], return_inverse=True)[1].astype(np.int64)
+
+
+def _lowest(ids: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The lowest value that goes with each id."""
+    lowest = np.full(int(ids.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(lowest, ids, values)
+    return lowest
+
+
+def _deal_blocks(
+    block: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    groups: Mapping[str, Tensor],
+    shares: tuple[float, ...],
+    seed: int,
+) -> NDArray[np.int64]:
+    """The split of each block; large ones first, each where the classes are furthest from their fractions."""
+    count = int(block.max(initial=-1)) + 1
+    if count < len(SPLITS):
+        each = ", ".join(f"{len(ids.unique())} of {kind!r}" for kind, ids in groups.items())
+        raise DataError(
+            f"groups tie the rows into {'one block' if count == 1 else f'{count} blocks'} ({each}), and three splits "
+            "that share no group need at least three; give fewer kinds of groups, or `splits` of your own"
+        )
+    held = np.zeros((count, int(classes.max()) + 1))
+    np.add.at(held, (block, classes), 1)
+    size, total, holders = held.sum(1), held.sum(0), (held > 0).sum(0)
+    # What no other block has trains.
+    bound = held[:, holders == 1].sum(1) > 0
+    place = np.where(bound, 0, -1)
+    have = np.stack([held[bound].sum(0), *np.zeros((2, len(total)))])
+    wanted = np.outer(shares, total)
+    shuffled = np.random.default_rng([seed, count]).permutation(count)
+    # By powers of two: among blocks of about one size the seed decides.
+    for one in shuffled[np.argsort(-np.floor(np.log2(size[shuffled])), kind="stable")]:
+        if place[one] < 0:
+            own = held[one] > 0
+            rise = held[one, own] * (2 * have[:, own] + held[one, own]) / (wanted[:, own] * total[own])
+            place[one] = int(np.argmin(rise.sum(1)))
+            have[place[one]] += held[one]
+    _mend(place, held, bound)
+    if len(np.unique(place)) < len(SPLITS):
+        raise DataError(
+            f"groups tie the rows into {count} blocks, of which {int(bound.sum())} hold a class of their own and "
+            "have to train: too few are left to validate and test; give fewer kinds of groups, or `splits` of your own"
+        )
+    return place
+
+
+def _mend(place: NDArray[np.int64], held: NDArray[np.float64], bound: NDArray[np.bool_]) -> None:
+    """Move single blocks until every class trains and every split has a block, where that is possible."""
+    size = held.sum(1)
+    for number in range(held.shape[1]):
+        own = np.flatnonzero(held[:, number])
+        if len(own) and not (place[own] == 0).any():
+            place[own[np.argmin(size[own])]] = 0
+    for split in (1, 2):
+        if (place == split).any():
+            continue
+        for one in np.argsort(size, kind="stable"):
+            rest = np.delete(np.arange(len(place)), one)
+            left = held[rest][place[rest] == 0].sum(0) > 0
+            spare = not bound[one] and (place == place[one]).sum() > 1
+            if spare and (place[one] != 0 or left[held[one] > 0].all()):
+                place[one] = split
+                break
+
+
 def paper_split(rows: int, column: int) -> dict[str, Tensor]:
     """The random 60/20/20 split that the released MST-Distill tables hold in their column `group_{column}`.
 

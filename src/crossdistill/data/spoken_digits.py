@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.data.cache import content_key
-from crossdistill.data.config import Progress
+from crossdistill.data.content import Progress
 from crossdistill.data.sound_file import read_sound, resample
 from crossdistill.data.speech_synthesis import (
     ACCENTS,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from crossdistill.batch import InputSpec
 from crossdistill.data.cache import digest_of
-from crossdistill.data.dataset import Dataset, Licence, check_finite
+from crossdistill.data.content import check_finite
+from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.split import SPLITS
 
 DESCRIPTION = "dataset.json"
@@ -26,7 +27,7 @@ def store(folder: Path, dataset: Dataset) -> None:
     Raises:
         DataError: an example holds NaN or Inf.
     """
-    check_finite(dataset)
+    check_finite(dataset.name, dataset.inputs, dataset.present)
     for kind, tensors in _tensors(dataset).items():
         for name, tensor in tensors.items():
             path = folder / f"{kind}.{name}.npy"

@@ -111,9 +111,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     return recipe
 
 
-def _unknown(
-    name: str, settings: Sequence[tuple[str, str]], known: Sequence[str], recipe: Recipe | None
-) -> list[str]:
+def _unknown(name: str, settings: Sequence[tuple[str, str]], known: Sequence[str], recipe: Recipe | None) -> list[str]:
     """Settings whose path begins with no known name; in the `recipe`, if there is one, it may be further down."""
     heads = [(text, path, path.partition(".")[0]) for text, path in settings]
     return [
