@@ -9,7 +9,7 @@ from torch import nn
 from crossdistill import Network, Recipe, Stage, load_student, run
 from crossdistill.display import Quiet
 from crossdistill.errors import RecipeError, ResumeError
-from crossdistill.plan import fingerprint
+from crossdistill.fingerprint import fingerprint
 from crossdistill.recipe import Checkpoints
 from crossdistill.testing import toy_dataset
 

@@ -12,11 +12,12 @@ from torch import nn
 
 from crossdistill.data.dataset import Dataset, hide_labels
 from crossdistill.errors import RecipeError
+from crossdistill.fingerprint import fingerprint
 from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.kd import KD
 from crossdistill.methods.specialise import Specialise
 from crossdistill.network import Network
-from crossdistill.plan import Plan, fingerprint, prepare
+from crossdistill.plan import Plan, prepare
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.recipes import make
 from crossdistill.stage import OptimizerConfig, Stage
