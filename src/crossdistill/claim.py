@@ -178,7 +178,7 @@ def unchanged(out: Path) -> None:
     """
     before = stored(out)
     wanted = None if before is None else before.get("recipe")
-    if wanted is not None and file_hash(out / RECIPE) != wanted:
+    if wanted is not None and (file_fault(out / RECIPE) is not None or file_hash(out / RECIPE) != wanted):
         raise RunError(
             f"{out / RECIPE} is damaged: it is not what the run was started with. Bring it back, or start anew in "
             "another folder with --out"

@@ -21,6 +21,7 @@ from crossdistill.cli_options import (
     Labelled,
     Methods,
     Out,
+    OwnRecipe,
     Place,
     Preset,
     Resume,
@@ -120,17 +121,17 @@ def eval_command(
     metric: Annotated[
         str, typer.Option("--metric", help="accuracy, balanced-accuracy, macro-f1, kappa or matthews.")
     ] = "accuracy",
+    recipe: OwnRecipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's saved student on its recipe's data."""
     from crossdistill.claim import unchanged
     from crossdistill.evaluation import evaluate_folder
-    from crossdistill.recipe import Recipe
+    from crossdistill.recipes.of_run import of_run
 
     unchanged(run)
-    recipe = Recipe.from_yaml(run / "recipe.yaml").overridden(settings or [])
-    found = evaluate_folder(run, recipe, split, metric)
+    found = evaluate_folder(run, of_run(run, recipe, settings or [], "eval"), split, metric)
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -143,12 +144,15 @@ def predict_command(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Pictures, sounds or arrays, one example each.")
     ],
+    recipe: OwnRecipe = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Let a run's student name the class of each file."""
+    from crossdistill.recipes.of_run import module_of_run
     from crossdistill.student import load_student
 
-    student = load_student(run)
+    student = load_student(run, module_of_run(recipe, settings or []))
     found = student.predict(files)
     if as_json:
         rows = [

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import typer
 
@@ -11,6 +11,8 @@ from crossdistill.cli_options import AsJson
 from crossdistill.escaping import visible
 
 listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
+
+Found = TypeVar("Found")
 
 WIDE = 200
 """Characters in a line where nobody looks at a terminal."""
@@ -41,7 +43,7 @@ def methods(as_json: AsJson = False) -> None:
     """Algorithms of a stage, with their settings; then presets, with what they settle otherwise and why."""
     from dataclasses import asdict
 
-    from crossdistill.methods import METHODS
+    from crossdistill.methods import find, names
     from crossdistill.recipes.plans import PLANS
 
     rows = [
@@ -54,7 +56,7 @@ def methods(as_json: AsJson = False) -> None:
                 if k != "name"
             },
         }
-        for name, config in METHODS.items()
+        for name, config in _found(names(), find)
     ]
     presets = {name: [asdict(one) for one in plan.differs] for name, plan in PLANS.items() if plan.differs is not None}
     if as_json:
@@ -73,16 +75,18 @@ def methods(as_json: AsJson = False) -> None:
 @listing.command("data")
 def data(as_json: AsJson = False) -> None:
     """Data sets, and where they are kept."""
-    from crossdistill.data import DATA, find_data
+    from crossdistill.data import find_data, names
     from crossdistill.errors import CrossdistillError
 
     rows: list[dict[str, Any]] = []
-    for name in DATA:
-        config = find_data(name)
+    for name, config in _found(names(), find_data):
         try:
             entry = config(name=name).cached()
         except CrossdistillError:
             entry = None
+        except Exception as error:  # another package's program may fail in any way
+            _complain(f"data {name!r}: {type(error).__name__}: {error}")
+            continue
         rows.append(
             {
                 "name": name,
@@ -99,14 +103,33 @@ def models(as_json: AsJson = False) -> None:
     """Networks, with their parameters and taps."""
     import torch
 
-    from crossdistill.models import MODELS
+    from crossdistill.models import find_model, names
 
     rows = []
-    for name, model in MODELS.items():
-        with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in model.module().parameters())
+    for name, model in _found(names(), find_model):
+        try:
+            with torch.device("meta"):
+                size = sum(parameter.numel() for parameter in model.module(classes=10).parameters())
+        except Exception as error:  # another package's program may fail in any way
+            _complain(f"model {name!r}: {type(error).__name__}: {error}")
+            continue
         rows.append({"name": name, "parameters": size, "modalities": list(model.modalities), "taps": list(model.taps)})
     _print(rows, as_json)
+
+
+def _found(names: Iterable[str], find: Callable[[str], Found]) -> Iterator[tuple[str, Found]]:
+    """What stands behind each name; a package that is broken costs its own line, and is said."""
+    from crossdistill.errors import SettingError
+
+    for name in names:
+        try:
+            yield name, find(name)
+        except SettingError as error:
+            _complain(str(error))
+
+
+def _complain(text: str) -> None:
+    typer.echo(f"crossdistill: {visible(text)}", err=True)
 
 
 def _first(thing: object) -> str:

@@ -23,6 +23,15 @@ Out = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps on a few rows, to see that all of it runs.")]
+OwnRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE.py:FUNCTION",
+        help="The function that made the run's recipe, where its networks or data are your own; it is run. A run's "
+        "folder names it, and is never followed by itself.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
 
 DataName = Annotated[str, typer.Argument(metavar="DATA", help="As in `crossdistill list data`.")]

@@ -13,6 +13,7 @@ from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, nearest
 from crossdistill.metrics import METRICS, measure
+from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
 from crossdistill.recipe import Recipe
 from crossdistill.student import load_student
@@ -82,7 +83,7 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accura
     """
     if metric not in METRICS:
         raise SettingError(f"there is no metric {metric!r}; {nearest(metric, METRICS)}")
-    student = load_student(run)
+    student = load_student(run, recipe.student if isinstance(recipe.student, Network) else None)
     dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
     if split not in dataset.splits:
         raise SettingError(f"data {dataset.name!r} has no split {split!r}; {nearest(split, dataset.splits)}")

@@ -221,7 +221,8 @@ def _of_table(path: Path, config: StudentConfig) -> Network:
         what = model.class_name if isinstance(model, ForeignModel) else model.name
         raise SettingError(
             f"the student in {path} is a {what!r}, which is not in the table of models; a class that a folder names "
-            "is never imported by itself: build the module yourself and call load_student(path, module=...)"
+            "is never imported by itself: build the module yourself and call load_student(path, module=...), or name "
+            "the function that makes the run's recipe: --recipe FILE.py:FUNCTION"
         )
     if model.options.get("classes") != len(config.classes):
         raise RunError(

@@ -21,7 +21,7 @@ def find_data(name: str) -> "type[DataConfig]":
     """The settings class of a data set: from the table, else from the entry points `crossdistill.data`.
 
     Raises:
-        SettingError: nobody offers that name; says the nearest.
+        SettingError: no such data (says the nearest), or the package that offers them is broken.
     """
     if name in DATA:
         module, _, attribute = DATA[name].partition(":")
@@ -33,5 +33,21 @@ def find_data(name: str) -> "type[DataConfig]":
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
         raise SettingError(f"data {name!r} is unknown; {nearest(name, [*DATA, *offered])}")
-    foreign: type[DataConfig] = offered[name].load()
-    return foreign
+    from crossdistill.data import config
+
+    try:
+        foreign = offered[name].load()
+    except Exception as error:  # another package's program may fail in any way
+        why = f"{type(error).__name__}: {error}"
+        raise SettingError(f"data {name!r}: {offered[name].value} cannot be imported: {why}") from error
+    if not (isinstance(foreign, type) and issubclass(foreign, config.DataConfig)):
+        raise SettingError(f"the entry point {name!r} of {offered[name].value!r} is no DataConfig")
+    own: type[DataConfig] = foreign
+    return own
+
+
+def names() -> list[str]:
+    """All data, of the table and of other packages."""
+    from importlib.metadata import entry_points
+
+    return list(dict.fromkeys([*DATA, *(point.name for point in entry_points(group=ENTRY_POINTS))]))

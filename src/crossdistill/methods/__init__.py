@@ -57,18 +57,27 @@ def method_config(value: Any) -> MethodConfig:
     return find(name).model_validate(settings)
 
 
+def names() -> list[str]:
+    """All methods, of the table and of other packages."""
+    return list(dict.fromkeys([*METHODS, *(point.name for point in entry_points(group="crossdistill.methods"))]))
+
+
 def find(name: str) -> type[MethodConfig]:
     """The settings class of a method, ours or another package's.
 
     Raises:
-        SettingError: no method has that name; says the nearest.
+        SettingError: no method has that name (says the nearest), or the package that offers it is broken.
     """
     if name in METHODS:
         return METHODS[name]
     others = {point.name: point for point in entry_points(group="crossdistill.methods")}
     if name not in others:
         raise SettingError(f"no method is called {name!r}; {nearest(name, [*METHODS, *others])}")
-    loaded = others[name].load()
+    try:
+        loaded = others[name].load()
+    except Exception as error:  # another package's program may fail in any way
+        why = f"{type(error).__name__}: {error}"
+        raise SettingError(f"method {name!r}: {others[name].value} cannot be imported: {why}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):
         raise SettingError(f"the entry point {name!r} of {others[name].value!r} is no MethodConfig")
     return loaded

@@ -88,7 +88,7 @@ ENTRY_POINTS = "crossdistill.models"
 
 def names() -> list[str]:
     """Every model: of the table, then of other packages."""
-    return [*MODELS, *(point.name for point in entry_points(group=ENTRY_POINTS) if point.name not in MODELS)]
+    return list(dict.fromkeys([*MODELS, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
 
 
 def is_model(name: str) -> bool:

@@ -2,14 +2,11 @@
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import shlex
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError, validate_call
@@ -18,8 +15,8 @@ from crossdistill.errors import CrossdistillError, RecipeError, SettingError, ne
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS
+from crossdistill.recipes.recipe_file import load_file
 from crossdistill.settings import below, explained, parse_override, sentences
-from crossdistill.storage import file_fault, key_hash
 
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
@@ -168,7 +165,7 @@ def _where(error: BaseException) -> str:
 def _function(name: str) -> Maker:
     source, _, attribute = name.rpartition(":")
     try:
-        module = _file_module(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        module = load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except CrossdistillError:
         raise
     except KeyboardInterrupt:
@@ -192,17 +189,3 @@ def _function(name: str) -> Maker:
         )
     maker: Maker = found
     return maker
-
-
-def _file_module(path: Path) -> ModuleType:
-    fault = file_fault(path)
-    if fault is not None:
-        raise SettingError(f"recipe file {path}: {fault}")
-    # Its own name, unless another module has it already: classes find their module by it.
-    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{key_hash(str(path.resolve()))[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,0 +1,106 @@
+"""The recipe of a run's folder, with the networks and data of one's own that no file can hold."""
+
+import logging
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import SettingError
+from crossdistill.network import Network
+from crossdistill.recipe import LIVE, Recipe, checked
+from crossdistill.recipes import make
+from crossdistill.storage import file_fault
+
+_AROUND = {"student": {"model": "small-image"}, "stages": [{"method": "supervised", "epochs": 1}]}
+"""A recipe around the data of a file, of which nothing else matters."""
+
+log = logging.getLogger("crossdistill")
+
+
+def of_run(run: Path, source: str | None, settings: list[str], command: str) -> Recipe:
+    """A run's recipe: out of its `recipe.yaml`, and what is live there out of the function that the user names.
+
+    A folder names the function that made its recipe too. It is not followed: a folder may come from elsewhere, and
+    would choose the program that is run. The error names it, for the user to judge.
+
+    Raises:
+        SettingError: the recipe has live objects and no function was named, or it cannot be called.
+        RecipeError: the recipe is faulty, or a setting is.
+    """
+    path = run / "recipe.yaml"
+    plain = _plain(path)
+    live = _live(plain, "data", "student")
+    if source is None:
+        if live:
+            raise SettingError(f"{path}: {', '.join(live)}: {_hint(run, plain, command)}")
+        if _live(plain, "teachers"):
+            # No evaluation needs them.
+            plain = {"data": plain.get("data"), "student": plain.get("student")}
+            return checked({**_AROUND, **plain}, str(path)).overridden(settings)
+        return Recipe.from_yaml(path).overridden(settings)
+    later = [text for text in settings if text.startswith("data.")]
+    made = make(source, [text for text in settings if text not in later])
+    if plain and "data" not in live:
+        # As the run had them: a recipe's tiny form has other data than its function says.
+        made = made.model_copy(update={"data": checked({**_AROUND, "data": plain.get("data")}, str(path)).data})
+    elif plain and isinstance(made.data, Dataset) and made.data.fingerprint != _fingerprint(plain):
+        log.warning("the data that %s makes are not those that %s was trained with", source, run)
+    return made.overridden(later)
+
+
+def module_of_run(source: str | None, settings: list[str]) -> Network | None:
+    """The student's network out of the function that the user names; None where it is one of the table of models.
+
+    Raises:
+        SettingError: the function cannot be called, or returns no recipe.
+    """
+    student = None if source is None else make(source, settings).student
+    return student if isinstance(student, Network) else None
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    """The file as it is; empty where `Recipe.from_yaml` has something to say of it."""
+    if file_fault(path) is not None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _live(plain: dict[str, Any], *names: str) -> list[str]:
+    """Which of these fields no file can hold."""
+    found = {name: plain[name] for name in names if isinstance(plain.get(name), dict)}
+    parts = {name: value.values() if name == "teachers" else [value] for name, value in found.items()}
+    return [name for name, inner in parts.items() if any(isinstance(one, dict) and LIVE in one for one in inner)]
+
+
+def _fingerprint(plain: dict[str, Any]) -> Any:
+    data = plain.get("data")
+    return data.get("fingerprint") if isinstance(data, dict) else None
+
+
+def _hint(run: Path, plain: dict[str, Any], command: str) -> str:
+    said = (
+        "built from objects of the program that trained it, which no file can hold. Name the function that makes its "
+        "recipe: "
+    )
+    words = _words(plain.get("origin"))
+    again = " ".join(map(shlex.quote, ["crossdistill", command, str(run), "--recipe", *words]))
+    return f"{said}{again if words else f'{again} FILE.py:FUNCTION'}"
+
+
+def _words(origin: Any) -> list[str]:
+    """The function and settings of a recorded command, as words of another one."""
+    try:
+        words = shlex.split(origin) if isinstance(origin, str) and len(origin) < 2000 else []
+    except ValueError:
+        return []
+    found: list[str] = []
+    for word, before in zip(words, ["", *words], strict=False):
+        found += [f"seed={word}"] if before == "--seed" else ["--set"] if word == "--seed" else [word]
+    return found
