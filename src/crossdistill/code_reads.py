@@ -113,8 +113,9 @@ def home_of(thing: types.ModuleType | type | types.FunctionType) -> str | None:
     if isinstance(thing, types.FunctionType):
         own = thing.__globals__
         return _home(str(own.get("__name__", "")), own.get("__file__"))
-    module = sys.modules.get(thing.__module__)
-    return _home(thing.__module__, getattr(module, "__file__", None))
+    # Classes that C makes without a module show their metaclass's descriptor there.
+    name = thing.__module__ if isinstance(thing.__module__, str) else ""
+    return _home(name, getattr(sys.modules.get(name), "__file__", None))
 
 
 @cache
