@@ -293,7 +293,7 @@ def test_usage(crossdistill: Command, words: list[str], said: str) -> None:
 
 
 def test_folders_that_are_no_run(crossdistill: Command, tmp_path: Path, finished_run: Path) -> None:
-    has(crossdistill("eval", "nosuch"), "nosuch/recipe.yaml", "No such file")
+    has(crossdistill("eval", "nosuch"), "nosuch/recipe.yaml", "no such file")
     has(crossdistill("predict", "nosuch", "x.png"), "nosuch is neither a run's folder nor a student's")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text((finished_run / "recipe.yaml").read_text())
