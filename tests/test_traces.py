@@ -18,7 +18,7 @@ from crossdistill import NetworkConfig, OptimizerConfig, Recipe, run
 from crossdistill.data.config import DataConfig
 from crossdistill.data.content import Progress
 from crossdistill.data.dataset import Dataset
-from crossdistill.recipes import make
+from crossdistill.recipes import av_digits, make
 from crossdistill.recipes.kit import Kit, Length
 from crossdistill.recipes.plans import PLANS, recipe
 from crossdistill.testing import toy_dataset
@@ -55,6 +55,7 @@ def _recipe(method: str) -> Recipe:
         networks={"image": NetworkConfig(model="small-image"), "audio": NetworkConfig(model="small-audio")},
         multimodal=NetworkConfig(model="small-mm"),
         taps={"image": ("conv2", "fc1"), "audio": ("conv3", "fc1"), "mm": ("concat_identity", "fc1")},
+        activated=av_digits.kit().activated,
         batch_size=24,
         supervised=length,
         collaborate=length,

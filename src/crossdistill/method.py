@@ -144,6 +144,10 @@ ActsOn = Literal["logits", "last", "maps", "last map", "student's layers"]
 spatial and penultimate layers."""
 
 
+Activation = Literal["before", "after"]
+"""Whether features are read before or after the activation of their layer."""
+
+
 class MethodConfig(BaseModel, abc.ABC):
     """Hyper-parameters of one method, frozen, in the method's own file; `name` is how recipes call it."""
 
@@ -153,6 +157,8 @@ class MethodConfig(BaseModel, abc.ABC):
     """Makes new teachers for the stages after it, so that these cannot be checked where it is faulty."""
     acts_on: ClassVar[ActsOn | None] = None
     """What it compares, if its recipe is one stage with pretrained teachers; None: its recipe is written out."""
+    activation: ClassVar[Activation] = "after"
+    """Where it reads features, as published, of layers that are tapped both before and after their activation."""
 
     name: str
 

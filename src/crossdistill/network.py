@@ -21,6 +21,12 @@ Give = Callable[[Any], Mapping[str, Tensor | None]]
 Stem = Callable[[Batch], Cut]
 Tail = Callable[[Cut], Outputs]
 
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh),
+)
+"""Layers that act on each value by itself."""
+
 
 class Network(nn.Module):
     """A module, the modalities that it reads and the taps that it shows.
@@ -191,8 +197,21 @@ class Network(nn.Module):
             return None if value is None else tuple(value.shape[1:])
 
         features = {tap: tuple(value.shape[1:]) for tap, value in outputs.features.items()}
-        self.spec = OutputSpec(shape(outputs.logits), shape(outputs.embedding), features)
+        activated = self._activated(outputs.features)
+        self.spec = OutputSpec(shape(outputs.logits), shape(outputs.embedding), features, activated)
         return self.spec
+
+    @torch.no_grad()
+    def _activated(self, features: Mapping[str, Tensor]) -> dict[str, str]:
+        """Taps whose activation is tapped too: the same values come out when it is applied to them."""
+        found: dict[str, str] = {}
+        for one, other in pairwise(features):
+            layer, before, after = self.module.get_submodule(other), features[one], features[other]
+            same = isinstance(layer, ACTIVATIONS) and before.shape == after.shape
+            # A copy, because the layer may work in place.
+            if same and torch.equal(layer(before.clone()).nan_to_num(), after.nan_to_num()):
+                found[one] = other
+        return found
 
     def edited(self, batch: Batch, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Outputs:
         """A whole pass in which the values at some taps are replaced by a function of them."""

@@ -62,6 +62,8 @@ class OutputSpec:
     logits: tuple[int, ...] | None = None
     embedding: tuple[int, ...] | None = None
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    activated: Mapping[str, str] = field(default_factory=dict)
+    """Where one tap is the activation of another: the tap after it, by the tap before it."""
 
     @property
     def classes(self) -> int:

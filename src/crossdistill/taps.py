@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
-from crossdistill.method import STUDENT, MethodConfig, Progress, Term
+from crossdistill.method import STUDENT, Activation, MethodConfig, Progress, Term
 from crossdistill.outputs import Outputs, OutputSpec, Want, picked, shared_rows
 from crossdistill.protocol import Shares, Signals, Taught
 from crossdistill.teacher import Teacher
@@ -20,7 +20,8 @@ Shape = tuple[int, ...]
 
 Choice = Literal["maps", "last", "vector", "hints", "all"]
 """What is taken of a network whose layers are not named, out of its taps in the order in which they run, leaving out
-those that have the logits' shape:
+those that have the logits' shape, and, of a layer that is tapped before and after its activation, the one that the
+method does not want (`MethodConfig.activation`):
 "maps": every tap with more than one position (channels first);
 "last": the last of these, or else the "vector";
 "vector": the network's embedding, or else the last tap of all (of a map, each channel's mean);
@@ -96,7 +97,7 @@ class FeatureConfig(MethodConfig):
                     f"{', '.join(wrong) or 'none'}"
                 )
             return named
-        found = chosen(choice, spec)
+        found = chosen(choice, spec, self.activation)
         if len(found) < least:
             kind = "spatial features (more than one position)" if choice == "maps" else "features besides its logits"
             shown = ", ".join(f"{tap} {shape}" for tap, shape in spec.features.items()) or "none"
@@ -111,9 +112,11 @@ def is_map(shape: Shape) -> bool:
     return prod(shape[1:]) > 1
 
 
-def chosen(choice: Choice, spec: OutputSpec) -> dict[Want, Shape]:
+def chosen(choice: Choice, spec: OutputSpec, activation: Activation = "after") -> dict[Want, Shape]:
     """Features of a network by the rule, with their shapes; none where it has none."""
-    every = {Want.feature(tap): shape for tap, shape in spec.features.items() if shape != spec.logits}
+    unwanted = set(spec.activated) if activation == "after" else set(spec.activated.values())
+    shapes = {tap: shape for tap, shape in spec.features.items() if tap not in unwanted}
+    every = {Want.feature(tap): shape for tap, shape in shapes.items() if shape != spec.logits}
     maps = {want: shape for want, shape in every.items() if is_map(shape)}
     if choice == "maps":
         return maps

@@ -18,9 +18,9 @@ from crossdistill.teacher import Teacher
 class Hint(FeatureConfig):
     """The sum over pairs of layers of the regressed feature's mean squared error; no labels are read.
 
-    By default the middle and the last tap of each network. What trains besides the regressors is the stage's to say:
-    `trains=["student:conv2", ...]` for the hinted layers alone, as in MST-Distill, and the layers below them too for
-    FitNets' own way. The best epoch is that of the lowest hint loss.
+    By default the middle and the last tap of each network. Besides the regressors trains everything that the hinted
+    layers depend on, as in the paper: a gradient reaches nothing else. `trains=["student:conv2", ...]` trains the
+    hinted layers alone, as MST-Distill's released code does. The best epoch is that of the lowest hint loss.
     """
 
     name: Literal["hint"] = "hint"

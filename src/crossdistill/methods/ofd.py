@@ -12,7 +12,7 @@ from crossdistill.banked import Banked
 from crossdistill.batch import Batch
 from crossdistill.losses.ofd import normal_margin, partial_distance
 from crossdistill.losses.spatial import as_map, same_space
-from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
+from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, module_key
 from crossdistill.nets.norm import Gather, JointNorm
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
@@ -30,6 +30,7 @@ class OFD(Weighted, FeatureConfig):
     """
 
     acts_on: ClassVar[ActsOn | None] = "maps"
+    activation: ClassVar[Activation] = "before"
     name: Literal["ofd"] = "ofd"
     weight: float = Field(1e-3, ge=0)
     margins: Literal["norm", "measured"] = "norm"

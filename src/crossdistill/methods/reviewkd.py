@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill.losses.review import hierarchical_context
 from crossdistill.losses.spatial import as_map, as_vector
-from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
+from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, module_key
 from crossdistill.nets.review import Review
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
@@ -24,6 +24,7 @@ class ReviewKD(Weighted, FeatureConfig):
     """
 
     acts_on: ClassVar[ActsOn | None] = "maps"
+    activation: ClassVar[Activation] = "before"
     name: Literal["reviewkd"] = "reviewkd"
     weight: float = Field(5.0, ge=0)
     warm_up: int = Field(20, ge=0)

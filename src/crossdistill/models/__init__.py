@@ -35,25 +35,30 @@ class Model:
         return self.make()(**options)
 
 
+def _activated(*layers: str) -> tuple[str, ...]:
+    """Each layer, and the activation behind it: some methods compare features before it, others after."""
+    return tuple(tap for layer in layers for tap in (layer, f"{layer}_relu"))
+
+
 MODELS: Mapping[str, Model] = {
     "lenet5": Model(
         "crossdistill.models.lenet5:LeNet5",
         ("image",),
-        ("conv1", "conv2", "conv3", "flatten_identity", "fc1", "fc2"),
+        (*_activated("conv1", "conv2", "conv3"), "flatten_identity", *_activated("fc1"), "fc2"),
         "LeCun et al. 1998 as in MST-Distill: 28x28 grey pictures",
     ),
     "three-layer-cnn-a": Model(
         "crossdistill.models.three_layer_cnn:ThreeLayerCNNA",
         ("audio",),
-        ("conv1", "conv2", "conv3", "conv3_maxpool", "conv3_maxpool_flatten", "fc1"),
+        (*_activated("conv1", "conv2", "conv3"), "conv3_maxpool", "conv3_maxpool_flatten", "fc1"),
         "MST-Distill's audio network: 112x112 log-mel spectrograms",
     ),
     "cnn-i": Model(
         "crossdistill.models.cnn_i:CNNI",
         ("image", "audio"),
         (
-            *("image.conv1", "image.conv2"),
-            *(f"audio.conv{number}" for number in range(1, 6)),
+            *_activated("image.conv1", "image.conv2"),
+            *_activated(*(f"audio.conv{number}" for number in range(1, 6))),
             *("concat_identity", "fc1", "fc2"),
         ),
         "MST-Distill's multimodal network for AV-MNIST",
@@ -61,22 +66,22 @@ MODELS: Mapping[str, Model] = {
     "small-image": Model(
         "crossdistill.models.small:SmallImage",
         ("image",),
-        ("conv1", "conv2", "fc1"),
+        _activated("conv1", "conv2", "fc1"),
         "a small convolutional network for the 8x8 digits of av-digits",
     ),
     "small-audio": Model(
         "crossdistill.models.small:SmallAudio",
         ("audio",),
-        ("conv1", "conv2", "conv3", "fc1"),
+        _activated("conv1", "conv2", "conv3", "fc1"),
         "a small convolutional network for the 32x32 log-mel spectrograms of av-digits",
     ),
     "small-mm": Model(
         "crossdistill.models.small:SmallMultimodal",
         ("image", "audio"),
         (
-            *("image_conv1", "image_conv2"),
-            *("audio_conv1", "audio_conv2", "audio_conv3"),
-            *("concat_identity", "fc1"),
+            *_activated("image_conv1", "image_conv2"),
+            *_activated("audio_conv1", "audio_conv2", "audio_conv3"),
+            *("concat_identity", *_activated("fc1")),
         ),
         "both of them in one, for av-digits",
     ),

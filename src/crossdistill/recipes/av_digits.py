@@ -7,7 +7,7 @@ from typing import Literal
 
 from crossdistill.data.av_digits import AvDigitsConfig
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, kd_for, route_for
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, activated, kd_for, route_for
 from crossdistill.recipes.plans import recipe
 
 
@@ -26,6 +26,11 @@ def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
             "image": {"image": ("conv1", "conv2")},
             "audio": {"audio": ("conv1", "conv2", "conv3")},
             "mm": {"image": ("image_conv1", "image_conv2"), "audio": ("audio_conv1", "audio_conv2", "audio_conv3")},
+        },
+        activated={
+            "image": activated("conv1", "conv2", "fc1"),
+            "audio": activated("conv1", "conv2", "conv3", "fc1"),
+            "mm": activated("image_conv1", "image_conv2", "audio_conv1", "audio_conv2", "audio_conv3", "fc1"),
         },
         batch_size=64,
         supervised=Length(epochs=10, learning_rate=2e-3),

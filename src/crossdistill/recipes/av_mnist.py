@@ -10,7 +10,7 @@ from typing import Literal
 
 from crossdistill.data.av_mnist import AvMnistConfig
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, kd_for, route_for
+from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, activated, kd_for, route_for
 from crossdistill.recipes.plans import recipe
 
 
@@ -44,6 +44,13 @@ def kit(
                 "audio": tuple(f"audio.conv{number}" for number in range(1, 6)),
             },
         },
+        activated={
+            "image": activated("conv1", "conv2", "conv3", "fc1"),
+            "audio": activated("conv1", "conv2", "conv3"),
+            "mm": activated("image.conv1", "image.conv2", *(f"audio.conv{number}" for number in range(1, 6))),
+        },
+        penultimates={"audio": "conv3_maxpool_flatten"},
+        unflattened={"audio": "conv3_maxpool"},
         batch_size=batch_size,
         supervised=length,
         collaborate=length,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from crossdistill.data.config import DataConfig
+from crossdistill.method import Activation
 from crossdistill.methods.kd import KD
 from crossdistill.methods.route import Route
 from crossdistill.recipe import NetworkConfig
@@ -45,12 +46,18 @@ def route_for(labelled: float) -> Route:
     return Route(weight_distil=10.0, weight_task=0.25, temperature=2.0, distil_decay_every=None)
 
 
+def activated(*layers: str) -> dict[str, str]:
+    """The taps after the activation of layers, as the models here name them."""
+    return {layer: f"{layer}_relu" for layer in layers}
+
+
 class Kit(BaseModel):
     """Data and networks out of which every method's recipe is made: what is equal under equal conditions.
 
     `networks` maps each modality to its network, and `multimodal` is the one that reads all of them. `taps` name, for
-    each network, the intermediate and the penultimate layer that masks and hints act on; `maps`, for each network and
-    modality that it reads, the layers with spatial features, shallow first.
+    each network, the intermediate and the late layer that masks and hints act on; `maps`, for each network and modality
+    that it reads, the layers with spatial features, shallow first; both before their activation. `activated` names, for
+    each network, the tap after the activation of a layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +67,11 @@ class Kit(BaseModel):
     multimodal: NetworkConfig
     taps: Mapping[str, tuple[str, ...]]
     maps: Mapping[str, Mapping[str, tuple[str, ...]]] = Field(default_factory=dict)
+    activated: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
+    penultimates: Mapping[str, str] = Field(default_factory=dict)
+    """For each network, what its last layer reads; not named: the last of its `taps`, after the activation."""
+    unflattened: Mapping[str, str] = Field(default_factory=dict)
+    """The penultimate layer as a map, where it is a flattened one: for what averages over positions."""
     batch_size: int = 64
     channels_last: bool = False
     supervised: Length
@@ -83,10 +95,19 @@ class Kit(BaseModel):
         found = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
         return {**found, **({name: self.networks[name] for name in self.others(modality)} if "cm" in kind else {})}
 
-    def spatial(self, network: str, modality: str) -> tuple[str, ...] | None:
+    def spatial(self, network: str, modality: str, activation: Activation) -> tuple[str, ...] | None:
         """A network's spatial layers, those that read this modality where there are any; None: it has none."""
         found = self.maps.get(network, {})
-        return found.get(modality) or next(iter(found.values()), None)
+        layers = found.get(modality) or next(iter(found.values()), None)
+        return None if layers is None else tuple(self.tap(network, layer, activation) for layer in layers)
+
+    def tap(self, network: str, layer: str, activation: Activation) -> str:
+        """Where a layer is read; the layer itself where it has no activation."""
+        return layer if activation == "before" else self.activated.get(network, {}).get(layer, layer)
+
+    def penultimate(self, network: str) -> str:
+        """What a network's last layer reads."""
+        return self.penultimates.get(network) or self.tap(network, self.taps[network][-1], "after")
 
     def optimizer(self, length: Length) -> OptimizerConfig:
         """Adam at a constant rate, as the reference trains everything."""

@@ -19,7 +19,7 @@ from crossdistill.protocol import Mixed, Weighted
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kind, Kit, Length
 from crossdistill.recipes.mst_distill import MST_DISTILL
-from crossdistill.recipes.parts import MethodPlan, Stages, pretrained, stage_of, taps_of
+from crossdistill.recipes.parts import MethodPlan, Stages, pretrained, stage_of
 from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.weighting import DotConfig
 
@@ -53,7 +53,8 @@ def on_last(method: type[MethodConfig], **settings: Any) -> Make:
     """A method on each network's penultimate layer."""
 
     def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
-        layers = {"taps": kit.taps[student][-1:], "teacher_taps": {name: kit.taps[name][-1:] for name in teachers}}
+        named = {name: (kit.penultimate(name),) for name in (student, *teachers)}
+        layers = {"taps": named[student], "teacher_taps": {name: named[name] for name in teachers}}
         return _settled(method, kit, {**settings, **layers})
 
     return make
@@ -67,7 +68,7 @@ def on_maps(method: type[MethodConfig], most: int | None = None, **settings: Any
     """
 
     def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
-        found = {name: kit.spatial(name, student) for name in (student, *teachers)}
+        found = {name: kit.spatial(name, student, method.activation) for name in (student, *teachers)}
         count = min([len(maps) for maps in found.values() if maps] + ([most] if most else []), default=0)
         named = {name: maps[-count:] for name, maps in found.items() if maps}
         layers = {"taps": named.pop(student, None), "teacher_taps": named}
@@ -77,23 +78,23 @@ def on_maps(method: type[MethodConfig], most: int | None = None, **settings: Any
 
 
 def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
-    """A method on the student's spatial layers and its penultimate one."""
+    """A method on the student's spatial layers and its late one."""
 
     def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
-        taps = dict.fromkeys([*(kit.spatial(student, student) or ()), kit.taps[student][-1]])
+        last = kit.tap(student, kit.taps[student][-1], method.activation)
+        taps = dict.fromkeys([*(kit.spatial(student, student, method.activation) or ()), last])
         return _settled(method, kit, {**settings, "taps": tuple(taps)})
 
     return make
 
 
 def fitnets(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Teachers from labels; then hints, which train the hinted layers alone, as MST-Distill does it; then KD."""
-    taps = kit.taps[student]
-    method = Hint(taps=taps, teacher_taps=taps_of(kit, teachers))
+    """Teachers from labels; then hints, which train everything up to the hinted layers; then KD."""
+    taps = {name: tuple(kit.tap(name, tap, "after") for tap in kit.taps[name]) for name in (student, *teachers)}
+    method = Hint(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
     # The published rate of the hints is ten times that of the rest, which is 1e-4.
     rate = max(kit.distil.learning_rate, 1e-3)
     hint = stage_of("hint", method, kit, Length(epochs=kit.distil.epochs, learning_rate=rate), teachers=tuple(teachers))
-    hint = hint.model_copy(update={"trains": tuple(f"{STUDENT}:{tap}" for tap in taps)})
     return (*pretrained(kit, teachers), hint, stage_of("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
 
 
@@ -104,7 +105,10 @@ def dml(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
 
 def c2kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels, then everybody together with proxies; SGD at the published rate."""
-    stage = stage_of("c2kd", on_last(C2KD)(kit, student, teachers), kit, kit.distil, trains=(STUDENT, *teachers))
+    # A proxy is as wide as what it reads squared: of a flattened map it reads the map, and averages over positions.
+    taps = {name: (kit.unflattened.get(name) or kit.penultimate(name),) for name in (student, *teachers)}
+    method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
+    stage = stage_of("c2kd", method, kit, kit.distil, trains=(STUDENT, *teachers))
     sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
     return (*pretrained(kit, teachers), stage.model_copy(update={"optimizer": sgd, "teachers": tuple(teachers)}))
 
