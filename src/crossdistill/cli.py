@@ -135,7 +135,9 @@ def eval_command(
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        typer.echo(f"{run}: {found['metric']} {found['value']:.4f} on {found['rows']} rows of the {split} split")
+        typer.echo(
+            f"{visible(str(run))}: {found['metric']} {found['value']:.4f} on {found['rows']} rows of the {split} split"
+        )
 
 
 @app.command("predict")
@@ -250,7 +252,7 @@ def _rank() -> int:
 def _say(text: str, *, err: bool = False) -> None:
     """Once, however many processes there are."""
     if _rank() == 0:
-        typer.echo(text, err=err)
+        typer.echo(visible(text, lines=True), err=err)
 
 
 def _offline(wanted: bool) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from crossdistill.cli_options import AsJson, folder_option
 from crossdistill.errors import BankDamaged, SettingError
+from crossdistill.escaping import visible
 
 bank = typer.Typer(
     help="What frozen networks gave, stored: fill, check, list, clear.", no_args_is_help=True, rich_markup_mode=None
@@ -74,7 +75,7 @@ def check_command(
         state = one.fault or (
             "sound" if one.filled == one.blocks else f"{one.filled} of {one.blocks} blocks are filled"
         )
-        typer.echo(f"{one.path}: {state}")
+        typer.echo(visible(f"{one.path}: {state}"))
     damaged = [one for one in entries if one.fault]
     if damaged:
         raise BankDamaged(f"{len(damaged)} of {len(entries)} banks are damaged")
@@ -97,7 +98,7 @@ def list_command(folder: Folder, as_json: AsJson = False) -> None:
         what = (
             f"damaged: {one.fault}" if one.fault else f"{one.source} {one.want}, {one.rows:,} rows, {one.dtype}{filled}"
         )
-        typer.echo(f"{size_text(one.bytes):>10}  used {_ago(one.idle_s):>7} ago  {what}  {one.path}")
+        typer.echo(visible(f"{size_text(one.bytes):>10}  used {_ago(one.idle_s):>7} ago  {what}  {one.path}"))
     typer.echo(f"{_banks(entries)}, {size_text(sum(one.bytes for one in entries))}")
 
 
@@ -130,7 +131,8 @@ def clear_command(
     for one in chosen:
         refusal = None if dry_run else remove(Path(one.path))
         freed += 0 if refusal else one.bytes
-        typer.echo(refusal or f"{'would remove' if dry_run else 'removed'} {one.source} {one.want}  {one.path}")
+        said = refusal or f"{'would remove' if dry_run else 'removed'} {one.source} {one.want}  {one.path}"
+        typer.echo(visible(said))
     if not dry_run:
         clear_leftovers(folder)
     typer.echo(f"{size_text(freed)} {'would be' if dry_run else 'are'} free")

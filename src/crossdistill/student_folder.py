@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from crossdistill.data.input_options import MOST_CLASSES, MOST_LABEL, MOST_NAME, MOST_NUMBERS, check_plain
 from crossdistill.errors import DataError, RunError
 from crossdistill.storage import file_fault, file_hash, key_hash
 
@@ -18,37 +19,11 @@ FORMAT = 2
 """Raised when a folder of before cannot be read as one of now. 1 had no hashes."""
 
 CONFIG_BYTES = 2**25
-MOST_CLASSES = 1_000_000
-MOST_NUMBERS = 2**28
-"""Numbers of one example: 1 GiB in single precision."""
-MOST_DEPTH, MOST_VALUES, MOST_TEXT = 8, 10_000, 10_000
-"""Of options: how deep they are nested, how many values they have, and characters of one text."""
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Label = Annotated[str, StringConstraints(max_length=1000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MOST_NAME)]
+Label = Annotated[str, StringConstraints(max_length=MOST_LABEL)]
 Size = Annotated[int, Field(ge=1, le=MOST_NUMBERS)]
 Hash = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-
-
-def _plain(value: Any, depth: int = 0) -> int:
-    """How many values plain options hold.
-
-    Raises:
-        ValueError: they are nested too deeply, or hold too much, or a number that is not finite or has no end.
-    """
-    if depth > MOST_DEPTH:
-        raise ValueError(f"options are nested more than {MOST_DEPTH} deep")
-    if isinstance(value, str) and len(value) > MOST_TEXT:
-        raise ValueError(f"options hold a text of {len(value):,} characters; at most {MOST_TEXT:,}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"options hold {value}; numbers are finite")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"options hold a whole number of {value.bit_length()} bits; at most 63")
-    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-    total = 1 + sum(_plain(one, depth + 1) for one in inner)
-    if total > MOST_VALUES:
-        raise ValueError(f"options hold more than {MOST_VALUES:,} values")
-    return total
 
 
 class _Part(BaseModel):
@@ -64,7 +39,7 @@ class ModelOfTable(_Part):
     @field_validator("options")
     @classmethod
     def _bounded(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _plain(value)
+        check_plain(value)
         return value
 
 
@@ -85,7 +60,7 @@ class InputConfig(_Part):
     def _bounded(self) -> "InputConfig":
         if math.prod(self.shape) > MOST_NUMBERS:
             raise ValueError(f"an example of shape {self.shape} has more than {MOST_NUMBERS:,} numbers")
-        _plain(self.options)
+        check_plain(self.options)
         return self
 
 

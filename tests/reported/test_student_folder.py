@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,25 @@ def test_a6_the_command_line_refuses_it_too(folder: Path, command: str, crossdis
     (folder.parent / "recipe.yaml").write_text(recipe.to_yaml())
     said = crossdistill(command, folder.parent, *(["x.png"] if command == "predict" else []))
     assert "model.safetensors: damaged" in said.complaint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"options": {"mean": np.float32(3)}}, "numpy.float32"),
+        ({"options": {"how": torch.float32}}, "torch.dtype"),
+        ({"options": {"mean": float("nan")}}, "nan"),
+        ({"options": {"a": {1: 2}}}, "keys"),
+        ({"kind": "k" * 201}, "200 characters"),
+        ({"parameters": {"a/b": torch.ones(2)}}, "a/b"),
+    ],
+)
+def test_a6_what_could_not_be_loaded_again_is_refused_before_training(changes: dict[str, Any], said: str) -> None:
+    spec = replace(InputSpec("array", (2,)), **changes)
+    with pytest.raises(DataError, match=said):
+        Dataset.from_arrays("toy", {"first": np.zeros((20, 2))}, np.arange(20) % 2, input_specs={"first": spec})
+
+
+def test_a6_class_names_of_any_length_are_refused_before_training() -> None:
+    with pytest.raises(DataError, match="1,001 characters"):
+        Dataset.from_arrays("toy", {"first": np.zeros((20, 2))}, np.arange(20) % 2, classes=["a" * 1001, "b"])

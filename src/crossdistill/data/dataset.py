@@ -23,6 +23,7 @@ from crossdistill.data.arrays import (
 )
 from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
 from crossdistill.data.content import Progress, hash_content
+from crossdistill.data.input_options import check_described
 from crossdistill.data.labels import as_targets
 from crossdistill.data.remarks import described, remarks
 from crossdistill.data.split import check_splits, default_split
@@ -107,6 +108,7 @@ class Dataset:
                     f"dataset {self.name!r}: an example of {modality!r} has shape {tuple(tensor.shape[1:])}, "
                     f"but its specification says {tuple(self.input_specs[modality].shape)}"
                 )
+        check_described(self.classes, self.input_specs, f"dataset {self.name!r}")
         check_splits(self.splits, rows, self.name)
         _check_targets(self.targets, self.classes, self.name)
 

@@ -1,6 +1,7 @@
 """The options of an `InputSpec` as typed settings, so that a file is turned into a tensor by numbers that can be."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -12,6 +13,12 @@ LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
 """Hertz. Below, a second of sound is no word; above, no recorder is."""
 MOST_SAMPLES = 2**28
 """Of one recording: 1 GiB in single precision, 4.6 hours at 16 kHz."""
+MOST_NUMBERS = 2**28
+"""Of one example: 1 GiB in single precision."""
+MOST_CLASSES, MOST_NAME, MOST_LABEL = 1_000_000, 200, 1000
+"""Classes, and characters in the name of a modality and of a class."""
+MOST_DEPTH, MOST_VALUES, MOST_TEXT = 8, 10_000, 10_000
+"""Of options: how deep they are nested, how many values they have, and characters of one text."""
 MOST_BINS = 2**28
 """Frequencies times frames of one spectrogram."""
 MOST_FILTERS = 2**24
@@ -81,6 +88,60 @@ class SoundOptions(_Options):
         if frames * bins > MOST_BINS or self.bands * bins > MOST_FILTERS:
             raise ValueError(f"a spectrogram of {bins:,} frequencies, {frames:,} frames and {self.bands:,} bands")
         return self
+
+
+def check_plain(value: Any, depth: int = 0) -> int:
+    """How many values plain options hold.
+
+    Raises:
+        ValueError: they are nested too deeply, or hold too much, or a number that is not finite or has no end.
+    """
+    if depth > MOST_DEPTH:
+        raise ValueError(f"options are nested more than {MOST_DEPTH} deep")
+    if isinstance(value, str) and len(value) > MOST_TEXT:
+        raise ValueError(f"options hold a text of {len(value):,} characters; at most {MOST_TEXT:,}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"options hold {value}; numbers are finite")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"options hold a whole number of {value.bit_length()} bits; at most 63")
+    if not isinstance(value, str | int | float | dict | list | tuple | None):
+        raise ValueError(
+            f"options hold a {type(value).__module__}.{type(value).__name__}; wanted plain numbers and texts"
+        )
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        raise ValueError("options have keys that are no texts")
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    total = 1 + sum(check_plain(one, depth + 1) for one in inner)
+    if total > MOST_VALUES:
+        raise ValueError(f"options hold more than {MOST_VALUES:,} values")
+    return total
+
+
+def check_described(classes: Sequence[str], specs: Mapping[str, InputSpec], who: str) -> None:
+    """Whether a student of such data could be saved and loaded again: found before it is trained.
+
+    Raises:
+        DataError: a name or a shape is larger than a student's folder may hold, or options are no plain JSON.
+    """
+    wrong = next((name for name in classes if len(name) > MOST_LABEL), None)
+    if len(classes) > MOST_CLASSES or wrong is not None:
+        found = f"{len(classes):,} classes" if wrong is None else f"a class name of {len(wrong):,} characters"
+        raise DataError(f"{who}: {found}; at most {MOST_CLASSES:,} classes with names of {MOST_LABEL:,} characters")
+    for name, spec in specs.items():
+        if not 0 < len(name) <= MOST_NAME or not 0 < len(spec.kind) <= MOST_NAME:
+            raise DataError(
+                f"{who}: names of modalities and kinds have 1 to {MOST_NAME} characters; found {name[:40]!r}"
+            )
+        if math.prod(spec.shape) > MOST_NUMBERS:
+            raise DataError(
+                f"{who}: an example of {name!r} has the shape {spec.shape}; at most {MOST_NUMBERS:,} numbers"
+            )
+        try:
+            check_plain(dict(spec.options))
+        except ValueError as error:
+            raise DataError(f"{who}: the options of {name!r} are written to the student's folder: {error}") from error
+        if any("/" in key for key in spec.parameters):
+            raise DataError(f"{who}: fitted tensors of {name!r}: {sorted(spec.parameters)}; a name holds no '/'")
 
 
 _KINDS: dict[str, TypeAdapter[Any]] = {

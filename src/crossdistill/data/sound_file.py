@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from crossdistill.data.input_options import HIGHEST_RATE, LOWEST_RATE, MOST_SAMPLES
 from crossdistill.errors import DataError, MissingExtraError
+from crossdistill.escaping import visible
 from crossdistill.storage import file_fault
 
 log = logging.getLogger("crossdistill")
@@ -89,7 +90,7 @@ def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
         log.warning(
             "%s: its %d channels cancel each other: their mean, which is read, has %.2g of their power. Is one of them "
             "inverted? Give one channel alone",
-            path,
+            visible(str(path)),
             stream.channels,
             left / loud,
         )
