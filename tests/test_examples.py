@@ -40,6 +40,18 @@ def test_own_loop_teaches_with_a_loss_and_with_a_method(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "a loop of one's own leaves no folder"
 
 
+def test_mst_distill_trains_all_three_stages(tmp_path: Path) -> None:
+    shown = _play("mst_distill.py", tmp_path)
+    assert re.search(r"\| mine \| radar \| 100% \| route \| 0\.\d{3} \|", shown), shown
+    found = {row["method"]: row["mean"] for row in json.loads((tmp_path / "runs/mst-distill/results.json").read_text())}
+    assert found["route"] > found["chance"] + 0.4
+    assert {name for name in found if "@" in name} == {
+        f"teacher:{name}" for name in ("both@layers.0", "both@layers.3", "camera@0", "camera@3")
+    }
+    written = [line for line in (EXAMPLES / "mst_distill.py").read_text().splitlines() if line.strip()]
+    assert len(written) <= 40, len(written)
+
+
 def test_own_models_is_short() -> None:
     tree = ast.parse((EXAMPLES / "own_models.py").read_text())
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

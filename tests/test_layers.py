@@ -35,7 +35,7 @@ LAYERS = (
         "mapped_memory",
         "row_random",
     },
-    {"network", "cut", "teacher", "losses", "nets", "weighting", "eager_gradient"},
+    {"network", "cut", "hidden_layers", "teacher", "losses", "nets", "weighting", "eager_gradient"},
     {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method", "protocol", "combination", "taps"},
     {"methods", "models", "data", "backends"},
     {"stage", "recipe", "precision"},

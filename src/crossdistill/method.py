@@ -1,7 +1,7 @@
 """One algorithm's step: what it needs, what it adds, and the terms that it gives."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.losses.cross_entropy import cross_entropy
+from crossdistill.network import Network
 from crossdistill.outputs import Outputs, OutputSpec, Want
 from crossdistill.teacher import Teacher
 
@@ -170,6 +171,23 @@ class MethodConfig(BaseModel, abc.ABC):
             ApplicabilityError: it cannot apply to them; says why.
             SignalError: a network lacks a tap or an output that it needs.
         """
+
+    def settled(
+        self, networks: Mapping[str, Network], batch: Batch
+    ) -> tuple["MethodConfig", Mapping[str, Sequence[str]]]:
+        """These settings with what they leave open chosen from the teachers' networks, and the layers that it names.
+
+        The same networks have to give the same choice: a resumed run chooses again.
+
+        Raises:
+            ApplicabilityError: there is nothing to choose from; says whose.
+        """
+        return self, {}
+
+    def chosen_besides(self, given: "MethodConfig") -> str:
+        """What these settings have that the given ones left open, for people; empty where that is nothing."""
+        mine, theirs = self.model_dump(mode="json"), given.model_dump(mode="json")
+        return "; ".join(f"{name} = {value}" for name, value in mine.items() if value != theirs.get(name))
 
     def note(self) -> Mapping[str, Any]:
         """Facts for people, shown by `crossdistill list methods`: paper, year."""

@@ -213,6 +213,21 @@ class Network(nn.Module):
                 found[one] = other
         return found
 
+    def showing(self, taps: Sequence[str], batch: Batch) -> "Network":
+        """The same module with further taps; this network keeps the ones that it has.
+
+        Raises:
+            TapError: a tap names no submodule; says the nearest.
+        """
+        more = [tap for tap in taps if tap not in self.taps]
+        if not more:
+            return self
+        training = self.training
+        shown = Network(self.module, self.reads, (*self.taps, *more), self._call, self._give)
+        shown.training, shown._changing = training, self._changing
+        shown.probe(batch)
+        return shown
+
     def edited(self, batch: Batch, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Outputs:
         """A whole pass in which the values at some taps are replaced by a function of them."""
         handles = []

@@ -185,7 +185,7 @@ class _Cast:
         recipe = self.recipe
         learner = recipe.learner if stage.learner == STUDENT else stage.learner
         trained = self._trained(stage)
-        teachers = self._teachers(stage, learner)
+        stage, teachers = self._settled(stage, self._teachers(stage, learner))
         labels_hidden = learner == recipe.learner
         dataset = self.dataset if labels_hidden else replace(self.dataset, labelled=None)
         spec = _data_spec(dataset)
@@ -226,6 +226,16 @@ class _Cast:
         return Job(
             index, stage, method, student, asked, trained, dataset, order, key, groups, initial, choices, tuple(unkeyed)
         )
+
+    def _settled(self, stage: Stage, teachers: dict[str, Teacher]) -> tuple[Stage, dict[str, Teacher]]:
+        """The stage with what its method left open, and teachers that show the layers which it chose."""
+        networks = {name: teacher.network for name, teacher in teachers.items() if isinstance(teacher, Live)}
+        batch = self.dataset.example().to(self.device)
+        method, layers = stage.method.settled(networks, batch)
+        if method is stage.method:
+            return stage, teachers
+        shown = {name: Live(name, networks[name].showing(layers[name], batch)) for name in layers}
+        return stage.model_copy(update={"method": method}), {**teachers, **shown}
 
     def _checked(
         self,

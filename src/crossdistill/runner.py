@@ -117,6 +117,10 @@ def _computed(
         display.say(f"data {dataset.name!r}: {line}")
     plan = prepare(begun(recipe, out, where), dataset, where.device, load_choices(out) if resume else None)
     take(out, recipe, where)
+    for job in plan.jobs:
+        chosen = job.stage.method.chosen_besides(recipe.stages[job.index].method)
+        if chosen:
+            display.say(f"{job.stage.name}: chosen: {chosen}")
     if where.is_main:
         save_choices(out, {job.folder: job.choices for job in plan.jobs})
     banks = banks or (share or out) / "banks"

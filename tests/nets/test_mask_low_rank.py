@@ -82,8 +82,8 @@ def test_maps_are_reduced_over_space_first() -> None:
 def test_refusals() -> None:
     with pytest.raises(SettingError, match="the rank is 0; it needs to be 1 or more"):
         low_rank_mask_for((24,), rank=0)
-    with pytest.raises(ShapeError, match=r"no mask network for a tap of shape \(4, 5\)"):
-        low_rank_mask_for((4, 5))
+    with pytest.raises(ShapeError, match=r"no mask network for a tap of shape \(4, 5, 6, 7\)"):
+        low_rank_mask_for((4, 5, 6, 7))
     with pytest.raises(SettingError, match="width 8 is no positive multiple of 3 heads"):
         LowRankMaskNet1d(24, 8, 3, 1)
     with pytest.raises(ShapeError, match=r"value is \(2, 25\), not \(rows, 24\)"):

@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from crossdistill import NetworkConfig, run
+from crossdistill import NetworkConfig, Recipe, run
 from crossdistill.batch import Batch
 from crossdistill.cli import app
 from crossdistill.data.av_digits import AvDigitsConfig
@@ -23,7 +23,6 @@ from crossdistill.methods.route import Route
 from crossdistill.metrics import measure
 from crossdistill.nets import proxy_for
 from crossdistill.outputs import OutputSpec, Want
-from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.recipes.kit import Kit, Length
 from crossdistill.recipes.mst_distill import SWITCHES, Switch

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.combination import require_same_logits
 from crossdistill.eager_gradient import eagerly, eagerly_in_blocks
-from crossdistill.errors import ApplicabilityError, SettingError
+from crossdistill.errors import ApplicabilityError, SettingError, ShapeError
+from crossdistill.hidden_layers import hidden_layers
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
-from crossdistill.nets.mask import apply_mask, mask_for
+from crossdistill.nets.mask import apply_mask, mask_for, mask_units, mask_width
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
 from crossdistill.nets.mask_together import masks_of, opened_together, together
+from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, picked, shared_rows
 from crossdistill.teacher import Live, Masked, Teacher
 
@@ -26,13 +28,14 @@ from crossdistill.teacher import Live, Masked, Teacher
 class Specialise(MethodConfig):
     """One mask network for each named tap of each teacher, trained to predict as the frozen student does.
 
-    No labels are read. Each masked teacher graduates as `teacher@tap`.
+    No labels are read. Each masked teacher graduates as `teacher@tap`. Without `taps`, every teacher is masked at its
+    intermediate and its penultimate layer, as in the paper: see `hidden_layers` for which these are.
     """
 
     graduating: ClassVar[bool] = True
     name: Literal["specialise"] = "specialise"
-    taps: Mapping[str, tuple[str, ...]]
-    """For each teacher, the layers that are masked, each by a mask of its own."""
+    taps: Mapping[str, tuple[str, ...]] | None = None
+    """For each teacher, the layers that are masked, each by a mask of its own; None: chosen, see above."""
     heads: int = Field(3, ge=1)
     width_factor: int = Field(2, ge=1)
     """The mask's attention has about (values at the tap / width_factor) dimensions."""
@@ -50,6 +53,33 @@ class Specialise(MethodConfig):
     stacked: bool = False
     """Let the graduates of one teacher wear the masks of those before them too (a fault of the released code)."""
 
+    def settled(
+        self, networks: Mapping[str, Network], batch: Batch
+    ) -> tuple[MethodConfig, Mapping[str, Sequence[str]]]:
+        """The intermediate and the penultimate layer of each teacher, where none are named.
+
+        Raises:
+            ApplicabilityError: a teacher has no layer before its last that a mask fits; names it.
+        """
+        if self.taps is not None:
+            return self, {}
+        found = {name: hidden_layers(network, batch, self._fits) for name, network in networks.items()}
+        without = sorted(name for name, layers in found.items() if not layers)
+        if without:
+            raise ApplicabilityError(
+                f"specialise: no layer before the last one of {without} can be masked (that takes a layer that runs "
+                f"once, of {self.heads * self.width_factor} units or more); name layers with `taps`, or leave these "
+                "teachers out of the stage's `teachers`"
+            )
+        return self.model_copy(update={"taps": found}), found
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        try:
+            mask_width(mask_units(shape), self.heads, self.width_factor)
+        except (SettingError, ShapeError):
+            return False
+        return True
+
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Builds the masks at the taps' sizes.
 
@@ -59,6 +89,8 @@ class Specialise(MethodConfig):
         """
         if self.rank is not None and self.masknet != "low_rank":
             raise SettingError(f"specialise: rank = {self.rank} is of low-rank masks; set masknet to 'low_rank'")
+        if self.taps is None:
+            raise SettingError("specialise: `taps` are chosen from networks (`settled`), and here are only sizes")
         if not self.taps or not all(self.taps.values()):
             raise SettingError("specialise: `taps` has to name at least one layer for each teacher that it names")
         absent = sorted(set(self.taps) - set(teachers))
@@ -84,7 +116,8 @@ class Specialise(MethodConfig):
 class _Specialise(Method):
     def __init__(self, config: Specialise, masks: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.config = config
+        assert config.taps is not None
+        self.config, self.taps = config, dict(config.taps)
         self.masks = nn.ModuleDict({module_key(name): mask for name, mask in masks.items()})
 
     def mask(self, teacher: str, tap: str) -> nn.Module:
@@ -92,13 +125,13 @@ class _Specialise(Method):
         return self.masks[module_key(graduate(teacher, tap))]
 
     def needs(self) -> Mapping[str, frozenset[Want]]:
-        cuts = {name: frozenset(map(Want.cut, taps)) for name, taps in self.config.taps.items()}
+        cuts = {name: frozenset(map(Want.cut, taps)) for name, taps in self.taps.items()}
         return {STUDENT: frozenset({Want.LOGITS}), **cuts}
 
     def parts(self) -> Mapping[str, nn.Module]:
         if self.config.select == "joint":
             return {"masks": self.masks}
-        return {graduate(name, tap): self.mask(name, tap) for name, taps in self.config.taps.items() for tap in taps}
+        return {graduate(name, tap): self.mask(name, tap) for name, taps in self.taps.items() for tap in taps}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
@@ -110,13 +143,13 @@ class _Specialise(Method):
         if self.config.select == "each":
             return rows
         # The released criterion: the mean over each teacher's masks, added up over teachers.
-        total = sum(rows[graduate(name, tap)] / len(taps) for name, taps in self.config.taps.items() for tap in taps)
+        total = sum(rows[graduate(name, tap)] / len(taps) for name, taps in self.taps.items() for tap in taps)
         assert isinstance(total, Tensor)
         return {"masks": total}
 
     def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         found: dict[str, Teacher] = {}
-        for name, taps in self.config.taps.items():
+        for name, taps in self.taps.items():
             base = teachers[name]
             assert isinstance(base, Live), "masks are put on networks, not on other sources"
             for index, tap in enumerate(taps):
@@ -147,7 +180,7 @@ class _Specialise(Method):
 
     def _worn(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> list["_Worn"]:
         found = []
-        for name, taps in self.config.taps.items():
+        for name, taps in self.taps.items():
             teacher = teachers[name]
             if isinstance(teacher, Live) and teacher.trained:
                 raise SettingError(f"specialise bends frozen teachers, and {name!r} trains; leave it out of `trains`")

@@ -2,8 +2,16 @@
 
 from crossdistill.nets.fill import Fill
 from crossdistill.nets.gate import GateNet, GateNetDense
-from crossdistill.nets.mask import MaskNet1d, MaskNet2d, SpatialReduction, apply_mask, mask_for, mask_width
-from crossdistill.nets.mask_low_rank import LowRankMaskNet1d, LowRankMaskNet2d, low_rank_mask_for
+from crossdistill.nets.mask import (
+    MaskNet1d,
+    MaskNet2d,
+    MaskNetTokens,
+    SpatialReduction,
+    apply_mask,
+    mask_for,
+    mask_width,
+)
+from crossdistill.nets.mask_low_rank import LowRankMaskNet1d, LowRankMaskNet2d, LowRankMaskNetTokens, low_rank_mask_for
 from crossdistill.nets.memory import Memory
 from crossdistill.nets.norm import JointNorm, Layers
 from crossdistill.nets.projector import UnitEmbedding, logit_projector
@@ -20,8 +28,10 @@ __all__ = [
     "Layers",
     "LowRankMaskNet1d",
     "LowRankMaskNet2d",
+    "LowRankMaskNetTokens",
     "MaskNet1d",
     "MaskNet2d",
+    "MaskNetTokens",
     "Memory",
     "Review",
     "SpatialReduction",

@@ -39,24 +39,46 @@ def mask_width(length: int, heads: int, width_factor: int) -> int:
     return width
 
 
-def mask_for(shape: tuple[int, ...], heads: int = 3, width_factor: int = 2) -> "MaskNet1d | MaskNet2d":
+def mask_units(shape: tuple[int, ...]) -> int:
+    """How many units a mask scales at a tap of this shape (without the batch dimension).
+
+    Of vectors (L,) and (L, 1, 1) all, of maps (C, H, W) the channels, of tokens (T, D) the D dimensions.
+
+    Raises:
+        ShapeError: the tap is none of these.
+    """
+    if len(shape) not in (1, 2, 3):
+        raise ShapeError(
+            f"mask: no mask network for a tap of shape {shape}; possible are (units,), (channels, H, W) and "
+            "(tokens, units)"
+        )
+    return shape[1] if len(shape) == 2 else shape[0]
+
+
+def mask_for(shape: tuple[int, ...], heads: int = 3, width_factor: int = 2) -> "MaskNet1d | MaskNet2d | MaskNetTokens":
     """The mask network for a tap of this shape (without the batch dimension), with PyTorch's default initialisation.
 
-    (L,) and (L, 1, 1) are vectors and get a `MaskNet1d`; maps (C, H, W) get a `MaskNet2d`.
+    (L,) and (L, 1, 1) are vectors and get a `MaskNet1d`; maps (C, H, W) get a `MaskNet2d`, tokens (T, D) a
+    `MaskNetTokens`.
 
     Raises:
         SettingError: see `mask_width`.
-        ShapeError: the tap is neither a vector nor a two-dimensional map.
+        ShapeError: the tap is neither a vector, nor a two-dimensional map, nor a sequence of tokens.
     """
-    if len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
-        return MaskNet1d(shape[0], mask_width(shape[0], heads, width_factor), heads)
-    if len(shape) == 3:
-        return MaskNet2d(shape[0], mask_width(shape[0], heads, width_factor), heads)
-    raise ShapeError(f"mask: no mask network for a tap of shape {shape}; possible are (units,) and (channels, H, W)")
+    units = mask_units(shape)
+    width = mask_width(units, heads, width_factor)
+    if len(shape) == 2:
+        return MaskNetTokens(units, width, heads)
+    return (MaskNet2d if len(shape) == 3 and shape[1:] != (1, 1) else MaskNet1d)(units, width, heads)
 
 
-def apply_mask(value: Float[Tensor, "B L *space"], mask: Float[Tensor, "B L"]) -> Float[Tensor, "B L *space"]:
-    """The tap's value with each unit or channel scaled by its mask."""
+def apply_mask(value: Float[Tensor, "B *shape"], mask: Float[Tensor, "B L"]) -> Float[Tensor, "B *shape"]:
+    """The tap's value with each unit scaled by its mask: units are the first dimension after the rows.
+
+    Of tokens (B, T, L) they are the last one.
+    """
+    if value.ndim == 3:
+        return value * mask.unsqueeze(1)
     return value * mask.reshape(*mask.shape, *[1] * (value.ndim - 2))
 
 
@@ -79,7 +101,7 @@ class MaskNet(nn.Module, abc.ABC):
     def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
         """The pass from there, stopped before the attention."""
 
-    def forward(self, value: Float[Tensor, "B L *space"]) -> Float[Tensor, "B L"]:
+    def forward(self, value: Float[Tensor, "B *shape"]) -> Float[Tensor, "B L"]:
         """Mask of each row.
 
         Raises:
@@ -141,6 +163,54 @@ class MaskNet2d(MaskNet):
         return opened(vector, self.embed, self.mha, self.fc)
 
 
+class MaskNetTokens(MaskNet):
+    """A mask in (0, 1) for the D units of tokens (T, D), whatever their number; about D² · width parameters.
+
+    It is `MaskNet2d` for a sequence: positions of a map and tokens of a sequence share their units, so one mask of the
+    units scales all of them. A mask of its own for each of the T · D values would have attention over T · D units,
+    (T · D)³ multiply-adds, and would be bound to one length of sequence; one for each token alone (T of them) could not
+    choose among features, which is what the paper's mask is for. The paper itself has no token features.
+    """
+
+    def __init__(self, units: int, width: int, heads: int = 3) -> None:
+        """Build for tokens of `units`; `width` must be a multiple of `heads` (`mask_width` gives the published one).
+
+        Raises:
+            SettingError: the width is no positive multiple of the heads.
+        """
+        super().__init__()
+        check_width(width, heads)
+        self.token_reduce = TokenReduction(units)
+        self.embed = nn.Linear(units, units * width)
+        self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """The tokens reduced over the sequence."""
+        return reduced_tokens(value, self.embed.in_features, self.token_reduce)
+
+    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+        """The pass with tokens."""
+        return opened(vector, self.embed, self.mha, self.fc)
+
+
+class TokenReduction(nn.Module):
+    """Tokens as one number for each unit: linear without bias, LayerNorm, ReLU, mean over tokens.
+
+    LayerNorm where `SpatialReduction` has BatchNorm: it is what networks of tokens have, and a row's mask does not
+    depend on the other rows.
+    """
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(units, units, bias=False), nn.LayerNorm(units), nn.ReLU())
+
+    def forward(self, value: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """Reduce each sequence."""
+        reduced: Tensor = self.project(value)
+        return reduced.mean(dim=1)
+
+
 class SpatialReduction(nn.Module):
     """A map as one number for each channel: depthwise 3x3 of stride 2, pointwise, BatchNorm, ReLU, mean over space."""
 
@@ -178,6 +248,18 @@ def reduced_maps(value: Tensor, channels: int, reduction: SpatialReduction) -> T
     """
     if value.ndim != 4 or value.shape[1] != channels:
         raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {channels}, H, W)")
+    reduced: Tensor = reduction(value)
+    return reduced
+
+
+def reduced_tokens(value: Tensor, units: int, reduction: TokenReduction) -> Tensor:
+    """Tokens (B, T, D) as one number for each unit.
+
+    Raises:
+        ShapeError: the value is no batch of tokens of this size.
+    """
+    if value.ndim != 3 or value.shape[2] != units:
+        raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, tokens, {units})")
     reduced: Tensor = reduction(value)
     return reduced
 

@@ -14,9 +14,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crossdistill.errors import SettingError, ShapeError
+from crossdistill.errors import SettingError
 from crossdistill.nets.attention import Opened, Room, folded, pass_dtype
-from crossdistill.nets.mask import MaskNet, SpatialReduction, check_width, flat_vector, mask_width, reduced_maps
+from crossdistill.nets.mask import (
+    MaskNet,
+    SpatialReduction,
+    TokenReduction,
+    check_width,
+    flat_vector,
+    mask_units,
+    mask_width,
+    reduced_maps,
+    reduced_tokens,
+)
 
 REDUCTION = 50
 """How many times fewer parameters the projector has by default, where the tap is wide enough."""
@@ -36,21 +46,20 @@ def default_rank(length: int, width: int) -> int:
 
 def low_rank_mask_for(
     shape: tuple[int, ...], heads: int = 3, width_factor: int = 2, rank: int | None = None
-) -> "LowRankMaskNet1d | LowRankMaskNet2d":
+) -> "LowRankMaskNet1d | LowRankMaskNet2d | LowRankMaskNetTokens":
     """The low-rank mask network for a tap of this shape (without the batch dimension); shapes as for `mask_for`.
 
     Raises:
         SettingError: a rank below 1, or see `mask_width`.
-        ShapeError: the tap is neither a vector nor a two-dimensional map.
+        ShapeError: the tap is neither a vector, nor a two-dimensional map, nor a sequence of tokens.
     """
-    if len(shape) not in (1, 3):
-        raise ShapeError(
-            f"mask: no mask network for a tap of shape {shape}; possible are (units,) and (channels, H, W)"
-        )
-    width = mask_width(shape[0], heads, width_factor)
-    chosen = default_rank(shape[0], width) if rank is None else rank
+    units = mask_units(shape)
+    width = mask_width(units, heads, width_factor)
+    chosen = default_rank(units, width) if rank is None else rank
+    if len(shape) == 2:
+        return LowRankMaskNetTokens(units, width, heads, chosen)
     flat = len(shape) == 1 or shape[1:] == (1, 1)
-    return (LowRankMaskNet1d if flat else LowRankMaskNet2d)(shape[0], width, heads, chosen)
+    return (LowRankMaskNet1d if flat else LowRankMaskNet2d)(units, width, heads, chosen)
 
 
 class LowRankProjector(nn.Module):
@@ -112,6 +121,31 @@ class LowRankMaskNet2d(MaskNet):
     def vector(self, value: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C"]:
         """The map reduced over space."""
         return reduced_maps(value, self.embed.down.in_features, self.spatial_reduce)
+
+    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+        """The pass with codes."""
+        return _opened(vector, self.embed, self.mha, self.fc)
+
+
+class LowRankMaskNetTokens(MaskNet):
+    """A mask in (0, 1) for the D units of tokens; as `LowRankMaskNet1d`, behind the reduction of `MaskNetTokens`."""
+
+    def __init__(self, units: int, width: int, heads: int = 3, rank: int = 1) -> None:
+        """Build for tokens of `units`; `width` must be a multiple of `heads`.
+
+        Raises:
+            SettingError: the width is no positive multiple of the heads, or the rank is below 1.
+        """
+        super().__init__()
+        check_width(width, heads)
+        self.token_reduce = TokenReduction(units)
+        self.embed = LowRankProjector(units, width, rank)
+        self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.fc = nn.Linear(width, 1)
+
+    def vector(self, value: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """The tokens reduced over the sequence."""
+        return reduced_tokens(value, self.embed.down.in_features, self.token_reduce)
 
     def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
         """The pass with codes."""

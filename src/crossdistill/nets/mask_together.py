@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crossdistill.nets.attention import Opened, joint_weight, opened_tokens
-from crossdistill.nets.mask import MaskNet, MaskNet1d, MaskNet2d
+from crossdistill.nets.mask import MaskNet, MaskNet1d, MaskNet2d, MaskNetTokens
 
+Full = MaskNet1d | MaskNet2d | MaskNetTokens
 TOGETHER_BYTES = 256 * 2**20
 """What the stacked parameters and the saved values of masks in one pass may take; masks beyond it run alone."""
 
@@ -25,7 +26,7 @@ def together(masks: Sequence[nn.Module], values: Sequence[Tensor], limit: int = 
     groups: list[list[int]] = []
     open_groups: dict[object, tuple[list[int], int]] = {}
     for number, (mask, value) in enumerate(zip(masks, values, strict=True)):
-        if not isinstance(mask, MaskNet1d | MaskNet2d):
+        if not isinstance(mask, Full):
             groups.append([number])
             continue
         length, width = mask.embed.in_features, mask.mha.embed_dim
@@ -60,15 +61,15 @@ def opened_together(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> Ope
     vectors = [mask.vector(value) for mask, value in zip(known, values, strict=True)]
     if len(known) == 1:
         return known[0].opened(vectors[0])
-    full = [mask for mask in known if isinstance(mask, MaskNet1d | MaskNet2d)]
+    full = [mask for mask in known if isinstance(mask, Full)]
     assert len(full) == len(known)
     return _opened(torch.stack(vectors), full)
 
 
-def _opened(vectors: Float[Tensor, "G B L"], masks: Sequence[MaskNet1d | MaskNet2d]) -> Opened:
+def _opened(vectors: Float[Tensor, "G B L"], masks: Sequence[Full]) -> Opened:
     """`attention.opened` with a leading dimension of networks."""
 
-    def stacked(pick: Callable[[MaskNet1d | MaskNet2d], Tensor]) -> Tensor:
+    def stacked(pick: Callable[[Full], Tensor]) -> Tensor:
         return torch.stack([pick(mask) for mask in masks])
 
     embed_weight, embed_bias = stacked(lambda m: m.embed.weight), stacked(lambda m: m.embed.bias)

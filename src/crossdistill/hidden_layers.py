@@ -1,0 +1,113 @@
+"""A network's penultimate and intermediate layer, found by running it: where masks go that nobody has placed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.batch import Batch, Input
+from crossdistill.network import Network
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One layer that ran, with what went in and what came out."""
+
+    name: str
+    layer: nn.Module
+    inputs: tuple[Any, ...]
+    value: Tensor
+
+    def dimensions(self) -> int:
+        """Of its weight: 2 or more where it mixes units, 1 where it scales them, 0 where it has none."""
+        weight = getattr(self.layer, "weight", None)
+        return weight.ndim if isinstance(weight, Tensor) else 0
+
+
+def hidden_layers(network: Network, batch: Batch, fits: Callable[[Shape], bool]) -> tuple[str, ...]:
+    """The intermediate and the penultimate layer, in the order in which they run; fewer where there are no more.
+
+    Layers are submodules without submodules of their own that run once in a pass, give one tensor, and whose shape
+    (without the batch) `fits`. The penultimate one gives what the last linear layer reads, be it flattened; of several,
+    the first, so that a map stays a map. Where no layer gives that (the activation is a function), it is the last layer
+    with weights before. The intermediate one is the last layer with weights before those that make the penultimate
+    layer's value; of a network with several modalities, one that all of them reach (the paper's "post-fusion").
+    """
+    runs = _runs(network, batch)
+    linear = [index for index, run in enumerate(runs) if isinstance(run.layer, nn.Linear)]
+    mixing = [index for index, run in enumerate(runs) if run.dimensions() > 1]
+    last = (linear or mixing or [0])[-1]
+    before = [run for run in runs[:last] if fits(tuple(run.value.shape[1:]))]
+    weighted = [run for run in before if run.dimensions()]
+    penultimate = next((run for run in before if _feeds(run.value, runs[last])), weighted[-1] if weighted else None)
+    if penultimate is None:
+        return ()
+    names = [run.name for run in runs]
+    sources = [run for run in runs[: names.index(penultimate.name) + 1] if run.dimensions() > 1]
+    # Everything from here on is made of the same units as the penultimate layer's value.
+    end = names.index(sources[-1].name) if sources else names.index(penultimate.name)
+    earlier = [run for run in before if names.index(run.name) < end]
+    fused = _reached_by_all(network, batch, [run.name for run in earlier])
+    weighted = [run for run in earlier if run.name in fused and run.dimensions()]
+    # Where networks meet, a layer without weights may be all that there is of it.
+    choices = (weighted, [run for run in earlier if run.name in fused] if len(network.reads) > 1 else [])
+    found = next((some[-1].name for some in choices if some), None)
+    return (penultimate.name,) if found is None else (found, penultimate.name)
+
+
+def _feeds(value: Tensor, reader: _Run) -> bool:
+    """Whether a layer reads this value, as it is or flattened."""
+    read = reader.inputs[0] if reader.inputs else None
+    if not isinstance(read, Tensor) or read.numel() != value.numel() or len(read) != len(value):
+        return False
+    return torch.equal(read.flatten(1), value.flatten(1))
+
+
+def _runs(network: Network, batch: Batch) -> list[_Run]:
+    """Layers that ran once in an evaluation pass and gave a tensor with a row for each of the batch, in their order."""
+    seen: list[_Run] = []
+    counts: dict[str, int] = {}
+    modes = {module: module.training for module in network.modules()}
+    handles = []
+
+    def keep(name: str, layer: nn.Module, inputs: tuple[Any, ...], value: Any) -> None:
+        counts[name] = counts.get(name, 0) + 1
+        if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(batch):
+            # What runs later may work in place on it.
+            given = tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)
+            seen.append(_Run(name, layer, given, value.clone()))
+
+    try:
+        for name, layer in network.module.named_modules():
+            if name and not any(True for _ in layer.children()):
+                handles.append(layer.register_forward_hook(lambda m, given, out, name=name: keep(name, m, given, out)))
+        network.eval()
+        with torch.no_grad():
+            network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return [run for run in seen if counts[run.name] == 1]
+
+
+def _reached_by_all(network: Network, batch: Batch, names: list[str]) -> set[str]:
+    """Those of these layers whose value changes whichever modality's rows change places."""
+    reached = set(names)
+    for modality in network.reads if len(network.reads) > 1 else ():
+        moved = replace(batch, inputs={**batch.inputs, modality: _rolled(batch.inputs[modality])})
+        as_they_are, others = ({run.name: run.value for run in _runs(network, one)} for one in (batch, moved))
+        reached &= {name for name, value in as_they_are.items() if not torch.equal(value, others[name])}
+    return reached
+
+
+def _rolled(value: Input) -> Input:
+    if isinstance(value, Tensor):
+        return value.roll(1, 0)
+    changed: Mapping[str, Tensor] = {name: part.roll(1, 0) for name, part in value.items()}
+    return changed
