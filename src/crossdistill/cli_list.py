@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from crossdistill.cli_options import AsJson
 from crossdistill.escaping import visible
@@ -55,6 +56,7 @@ def methods(as_json: AsJson = False) -> None:
                 for k, f in config.model_fields.items()
                 if k != "name"
             },
+            "required": [k for k, f in config.model_fields.items() if f.is_required()],
         }
         for name, config in _found(names(), find)
     ]
@@ -65,7 +67,7 @@ def methods(as_json: AsJson = False) -> None:
             found[name] = {"about": PLANS[name].about, **found.get(name, {"name": name}), "differs": differs}
         _print(list(found.values()), as_json)
         return
-    _print(rows, as_json, hidden=("settings",))
+    _print(rows, as_json, hidden=("settings", "required"))
     typer.echo("\nPresets (DATA/PRESET is a recipe):\n")
     _print([{"name": name, "about": PLANS[name].about} for name in presets], as_json)
     typer.echo("")
@@ -138,7 +140,7 @@ def _first(thing: object) -> str:
 
 def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: Sequence[str] = ()) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, default=str))
+        typer.echo(json.dumps(to_jsonable_python(rows), indent=2, allow_nan=False))
         return
     from rich.console import Console
     from rich.table import Table

@@ -19,6 +19,9 @@ from crossdistill.outputs import Outputs, OutputSpec, Want, spread
 from crossdistill.protocol import Shares, Signals, Taught
 from crossdistill.teacher import Teacher
 
+ON_FEATURES = ("at", "crd", "hint", "kdsvd", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid")
+"""Methods that compare features alone: what a teacher's logits are does not matter to them."""
+
 
 class LogitConfig(MethodConfig):
     """Settings of every method that distils logits: how several teachers count, and standardisation."""
@@ -45,10 +48,16 @@ class LogitConfig(MethodConfig):
         """Refuse networks between which no logits can be distilled; `dense=False` refuses maps of logits too.
 
         Raises:
-            ApplicabilityError: no teacher, no logits, or shapes that differ; says whose.
+            ApplicabilityError: no teacher, no logits, or shapes that differ (says whose); or too few classes.
             SettingError: `teacher_weights` name a teacher that is not there, or leave nobody with a weight.
         """
         require_same_logits(self.name, student, teachers)
+        if self.standardise and student.classes == 2:
+            raise ApplicabilityError(
+                f"{self.name} with standardise: the z-scores of 2 logits are always -0.71 and 0.71, so a teacher's "
+                "confidence is lost and gives no gradient; with 2 classes set standardise to false, or take a method "
+                f"that compares features ({', '.join(ON_FEATURES)})"
+            )
         if not dense and student.logits is not None and len(student.logits) > 1:
             raise ApplicabilityError(
                 f"{self.name} compares one prediction a row, and here each has {student.logits[1:]} of them (dense "
@@ -194,7 +203,7 @@ def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str,
     """Refuse to distil logits where there are none, or over other classes.
 
     Raises:
-        ApplicabilityError: no teacher, no logits, or shapes that differ; says whose.
+        ApplicabilityError: no teacher, no logits, or shapes that differ (says whose); or a single class.
     """
     if not teachers:
         raise ApplicabilityError(f"{method} needs at least one teacher; this stage has none")
@@ -204,5 +213,23 @@ def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str,
         if spec.logits != student.logits:
             raise ApplicabilityError(
                 f"{method}: teacher {name!r} gives logits of shape {spec.logits}, the student {student.logits} "
-                "(classes first, without the batch); they have to be the same"
+                f"(classes first, without the batch); they have to be the same. {_cure(name, spec, student)}"
             )
+    if student.classes < 2:
+        raise ApplicabilityError(
+            f"{method} distils how probable each class is, and with {student.classes} class that is always 1; take a "
+            f"method that compares features ({', '.join(ON_FEATURES)})"
+        )
+
+
+def _cure(name: str, teacher: OutputSpec, student: OutputSpec) -> str:
+    """What to do about a teacher whose logits are of another shape."""
+    features = f"take a method that compares features and reads no logits of teachers ({', '.join(ON_FEATURES)})"
+    mapped = teacher.logits is not None and student.logits is not None and teacher.logits[1:] == student.logits[1:]
+    if not mapped or teacher.classes < student.classes:
+        return f"To keep this teacher, {features}"
+    return (
+        f"If the student's {student.classes} classes are among the teacher's {teacher.classes}, map them: wrap "
+        f"{name!r} in Network(module, reads, give=lambda z: {{'logits': z[:, ids]}}), where ids are its numbers of "
+        f"the student's classes, in the student's order. Else {features}"
+    )

@@ -99,6 +99,8 @@ class Method(nn.Module, abc.ABC):
 
     batch_relational: ClassVar[bool] = False
     """Compares rows with each other: ranks gather rows, and micro-batches are refused."""
+    least_rows: ClassVar[int] = 1
+    """Rows in a batch below which it compares nothing."""
     labelled_only: ClassVar[bool] = False
     """Iterates over rows whose target the student may use, in as many steps as over all of them."""
     symmetric: ClassVar[bool] = False

@@ -26,6 +26,11 @@ def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module]
             f"{stage.method.name} compares the rows of a batch with each other, so its batch cannot be computed in "
             f"{stage.micro_batches} micro-batches; set micro_batches to 1"
         )
+    if stage.batch_size < method.least_rows:
+        faults.append(
+            f"{stage.method.name} compares the rows of a batch with each other and needs at least {method.least_rows}; "
+            f"batch_size is {stage.batch_size}"
+        )
     if stage.epochs and not any(True for module in moving.values() for _ in module.parameters()):
         faults.append("nothing trains here: `trains` names nobody with parameters, and the method has none of its own")
     if stage.optimizer.moments == "disk" and device.type != "cpu":

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
+from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.method import STUDENT, Activation, MethodConfig, Progress, Term
 from crossdistill.outputs import Outputs, OutputSpec, Want, picked, shared_rows
 from crossdistill.protocol import Shares, Signals, Taught
@@ -105,6 +107,31 @@ class FeatureConfig(MethodConfig):
                 f"{self.name} needs {least} or more {kind}, and {who} shows {len(found)}; its taps are: {shown}"
             )
         return found
+
+
+def require_positions(method: str, pairs: Mapping[str, Sequence[Pair]], *, wide: bool = False) -> None:
+    """Refuse pairs that share a single position (or, where `wide`, a single column), of which nothing can be compared.
+
+    Raises:
+        ApplicabilityError: names the layers, and their shapes.
+    """
+    for name, found in pairs.items():
+        for pair in found:
+            height, width = shared_size(pair)
+            if (width if wide else height * width) < 2:
+                what = "column" if wide else "position"
+                raise ApplicabilityError(
+                    f"{method} compares how a map's {what}s differ, and {pair.student.tap} {pair.mine} of the student "
+                    f"and {pair.teacher.tap} {pair.theirs} of teacher {name!r} share a single {what}; name other "
+                    "layers in taps and teacher_taps, or take a method that compares vectors (rkd, crd, pkt, sp)"
+                )
+
+
+def shared_size(pair: Pair) -> tuple[int, int]:
+    """Height and width of the space in which two features of any shape are compared."""
+    sides = [as_map(torch.empty(1, *shape, device="meta")) for shape in (pair.mine, pair.theirs)]
+    height, width = same_space(sides[0], sides[1])[0].shape[2:]
+    return height, width
 
 
 def is_map(shape: Shape) -> bool:

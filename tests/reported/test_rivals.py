@@ -1,20 +1,29 @@
 """The rivals as they are published: where they read features, what they train, and what they cannot distil."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from crossdistill import Network, OptimizerConfig, Recipe, Stage, load_student, run
+from crossdistill.batch import Batch
+from crossdistill.cli import app
+from crossdistill.combination import ON_FEATURES, LogitConfig
 from crossdistill.data.av_digits import AvDigitsConfig
+from crossdistill.errors import ApplicabilityError, RecipeError
+from crossdistill.method import DataSpec, Progress
 from crossdistill.methods import METHODS
+from crossdistill.methods.dist import DIST
 from crossdistill.methods.hint import Hint
+from crossdistill.methods.kd import KD
 from crossdistill.models import build_network
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.recipes import make
-from crossdistill.taps import chosen
-from crossdistill.testing import toy_dataset
+from crossdistill.taps import FeatureConfig, chosen
+from crossdistill.testing import FakeTeacher, toy_dataset
 
 AFTER = ("at", "nst", "sp", "vid", "kdsvd", "rkd", "crd", "pkt", "ofa")
 BEFORE = ("ofd", "reviewkd")
@@ -111,3 +120,155 @@ def test_b7_hints_train_all_that_the_hinted_layer_depends_on_and_nothing_else(
 def test_b7_fitnets_trains_below_the_hinted_layers() -> None:
     hint = next(stage for stage in make("av-digits/fitnets", [], 0).stages if stage.method.name == "hint")
     assert hint.trained == ("student",)
+
+
+TWO = OutputSpec((2,), (5,), {"map": (3, 4, 4), "late": (3, 2, 2)})
+ON_TWO = DataSpec(rows=20, classes=2, targets=torch.arange(20) % 2)
+
+
+@pytest.mark.parametrize("name", [name for name, one in METHODS.items() if issubclass(one, LogitConfig)])
+def test_a10_two_classes_are_not_standardised(name: str) -> None:
+    settings = {"beta": 0.0} if name == "dist" else {}
+    with pytest.raises(ApplicabilityError, match=r"standardise.* 2 .*(false|features)" if name != "dkd" else "2"):
+        METHODS[name].model_validate({"standardise": True, **settings}).build(TWO, {"t": TWO}, ON_TWO)
+
+
+def test_a10_dist_on_two_classes_keeps_its_rows_alone() -> None:
+    with pytest.raises(ApplicabilityError, match=r"2 classes.*beta"):
+        METHODS["dist"]().build(TWO, {"t": TWO}, ON_TWO)
+    METHODS["dist"].model_validate({"beta": 0.0}).build(TWO, {"t": TWO}, ON_TWO)
+
+
+def test_a10_it_is_found_before_anything_trains(tmp_path: Path) -> None:
+    data = toy_dataset(("first",), classes=2)
+    networks = [Network(nn.Linear(6, 2), "first") for _ in range(2)]
+    stages = tuple(
+        Stage(name=name, method=method, epochs=1) for name, method in (("a", KD(standardise=True)), ("b", DIST()))
+    )
+    recipe = Recipe(name="two", data=AvDigitsConfig(), student=networks[0], teachers={"t": networks[1]}, stages=stages)
+    with pytest.raises(RecipeError) as caught:
+        run(recipe, tmp_path / "out", dataset=data)
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["stages.a", "stages.b"]
+
+
+# Those whose signal is not a gradient to the student through its logits or features, or which need settings.
+OTHERS = {"supervised", "specialise", "salience", "route"}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OTHERS])
+def test_a10_whatever_accepts_two_classes_gives_a_gradient_from_the_teacher(name: str) -> None:
+    """Logits on which the teacher and the student disagree: something has to move the student besides the labels."""
+    settings = {"beta": 0.0} if name == "dist" else {"negatives": 8} if name == "crd" else {}
+    config = METHODS[name].model_validate(settings)
+    torch.manual_seed(0)
+    try:
+        method = config.build(TWO, {"t": TWO}, ON_TWO)
+    except ApplicabilityError:
+        assert name == "dkd"
+        return
+    student, teacher = (FakeTeacher(who, TWO, wants=_signals(0), given=_signals(n)) for n, who in enumerate("st"))
+    batch = Batch(inputs={}, ids=torch.arange(8), targets=torch.arange(8) % 2)
+    step = method(batch, student, {"t": teacher}, Progress(epoch=1))
+    signal = sum((t.reduced(8) * t.weight).sum() for key, t in step.terms.items() if not key.startswith("task"))
+    assert isinstance(signal, Tensor)
+    leaves = [value for value in student.given.values() if value.requires_grad]
+    gradients = torch.autograd.grad(signal, leaves, allow_unused=True)
+    assert any(one is not None and one.abs().max() > 1e-7 for one in gradients), f"{name} moves nothing"
+
+
+def _signals(seed: int) -> dict[Want, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    shapes = {Want.LOGITS: (2,), Want.EMBEDDING: (5,), **{Want.feature(tap): s for tap, s in TWO.features.items()}}
+    return {want: torch.randn((8, *shape), generator=source).requires_grad_() for want, shape in shapes.items()}
+
+
+def test_a10_a_single_class_is_refused() -> None:
+    one = OutputSpec((1,), (5,))
+    with pytest.raises(ApplicabilityError, match="1 class"):
+        KD().build(one, {"t": one}, DataSpec(rows=20, classes=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "mine", "theirs"),
+    [
+        ("at", (3, 8, 1), (3, 1, 8)),
+        ("nst", (3, 8, 1), (3, 1, 8)),
+        ("kdsvd", (3, 8, 1), (3, 8, 4)),
+        ("kdsvd", (3, 8), (3, 8)),
+    ],
+)
+def test_a10_maps_that_share_one_position_or_column_are_refused(
+    name: str, mine: tuple[int, ...], theirs: tuple[int, ...]
+) -> None:
+    specs = [OutputSpec((4,), None, {"a": shape, "b": shape}) for shape in (mine, theirs)]
+    with pytest.raises(ApplicabilityError, match=r"a \(3, 8.*single"):
+        METHODS[name]().build(specs[0], {"t": specs[1]}, DataSpec(rows=20, classes=4))
+
+
+@pytest.mark.parametrize(("name", "least"), [("rkd", 3), ("pkt", 2), ("sp", 2), ("dist", 2)])
+def test_a10_a_batch_of_fewer_rows_than_are_compared_is_refused(name: str, least: int, tmp_path: Path) -> None:
+    networks = [Network(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), "first", taps=("0",)) for _ in range(2)]
+    stage = Stage(method=METHODS[name](), epochs=1, batch_size=least - 1)
+    recipe = Recipe(
+        name="few", data=AvDigitsConfig(), student=networks[0], teachers={"t": networks[1]}, stages=(stage,)
+    )
+    with pytest.raises(RecipeError, match=f"{least}.*batch_size is {least - 1}"):
+        run(recipe, tmp_path / "out", dataset=toy_dataset(("first",)))
+
+
+FEATURES = [name for name, one in METHODS.items() if issubclass(one, FeatureConfig) and name != "c2kd"]
+
+
+def test_c_class_counts_that_differ_come_with_a_cure() -> None:
+    student, teacher = OutputSpec((4,)), OutputSpec((1000,))
+    with pytest.raises(ApplicabilityError, match=r"1000.*give=lambda") as caught:
+        KD().build(student, {"big": teacher}, DataSpec(rows=20, classes=4))
+    assert all(name in str(caught.value) for name in FEATURES)
+    assert set(FEATURES) == set(ON_FEATURES)
+    with pytest.raises(ApplicabilityError) as caught:
+        KD().build(teacher, {"small": student}, DataSpec(rows=20, classes=1000))
+    assert "give=" not in str(caught.value)
+
+
+class Maps(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1)
+        self.end = nn.Linear(5, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.end(self.b(self.a(x).relu()).relu().mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize("classes", [2, 1000])
+@pytest.mark.parametrize("name", FEATURES)
+def test_c_class_counts_do_not_matter_to_methods_on_features(name: str, classes: int, tmp_path: Path) -> None:
+    student, teacher = (Network(Maps(size), "first", taps=("a", "b")) for size in (4, classes))
+    settings = {"negatives": 8} if name == "crd" else {}
+    stage = Stage(method=METHODS[name].model_validate(settings), epochs=1, steps=2)
+    recipe = Recipe(name="counts", data=AvDigitsConfig(), student=student, teachers={"t": teacher}, stages=(stage,))
+    run(recipe, tmp_path / "out", dataset=toy_dataset({"first": (1, 6, 6)}, rows=60))
+
+
+def test_c_class_counts_are_cured_by_a_map_of_classes(tmp_path: Path) -> None:
+    teacher = Network(Maps(1000), "first", give=lambda logits: {"logits": logits[:, [7, 1, 3, 999]]})
+    recipe = Recipe(
+        name="mapped",
+        data=AvDigitsConfig(),
+        student=Network(Maps(4), "first"),
+        teachers={"t": teacher},
+        stages=(Stage(method=KD(), epochs=1, steps=2),),
+    )
+    run(recipe, tmp_path / "out", dataset=toy_dataset({"first": (1, 6, 6)}, rows=60))
+
+
+@pytest.mark.parametrize("what", ["methods", "recipes", "data", "models"])
+def test_d_lists_are_json_through_and_through(what: str) -> None:
+    said = CliRunner().invoke(app, ["list", what, "--json"])
+    assert said.exit_code == 0
+    assert "Undefined" not in said.stdout
+    rows = json.loads(said.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    if what == "methods":
+        assert next(row for row in rows if row["name"] == "at")["settings"]["teacher_taps"] == {}
+        assert all(row["settings"][name] is None for row in rows for name in row.get("required", ()))

@@ -11,7 +11,7 @@ from crossdistill.losses.at import attention_transfer
 from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod
+from crossdistill.taps import FeatureConfig, FeatureMethod, require_positions
 
 
 class AT(Weighted, FeatureConfig):
@@ -24,8 +24,14 @@ class AT(Weighted, FeatureConfig):
     """Dimensionless: attention is the mean over channels of |feature| to this power."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Pairs the spatial features, the deepest with the deepest."""
-        return _AT(self, self.pairs("maps", student, teachers), data.labelled_fraction)
+        """Pairs the spatial features, the deepest with the deepest.
+
+        Raises:
+            ApplicabilityError: a pair shares a single position.
+        """
+        pairs = self.pairs("maps", student, teachers)
+        require_positions(self.name, pairs)
+        return _AT(self, pairs, data.labelled_fraction)
 
 
 class _AT(FeatureMethod):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil, seen_everywhere
+from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.kl import log_probabilities
 from crossdistill.method import ActsOn, DataSpec, Method
 from crossdistill.outputs import OutputSpec
@@ -29,13 +30,23 @@ class DIST(Weighted, LogitConfig):
     """Dimensionless."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Checks that all have logits over the same classes, one prediction a row."""
+        """Checks that all have logits over the same classes, one prediction a row.
+
+        Raises:
+            ApplicabilityError: two classes, of which a row's correlation is always 1 or -1; or dense logits.
+        """
         self.check(student, teachers, dense=False)
+        if self.beta and student.classes == 2:
+            raise ApplicabilityError(
+                "dist: the correlation over a row's 2 classes is always 1 or -1 and has no gradient; with 2 classes "
+                "set beta to 0, which keeps the correlation over rows, or take kd"
+            )
         return _DIST(self, teachers, data.labelled_fraction)
 
 
 class _DIST(LogitMethod):
     batch_relational: ClassVar[bool] = True
+    least_rows: ClassVar[int] = 2
 
     def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
         config = self.config

@@ -10,7 +10,7 @@ from crossdistill.losses.kdsvd import singular_flow
 from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod
+from crossdistill.taps import FeatureConfig, FeatureMethod, require_positions
 
 
 class KDSVD(Weighted, FeatureConfig):
@@ -25,9 +25,12 @@ class KDSVD(Weighted, FeatureConfig):
         """Pairs the spatial features, the deepest with the deepest.
 
         Raises:
-            ApplicabilityError: a network shows fewer than two spatial features, so that there is no flow between them.
+            ApplicabilityError: a network shows fewer than two spatial features, so that there is no flow between them,
+                or a pair shares a single column, whose direction is always the same.
         """
-        return _KDSVD(self, self.pairs("maps", student, teachers, least=2), data.labelled_fraction)
+        pairs = self.pairs("maps", student, teachers, least=2)
+        require_positions(self.name, pairs, wide=True)
+        return _KDSVD(self, pairs, data.labelled_fraction)
 
 
 class _KDSVD(FeatureMethod):

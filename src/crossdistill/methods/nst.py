@@ -11,7 +11,7 @@ from crossdistill.losses.nst import selectivity_transfer
 from crossdistill.method import ActsOn, DataSpec, Method, Progress
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod
+from crossdistill.taps import FeatureConfig, FeatureMethod, require_positions
 
 
 class NST(Weighted, FeatureConfig):
@@ -22,8 +22,14 @@ class NST(Weighted, FeatureConfig):
     weight: float = Field(50.0, ge=0)
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Pairs the spatial features, the deepest with the deepest."""
-        return _NST(self, self.pairs("maps", student, teachers), data.labelled_fraction)
+        """Pairs the spatial features, the deepest with the deepest.
+
+        Raises:
+            ApplicabilityError: a pair shares a single position.
+        """
+        pairs = self.pairs("maps", student, teachers)
+        require_positions(self.name, pairs)
+        return _NST(self, pairs, data.labelled_fraction)
 
 
 class _NST(FeatureMethod):

@@ -28,6 +28,7 @@ class PKT(Weighted, FeatureConfig):
 
 class _PKT(FeatureMethod):
     batch_relational: ClassVar[bool] = True
+    least_rows: ClassVar[int] = 2
 
     def compare(
         self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress

@@ -39,6 +39,7 @@ class RKD(Mixed, FeatureConfig):
 
 class _RKD(FeatureMethod):
     batch_relational: ClassVar[bool] = True
+    least_rows: ClassVar[int] = 3
 
     def __init__(self, config: RKD, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
         super().__init__(config, pairs, labelled_fraction)

@@ -27,6 +27,7 @@ class SP(Weighted, FeatureConfig):
 
 class _SP(FeatureMethod):
     batch_relational: ClassVar[bool] = True
+    least_rows: ClassVar[int] = 2
 
     def compare(
         self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
