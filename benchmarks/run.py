@@ -22,7 +22,7 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- bench-table -->\n", "<!-- /bench-table -->"
 SCRIPTS = (
     "masknet", "bank_read", "more_samples", "route_epoch", "student_alone", "peak_memory", "specialise_epoch",
-    "whole_method", "step_switches",
+    "whole_method", "step_switches", "part_size",
 )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class _Scaled(Method):
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
         if self.config.wicked.startswith("judges "):
             values = json.loads(self.config.wicked.removeprefix("judges "))
-            self.calls = getattr(self, "calls", -1) + 1
-            return {STUDENT: torch.full((len(batch),), values[max(0, self.calls - 1)])}
+            # A few rows are looked at before training, and to find how many go together.
+            self.calls = getattr(self, "calls", -1) + (len(batch) > 4)
+            return {STUDENT: torch.full((len(batch),), values[max(0, self.calls)])}
         return super().validate(batch, student, teachers)

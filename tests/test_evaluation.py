@@ -1,11 +1,7 @@
-"""Passes without gradient: how many rows at a time."""
+"""Passes without gradient: batches in their order, and predictions of the rows that a source sees."""
 
-from typing import Any
-
-import pytest
 import torch
 
-from crossdistill import evaluation
 from crossdistill.data.dataset import Dataset
 from crossdistill.evaluation import batches
 
@@ -13,30 +9,10 @@ CPU = torch.device("cpu")
 ROWS = 2500
 
 
-def sizes(**settings: Any) -> list[int]:
+def test_rows_come_in_their_order_a_size_at_a_time() -> None:
     inputs = {"small": torch.zeros(ROWS, 4), "large": torch.zeros(ROWS, 50, 50)}
     data = Dataset.from_arrays("two", inputs, torch.arange(ROWS) % 3)
-    return [len(batch) for batch in batches(data, torch.arange(ROWS), CPU, **settings)]
-
-
-def test_small_rows_go_by_the_thousand() -> None:
-    assert sizes(only={"small"}) == [1024, 1024, 452]
-
-
-@pytest.mark.parametrize(
-    ("settings", "rows"),
-    [
-        ({}, (10_016, 100)),
-        ({"only": {"large"}}, (10_000, 100)),
-        ({"only": {"small"}, "asked_bytes": 984}, (1000, 80)),
-        ({"only": {"small"}, "asked_bytes": 10**9}, (1, 1)),
-    ],
-)
-def test_large_rows_go_by_what_they_hold(
-    settings: dict[str, Any], rows: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row_bytes, wanted = rows
-    monkeypatch.setattr(evaluation, "PASS_BYTES", row_bytes * wanted)
-    found = sizes(**settings)
-    assert set(found[:-1]) == {wanted}
-    assert sum(found) == ROWS
+    found = list(batches(data, torch.arange(ROWS), CPU, 1024, only={"small"}))
+    assert [len(batch) for batch in found] == [1024, 1024, 452]
+    assert torch.equal(torch.cat([batch.ids for batch in found]), torch.arange(ROWS))
+    assert all(set(batch.inputs) == {"small"} for batch in found)

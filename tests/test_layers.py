@@ -49,6 +49,8 @@ LAYERS = (
         "report",
         "devices",
         "evaluation",
+        "part_size",
+        "teacher_accuracy",
         "metrics",
         "claim",
         "plan",

@@ -60,7 +60,7 @@ def assert_same_run(found: Path, wanted: Path) -> None:
         elif name.endswith(".npz"):
             with np.load(one) as mine, np.load(two) as theirs:
                 assert all(np.array_equal(mine[key], theirs[key]) for key in theirs.files), name
-        elif name.endswith((".safetensors", ".jsonl")):
+        elif name.endswith((".safetensors", "metrics.jsonl")):
             assert one.read_bytes() == two.read_bytes(), name
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from scaled import Scaled
 from torch import Tensor, nn
 
-from crossdistill import evaluation
+from crossdistill import part_size
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import FrozenError, NonFiniteError
 from crossdistill.method import STUDENT
@@ -212,8 +212,9 @@ def test_a_student_may_read_several_modalities(tmp_path: Path) -> None:
 
 def test_how_many_rows_are_looked_at_together_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for name, bytes_ in (("many", evaluation.PASS_BYTES), ("few", 500)):
-        monkeypatch.setattr(evaluation, "PASS_BYTES", bytes_)
+    for name, bytes_ in (("many", 2**24), ("few", 1)):
+        monkeypatch.setattr(part_size, "PART_BYTES", {"cpu": bytes_})
+        monkeypatch.setattr(part_size, "FEW_ROWS", 3)
         report = run(everything(DATA, 2), tmp_path / name)
         outcomes = sorted((tmp_path / name).glob("stages/*/outcome.json"))
         histories = [epoch for path in outcomes for epoch in json.loads(path.read_text())["history"]]

@@ -135,9 +135,9 @@ def eval_command(
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        typer.echo(
-            f"{visible(str(run))}: {found['metric']} {found['value']:.4f} on {found['rows']} rows of the {split} split"
-        )
+        rows = f"{found['rows']:,} of {found['of']:,}" if found["rows"] != found["of"] else f"{found['rows']:,}"
+        said = f"{rows} row{'' if found['of'] == 1 else 's'} of the {split} split"
+        typer.echo(f"{visible(str(run))}: {found['metric']} {found['value']:.4f} on {said}")
 
 
 @app.command("predict")

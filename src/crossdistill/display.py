@@ -30,6 +30,10 @@ class Display(Protocol):
         """So many more parts are done."""
         ...
 
+    def status(self, text: str) -> None:
+        """What stands beside the bar from now on: epoch, loss, metrics, rows per second."""
+        ...
+
     def end(self, note: str = "") -> None:
         """It is over."""
         ...
@@ -43,13 +47,29 @@ class Display(Protocol):
         ...
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: "1 row", "2 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def attended() -> bool:
+    """Whether standard error is a terminal, or this is a notebook."""
+    if sys.stderr.isatty():
+        return True
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
 class Quiet:
-    """Nobody looks."""
+    """A display that shows nothing."""
 
     def begin(self, name: str, total: int) -> None:
         """Nothing."""
 
     def advance(self, parts: int = 1) -> None:
+        """Nothing."""
+
+    def status(self, text: str) -> None:
         """Nothing."""
 
     def end(self, note: str = "") -> None:
@@ -63,7 +83,7 @@ class Quiet:
 
 
 class Terminal:
-    """Bars on standard error where that is a terminal; one line for each thing begun and ended where it is not."""
+    """Bars on a terminal (standard error) and in notebooks; elsewhere one line for each thing begun and ended."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, soft_wrap=True)
@@ -74,7 +94,7 @@ class Terminal:
 
     def __enter__(self) -> "Terminal":
         """Start drawing."""
-        if sys.stderr.isatty():
+        if attended():
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -82,6 +102,7 @@ class Terminal:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}", markup=False),
                 console=self.console,
             )
             self._bars.start()
@@ -98,7 +119,7 @@ class Terminal:
         """A new bar, or a line."""
         self._name = name = visible(name)
         if self._bars is not None:
-            self._task = self._bars.add_task(name, total=total)
+            self._task = self._bars.add_task(name, total=total, status="")
         else:
             self.console.print(f"{name} ...", markup=False, highlight=False)
 
@@ -106,6 +127,11 @@ class Terminal:
         """Move the bar."""
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, parts)
+
+    def status(self, text: str) -> None:
+        """Text beside the bar."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, status=text)
 
     def end(self, note: str = "") -> None:
         """Remove the bar and leave a line."""

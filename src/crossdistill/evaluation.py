@@ -1,12 +1,12 @@
 """How well a network does on a split: predictions without gradient, and a metric over all of them at once."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch
@@ -14,23 +14,24 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, nearest
 from crossdistill.metrics import METRICS, measure
 from crossdistill.network import Network
-from crossdistill.outputs import Outputs, Want
+from crossdistill.outputs import Cut, Outputs, Want
+from crossdistill.part_size import rows_at_once
 from crossdistill.recipe import Recipe
 from crossdistill.student import load_student
-
-ROWS_AT_ONCE = 1024
-"""Rows of one pass without gradient, at most: large enough to be fast."""
-PASS_BYTES = 2**25
-"""What is read and asked for in one pass takes no more: inside, networks hold a hundred times as much."""
+from crossdistill.teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a network said of the rows of a split: class numbers and targets, row by row."""
+    """What a network said of the rows of a split that have a target and that it sees, row by row.
+
+    `probabilities` (N, C) are there where they were wanted.
+    """
 
     ids: Int64[Tensor, " N"]
     predicted: Int64[Tensor, " N"]
     targets: Int64[Tensor, " N"]
+    probabilities: Float[Tensor, "N C"] | None = None
 
     def accuracy(self) -> float:
         """Fraction of rows that are right, dimensionless."""
@@ -41,37 +42,83 @@ def batches(
     dataset: Dataset,
     rows: Tensor,
     device: torch.device,
+    size: int,
     *,
     only: Collection[str] | None = None,
-    asked_bytes: int = 0,
     view: Tensor | None = None,
 ) -> Iterator[Batch]:
-    """Rows in their order, as whole batches on a device; `only` names the modalities to fetch (None: all).
+    """Rows in their order, as whole batches of `size` rows on a device.
 
-    `view` says in which view each row is wanted (None: as they are). A batch has up to `ROWS_AT_ONCE` rows, and fewer
-    where a row's inputs, with the `asked_bytes` that networks are asked for each row, are large.
+    `only` names the modalities to fetch (None: all), `view` says in which view each row is wanted (None: as they are).
     """
-    read = [dataset.inputs[name] for name in dataset.inputs if only is None or name in only]
-    row_bytes = asked_bytes + sum(tensor.shape[1:].numel() * tensor.element_size() for tensor in read)
-    size = max(1, min(ROWS_AT_ONCE, PASS_BYTES // max(1, row_bytes)))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         yield dataset.batch(rows[part], only=only, view=None if view is None else view[part]).to(device)
 
 
 @torch.no_grad()
-def predict(source: Callable[[Batch], Outputs], dataset: Dataset, rows: Tensor, device: torch.device) -> Predictions:
-    """Class numbers for all rows that have a target and whose modalities are present."""
-    ids, predicted, targets = [], [], []
-    for batch in batches(dataset, rows, device):
+def predict(
+    source: Callable[[Batch], Outputs],
+    dataset: Dataset,
+    rows: Tensor,
+    device: torch.device,
+    *,
+    only: Collection[str] | None = None,
+    probabilities: bool = False,
+) -> Predictions:
+    """Class numbers for all rows that have a target and whose modalities are present.
+
+    With `probabilities`, those of all classes beside them. `only` names the modalities that the source reads (None: all
+    are fetched).
+    """
+    ids, predicted, targets, likely = [], [], [], []
+    size = rows_at_once(source, lambda n: dataset.batch(rows[:n], only=only).to(device), len(rows), device)
+    for batch in batches(dataset, rows, device, size, only=only):
         outputs = source(batch)
         assert batch.targets is not None
         known = outputs.of(batch.targets)
         keep = known != MISSING_TARGET
-        predicted.append(outputs.need(Want.LOGITS).argmax(1)[keep])
+        logits = outputs.need(Want.LOGITS)
+        predicted.append(logits.argmax(1)[keep])
         targets.append(known[keep])
         ids.append(outputs.of(batch.ids)[keep])
-    return Predictions(*(torch.cat(part).cpu() for part in (ids, predicted, targets)))
+        if probabilities:
+            likely.append(logits.movedim(1, -1)[keep].softmax(-1).cpu())
+    none = torch.zeros(0, dtype=torch.int64)
+    one, two, three = (torch.cat(part).cpu() if part else none for part in (ids, predicted, targets))
+    return Predictions(one, two, three, torch.cat(likely) if likely else None)
+
+
+class Overheard:
+    """A source whose answers are compared with the targets on their way to a method."""
+
+    def __init__(self, source: Teacher) -> None:
+        self.name, self.modalities, self.spec = source.name, source.modalities, source.spec
+        self._source = source
+        self.counts = torch.zeros(2, dtype=torch.float64)
+        """Right answers, and answers that have a target."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """What the source gives."""
+        outputs = self._source(batch)
+        if outputs.logits is not None and batch.targets is not None:
+            known = outputs.of(batch.targets)
+            right, keep = outputs.logits.argmax(1) == known, known != MISSING_TARGET
+            counts = torch.stack([(right & keep).sum(), keep.sum()]).double()
+            self.counts = self.counts.to(counts.device) + counts
+        return outputs
+
+    def asked(self, wants: Iterable[Want]) -> Teacher:
+        """The source, asked for these things; no longer listened to."""
+        return self._source.asked(wants)
+
+    def sees(self, batch: Batch) -> Batch:
+        """The rows that the source looks at."""
+        return self._source.sees(batch)
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """The source's own."""
+        return self._source.tail(tap)
 
 
 def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accuracy") -> dict[str, Any]:
@@ -87,18 +134,20 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accura
     dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
     if split not in dataset.splits:
         raise SettingError(f"data {dataset.name!r} has no split {split!r}; {nearest(split, dataset.splits)}")
-    found = predict(student.network, dataset, dataset.splits[split], torch.device("cpu"))
+    rows = dataset.splits[split]
+    found = predict(student.network, dataset, rows, torch.device("cpu"), only=student.network.reads)
     # Single precision would not repeat the number that the run wrote.
     own = metric == "accuracy"
     value = found.accuracy() if own else measure(metric, found.predicted, found.targets, len(dataset.classes))
-    return {"split": split, "metric": metric, "value": value, "rows": len(found.targets)}
+    return {"split": split, "metric": metric, "value": value, "rows": len(found.targets), "of": len(rows)}
 
 
-def chance(dataset: Dataset, split: str = "test") -> float:
-    """Accuracy of always naming the class that is most frequent in the training split."""
+def chance(dataset: Dataset, split: str = "test") -> Predictions:
+    """What always naming the class that is most frequent in the training split says of the rows with a target."""
     train = dataset.targets[dataset.splits["train"]]
     train = train[train != MISSING_TARGET]
     best = torch.bincount(train, minlength=len(dataset.classes)).argmax()
-    targets = dataset.targets[dataset.splits[split]]
-    targets = targets[targets != MISSING_TARGET]
-    return float((targets == best).double().mean())
+    rows = dataset.splits[split]
+    rows = rows[dataset.targets[rows] != MISSING_TARGET]
+    targets = dataset.targets[rows]
+    return Predictions(rows, best.expand_as(targets), targets)

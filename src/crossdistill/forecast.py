@@ -11,7 +11,7 @@ from torch import nn
 
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices, devices
-from crossdistill.display import Display
+from crossdistill.display import Display, counted
 from crossdistill.method import Progress
 from crossdistill.network import Network
 from crossdistill.plan import Job, Plan, prepare
@@ -82,8 +82,10 @@ class Forecast:
             )
         lines += [
             "",
-            f"projected: {duration(self.seconds)} in all, from {self.timed_steps} timed steps of each stage (median)",
+            f"projected: {duration(self.seconds)} in all, from {counted(self.timed_steps, 'timed step')} of each stage "
+            "(median)",
         ]
+        lines.append("memory: the peak of steps and validation; loading, filling banks and the final test come on top")
         size = f"{self.bank_bytes / 2**20:.1f} MB" if self.bank_bytes >= 2**20 else f"{self.bank_bytes / 2**10:.1f} kB"
         lines.append(f"outputs of frozen networks, if all were kept: {size}")
         return "\n".join(lines)

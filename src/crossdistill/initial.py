@@ -87,7 +87,8 @@ def _live(recipe: Recipe) -> dict[str, Network]:
 
 def _moving(recipe: Recipe) -> set[str]:
     """Members that train, all of them or at a tap, in any stage."""
-    named = {part.partition(":")[0] for stage in recipe.stages for part in stage.trained}
+    parts = (p for s in recipe.stages for p in s.trained_with(recipe.teachers if s.teachers is None else s.teachers))
+    named = {part.partition(":")[0] for part in parts}
     return {recipe.learner if name == STUDENT else name for name in named}
 
 

@@ -158,6 +158,8 @@ class MethodConfig(BaseModel, abc.ABC):
 
     graduating: ClassVar[bool] = False
     """Makes new teachers for the stages after it, so that these cannot be checked where it is faulty."""
+    trains_teachers: ClassVar[bool] = False
+    """Its teachers train with the student, unless the stage's `trains` says otherwise."""
     acts_on: ClassVar[ActsOn | None] = None
     """What it compares, if its recipe is one stage with pretrained teachers; None: its recipe is written out."""
     activation: ClassVar[Activation] = "after"

@@ -1,10 +1,13 @@
 """What a run leaves behind: the outcomes of its stages, test results, and the student's folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from crossdistill.batch import MISSING_TARGET
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices
 from crossdistill.evaluation import Predictions, chance, predict
@@ -26,22 +29,29 @@ class Outcome:
     about: Mapping[str, Any]
 
 
-def finish(plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, split: str = "test") -> Report:
-    """Read the test split (or another), once; write predictions, the student, and last of all `results.json`."""
+def finish(
+    plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, split: str = "test", memory: float = 0.0
+) -> Report:
+    """Read the test split (or another), once; write predictions, the student, and last of all `results.json`.
+
+    `memory` is the peak of what came before the first stage, in MB; the row of the student has that of the whole run.
+    """
     recipe, dataset = plan.recipe, plan.dataset
     rows = dataset.splits[split]
     seconds = sum(float(outcome.about["seconds"]) for outcome in outcomes)
-    memory = max((float(outcome.about["peak_memory_mb"]) for outcome in outcomes), default=0.0)
+    where.reset_peak()
     learner = Live(recipe.learner, plan.members[recipe.learner])
     method = recipe.method or recipe.stages[-1].method.name
-    table = _Table(plan, len(rows), "accuracy" if split == "test" else f"{split} accuracy")
-    results = [table.row("chance", chance(dataset, split), 0.0, 0.0, labelled=1.0)]
+    table = _Table(plan, "accuracy" if split == "test" else f"{split} accuracy")
+    with_target = _fraction(dataset.targets != MISSING_TARGET, dataset)
+    results = [table.row("chance", chance(dataset, split), labelled=with_target)]
     for name, teacher in plan.teachers.items():
-        found = predict(teacher.asked({Want.LOGITS}), dataset, rows, where.device)
-        results.append(table.row(f"teacher:{name}", found.accuracy(), 0.0, 0.0, labelled=1.0))
-    student = predict(learner, dataset, rows, where.device)
-    label = f"{method}@{recipe.control}" if recipe.control else method
-    results.append(table.row(label, student.accuracy(), seconds, memory, teachers=recipe.kind, control=recipe.control))
+        found = predict(teacher.asked({Want.LOGITS}), dataset, rows, where.device, only=teacher.modalities)
+        results.append(table.row(f"teacher:{name}", found, labelled=with_target))
+    student = predict(learner, dataset, rows, where.device, only=learner.modalities, probabilities=True)
+    memory = max(memory, where.peak_memory(), *(float(outcome.about["peak_memory_mb"]) for outcome in outcomes))
+    row = table.row(f"{method}@{recipe.control}" if recipe.control else method, student)
+    results.append(replace(row, seconds=seconds, peak_memory_mb=memory, teachers=recipe.kind, control=recipe.control))
     report = Report(out, tuple(results))
     if where.is_main:
         _save_predictions(out / PREDICTIONS, student)
@@ -59,47 +69,41 @@ def finish(plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, s
 class _Table:
     """Rows of one run share most of their fields."""
 
-    def __init__(self, plan: Plan, test_rows: int, metric: str) -> None:
+    def __init__(self, plan: Plan, metric: str) -> None:
         self._plan = plan
         self._metric = metric
-        self._test_rows = test_rows
         data = plan.recipe.data
         self._labelled = labelled_fraction(data) if isinstance(data, Dataset) else data.labelled
 
-    def row(
-        self,
-        method: str,
-        accuracy: float,
-        seconds: float,
-        memory: float,
-        *,
-        labelled: float | None = None,
-        teachers: str | None = None,
-        control: str | None = None,
-    ) -> Row:
+    def row(self, method: str, found: Predictions, *, labelled: float | None = None) -> Row:
         """One line of results."""
+        accuracy = found.accuracy()
         return Row(
             data=self._plan.dataset.name,
             method=method,
-            teachers=teachers,
+            teachers=None,
             student=self._plan.recipe.learner,
             labelled=self._labelled if labelled is None else labelled,
-            control=control,
+            control=None,
             metric=self._metric,
             mean=accuracy,
             std=None,
             values=(accuracy,),
-            test_rows=self._test_rows,
-            seconds=seconds,
-            peak_memory_mb=memory,
+            test_rows=len(found.targets),
+            seconds=0.0,
+            peak_memory_mb=0.0,
         )
 
 
 def labelled_fraction(dataset: Dataset) -> float:
-    """Fraction of training rows whose label the student may use, to four digits."""
-    if dataset.labelled is None:
-        return 1.0
-    return round(float(dataset.labelled[dataset.splits["train"]].double().mean()), 4)
+    """Fraction of all training rows that have a label which the student may use, to four digits."""
+    known = dataset.targets != MISSING_TARGET
+    return _fraction(known if dataset.labelled is None else known & dataset.labelled, dataset)
+
+
+def _fraction(rows: Tensor, dataset: Dataset) -> float:
+    """Of the training rows, to four digits."""
+    return round(float(rows[dataset.splits["train"]].double().mean()), 4)
 
 
 def _remove(student: Path) -> None:
@@ -114,7 +118,12 @@ def _remove(student: Path) -> None:
 def _save_predictions(path: Path, found: Predictions) -> None:
     import numpy as np
 
+    assert found.probabilities is not None
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
-            file, ids=found.ids.numpy(), predicted=found.predicted.numpy(), targets=found.targets.numpy()
+            file,
+            ids=found.ids.numpy(),
+            predicted=found.predicted.numpy(),
+            targets=found.targets.numpy(),
+            probabilities=found.probabilities.numpy(),
         )

@@ -1,6 +1,6 @@
 """A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -184,8 +184,8 @@ class _Cast:
         """The next stage; moves the cast on to its graduates."""
         recipe = self.recipe
         learner = recipe.learner if stage.learner == STUDENT else stage.learner
-        trained = self._trained(stage)
         stage, teachers = self._settled(stage, self._teachers(stage, learner))
+        trained = self._trained(stage, [name for name in teachers if name in self.members])
         labels_hidden = learner == recipe.learner
         dataset = self.dataset if labels_hidden else replace(self.dataset, labelled=None)
         spec = _data_spec(dataset)
@@ -271,9 +271,9 @@ class _Cast:
         batch = dataset.example().to(self.device)
         return rehearse(stage, method, batch, student, teachers)
 
-    def _trained(self, stage: Stage) -> dict[str, tuple[Network, tuple[str, ...]]]:
+    def _trained(self, stage: Stage, teachers: Sequence[str]) -> dict[str, tuple[Network, tuple[str, ...]]]:
         found: dict[str, tuple[Network, tuple[str, ...]]] = {}
-        for part in stage.trained:
+        for part in stage.trained_with(teachers):
             name, _, tap = part.partition(":")
             name = self.recipe.learner if name == STUDENT else name
             network = self.members[name]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +23,11 @@ PREDICTIONS = "predictions.npz"
 class Row:
     """One line of results: a method on a student, over as many seeds as there are values.
 
-    `mean` and `std` (ddof 1; None for a single value) are of `values`, one for each seed. `seconds` is the mean
-    training time of a run, `peak_memory_mb` the largest.
+    `mean` and `std` (ddof 1; None for a single value) are of `values`, one for each seed. `test_rows` are the rows that
+    they are over: those with a target for which there was an answer, since a row whose modalities are absent has none
+    (of several seeds the fewest). `labelled` is the fraction of all training rows whose label could be used. `seconds`
+    is the mean training time of a run, `peak_memory_mb` the largest peak of any: of the whole run, from loading the
+    data over banks and stages to the test. A stage that was taken over counts as when it was trained.
     """
 
     data: str
@@ -72,13 +76,35 @@ class Report:
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}; mend it with --resume") from error
 
+    @classmethod
+    def of(cls, *folders: Path | str) -> "Report":
+        """One table of several finished runs: those that differ in their seed alone become one line, mean ± deviation.
+
+        `out` is the folder that they have in common; nothing is written.
+
+        Raises:
+            RunError: one of them is not finished, or damaged; or none was given.
+        """
+        if not folders:
+            raise RunError("no run was given; wanted the folders of finished runs")
+        paths = list(dict.fromkeys(Path(folder) for folder in folders))
+        alike: dict[str, list[Row]] = {}
+        for path in paths:
+            alike.setdefault(_without_seed(path), []).extend(cls.load(path).rows)
+        rows = dict.fromkeys(row for group in alike.values() for row in merged(group))
+        common = os.path.commonpath([path.absolute() for path in paths])
+        return cls(Path(common), tuple(rows))
+
     def __str__(self) -> str:
         """The table: what `print(run(...))` shows."""
         return self.markdown()
 
     def markdown(self) -> str:
         """The rows as a Markdown table."""
-        head = "| data | student | labels | method | accuracy | seconds | memory MB |\n|---|---|--:|---|--:|--:|--:|"
+        head = (
+            "| data | student | labels | method | accuracy | rows | seconds | memory MB |\n"
+            "|---|---|--:|---|--:|--:|--:|--:|"
+        )
         return "\n".join([head, *(_line(row) for row in self.rows)]) + "\n"
 
 
@@ -144,6 +170,13 @@ def _hashes(out: Path) -> dict[str, str]:
         raise ValueError(f"{FILES} beside it is damaged: {error}") from error
 
 
+def _without_seed(run: Path) -> str:
+    """What a run's recipe says, but for its seed."""
+    path = run / "recipe.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [str(run)]
+    return "\n".join(line for line in lines if not line.startswith(("seed:", "origin:", "#")))
+
+
 def merged(rows: Sequence[Row]) -> list[Row]:
     """Rows of several seeds as one row for each setting, in the order of their first appearance."""
     groups: dict[tuple[object, ...], list[Row]] = {}
@@ -160,6 +193,7 @@ def merged(rows: Sequence[Row]) -> list[Row]:
                 values=values,
                 mean=sum(values) / len(values),
                 std=spread_of(values),
+                test_rows=min(row.test_rows for row in group),
                 seconds=sum(row.seconds for row in group) / len(group),
                 peak_memory_mb=max(row.peak_memory_mb for row in group),
             )
@@ -186,5 +220,5 @@ def _line(row: Row) -> str:
     memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""
     return (
         f"| {markdown(row.data)} | {markdown(row.student)} | {row.labelled:.0%} | {method} | {number(row)} "
-        f"| {seconds} | {memory} |"
+        f"| {row.test_rows:,} | {seconds} | {memory} |"
     )

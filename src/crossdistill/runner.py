@@ -14,25 +14,28 @@ from crossdistill.checkpoint import drop_checkpoints, load_outcome, restore, sav
 from crossdistill.claim import device_for, examine, go_on, held_by_all, run_folder, take
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices, devices
-from crossdistill.display import Display, Quiet
+from crossdistill.display import Display, Quiet, Terminal, attended
 from crossdistill.errors import FrozenError, NonFiniteError, StoppedError
-from crossdistill.evaluation import batches
+from crossdistill.evaluation import Overheard, batches
 from crossdistill.fingerprint import fingerprint, tensor_hash
 from crossdistill.initial import begun
 from crossdistill.interruption import Interruption
 from crossdistill.lock import Holder, Lock
-from crossdistill.method import STUDENT, Progress
+from crossdistill.method import Method, Progress
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
+from crossdistill.outputs import Outputs
+from crossdistill.part_size import rows_at_once
 from crossdistill.plan import Job, Plan, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.saver import Found, Saver, parts_of
-from crossdistill.source import load_choices, save_choices, wanted_shape
+from crossdistill.source import load_choices, save_choices
 from crossdistill.supply import supply
+from crossdistill.teacher_accuracy import TeacherCheck
 from crossdistill.tracking import Tracking, require
 from crossdistill.training import Training
-from crossdistill.watch import Watch, shown
+from crossdistill.watch import Pace, Watch, shown
 
 Stop = Callable[[], bool]
 """Whether a run is to stop at the next step; asked after every one."""
@@ -51,6 +54,7 @@ def run(
     banks: Path | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
+    progress: bool = True,
     stop: Stop | None = None,
     split: str = "test",
     wait: bool = False,
@@ -63,9 +67,11 @@ def run(
     `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was killed
     goes on with `resume`; on a finished one it does nothing, or writes again what is damaged. Networks of your own that
     train are copied: yours stay as they were, and the trained student is in the folder `student` of `out`
-    (`load_student`). Once `stop` gives True, it saves where it is and ends; without a `stop` of yours, Ctrl-C does that
-    (in the main thread, where the program handles it in no other way). With another `split`, results are of that split,
-    and no row of the test split is read. One process at a time computes in `out`; with `wait` a second one waits.
+    (`load_student`). On a terminal and in notebooks bars show stage, epoch, loss, validation, rows per second and the
+    time that is left, unless `progress` is False or another `display` is given. Once `stop` gives True, it saves where
+    it is and ends; without a `stop` of yours, Ctrl-C does that (in the main thread, where the program handles it in no
+    other way). With another `split`, results are of that split, and no row of the test split is read. One process at a
+    time computes in `out`; with `wait` a second one waits.
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
@@ -75,11 +81,13 @@ def run(
         StorageError: something could not be written; what was written before is intact.
         StoppedError: `stop` gave True; says how to go on.
     """
-    out, display = run_folder(out), display or Quiet()
+    out = run_folder(out)
     with ExitStack() as held:
         if stop is None:
             stop = held.enter_context(Interruption((signal.SIGINT,), if_default=True))
         where = held.enter_context(devices(device_for(out, recipe, resume)))
+        if display is None:
+            display = held.enter_context(Terminal()) if progress and where.is_main and attended() else Quiet()
         done, _ = examine(out, recipe, resume, where) if resume else (None, None)
         if done is None:
             held.enter_context(held_by_all(out, where, _said(display, out) if wait else None))
@@ -110,6 +118,7 @@ def _computed(
     split: str,
 ) -> Report:
     """All stages, and the results; the folder is held."""
+    where.reset_peak()
     require(recipe.tracking)
     if dataset is None:
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
@@ -124,11 +133,12 @@ def _computed(
     if where.is_main:
         save_choices(out, {job.folder: job.choices for job in plan.jobs})
     banks = banks or (share or out) / "banks"
-    outcomes = []
+    outcomes, memory = [], where.peak_memory()
     with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
+        check = TeacherCheck(plan, where, display)
         for job in plan.jobs:
-            outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, stop))
-    return finish(plan, out, outcomes, where, split)
+            outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, check, stop))
+    return finish(plan, out, outcomes, where, split, memory)
 
 
 def _stage(
@@ -140,6 +150,7 @@ def _stage(
     where: Devices,
     tracking: Tracking,
     display: Display,
+    check: TeacherCheck,
     stop: Stop,
 ) -> Outcome:
     """A stage's outcome: from this run, from a shared folder, or by training now."""
@@ -155,15 +166,18 @@ def _stage(
             # Whoever held the lock before may have trained it.
             about = None if lock is None else _shared(job, own, share, where, tracking, display)
             if about is None:
+                where.reset_peak()
                 supplied, seconds = supply(job, plan.recipe.bank, banks, where, display)
+                teachers = check.before(supplied)
                 about = fit(plan, supplied, out, where, tracking, display, stop)
-                about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds}
+                about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds, "teachers": teachers}
                 where.wait()
                 if where.is_main:
                     for folder in [own, *([] if share is None else [share / job.key])]:
                         save_outcome(folder, modules, about)
                 where.wait()
     tracking.settled = int(about["metrics"])
+    check.after(job, about)
     if where.is_main:
         drop_checkpoints(out / "checkpoints")
     for module in modules.values():
@@ -210,10 +224,10 @@ def fit(
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where, out)
     state = Found(out)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
-    where.reset_peak()
-    job.method.measure(_looked_through(plan, job, where), job.student, job.teachers)
+    _measure(plan, job, training, where)
     parts = parts_of(job)
     watch = Watch(stage.name, where.device.type, tracking, saver.kept, state.totals)
+    pace = Pace(stage, watch)
     start = saver.resume()
     if start != (0, 0):
         display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
@@ -229,6 +243,7 @@ def fit(
             stopping = where.same(str(stop())) == "True" if looking or where.ranks == 1 else False
             if looking or stopping or saver.due(step):
                 watch.look()
+                display.status(pace.text(epoch))
             if stopping or saver.due(step):
                 saver.save(epoch, step + 1)
             if stopping:
@@ -239,10 +254,9 @@ def fit(
         watch.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(where.add_up if where.ranks > 1 else None)
         found = validate(job, training, where)
-        tracking.log("validation", stage.name, epoch, steps, found)
+        pace.validated(epoch, steps, found)
         state.history.append({"epoch": epoch, **found})
-        if stage.select == "best":
-            state.consider(epoch, found, parts)
+        state.consider(epoch, found, parts if stage.select == "best" else {})
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
     state.bring_back(parts)
@@ -261,33 +275,55 @@ def fit(
     }
 
 
-def _looked_through(plan: Plan, job: Job, where: Devices) -> Iterator[Batch]:
+def _measure(plan: Plan, job: Job, training: Training, where: Devices) -> None:
+    """The method's own pass over the training data, for those that have one."""
+    if type(job.method).measure is not Method.measure:
+        job.method.measure(_looked_through(plan, job, training, where), job.student, job.teachers)
+
+
+def _looked_through(plan: Plan, job: Job, training: Training, where: Devices) -> Iterator[Batch]:
     """The training rows in a random order of the recipe's seed, since methods may look at a batch as a sample."""
     source = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
     train = job.dataset.splits["train"]
     rows = train[torch.randperm(len(train), generator=source)]
     # As the first epoch sees them.
-    return _without_gradient(job, rows, where, job.dataset.views(rows, job.order.seed, 0))
+    view = job.dataset.views(rows, job.order.seed, 0)
 
+    def few(number: int) -> Batch:
+        part = None if view is None else view[:number]
+        return job.dataset.batch(rows[:number], only=job.reads, view=part).to(where.device)
 
-def _without_gradient(job: Job, rows: Tensor, where: Devices, view: Tensor | None = None) -> Iterator[Batch]:
-    """These rows in batches that fit what the method asks of everybody."""
-    sources = {STUDENT: job.student, **job.teachers}
-    asked = [(sources[name].spec, want, name) for name, wants in job.method.needs().items() for want in wants]
-    numbers = sum(torch.Size(wanted_shape(*each)).numel() for each in asked)
-    return batches(job.dataset, rows, where.device, only=job.reads, asked_bytes=4 * numbers, view=view)
+    def everybody(batch: Batch) -> list[Outputs]:
+        return [source(batch) for source in (job.student, *job.teachers.values())]
+
+    training.eval_mode()
+    size = rows_at_once(everybody, few, len(rows), where.device, compiled=job.stage.compile)
+    training.train_mode()
+    return batches(job.dataset, rows, where.device, size, only=job.reads, view=view)
 
 
 @torch.no_grad()
 def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
-    """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks."""
+    """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks.
+
+    "accuracy" is the learner's, where it trains and the method looks at its logits.
+    """
     where.agree(job.modules().values())
     training.eval_mode()
     totals: dict[str, Tensor] = {}
     bad: list[int] = []
     rows = job.dataset.splits["validation"][where.rank :: where.ranks]
-    for batch in _without_gradient(job, rows, where):
-        for name, values in job.method.validate(batch, job.student, job.teachers).items():
+    if training.part_rows is None:
+        training.part_rows = rows_at_once(
+            lambda batch: job.method.validate(batch, job.student, job.teachers),
+            lambda number: job.dataset.batch(rows[:number], only=job.reads).to(where.device),
+            len(rows),
+            where.device,
+            compiled=job.stage.compile,
+        )
+    student = Overheard(job.student)
+    for batch in batches(job.dataset, rows, where.device, training.part_rows, only=job.reads):
+        for name, values in job.method.validate(batch, student, job.teachers).items():
             pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             totals[name] = totals[name] + pair if name in totals else pair
             if not values.isfinite().all():
@@ -299,6 +335,8 @@ def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
             f"stage {job.stage.name!r}: NaN or Inf on the validation split, for the sample ids {shown(everywhere)}; "
             "look at these samples; if they are sound, lower the learning rate or set clip_norm"
         )
+    if job.student.name in job.trained:
+        totals["accuracy"] = student.counts.to(where.device)
     whole = {name: where.add_up(pair) for name, pair in totals.items()}
     # A part that no row of the split speaks of (its modality is absent there) is not judged.
     return {name: float(pair[0] / pair[1]) for name, pair in whole.items() if float(pair[1])}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crossdistill.checkpoint import Checkpoint, moving, newest_checkpoint, newest_name, restore, save_checkpoint
 from crossdistill.devices import Devices
+from crossdistill.display import counted
 from crossdistill.errors import ResumeError
 from crossdistill.mapped_memory import MappedTensor
 from crossdistill.method import STUDENT
@@ -18,6 +19,7 @@ from crossdistill.plan import Job
 from crossdistill.recipe import Recipe
 from crossdistill.tracking import Tracking
 from crossdistill.training import Training
+from crossdistill.watch import metrics_text
 
 
 def parts_of(job: Job) -> dict[str, dict[str, nn.Module]]:
@@ -78,10 +80,17 @@ class Found:
         """What was found, in one line."""
         if not self.history:
             return "no epochs"
-        values = ", ".join(f"{name} {one['value']:.4f} (epoch {one['epoch']})" for name, one in self.chosen().items())
-        last = ", ".join(f"{name} {value:.4f}" for name, value in self.history[-1].items() if name != "epoch")
-        kind = f"best validation {values}" if values else f"last validation {last}"
-        return f"{len(self.history)} epochs in {seconds:.1f} s, {kind}"
+        values = ", ".join(
+            f"{name} {one['value']:.4f} (epoch {one['epoch']}{self._accuracy(name, one['epoch'])})"
+            for name, one in self.chosen().items()
+        )
+        kind = f"lowest validation loss: {values}" if values else f"last validation: {metrics_text(self.history[-1])}"
+        return f"{counted(len(self.history), 'epoch')} in {seconds:.1f} s, {kind}"
+
+    def _accuracy(self, name: str, epoch: int | float) -> str:
+        """The learner's in the epoch that it was selected from."""
+        found = next((one for one in self.history if one["epoch"] == epoch and name == STUDENT), {})
+        return f", accuracy {found['accuracy']:.3f}" if "accuracy" in found else ""
 
 
 class Saver:

@@ -1,7 +1,7 @@
 """One stage of a recipe: which method, how long, what trains, and how the best state is chosen."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -57,7 +57,8 @@ class Stage(BaseModel):
     teachers: tuple[str, ...] | None = None
     """Who teaches; None: every teacher there is by then, those that graduated included."""
     trains: tuple[str, ...] | None = None
-    """None: the learner alone."""
+    """None: the learner, and every member that teaches where the method trains its teachers (`collaborate`, `dml`,
+    `c2kd`)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     weighting: AnyWeighting = SumConfig()
     select: Literal["best", "last"] = "best"
@@ -124,8 +125,14 @@ class Stage(BaseModel):
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """What moves, besides the method's own modules."""
-        return (self.learner,) if self.trains is None else self.trains
+        """What is sure to move, besides the method's own modules; `trained_with` adds teachers."""
+        return self.trained_with(())
+
+    def trained_with(self, teachers: Iterable[str]) -> tuple[str, ...]:
+        """What moves, besides the method's own modules, where these members teach."""
+        if self.trains is not None:
+            return self.trains
+        return (self.learner, *(teachers if self.method.trains_teachers else ()))
 
     def tiny(self) -> "Stage":
         """The same stage, over in a moment: for tests and first looks."""

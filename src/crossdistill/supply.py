@@ -15,18 +15,19 @@ from crossdistill.banked import Banked, shuffled
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices
-from crossdistill.display import Display
+from crossdistill.display import Display, counted
 from crossdistill.errors import BankError, BankMissing
 from crossdistill.fingerprint import fingerprint
 from crossdistill.outputs import Outputs, Want
+from crossdistill.part_size import rows_at_once
 from crossdistill.plan import Job
 from crossdistill.source import Choice, banked_rows, explained, wanted_shape
 from crossdistill.storage import key_hash
 from crossdistill.teacher import Keyed, Live, Masked, Shuffled, Teacher
 
 PASS_ROWS = {"cpu": 16}
-"""Rows of one pass while a block is computed, by the kind of device (elsewhere all of them): it is the peak of memory
-of a stage that reads nothing but banks, and a CPU is no faster with more."""
+"""Rows of one pass while a block is computed, at most, by the kind of device (elsewhere all of them): it is the peak of
+memory of a stage that reads nothing but banks, and a CPU is no faster with more. Fewer where rows hold much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def supply(job: Job, settings: BankSettings, folder: Path, where: Devices, displ
         job,
         student=found[job.student.name],
         teachers={name: found[name] for name in job.teachers},
-        reads=frozenset(modality for teacher in found.values() for modality in _reads(teacher)),
+        reads=frozenset(modality for teacher in found.values() for modality in reads_of(teacher)),
     )
     return supplied, time.monotonic() - began
 
@@ -98,7 +99,7 @@ def _want(choice: Choice) -> Want:
     return Want(*choice.want.split(":", 1))
 
 
-def _reads(teacher: Teacher) -> tuple[str, ...]:
+def reads_of(teacher: Teacher) -> tuple[str, ...]:
     """Modalities that a batch has to bring for this source; the control fetches its own rows."""
     if isinstance(teacher, Shuffled):
         return ()
@@ -179,6 +180,7 @@ class _Producer:
         wants |= {Want.cut(tap) for item in items for tap in _masked_tap(item.teacher)}
         self._base = base.asked(wants) if wants else None
         self._reads = {modality for item in items for modality in item.teacher.modalities}
+        self._rows = BLOCK_ROWS
 
     def read_from(self, cuts: Mapping[Want, Bank]) -> None:
         """Take cuts from banks that are there already: they hold the same numbers, block by block."""
@@ -189,7 +191,7 @@ class _Producer:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, view: Tensor | None) -> Produced:
-        size = PASS_ROWS.get(self._device.type, len(ids))
+        size = min(self._rows, PASS_ROWS.get(self._device.type, len(ids)))
         starts = range(0, len(ids), size)
         parts = [self._passed(ids[s : s + size], None if view is None else view[s : s + size]) for s in starts]
         if len(parts) == 1:
@@ -202,8 +204,19 @@ class _Producer:
             for label in parts[0]
         }
 
+    def measure(self, rows: BankRows) -> None:
+        """Find how many rows go together: as many in every process that fills these banks."""
+
+        def few(number: int) -> Batch:
+            ids, view = rows.part(0, number)
+            return self._dataset.batch(ids, only=self._reads, view=view).to(self._device)
+
+        self._rows = rows_at_once(self._found, few, min(len(rows), BLOCK_ROWS), self._device)
+
     def _passed(self, ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
-        batch = self._dataset.batch(ids, only=self._reads, view=view).to(self._device)
+        return self._found(self._dataset.batch(ids, only=self._reads, view=view).to(self._device))
+
+    def _found(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
         given = None if self._base is None else self._base(batch)
         found: dict[str, Outputs] = {}
         produced: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -281,6 +294,7 @@ def _filled(
         return banks
     for module in (module for item in items for module in modules_of(item.teacher)):
         module.eval()
+    produce.measure(rows)
     size = sum(item.key.bytes(len(rows)) for item in items if item.label not in banks)
     names = ", ".join(item.label for item in items if lacking[item.label])
     display.say(f"{stage}: bank of {names}: {estimate(rows, size, missing, BLOCK_ROWS, produce).text()}, in {folder}")
@@ -289,7 +303,7 @@ def _filled(
             banks[item.label] = Bank.create(folder, item.key, rows, {"source": item.name, "stage": stage})
     display.begin(f"{stage}: bank", missing)
     fill(banks, produce, display.advance, lambda text: display.say(f"{stage}: {text}"))
-    display.end(f"{missing} blocks of {BLOCK_ROWS} rows")
+    display.end(f"{counted(missing, 'block')} of {BLOCK_ROWS} rows")
     return banks
 
 

@@ -4,6 +4,8 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from crossdistill.errors import MissingExtraError
 from crossdistill.storage import storage_error
+
+TIMES = "times.jsonl"
+"""File of a run folder that says when each epoch ended, and how fast it was."""
 
 
 @runtime_checkable
@@ -34,6 +39,8 @@ class Tracking:
         self.path = out / "metrics.jsonl"
         self.silent = silent
         self._file = None if silent else self.path.open("a", encoding="utf-8")
+        # Apart, and never shortened: what is in metrics.jsonl is the same in every run of a recipe, to the last byte.
+        self._times = None if silent else (out / TIMES).open("a", encoding="utf-8", buffering=1)
         self._others = [] if silent else [_tracker(kind, out, name) for kind in trackers]
         self._moment = 0
         self.settled = 0
@@ -55,6 +62,23 @@ class Tracking:
         self._moment += 1
         for other in self._others:
             other.log({f"{stage}/{name}": float(value) for name, value in values.items()}, self._moment)
+
+    def clock(self, stage: str, epoch: int, seconds: float, rows_per_second: float) -> None:
+        """Write when an epoch ended (UTC), seconds since its stage began or went on, and the speed, into times.jsonl.
+
+        An epoch that is made again after a kill stands there twice; the later line is the one that counts.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        if self._times is None:
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = {"time": now, "stage": stage, "epoch": epoch, "seconds": round(seconds, 3)}
+        try:
+            self._times.write(json.dumps(record | {"rows_per_second": round(rows_per_second, 1)}) + "\n")
+        except OSError as error:
+            raise storage_error(Path(self._times.name), error) from error
 
     def position(self) -> int:
         """Bytes written so far, after everything has reached the disk.
@@ -92,6 +116,9 @@ class Tracking:
         """Close the file and the trackers."""
         for other in self._others:
             other.close()
+        if self._times is not None:
+            with suppress(OSError):
+                self._times.close()
         if self._file is not None:
             try:
                 self._file.close()

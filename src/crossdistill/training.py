@@ -53,6 +53,8 @@ class Training:
         """
         self.job = job
         self.devices = devices
+        self.part_rows: int | None = None
+        """Rows of one part of a validation pass; found at the first."""
         stage = job.stage
         for module in frozen:
             module.requires_grad_(False).eval()

@@ -1,6 +1,7 @@
 """The numbers of the last steps, looked at together: on an accelerator each look waits for it."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from crossdistill.errors import NonFiniteError
 from crossdistill.method import Progress
+from crossdistill.stage import Stage
 from crossdistill.tracking import Tracking
 
 LOOK_EVERY = {"cpu": 1, "cuda": 50, "mps": 50}
@@ -33,10 +35,15 @@ class Watch:
     waiting: list[tuple[Tensor, Progress, Mapping[str, Tensor]]] = field(default_factory=list)
     skips: int = 0
     """Steps in a row that were left out so far."""
+    loss: float = math.nan
+    """Of the last step that was looked at."""
+    rows: int = 0
+    """Training rows since this process went on with the stage."""
 
     def add(self, rows: Tensor, progress: Progress, logs: Mapping[str, Tensor]) -> bool:
         """Take one step's numbers; whether it is time to look."""
         self.waiting.append((rows, progress, logs))
+        self.rows += len(rows)
         return len(self.waiting) >= LOOK_EVERY[self.kind] or progress.step + 1 == progress.steps
 
     def look(self) -> None:
@@ -61,6 +68,7 @@ class Watch:
                     f"{self.kept()}. Look at these samples; if they are sound, lower the learning rate or set "
                     "clip_norm, and start again in another folder"
                 )
+            self.loss = found["loss"]
             self.tracking.log("step", self.stage, progress.epoch, progress.step, found)
             for name, value in found.items():
                 self.totals[name] = self.totals.get(name, 0.0) + value
@@ -72,6 +80,41 @@ class Watch:
         if values:
             self.tracking.log("epoch", self.stage, progress.epoch, progress.steps, values)
         self.totals.clear()
+
+
+class Pace:
+    """Where a stage is and how fast: the text beside its bar."""
+
+    def __init__(self, stage: Stage, watch: Watch) -> None:
+        self._stage, self._epochs = stage.name, stage.epochs
+        self._watch = watch
+        self._began = time.monotonic()
+        self._validation = ""
+
+    def validated(self, epoch: int, steps: int, found: Mapping[str, int | float]) -> None:
+        """Track what a validation gave, and when."""
+        tracking = self._watch.tracking
+        tracking.log("validation", self._stage, epoch, steps, found)
+        tracking.clock(self._stage, epoch, time.monotonic() - self._began, self._speed())
+        self._validation = f", validation: {metrics_text(found)}"
+
+    def _speed(self) -> float:
+        """Training rows a second since this process went on with the stage, validation and checkpoints in the time."""
+        return self._watch.rows / max(time.monotonic() - self._began, 1e-9)
+
+    def text(self, epoch: int) -> str:
+        """For people."""
+        speed = f"{self._speed():,.0f} rows/s"
+        return f"epoch {epoch + 1}/{self._epochs}, loss {self._watch.loss:.4g}{self._validation}, {speed}"
+
+
+def metrics_text(found: Mapping[str, int | float]) -> str:
+    """Validation values as people read them: losses by part, and the accuracy."""
+    losses = {name: value for name, value in found.items() if name not in ("epoch", "accuracy")}
+    # One part alone needs no name.
+    parts = [f"loss {name if len(losses) > 1 else ''}".strip() + f" {value:.4f}" for name, value in losses.items()]
+    parts += [f"accuracy {found['accuracy']:.3f}"] if "accuracy" in found else []
+    return ", ".join(parts)
 
 
 def shown(rows: Tensor) -> str:

@@ -163,7 +163,8 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(digits: None, crossdi
 
 def test_eval_repeats_what_the_run_measured(finished_run: Path, crossdistill: Command) -> None:
     found = json.loads(crossdistill("eval", finished_run, "--json").out)
-    assert found == {"split": "test", "metric": "accuracy", "value": rows_of(finished_run)[-1]["mean"], "rows": 200}
+    value = rows_of(finished_run)[-1]["mean"]
+    assert found == {"split": "test", "metric": "accuracy", "value": value, "rows": 200, "of": 200}
     said = crossdistill("eval", finished_run, "--split", "validation")
     assert "accuracy 0." in said.out
     assert "on 100 rows of the validation split" in said.out

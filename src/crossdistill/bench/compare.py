@@ -23,7 +23,7 @@ from crossdistill.bench.verdict import Samples, sample_numbers, verdicts
 from crossdistill.bench.worker import as_task, loaded, train
 from crossdistill.claim import held, run_folder
 from crossdistill.data.config import DataConfig
-from crossdistill.display import Terminal
+from crossdistill.display import Terminal, counted
 from crossdistill.errors import RecipeError, ResumeError, RunError
 from crossdistill.recipe import NetworkConfig
 from crossdistill.report import Report, finished
@@ -191,7 +191,10 @@ class _Run:
         workers, count = crew(self.on, train, self.jobs, len(waiting), out)
         title = "cells" if split == "test" else "trials"
         with GridProgress(steps, len(waiting), title) as progress:
-            progress.say(f"{len(cells)} {title}, {len(todo) - len(waiting)} done already, {count} workers on {self.on}")
+            progress.say(
+                f"{len(cells)} {title}, {len(todo) - len(waiting)} done already, "
+                f"{counted(count, 'worker')} on {self.on}"
+            )
             for message in workers.run(tasks, board.choose):
                 _follow(message, board, cells, failed, progress)
         return failed

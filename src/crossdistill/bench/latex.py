@@ -2,7 +2,8 @@
 
 from crossdistill import escaping
 from crossdistill.bench.grid import percent
-from crossdistill.bench.sheet import Entry, Findings, Sheet
+from crossdistill.bench.sheet import Entry, Findings, Sheet, table_rows
+from crossdistill.display import counted
 
 
 def latex(findings: Findings) -> str:
@@ -11,7 +12,7 @@ def latex(findings: Findings) -> str:
     columns = [escaping.latex(f"{student}, {percent(labelled)}") for student, labelled in sheet.columns]
     lines = [
         f"% {escaping.latex(findings.grid.data)}: accuracy, mean and standard deviation over "
-        f"{findings.grid.seeds} seeds",
+        f"{counted(findings.grid.seeds, 'seed')}, {counted(table_rows(findings), 'test row')} where none are named",
         rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
         r"\hline",
         " & ".join(["method", "teachers", *columns]) + r" \\",
@@ -34,4 +35,5 @@ def _tex_entry(entry: Entry | None) -> str:
         return rf"\textit{{{escaping.latex(entry.state)}}}"
     mean, std = f"{entry.row.mean:.3f}", "" if entry.row.std is None else rf" $\pm$ {entry.row.std:.3f}"
     mean = {"best": rf"\textbf{{{mean}}}", "second": rf"\underline{{{mean}}}", "": mean}[entry.mark]
-    return mean + std + (r"$^\dagger$" if entry.state == "partly failed" else "")
+    rows = "" if entry.fewer is None else f" ({counted(entry.fewer, 'row')})"
+    return mean + std + rows + (r"$^\dagger$" if entry.state == "partly failed" else "")

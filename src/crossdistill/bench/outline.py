@@ -9,7 +9,7 @@ from crossdistill.bench.crew import local_workers, place
 from crossdistill.bench.grid import Grid
 from crossdistill.bench.survey import Survey, survey
 from crossdistill.bench.sweep import Tuning, tunings
-from crossdistill.display import Terminal
+from crossdistill.display import Terminal, counted
 from crossdistill.forecast import duration
 
 
@@ -33,12 +33,17 @@ def outline(grid: Grid, jobs: int | None, on: str) -> str:
         trials = survey(cells, display) if cells else None
         projection = project(looked, display)
         extra = project(trials, display) if trials is not None else None
-    lines = [f"{len(looked.cells)} cells on {grid.seeds} seeds; nothing is trained or written", ""]
+    lines = [
+        f"{counted(len(looked.cells), 'cell')} on {counted(grid.seeds, 'seed')}; nothing is trained or written",
+        "",
+    ]
     lines += [*_cells(looked), "", *_sharing(projection)]
     lines += _tuning(tuned, extra)
     seconds = projection.seconds(workers) + (extra.seconds(workers) if extra is not None else 0.0)
     here = (
-        f"{workers} workers" if name == "local" else f"{workers} workers as fast as this machine ({name} may have more)"
+        counted(workers, "worker")
+        if name == "local"
+        else f"{counted(workers, 'worker')} as fast as this machine ({name} may have more)"
     )
     lines.append(f"projected: {duration(seconds)} with {here}, from a few timed steps of every stage")
     lines += [f"picked for {picked}"] if picked is not None else []
@@ -79,7 +84,7 @@ def _tuning(tuned: list[Tuning], extra: Projection | None) -> list[str]:
         count = sum(len(trial.cells) for trial in tuning.trials)
         where = f"{tuning.setting.title}, {tuning.setting.place}"
         lacks = f"; has no {' and no '.join(tuning.missing)}, skipped" if tuning.missing else ""
-        lines.append(f"  {where}: {count} trials{lacks}")
+        lines.append(f"  {where}: {counted(count, 'trial')}{lacks}")
     return ["", f"tuning on the validation split, {duration(extra.shared())} on one worker:", *lines, ""]
 
 

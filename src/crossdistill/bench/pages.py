@@ -10,7 +10,7 @@ from crossdistill.bench.grid import percent
 from crossdistill.bench.latex import latex
 from crossdistill.bench.reading import control_sentences, interval, notes, tuning_sentences, verdict_sentences
 from crossdistill.bench.sheet import Entry, Findings, Sheet
-from crossdistill.bench.terminal import costs
+from crossdistill.bench.terminal import costs, on_rows
 from crossdistill.bench.verdict import Pair
 from crossdistill.escaping import markdown as escape
 from crossdistill.report import Report, number
@@ -80,7 +80,9 @@ def _reading(findings: Findings) -> str:
         "intervals from a hierarchical bootstrap over seeds and test samples (test rows that show the student the same "
         "input are one sample); p is corrected by Holm over all comparisons on one student at one fraction of labels. "
         "Seconds are the mean training time of a run with all that it needs (teachers included), as if it shared "
-        "nothing. In rows named `@shuffled` the teachers looked at other training rows while they taught."
+        "nothing; memory is the largest peak of any of its runs, banks and test included, where a stage that cells "
+        "share counts as when it was trained. In rows named `@shuffled` the teachers looked at other training rows "
+        "while they taught."
     )
 
 
@@ -108,7 +110,7 @@ def _marked(entry: Entry | None) -> str:
         return ""
     if entry.row is None:
         return entry.state
-    text = number(entry.row) + (" †" if entry.state == "partly failed" else "")
+    text = number(entry.row) + on_rows(entry) + (" †" if entry.state == "partly failed" else "")
     return {"best": f"**{text}**", "second": f"*{text}*", "": text}[entry.mark]
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from crossdistill.bench.grid import Setting
-from crossdistill.bench.sheet import Findings
+from crossdistill.bench.sheet import Findings, table_rows
 from crossdistill.bench.statistics import LEVEL
 from crossdistill.bench.verdict import ALONE, KD, Pair, exceeds
+from crossdistill.display import counted
 
 SHOWN = 6
 """Names in one sentence."""
@@ -13,8 +14,9 @@ SHOWN = 6
 
 def notes(findings: Findings) -> str:
     """How many runs stand behind the table, and how they were picked."""
-    seeds, rows = findings.grid.seeds, max((row.test_rows for row in findings.collected.rows), default=0)
-    text = f"{rows:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}."
+    text = f"{counted(table_rows(findings), 'test row')}, {counted(findings.grid.seeds, 'seed')}."
+    if any(row.test_rows != table_rows(findings) for row in findings.collected.rows):
+        text += " Where an accuracy is over fewer rows, since a modality is absent in the others, they stand beside it."
     return f"{text} Picked for {findings.pick}." if findings.pick is not None else text
 
 
@@ -82,6 +84,6 @@ def tuning_sentences(findings: Findings) -> list[str]:
             found.append(f"{where}: nothing to tune{lacks}.")
             continue
         values = ", ".join(f"{field} = {value}" for field, value in one["chosen"].items())
-        how = f"in {tried} trials" if tried else "the only choice"
+        how = f"in {counted(tried, 'trial')}" if tried else "the only choice"
         found.append(f"{where}: {values} ({how}){lacks}.")
     return found

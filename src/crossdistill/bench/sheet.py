@@ -1,7 +1,7 @@
 """The table of a comparison as data: methods down, students and label fractions across, best and second marked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from crossdistill.bench.budget import Pick
@@ -42,6 +42,8 @@ class Entry:
     row: Row | None
     state: State
     mark: Mark = ""
+    fewer: int | None = None
+    """Test rows that it is over, where these are not the table's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,25 @@ class Sheet:
                 lines.append(Line(title, teachers, "control" if control else "method", places))
             if findings.grid.control is None:
                 break
-        return cls(columns, tuple(_marked(lines, columns)))
+        common = table_rows(findings)
+        return cls(columns, tuple(_with_rows(line, common) for line in _marked(lines, columns)))
 
     def places(self, line: Line) -> tuple[int, int]:
         """In how many columns a line is best, and second."""
         marks = [entry.mark for entry in line.entries.values()]
         return marks.count("best"), marks.count("second")
+
+
+def table_rows(findings: Findings) -> int:
+    """Test rows of most places of the table: those that have a target."""
+    return max((row.test_rows for row in findings.collected.rows), default=0)
+
+
+def _with_rows(line: Line, common: int) -> Line:
+    """The line with the rows said of each place that is over others than the table's."""
+    rows = {c: entry.row.test_rows for c, entry in line.entries.items() if entry.row is not None}
+    fewer = {c: number for c, number in rows.items() if number != common}
+    return replace(line, entries={c: replace(entry, fewer=fewer.get(c)) for c, entry in line.entries.items()})
 
 
 def _key(row: Row) -> tuple[object, ...]:
@@ -142,7 +157,7 @@ def _marked(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
             line.method,
             line.teachers,
             line.kind,
-            {c: Entry(e.row, e.state, marks.get((i, c), "")) for c, e in line.entries.items()},
+            {c: replace(e, mark=marks.get((i, c), "")) for c, e in line.entries.items()},
         )
         for i, line in enumerate(lines)
     ]

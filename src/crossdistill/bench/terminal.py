@@ -9,6 +9,7 @@ from rich.text import Text
 from crossdistill.bench.grid import percent
 from crossdistill.bench.reading import control_sentences, notes, verdict_sentences
 from crossdistill.bench.sheet import Column, Entry, Findings, Line, Sheet
+from crossdistill.display import counted
 from crossdistill.escaping import visible
 from crossdistill.report import number
 
@@ -27,6 +28,7 @@ def terminal(findings: Findings) -> str:
         console.print(_table(sheet, [column for column in sheet.columns if column[0] in group]))
         console.print()
     lines = ["¹ best, ² second of the methods; mean ± standard deviation over seeds. " + notes(findings)]
+    lines += ["memory: the largest peak of any run of a method, banks and test included; shared stages as when trained"]
     lines += [*verdict_sentences(findings), *control_sentences(findings)]
     lines += [f"cannot apply: {name}: {why}" for name, why in findings.refused.items()]
     lines += [f"failed: {name}: {why.strip()}" for name, why in findings.failed.items()]
@@ -59,7 +61,12 @@ def drawn(entry: Entry | None) -> str:
     if entry.row is None:
         return f"{entry.state}  "
     partly = " †" if entry.state == "partly failed" else ""
-    return f"{number(entry.row)}{partly}{MARKS[entry.mark]}"
+    return f"{number(entry.row)}{on_rows(entry)}{partly}{MARKS[entry.mark]}"
+
+
+def on_rows(entry: Entry) -> str:
+    """The rows that an accuracy is over, where these are not the table's."""
+    return "" if entry.fewer is None else f" ({counted(entry.fewer, 'row')})"
 
 
 def costs(line: Line) -> tuple[str, str]:

@@ -74,6 +74,9 @@ class _Messages:
         if self._pending >= 10:
             self._flush()
 
+    def status(self, text: str) -> None:
+        return
+
     def end(self, note: str = "") -> None:
         self._flush()
         self._send("trained", self._stage)

@@ -23,9 +23,11 @@ class C2KD(FeatureConfig):
 
     All weights and temperatures are 1. The proxies exchange what they say besides the target, in both directions, on
     rows in which their orders of the classes agree (Kendall's τ_b above `threshold`); in such rows a label is needed.
-    A proxy reads the embedding or the last tap (of dense networks, the last spatial one). The stage should train the
-    teachers too.
+    A proxy reads the embedding or the last tap (of dense networks, the last spatial one). The teachers train
+    too.
     """
+
+    trains_teachers: ClassVar[bool] = True
 
     name: Literal["c2kd"] = "c2kd"
     threshold: float = Field(0.0, ge=-1, le=1)

@@ -25,6 +25,8 @@ class Collaborate(MethodConfig):
     stage: the mean squared difference of the logits, once for each two members.
     """
 
+    trains_teachers: ClassVar[bool] = True
+
     name: Literal["collaborate"] = "collaborate"
     temperature: float = Field(4.0, gt=0)
     """Dimensionless."""

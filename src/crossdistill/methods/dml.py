@@ -1,7 +1,7 @@
 """Deep mutual learning: all members train, and each learns from the others' predictions (Zhang et al., CVPR 2018)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,11 +12,13 @@ from crossdistill.outputs import OutputSpec
 
 
 class DML(MethodConfig):
-    """`collaborate` whose divergences stop at the side that teaches; trains whoever the stage says.
+    """`collaborate` whose divergences stop at the side that teaches.
 
     MST-Distill's paper compares with it without saying how; the defaults are its own first stage's T = 4 with T². The
     original is `temperature=1`, `averaged=True`.
     """
+
+    trains_teachers: ClassVar[bool] = True
 
     name: Literal["dml"] = "dml"
     temperature: float = Field(4.0, gt=0)
