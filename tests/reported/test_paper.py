@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from crossdistill import NetworkConfig, Recipe, run
 from crossdistill.batch import Batch
+from crossdistill.bench.grid import Grid
 from crossdistill.cli import app
 from crossdistill.data.av_digits import AvDigitsConfig
 from crossdistill.data.av_mnist import AvMnistConfig
@@ -267,6 +268,19 @@ def test_b2_list_methods_says_in_what_presets_differ() -> None:
         assert all(one["why"] for one in found[name])
     text = command("list", "methods")
     assert all(word in text for word in ("mst-distill-paper", "route.balance_divided", "data.release_compat"))
+
+
+def test_b2_a_preset_on_other_data_is_not_compared_with_the_rest() -> None:
+    both = {"methods": "kd,mst-distill-release", "students": "image"}
+    apart = Grid.parse("av-mnist", **both)
+    assert {cell.method for cell in apart.cells()} == {"kd"}
+    reason = apart.undefined()["mst-distill-release"]
+    assert all(text in reason for text in ("data.split=sample", "data.release_compat=True"))
+    equal = Grid.parse("av-mnist", settings=["data.split=sample", "data.release_compat=True"], **both)
+    assert {cell.method for cell in equal.cells()} == {"kd", "mst-distill-release"}
+    assert not equal.undefined()
+    for alone in (Grid.parse("av-mnist", methods="mst-distill-release"), Grid.parse("av-digits", **both)):
+        assert "mst-distill-release" in {cell.method for cell in alone.cells()}
 
 
 def command(*words: str) -> str:

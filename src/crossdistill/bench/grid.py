@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from crossdistill.data import find_data
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import FAMILIES, family_kit, make
@@ -247,22 +248,41 @@ class Grid(BaseModel):
         return found
 
     def undefined(self) -> dict[str, str]:
-        """Methods that are not defined for teachers that were asked for, each with the reason."""
+        """Methods that have no form with the given teachers, or belong to other data, each with the reason."""
         found = {}
         for method in self.methods:
             plan = PLANS[method]
-            if self.teachers and plan.kind is not None and not self._kinds(method):
+            if self._other_data(method):
+                own = " ".join(f"--set data.{name}={value}" for name, value in self._own_data(method).items())
+                found[method] = (
+                    f"{method} belongs to other data ({own.replace('--set ', '')}) than other methods here, and only "
+                    f"results on the same rows can be compared; give {own}, which then holds for all of them"
+                )
+            elif self.teachers and plan.kind is not None and not self._kinds(method):
                 possible = ", ".join(dict.fromkeys((plan.kind, *plan.kinds)))
                 asked = ", ".join(self.teachers)
                 found[method] = f"{method} has no form with teachers {asked}; possible: {possible}"
         return found
 
+    def _own_data(self, method: str) -> dict[str, Any]:
+        """The settings of the data that belong to a preset, besides those that are given for all methods."""
+        given = {text.partition("=")[0].strip() for text in self.settings}
+        known = find_data(self.data).model_fields
+        own = PLANS[method].data_settings()
+        return {name: value for name, value in own.items() if name in known and f"data.{name}" not in given}
+
+    def _other_data(self, method: str) -> bool:
+        own = self._own_data(method)
+        return bool(own) and any(self._own_data(other) != own for other in self.methods)
+
     def _kinds(self, method: str) -> list[str | None]:
-        """The teachers that a method is run with.
+        """The teachers that a method is run with; none where it cannot be compared.
 
         A method whose own teachers are both kinds at once has them where both are asked for, one by one or together.
         """
         plan = PLANS[method]
+        if self._other_data(method):
+            return []
         if plan.kind is None:
             return [None]
         if not self.teachers:
