@@ -1,5 +1,6 @@
 """The command line: small functions over the library. Nothing heavy is imported before a command needs it."""
 
+import errno
 import json
 import os
 import sys
@@ -268,6 +269,12 @@ def main() -> None:
     except CrossdistillError as error:
         _complain(error)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
+    except OSError as error:
+        # Python looks for a file of such a name only to fail, wherever the name was given.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _complain(f"{str(error.filename)[:100]}...: no file or folder can have a name of that length")
+        sys.exit(1)
 
 
 AT_ONCE = "stopped at once; the same command with --resume goes on"

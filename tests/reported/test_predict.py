@@ -33,6 +33,7 @@ SOUND = InputSpec(
     {"sample_rate": 8000, "n_fft": 256, "hop": 200, "bands": 32, "top_db": 80.0, "samples": 6200, "level": 0.1}
     | {"normalisation": {"kind": "mean and standard deviation", "mean": -30.0, "deviation": 10.0}},
 )
+LONG = "a" * 300
 
 
 class Pooled(nn.Module):
@@ -126,6 +127,19 @@ def test_c_names_that_no_file_can_have(tmp_path: Path, name: str, crossdistill: 
     if len(name) < 500 and "\0" not in name:
         assert crossdistill("predict", name, "x.png").complaint()
         assert crossdistill("eval", name).complaint()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["run", LONG], ["run", f"{LONG}.yaml"], ["run", f"{LONG}.py:f"], ["eval", LONG], ["predict", LONG, "x.png"]),
+        *(["run", "av-digits/kd", "--tiny", "--out", LONG], ["eval", "x", "--recipe", f"{LONG}.py:f"]),
+        *(["bank", "list", LONG], ["bank", "check", LONG], ["bank", "clear", LONG]),
+        ["compare", "av-digits", "--methods", "kd", "--tiny", "--seeds", "1", "--out", LONG],
+    ],
+)
+def test_c_names_over_255_bytes_are_a_sentence_wherever_they_are_given(words: list[str], crossdistill: Command) -> None:
+    assert LONG[:50] in crossdistill(*words).complaint()
 
 
 def test_c_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
