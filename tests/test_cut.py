@@ -254,13 +254,6 @@ class Shared(Plain):
         return self.second(self.first(self.act(self.first(x))))
 
 
-class Branches(Plain):
-    """Which way it goes depends on the numbers, so that it cannot be traced."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x)) if x.sum() > 0 else self.second(x)
-
-
 class Never(Plain):
     """The layer does not run."""
 
@@ -278,7 +271,6 @@ class DeadEnd(Plain):
 
 UNCUTTABLE: list[tuple[Callable[[], nn.Module], str]] = [
     (Shared, "runs the layer 'first' 2 times in one pass"),
-    (Branches, "Branches cannot be traced"),
     (Never, "runs the layer 'first' 0 times"),
     (DeadEnd, "result of DeadEnd does not depend on the layer 'first'"),
 ]

@@ -102,6 +102,11 @@ class Batch:
         masks = [self.present[name] for name in modalities if name in self.present]
         return torch.stack(masks).all(0) if masks else None
 
+    def rows_with_any(self, modalities: Sequence[str]) -> Bool[Tensor, " B"] | None:
+        """Rows in which at least one of `modalities` is present; None when that is every row by construction."""
+        masks = [self.present[name] for name in modalities if name in self.present]
+        return torch.stack(masks).any(0) if masks and len(masks) == len(modalities) else None
+
     def select(self, rows: Tensor) -> "Batch":
         """These rows alone (an index or a mask); `total_rows` stays what it was."""
         index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows

@@ -21,8 +21,13 @@ STUDENT = "student"
 
 
 def module_key(name: str) -> str:
-    """A name as a submodule may have it: teachers and nested layers have dots in theirs."""
-    return name.replace(".", "/")
+    """A name as a submodule may have it: no dots, and not the name of a module's own attribute (`type`, `float`)."""
+    key = name.replace(".", "/")
+    # No member's name begins so.
+    return f"/{key}" if hasattr(_NAMED, key) else key
+
+
+_NAMED = nn.ModuleDict()
 
 
 def _alone(rows: Tensor) -> Tensor:

@@ -1,19 +1,31 @@
 """Any `nn.Module`, untouched: what it reads, its named taps, and how it is cut in two at one of them."""
 
-import re
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
+from crossdistill.adapters import (
+    LOW,
+    cast,
+    check_arguments,
+    default_give,
+    detached,
+    first_rows,
+    tensors_in,
+    type_hint,
+    usable,
+)
 from crossdistill.batch import Batch
 from crossdistill.code_key import CodeKey, code_key
 from crossdistill.cut import CutGraph
-from crossdistill.errors import CrossdistillError, SettingError, ShapeError, SignalError, SplitError, TapError, nearest
+from crossdistill.errors import CrossdistillError, SettingError, ShapeError, SplitError, TapError, nearest
 from crossdistill.fingerprint import structure
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+from crossdistill.replay import ReplayedCut
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 Call = Callable[[Batch], Arguments]
@@ -38,40 +50,92 @@ class Network(nn.Module):
     such as transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, or else the mean over
     the steps of `last_hidden_state`).
 
+    `factory`, a function without arguments that gives a module, may stand in the place of the module: each run draws
+    its own weights from the recipe's seed and the member's name, so that another seed is another network. A `module`
+    keeps the weights that it has, whatever the seed.
+
+    With `needs="any"` a row is used where at least one of `reads` is present, and what is absent is read as `absent`
+    (by modality a tensor of one row's shape; by default zeros). By default ("all") such a row is left out.
+
+    A module in lower precision than float32 gets its inputs in that precision, and gives its outputs in float32.
+
     Raises:
+        SettingError: neither or both of a module and a factory, no `reads`, or `absent` for what is not read.
         TapError: a tap names no submodule; says the nearest.
     """
 
     def __init__(
         self,
-        module: nn.Module,
-        reads: Sequence[str],
+        module: nn.Module | None = None,
+        reads: Sequence[str] = (),
         taps: Sequence[str] = (),
         call: Call | None = None,
         give: Give | None = None,
         spec: OutputSpec | None = None,
+        *,
+        factory: Callable[[], nn.Module] | None = None,
+        needs: Literal["all", "any"] = "all",
+        absent: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.module = module
         self.reads = (reads,) if isinstance(reads, str) else tuple(reads)
+        check_arguments(module, factory, self.reads, needs, absent or {})
+        self.factory = factory
+        self.needs = needs
+        self.absent = dict(absent or {})
         self.taps = tuple(taps)
         self.spec = spec
         self._call = call
         self._give = give
-        self._graphs: dict[int, CutGraph] = {}
+        self._graphs: dict[int, CutGraph | ReplayedCut] = {}
         self._compiled: tuple[Callable[..., Any], ...] = ()
         self._overwritten: set[str] = set()
         self._verified: set[str] = set()
-        self._changing: frozenset[str] = frozenset()
-        known = dict(module.named_modules())
-        for tap in self.taps:
-            if tap not in known or not tap:
-                raise TapError(f"{type(module).__name__} has no layer {tap!r}; {nearest(tap, filter(None, known))}")
+        self.changing: frozenset[str] = frozenset()
+        self._types: frozenset[torch.dtype] | None = None
+        if module is not None:
+            self.module = module
+            known = dict(module.named_modules())
+            for tap in self.taps:
+                if tap not in known or not tap:
+                    raise TapError(f"{type(module).__name__} has no layer {tap!r}; {nearest(tap, filter(None, known))}")
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it has a module, and not only a factory that makes one."""
+        return "module" in self._modules
 
     @property
     def name(self) -> str:
-        """The module's class, for messages."""
-        return type(self.module).__name__
+        """The module's class, or the name of what makes it, for messages."""
+        made = type(self.module) if self.is_made else self.factory
+        return str(getattr(made, "__qualname__", made)).rpartition(".")[2]
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what is missing where a network of a factory is used before it was made."""
+        if name == "module" and not self.is_made:
+            raise AttributeError(f"network {self.name!r} is a factory: a run makes its module, from the recipe's seed")
+        return super().__getattr__(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
+        """A copy with weights of its own. What the module keeps of a pass is copied as numbers, without its graph."""
+        for layer in self.modules():
+            for value in tensors_in(list(vars(layer).values())):
+                if type(value) is UninitializedBuffer or not value.is_leaf:
+                    memo.setdefault(id(value), detached(value))
+        found = memo[id(self)] = type(self).__new__(type(self))
+        state = {**self.__dict__, "_graphs": {}, "_compiled": ()}
+        found.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
+        return found
+
+    def holding(self, module: nn.Module | None, factory: Callable[[], Any] | None) -> "Network":
+        """The same network with another module, or with one that is still to be made."""
+        make = factory if module is None else None
+        found = Network(
+            module, self.reads, self.taps, self._call, self._give, factory=make, needs=self.needs, absent=self.absent
+        )
+        found.factory = factory
+        return found
 
     def wiring(self) -> list[Any] | None:
         """What its outputs depend on besides weights, as JSON; None where something of that cannot be keyed."""
@@ -79,34 +143,21 @@ class Network(nn.Module):
 
     def code_text(self) -> str:
         """A hash of its code and of its modules' attributes, as far as they can be keyed: see `unkeyed`."""
-        return self._code().text(self._changing)
+        return self.code().text(self.changing)
 
     def unkeyed(self) -> list[str]:
         """What its outputs may depend on and no key says, each with the reason."""
-        changing = [f"{path} changes as the network runs" for path in sorted(self._changing)]
-        return [*self._code().faults.values(), *changing]
+        changing = [f"{path} changes as the network runs" for path in sorted(self.changing)]
+        return [*self.code().faults.values(), *changing]
 
     def has_own_code(self) -> bool:
         """Whether it runs code of no installed distribution."""
-        return self._code().own
+        return self.code().own
 
-    def _code(self) -> CodeKey:
-        return code_key(module=self.module, call=self._call, give=self._give)
-
-    def watch(self, batches: Iterable[Batch]) -> None:
-        """Find attributes and globals that a pass changes: they have no value that a key could hold.
-
-        The first pass may fill caches; what later ones change is remembered.
-        """
-        was = self.training
-        self.eval()
-        with torch.no_grad():
-            found = []
-            for batch in batches:
-                self(batch)
-                found.append(self._code())
-        self.train(was)
-        self._changing |= {path for one, next_ in pairwise(found) for path in one.changed(next_)}
+    def code(self) -> CodeKey:
+        """The key of its module, `call` and `give`, part by part."""
+        filled = {} if self.needs == "all" else {"needs": self.needs, "absent": self.absent}
+        return code_key(module=self.module, call=self._call, give=self._give, **filled)
 
     def forward(self, batch: Batch, wants: Iterable[Want] = (Want.LOGITS,)) -> Outputs:
         """Outputs for all rows of `batch`: at least what `wants` names.
@@ -119,8 +170,7 @@ class Network(nn.Module):
         cuts = self.cuts(batch, [want.tap for want in sorted(wants) if want.kind == "cut"])
         if all(want.kind == "cut" for want in wants):
             return Outputs(self.name, cuts=cuts)
-        features = sorted(want.tap for want in wants if want.kind == "feature")
-        result, seen = self._run_reading(batch, features)
+        result, seen = self._run_reading(batch, sorted(want.tap for want in wants if want.kind == "feature"))
         return self.outputs(result, seen, cuts)
 
     def cuts(self, batch: Batch, taps: Sequence[str]) -> dict[str, Cut]:
@@ -138,10 +188,10 @@ class Network(nn.Module):
             for tap in set(group) - self._verified:
                 self._verify(graph, tap, args, named)
             for tap, (value, *context) in zip(group, graph.stem(tuple(group))(*args, **named), strict=True):
-                found[tap] = Cut(value, tuple(context))
+                found[tap] = Cut(self._whole(value), tuple(context))
         return found
 
-    def _verify(self, graph: CutGraph, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _verify(self, graph: CutGraph | ReplayedCut, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Hold the two parts against the whole once, on real rows, bit for bit.
 
         The second part runs twice on the same cut, which it must not spoil.
@@ -152,6 +202,9 @@ class Network(nn.Module):
             with torch.no_grad():
                 whole = self.outputs(self.module(*args, **named))
                 (live,) = graph.stem((tap,))(*args, **named)
+                if isinstance(graph, ReplayedCut):
+                    # A layer that keeps something of its last pass, and is replayed, would keep it of these rows.
+                    self.module(*map(first_rows, args), **{name: first_rows(value) for name, value in named.items()})
                 parts = [self.outputs(graph.tail(tap)(*live)) for _ in range(2)]
         finally:
             for module, mode in modes.items():
@@ -169,7 +222,9 @@ class Network(nn.Module):
     ) -> Outputs:
         """A module's own result, as Outputs."""
         given = self._give(result) if self._give is not None else default_give(result, self.name)
-        return Outputs(self.name, given.get("logits"), given.get("embedding"), dict(features or {}), dict(cuts or {}))
+        logits, embedding = (self._whole(given.get(name)) for name in ("logits", "embedding"))
+        seen = {tap: self._whole(value) for tap, value in (features or {}).items()}
+        return Outputs(self.name, logits, embedding, seen, dict(cuts or {}))
 
     def arguments(self, batch: Batch) -> Arguments:
         """How this batch reaches the module: positional and keyword arguments."""
@@ -183,7 +238,30 @@ class Network(nn.Module):
                 args.append(value)
             else:
                 named |= value
-        return tuple(args), named
+        dtype = self._dtype()
+        if dtype is None:
+            return tuple(args), named
+        return tuple(cast(one, dtype) for one in args), {name: cast(one, dtype) for name, one in named.items()}
+
+    def _dtype(self) -> torch.dtype | None:
+        """The one type of all fractional weights; None where there are several, or none."""
+        if self._types is None:
+            self._types = frozenset(p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(iter(self._types)) if len(self._types) == 1 else None
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Network":
+        self._types = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _whole(self, value: Any) -> Any:
+        """An output in float32, where the weights are of lower precision."""
+        low = isinstance(value, Tensor) and value.dtype in LOW and self._dtype() in LOW
+        return value.float() if low else value
+
+    def usable(self, batch: Batch) -> tuple[Tensor | None, Batch]:
+        """Which rows it can read (None: all), and the batch of these alone; see `needs`."""
+        return usable(batch, self.reads, self.needs, self.absent)
 
     def probe(self, batch: Batch) -> OutputSpec:
         """Sizes of all outputs, measured by a dry run in eval mode; kept in `spec`."""
@@ -235,11 +313,18 @@ class Network(nn.Module):
             for tap, edit in edits.items():
                 self._layer(tap)
                 layer = self.module.get_submodule(tap)
-                handles.append(layer.register_forward_hook(lambda _m, _a, result, edit=edit: edit(result)))
+                handles.append(
+                    layer.register_forward_hook(
+                        lambda _m, _a, result, edit=edit: edit(self._whole(result)).to(result.dtype)
+                    )
+                )
             return self.outputs(self._run(batch))
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _edited(self, value: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._native(edit(self._whole(value)))
 
     def split(self, tap: str) -> tuple[Stem, Tail]:
         """The network as two parts: up to and including `tap`, and from there to the end.
@@ -253,18 +338,31 @@ class Network(nn.Module):
         second = self._graph(self._level(tap)).tail(tap)
         return (
             lambda batch: self.cuts(batch, [tap])[tap],
-            lambda cut: self.outputs(second(cut.value, *cut.context)),
+            lambda cut: self.outputs(second(self._native(cut.value), *cut.context)),
         )
+
+    def _native(self, value: Tensor) -> Tensor:
+        """A value at a tap in the type that the layers after it compute in."""
+        dtype = self._dtype()
+        return value.to(dtype) if dtype in LOW and value.dtype == torch.float32 else value
 
     def _level(self, tap: str) -> int:
         """In how many other taps this one lies: a tapped layer is traced whole, so every level has its own graph."""
         self._layer(tap)
         return sum(tap.startswith(f"{other}.") for other in self.taps)
 
-    def _graph(self, level: int) -> CutGraph:
+    def _graph(self, level: int) -> CutGraph | ReplayedCut:
         if level not in self._graphs:
-            self._graphs[level] = CutGraph(self.module, [tap for tap in self.taps if self._level(tap) == level])
+            try:
+                self._graphs[level] = CutGraph(self.module, [tap for tap in self.taps if self._level(tap) == level])
+            except SplitError as error:
+                self._graphs[level] = ReplayedCut(self.module, str(error))
         return self._graphs[level]
+
+    def replays(self, tap: str) -> str | None:
+        """Why the network is cut at a tap by replaying its layers, and not by its graph; None where it is not."""
+        graph = self._graph(self._level(tap))
+        return graph.reason if isinstance(graph, ReplayedCut) else None
 
     def _layer(self, tap: str) -> None:
         if tap not in self.taps:
@@ -291,21 +389,9 @@ class Network(nn.Module):
             given = [a for a in (*args, *named.values()) if isinstance(a, Tensor)]
             shapes = ", ".join(str(tuple(a.shape)) for a in given)
             raise ShapeError(
-                f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape "
-                f"{shapes} (batch first): {' '.join(str(error).split())}{self._type_hint(given, str(error))}"
+                f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape {shapes} (batch first): "
+                f"{' '.join(str(error).split())}{type_hint(self.reads, given, self.module, str(error))}"
             ) from error
-
-    def _type_hint(self, given: Sequence[Tensor], error: str) -> str:
-        """What to do with inputs whose type is not the weights', where that is what a module refused."""
-        weight = next((p for p in self.module.parameters() if p.is_floating_point()), None)
-        if weight is None or not re.search(r"type|not implemented for|Byte|Half|Long|Float", error):
-            return ""
-        names = self.reads if len(self.reads) == len(given) else [f"input {i}" for i in range(len(given))]
-        return "".join(
-            f"; {name!r} is {_type(value)} and the weights are {_type(weight)}: {_cast(value, weight)}"
-            for name, value in zip(names, given, strict=True)
-            if value.dtype != weight.dtype
-        )
 
     def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
         """One pass, and what came out of the tapped layers."""
@@ -338,39 +424,3 @@ class Network(nn.Module):
             self._overwritten |= overwritten
             return self._run_reading(batch, taps)
         return result, {tap: value for tap, (value, _) in seen.items()}
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _cast(value: Tensor, weight: Tensor) -> str:
-    """How to make one input what the weights are, before the data set is made of it."""
-    if value.is_floating_point() or value.dtype == torch.bool:
-        return f"convert it to {_type(weight)}"
-    top = {torch.uint8: 255, torch.uint16: 65535}.get(value.dtype)
-    scale = f"divide it by {top}" if top else "scale it to the range that the network expects, such as [0, 1]"
-    return f"convert it to {_type(weight)} and {scale}"
-
-
-def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
-    """Logits and embedding out of a tensor, a tuple or a mapping such as transformers' ModelOutput.
-
-    Raises:
-        SignalError: nothing of that kind was found; says to pass `give=`.
-    """
-    if isinstance(result, Tensor):
-        return {"logits": result}
-    if isinstance(result, Mapping):
-        logits = result.get("logits")
-        embedding = next((result[k] for k in ("embedding", "pooler_output") if result.get(k) is not None), None)
-        if embedding is None and isinstance(result.get("last_hidden_state"), Tensor):
-            embedding = result["last_hidden_state"].mean(1)
-        if logits is not None or embedding is not None:
-            return {"logits": logits, "embedding": embedding}
-    if isinstance(result, tuple) and result and all(isinstance(part, Tensor) for part in result[:2]):
-        return {"logits": result[0], "embedding": result[1] if len(result) > 1 else None}
-    raise SignalError(
-        f"network {who!r} returned a {type(result).__name__}, out of which no logits or embedding could be read; "
-        "pass give=, a function from that result to {'logits': tensor, 'embedding': tensor}"
-    )

@@ -17,6 +17,7 @@ from crossdistill.method import STUDENT, DataSpec, Method
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
+from crossdistill.own_network import complete, draw, watch
 from crossdistill.preflight import check_classes, check_settings, check_views, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.source import Choices, choices_key, decide, unkeyed_views, unshuffled
@@ -134,7 +135,8 @@ def prepare(
 
 def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: int) -> Network:
     if isinstance(given, Network):
-        network = given
+        network = given if given.factory is None or given.is_made else draw(given, seed, name)
+        complete(network, dataset.example(), derived_seed("member", seed, name))
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("member", seed, name))
@@ -150,7 +152,9 @@ def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: i
     network.probe(dataset.example().to(device))
     if network.has_own_code():
         train = dataset.splits["train"]
-        network.watch(dataset.batch(rows, only=network.reads).to(device) for rows in (train[:2], train[-2:], train[:3]))
+        watch(
+            network, (dataset.batch(rows, only=network.reads).to(device) for rows in (train[:2], train[-2:], train[:3]))
+        )
     return network
 
 

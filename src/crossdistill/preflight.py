@@ -13,6 +13,7 @@ from crossdistill.data.remarks import untrained
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
 from crossdistill.graphed import graph_faults
 from crossdistill.method import Method, Progress, Step
+from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec
 from crossdistill.stage import Stage
 from crossdistill.teacher import Teacher
@@ -70,6 +71,25 @@ def check_views(dataset: Dataset) -> list[str]:
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
         return [f"augmentation: it fails on {len(rows)} rows: {type(error).__name__}: {' '.join(str(error).split())}"]
     return []
+
+
+def absences(dataset: Dataset, networks: Mapping[str, Network]) -> list[str]:
+    """A sentence for each network that some rows lack an input of: which rows it leaves out, or reads in part."""
+    found = []
+    for name, network in networks.items():
+        masks = {modality: dataset.present[modality] for modality in network.reads if modality in dataset.present}
+        if not masks:
+            continue
+        every = torch.stack(list(masks.values())).all(0)
+        some = torch.stack(list(masks.values())).any(0) if len(masks) == len(network.reads) else torch.ones_like(every)
+        seen = every if network.needs == "all" else some
+        cure = "; Network(..., needs='any') would read them" if bool((some & ~seen).any()) else ""
+        for what, rows in (("leaves out", ~seen), ("reads, with defaults for what is absent,", seen & ~every)):
+            counts = {split: int(rows[index].sum()) for split, index in dataset.splits.items()}
+            said = ", ".join(f"{n:,} of {len(dataset.splits[s]):,} {s} rows" for s, n in counts.items() if n)
+            if said:
+                found.append(f"{name!r} {what} {said}, which lack {' or '.join(masks)}{cure}")
+    return found
 
 
 @torch.no_grad()

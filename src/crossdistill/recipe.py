@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from torch.nn.parameter import is_lazy
 
 from crossdistill.bank import BankSettings
 from crossdistill.data import find_data
@@ -26,6 +27,7 @@ from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.method import STUDENT
 from crossdistill.models import build_network, find_model
 from crossdistill.network import Network
+from crossdistill.own_network import as_network
 from crossdistill.settings import overridden, parse_override, sentences, yaml_fault
 from crossdistill.stage import Stage
 from crossdistill.storage import file_fault
@@ -92,7 +94,9 @@ class Recipe(BaseModel):
     """One experiment. Everything that changes its numbers is in here, except for the code and the machine.
 
     `data`, `student` and `teachers` are settings out of the tables, or live objects of your own (a Dataset,
-    Networks); a recipe with live objects runs and resumes from Python only.
+    Networks); a recipe with live objects runs and resumes from Python only. A function that makes a Network, or a
+    module where the data have one modality, may stand for a network: `seed` then draws its weights, as it draws those
+    of the tables' networks. The weights of a live Network are those that it has, whatever the seed.
 
     Raises:
         pydantic.ValidationError: a field of the wrong type or value; each fault with its path.
@@ -133,6 +137,26 @@ class Recipe(BaseModel):
             settings = {"name": value} if isinstance(value, str) else dict(value)
             return find_data(str(settings.get("name"))).model_validate(settings)
         return value
+
+    @field_validator("student", mode="before")
+    @classmethod
+    def _student(cls, value: Any, info: Any) -> Any:  # pydantic's own type is a protocol
+        return as_network(value, _modalities(info))
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _teachers(cls, value: Any, info: Any) -> Any:  # pydantic's own type is a protocol
+        if not isinstance(value, Mapping):
+            return value
+        found, faults = dict(value), []
+        for name, given in value.items():
+            try:
+                found[name] = as_network(given, _modalities(info))
+            except ValueError as error:
+                faults.append(f"{name!r}: {error}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return found
 
     @field_validator("device")
     @classmethod
@@ -207,6 +231,16 @@ class Recipe(BaseModel):
             *((f"teachers.{n}", t) for n, t in self.teachers.items()),
         ]
         return [name for name, value in fields if isinstance(value, Dataset | Network)]
+
+    @property
+    def undrawn(self) -> list[str]:
+        """Members that train and keep their initial weights whatever the seed is: live modules."""
+        teachers = ((stage, self.teachers if stage.teachers is None else stage.teachers) for stage in self.stages)
+        named = {part.partition(":")[0] for stage, each in teachers for part in stage.trained_with(each)}
+        moving = {self.learner if name == STUDENT else name for name in named}
+        members = {self.learner: self.student, **self.teachers}
+        live = {name for name, one in members.items() if isinstance(one, Network) and one.factory is None}
+        return sorted(moving & live)
 
     def tiny(self) -> "Recipe":
         """The same recipe, over in seconds on a CPU: a few steps on a few rows."""
@@ -295,9 +329,20 @@ def checked(values: Mapping[str, Any], name: str) -> Recipe:
 
 
 def _plain_network(network: Network) -> dict[str, Any]:
+    rest = {} if network.needs == "all" else {"needs": network.needs}
+    make = network.factory
+    if make is not None:
+        name = f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', type(make).__qualname__)}"
+        return {LIVE: f"factory {name}", "reads": list(network.reads), **rest}
     kind = type(network.module)
-    size = sum(parameter.numel() for parameter in network.parameters())
-    return {LIVE: f"{kind.__module__}.{kind.__qualname__}", "reads": list(network.reads), "parameters": size}
+    size = sum(parameter.numel() for parameter in network.parameters() if not is_lazy(parameter))
+    return {LIVE: f"{kind.__module__}.{kind.__qualname__}", "reads": list(network.reads), "parameters": size, **rest}
+
+
+def _modalities(info: Any) -> tuple[str, ...]:
+    """Those of the data, where they are here already."""
+    data = info.data.get("data")
+    return tuple(data.inputs) if isinstance(data, Dataset) else ()
 
 
 def _is_live(value: Any) -> bool:

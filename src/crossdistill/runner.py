@@ -27,6 +27,7 @@ from crossdistill.outcome import Outcome, finish
 from crossdistill.outputs import Outputs
 from crossdistill.part_size import rows_at_once
 from crossdistill.plan import Job, Plan, prepare
+from crossdistill.preflight import absences
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.saver import Found, Saver, parts_of
@@ -124,7 +125,10 @@ def _computed(
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
     for line in filter(None, (dataset.how_split, *dataset.remarks())):
         display.say(f"data {dataset.name!r}: {line}")
-    plan = prepare(begun(recipe, out, where), dataset, where.device, load_choices(out) if resume else None)
+    chosen = load_choices(out) if resume else None
+    plan = prepare(begun(recipe, dataset, out, where, display.say), dataset, where.device, chosen)
+    for line in absences(dataset, plan.members):
+        display.say(line)
     take(out, recipe, where)
     for job in plan.jobs:
         chosen = job.stage.method.chosen_besides(recipe.stages[job.index].method)

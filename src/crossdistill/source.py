@@ -172,6 +172,12 @@ def _unbankable(teacher: Teacher, want: Want, dataset: Dataset) -> str | None:
         return "only a network is cut"
     try:
         others = _others_at(teacher.network, want.tap, dataset)
+        why = teacher.network.replays(want.tap)
+        if why is not None:
+            return (
+                f"{why}. It is cut between its layers: what they gave before the cut is held for each batch ({others} "
+                "objects besides the value), and the code between them runs again"
+            )
     except SplitError as error:
         return f"{error}; its whole pass is run"
     return f"{others} more tensors are live across this cut (skips, indices)" if others else None

@@ -19,6 +19,7 @@ from crossdistill.escaping import markdown, visible
 from crossdistill.models import MODELS, build_network, check_options, is_model
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
+from crossdistill.own_network import made
 from crossdistill.recipe import NetworkConfig
 from crossdistill.storage import NO_FILE, atomic_folder, file_fault, file_hash
 from crossdistill.student_folder import (
@@ -189,7 +190,7 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     config = read_config(path)
     specs = _specs(path, config)
     if module is not None:
-        network = module if isinstance(module, Network) else Network(module, config.reads, config.taps)
+        network = made(module) if isinstance(module, Network) else Network(module, config.reads, config.taps)
     else:
         network = _of_table(path, config)
     weights = path / WEIGHTS

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from crossdistill.adapters import LOW
 from crossdistill.bank import BLOCK_ROWS, Bank, BankKey, BankSettings
 from crossdistill.bank_fill import Produced, estimate, fill
 from crossdistill.bank_rows import BankRows
@@ -149,7 +150,8 @@ def identity(teacher: Teacher) -> str:
 def _type(teacher: Teacher) -> str:
     parameters = (p for module in modules_of(teacher) for p in module.parameters() if p.is_floating_point())
     first = next(parameters, None)
-    return "float32" if first is None else str(first.dtype).removeprefix("torch.")
+    # Networks give what they compute in lower precision as float32.
+    return "float32" if first is None or first.dtype in LOW else str(first.dtype).removeprefix("torch.")
 
 
 def _format(teacher: Teacher) -> str:

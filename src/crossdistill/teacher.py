@@ -113,9 +113,7 @@ class Live:
 
     def __call__(self, batch: Batch) -> Outputs:
         """Run the network on the rows whose modalities are present; absent inputs are never read."""
-        present = batch.rows_with(self.modalities)
-        rows = None if present is None else present.nonzero().flatten()
-        part = batch if rows is None else batch.select(rows)
+        rows, part = self.network.usable(batch)
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             outputs = self._empty(self._anchor(batch.ids.device)) if len(part) == 0 else self._run(part)
         return replace(outputs, source=self.name, rows=rows)
@@ -153,7 +151,9 @@ class Live:
 
     def _run_whole(self, tap: str, reason: SplitError) -> None:
         if tap not in self._uncut:
-            log.warning("%s: %s; its whole pass is run again from there", self.name, reason)
+            log.warning(
+                "%s: %s; so each time something goes on from its layer %r, all of it runs again", self.name, reason, tap
+            )
             self._uncut.add(tap)
 
     def _anchor(self, device: torch.device) -> Tensor:
@@ -239,9 +239,7 @@ class Masked:
         """Outputs of the base with its taps masked."""
         if len(self.masks) == 1:
             return self.continued(self.base.asked(map(Want.cut, self.masks))(batch))
-        present = batch.rows_with(self.modalities)
-        rows = None if present is None else present.nonzero().flatten()
-        part = batch if rows is None else batch.select(rows)
+        rows, part = self.base.network.usable(batch)
         if len(part) == 0:
             return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
         edits = {tap: lambda value, mask=mask: self._bent(value, mask) for tap, mask in self.masks.items()}

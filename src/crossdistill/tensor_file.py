@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from crossdistill.errors import DataError, ShapeError
 from crossdistill.storage import file_fault
@@ -109,7 +110,8 @@ def check_weights(module: nn.Module, path: Path, who: str) -> None:
         "of another shape": [
             f"{name} {found[name][1]} instead of {tuple(value.shape)}"
             for name, value in wanted.items()
-            if name in found and found[name][1] != tuple(value.shape)
+            # A lazy layer takes its sizes from the file.
+            if name in found and not is_lazy(value) and found[name][1] != tuple(value.shape)
         ],
         "of another type": [
             f"{name} {found[name][0]} instead of {value.dtype}"

@@ -15,7 +15,7 @@ from crossdistill.devices import Devices
 from crossdistill.errors import SettingError
 from crossdistill.factored_gradient import factored_gradients
 from crossdistill.graphed import CudaGraphs, GraphedStep
-from crossdistill.method import Progress, Step
+from crossdistill.method import Progress, Step, module_key
 from crossdistill.network import Network
 from crossdistill.optimizer import PartedAdam, optimizer_for
 from crossdistill.order import share_of
@@ -30,7 +30,7 @@ class _Together(nn.Module):
 
     def __init__(self, job: Job) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict({name.replace(".", "/"): module for name, module in job.modules().items()})
+        self.parts = nn.ModuleDict({module_key(name): module for name, module in job.modules().items()})
         # In a tuple, so that teachers that do not train stay outside.
         self._job = (job,)
 

@@ -64,12 +64,20 @@ def survey(cells: Sequence[Cell], display: Display) -> Survey:
     found: dict[int, Surveyed] = {}
     refused: dict[int, str] = {}
     about = ""
+    several = len({cell.seed for cell in cells}) > 1
     display.begin("looking through the cells", len(cells))
     for number, cell in enumerate(cells):
         try:
             recipe = cell.recipe()
         except CrossdistillError as error:
             refused[number] = reason(error)
+            display.advance()
+            continue
+        if recipe.undrawn and several:
+            refused[number] = (
+                f"{', '.join(map(repr, recipe.undrawn))}: live modules keep their weights whatever the seed is, so "
+                "that several seeds would understate the spread; give functions that make them"
+            )
             display.advance()
             continue
         assert isinstance(recipe.data, DataConfig)
