@@ -47,7 +47,7 @@ LAYERS = (
         "nets",
         "weighting",
         "eager_gradient",
-    },  # fmt: skip
+    },
     {"bank", "bank_fill", "bank_rows", "bank_store", "banked", "method", "protocol", "combination", "taps"},
     {"methods", "models", "data", "backends"},
     {"stage", "recipe", "precision"},

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from torch.nn.parameter import UninitializedBuffer
 
 from crossdistill.batch import Batch, Input
 from crossdistill.errors import SettingError, SignalError, nearest
+
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh),
+)
+"""Layers that act on each value by itself."""
 
 LOW = frozenset({torch.float16, torch.bfloat16})
 """Types of weights whose outputs are given in float32."""
@@ -148,3 +155,16 @@ def _conversion(value: Tensor, weight: Tensor) -> str:
     top = {torch.uint8: 255, torch.uint16: 65535}.get(value.dtype)
     scale = f"divide it by {top}" if top else "scale it to the range that the network expects, such as [0, 1]"
     return f"convert it to {_type(weight)} and {scale}"
+
+
+@torch.no_grad()
+def activated(module: nn.Module, features: Mapping[str, Tensor]) -> dict[str, str]:
+    """Taps whose activation is tapped too: the same values come out when it is applied to them."""
+    found: dict[str, str] = {}
+    for one, other in pairwise(features):
+        layer, before, after = module.get_submodule(other), features[one], features[other]
+        same = isinstance(layer, ACTIVATIONS) and before.shape == after.shape
+        # A copy, because the layer may work in place.
+        if same and torch.equal(layer(before.clone()).nan_to_num(), after.nan_to_num()):
+            found[one] = other
+    return found

@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from crossdistill.adapters import (
     LOW,
+    activated,
     cast,
     check_arguments,
     default_give,
@@ -32,12 +33,6 @@ Call = Callable[[Batch], Arguments]
 Give = Callable[[Any], Mapping[str, Tensor | None]]
 Stem = Callable[[Batch], Cut]
 Tail = Callable[[Cut], Outputs]
-
-ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Sigmoid, nn.Tanh),
-)
-"""Layers that act on each value by itself."""
 
 
 class Network(nn.Module):
@@ -128,12 +123,13 @@ class Network(nn.Module):
         found.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
         return found
 
-    def holding(self, module: nn.Module | None, factory: Callable[[], Any] | None) -> "Network":
-        """The same network with another module, or with one that is still to be made."""
+    def holding(
+        self, module: nn.Module | None, factory: Callable[[], Any] | None, taps: Sequence[str] | None = None
+    ) -> "Network":
+        """The same network with another module, or with one that is still to be made, or with other taps."""
+        rest = (self.reads, self.taps if taps is None else taps, self._call, self._give)
         make = factory if module is None else None
-        found = Network(
-            module, self.reads, self.taps, self._call, self._give, factory=make, needs=self.needs, absent=self.absent
-        )
+        found = Network(module, *rest, factory=make, needs=self.needs, absent=self.absent)
         found.factory = factory
         return found
 
@@ -275,21 +271,9 @@ class Network(nn.Module):
             return None if value is None else tuple(value.shape[1:])
 
         features = {tap: tuple(value.shape[1:]) for tap, value in outputs.features.items()}
-        activated = self._activated(outputs.features)
-        self.spec = OutputSpec(shape(outputs.logits), shape(outputs.embedding), features, activated)
+        after = activated(self.module, {tap: self._native(value) for tap, value in outputs.features.items()})
+        self.spec = OutputSpec(shape(outputs.logits), shape(outputs.embedding), features, after)
         return self.spec
-
-    @torch.no_grad()
-    def _activated(self, features: Mapping[str, Tensor]) -> dict[str, str]:
-        """Taps whose activation is tapped too: the same values come out when it is applied to them."""
-        found: dict[str, str] = {}
-        for one, other in pairwise(features):
-            layer, before, after = self.module.get_submodule(other), features[one], features[other]
-            same = isinstance(layer, ACTIVATIONS) and before.shape == after.shape
-            # A copy, because the layer may work in place.
-            if same and torch.equal(layer(before.clone()).nan_to_num(), after.nan_to_num()):
-                found[one] = other
-        return found
 
     def showing(self, taps: Sequence[str], batch: Batch) -> "Network":
         """The same module with further taps; this network keeps the ones that it has.
@@ -300,9 +284,8 @@ class Network(nn.Module):
         more = [tap for tap in taps if tap not in self.taps]
         if not more:
             return self
-        training = self.training
-        shown = Network(self.module, self.reads, (*self.taps, *more), self._call, self._give)
-        shown.training, shown._changing = training, self._changing
+        shown = self.holding(self.module, self.factory, (*self.taps, *more))
+        shown.training, shown.changing = self.training, self.changing
         shown.probe(batch)
         return shown
 
