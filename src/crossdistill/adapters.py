@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from crossdistill.batch import Batch, Input
-from crossdistill.errors import SettingError, SignalError, nearest
+from crossdistill.errors import SettingError, ShapeError, SignalError, nearest
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -28,13 +28,20 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def detached(value: Tensor) -> Tensor:
-    """A copy of a tensor's numbers without its graph; of a buffer without a size, another one."""
-    if isinstance(value, UninitializedBuffer):
-        make: Any = type(value)
-        found: Tensor = make(False, value.device, value.dtype)
-        return found
-    return value.detach().clone()
+def detached_values(module: nn.Module) -> dict[int, Tensor]:
+    """What a module keeps of a pass, by identity, as copies without a graph; and other buffers for those without size.
+
+    A deep copy is refused both of values that a graph holds and of buffers of lazy layers.
+    """
+    found: dict[int, Tensor] = {}
+    for layer in module.modules():
+        for value in tensors_in(list(vars(layer).values())):
+            if isinstance(value, UninitializedBuffer):
+                make: Any = type(value)
+                found[id(value)] = make(False, value.device, value.dtype)
+            elif not value.is_leaf:
+                found[id(value)] = value.detach().clone()
+    return found
 
 
 def first_rows(value: Any) -> Any:
@@ -128,7 +135,16 @@ def _filled(name: str, batch: Batch, absent: Tensor | None) -> Input:
     return value.where(there.reshape(-1, *[1] * (value.ndim - 1)), instead)
 
 
-def type_hint(reads: Sequence[str], given: Sequence[Tensor], module: nn.Module, error: str) -> str:
+def refused_input(who: str, reads: Sequence[str], given: Sequence[Tensor], module: nn.Module, error: str) -> ShapeError:
+    """The error of a module that refuses its input: who, which shapes, and what to do about types."""
+    shapes = ", ".join(str(tuple(one.shape)) for one in given)
+    return ShapeError(
+        f"network {who!r} refused its input: {', '.join(reads)} of shape {shapes} (batch first): "
+        f"{' '.join(error.split())}{_type_hint(reads, given, module, error)}"
+    )
+
+
+def _type_hint(reads: Sequence[str], given: Sequence[Tensor], module: nn.Module, error: str) -> str:
     """What to do with inputs whose type is not the weights', where that is what a module refused."""
     types = {p.dtype: p for p in module.parameters() if p.is_floating_point()}
     if not types or not re.search(r"type|not implemented for|Byte|Half|Long|Float|Double", error):

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer
 
 from crossdistill.adapters import (
     LOW,
@@ -14,16 +13,15 @@ from crossdistill.adapters import (
     cast,
     check_arguments,
     default_give,
-    detached,
+    detached_values,
     first_rows,
-    tensors_in,
-    type_hint,
+    refused_input,
     usable,
 )
 from crossdistill.batch import Batch
 from crossdistill.code_key import CodeKey, code_key
 from crossdistill.cut import CutGraph
-from crossdistill.errors import CrossdistillError, SettingError, ShapeError, SplitError, TapError, nearest
+from crossdistill.errors import CrossdistillError, SettingError, SplitError, TapError, nearest
 from crossdistill.fingerprint import structure
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
 from crossdistill.replay import ReplayedCut
@@ -114,10 +112,7 @@ class Network(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
         """A copy with weights of its own. What the module keeps of a pass is copied as numbers, without its graph."""
-        for layer in self.modules():
-            for value in tensors_in(list(vars(layer).values())):
-                if type(value) is UninitializedBuffer or not value.is_leaf:
-                    memo.setdefault(id(value), detached(value))
+        memo |= {key: value for key, value in detached_values(self).items() if key not in memo}
         found = memo[id(self)] = type(self).__new__(type(self))
         state = {**self.__dict__, "_graphs": {}, "_compiled": ()}
         found.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
@@ -370,11 +365,7 @@ class Network(nn.Module):
                     "false (on a CPU, compiling takes a C++ compiler)"
                 ) from error
             given = [a for a in (*args, *named.values()) if isinstance(a, Tensor)]
-            shapes = ", ".join(str(tuple(a.shape)) for a in given)
-            raise ShapeError(
-                f"network {self.name!r} refused its input: {', '.join(self.reads)} of shape {shapes} (batch first): "
-                f"{' '.join(str(error).split())}{type_hint(self.reads, given, self.module, str(error))}"
-            ) from error
+            raise refused_input(self.name, self.reads, given, self.module, str(error)) from error
 
     def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
         """One pass, and what came out of the tapped layers."""

@@ -125,8 +125,8 @@ def _computed(
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
     for line in filter(None, (dataset.how_split, *dataset.remarks())):
         display.say(f"data {dataset.name!r}: {line}")
-    chosen = load_choices(out) if resume else None
-    plan = prepare(begun(recipe, dataset, out, where, display.say), dataset, where.device, chosen)
+    decided = load_choices(out) if resume else None
+    plan = prepare(begun(recipe, dataset, out, where, display.say), dataset, where.device, decided)
     for line in absences(dataset, plan.members):
         display.say(line)
     take(out, recipe, where)
