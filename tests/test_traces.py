@@ -72,7 +72,8 @@ def _published(method: str) -> Recipe:
 
 
 def _plain(made: Recipe) -> Recipe:
-    plain = OptimizerConfig(name="sgd", learning_rate=PACES.get(made.method, 0.02), momentum=0.0)
+    pace = PACES.get((made.method or "").removesuffix("-release"), 0.02)
+    plain = OptimizerConfig(name="sgd", learning_rate=pace, momentum=0.0)
     stages = tuple(stage.model_copy(update={"optimizer": plain, "steps": 3}) for stage in made.stages)
     return made.model_copy(update={"stages": stages, "device": "cpu"})
 

@@ -1,4 +1,24 @@
-"""Which layers of two networks are compared: by name, or chosen from their sizes."""
+"""Which layers of two networks are compared: by name, or chosen from their sizes.
+
+Where each method is published to read features, and what the recipes here give it:
+
+| method | published | here |
+|---|---|---|
+| at, nst, vid, kdsvd | the stages' maps, after their activation | every spatial layer, after it |
+| sp | the last stage's map, after its activation | the last spatial layer, after it |
+| ofd | the stages' maps, before their activation | every spatial layer, before it |
+| reviewkd | the stages' maps before it, and pooled features | every spatial layer, before it; the last one's mean |
+| rkd, crd, pkt | the embedding: what the last layer reads | the penultimate layer, after its activation |
+| hint (fitnets) | one middle layer, after its activation | a middle and a late layer, after it |
+| ofa | the student's stages, after their activation | its spatial layers and its late one, after it |
+| c2kd | features before the classifier | the penultimate layer, as a map before it is flattened |
+| salience (mgdfr) | the layer before the classifier | the late layer, before its activation, a map by channels |
+| specialise (mst-distill) | an intermediate and the penultimate layer | a middle and a late layer, before activation |
+| kd, dkd, dist, mlkd, mlld, dml, collaborate, route, supervised | logits | logits |
+
+Two differ on purpose: hints compare two pairs, as MST-Distill's FitNets do, where Romero et al. have one; and ReviewKD
+pools its last map before the activation, where mdistiller pools after it.
+"""
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +32,16 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
-from crossdistill.losses.spatial import as_map, same_space
+from crossdistill.losses.spatial import as_map, as_vector, pooled_vector, same_space
 from crossdistill.method import STUDENT, Activation, MethodConfig, Progress, Term
 from crossdistill.outputs import Outputs, OutputSpec, Want, picked, shared_rows
 from crossdistill.protocol import Shares, Signals, Taught
 from crossdistill.teacher import Teacher
 
 Shape = tuple[int, ...]
+
+VectorOf = Literal["mean", "max-pooled"]
+"""How a map becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
 
 Choice = Literal["maps", "last", "vector", "hints", "all"]
 """What is taken of a network whose layers are not named, out of its taps in the order in which they run, leaving out
@@ -107,6 +130,16 @@ class FeatureConfig(MethodConfig):
                 f"{self.name} needs {least} or more {kind}, and {who} shows {len(found)}; its taps are: {shown}"
             )
         return found
+
+
+def vector(feature: Tensor, maps: VectorOf) -> Tensor:
+    """A feature (B, *shape) as a vector (B, D)."""
+    return pooled_vector(feature) if maps == "max-pooled" else as_vector(feature)
+
+
+def vector_size(shape: Shape, maps: VectorOf) -> int:
+    """D of such a vector."""
+    return vector(torch.empty(1, *shape, device="meta"), maps).shape[1]
 
 
 def require_positions(method: str, pairs: Mapping[str, Sequence[Pair]], *, wide: bool = False) -> None:

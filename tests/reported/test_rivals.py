@@ -13,15 +13,19 @@ from crossdistill.batch import Batch
 from crossdistill.cli import app
 from crossdistill.combination import ON_FEATURES, LogitConfig
 from crossdistill.data.av_digits import AvDigitsConfig
-from crossdistill.errors import ApplicabilityError, RecipeError
+from crossdistill.data.av_mnist import AvMnistConfig
+from crossdistill.errors import ApplicabilityError, RecipeError, SettingError
+from crossdistill.losses.spatial import pooled_vector
 from crossdistill.method import DataSpec, Progress
 from crossdistill.methods import METHODS
 from crossdistill.methods.dist import DIST
 from crossdistill.methods.hint import Hint
 from crossdistill.methods.kd import KD
+from crossdistill.methods.ofa import OFA
 from crossdistill.models import build_network
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.recipes import make
+from crossdistill.recipes.plans import PLANS
 from crossdistill.taps import FeatureConfig, chosen
 from crossdistill.testing import FakeTeacher, toy_dataset
 
@@ -272,3 +276,83 @@ def test_d_lists_are_json_through_and_through(what: str) -> None:
     if what == "methods":
         assert next(row for row in rows if row["name"] == "at")["settings"]["teacher_taps"] == {}
         assert all(row["settings"][name] is None for row in rows for name in row.get("required", ()))
+
+
+NINE = ("kd", "mlld", "fitnets", "ofa", "rkd", "crd", "dml", "mgdfr", "c2kd")
+
+
+def released(name: str, student: str, teachers: str | None = None, data: str = "av-mnist") -> Recipe:
+    given = [f"student={student}", *([f"teachers={teachers}"] if teachers else [])]
+    return make(f"{data}/{name}-release", given, 0)
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_b2_every_rival_of_table_1_has_a_release_preset_that_says_what_differs(name: str) -> None:
+    recipe = released(name, "image")
+    data = recipe.data
+    assert isinstance(data, AvMnistConfig)
+    assert (data.split, data.release_compat) == ("sample", True)
+    said = json.loads(CliRunner().invoke(app, ["list", "methods", "--json"]).stdout)
+    row = next(row for row in said if row["name"] == f"{name}-release")
+    assert {one["setting"] for one in row["differs"]} >= {"data.split", "data.release_compat"}
+    # What a preset says of a method's setting is what its recipe has.
+    methods = {stage.method.name: stage.method for stage in recipe.stages}
+    for one in PLANS[f"{name}-release"].differs or ():
+        holder, _, field = one.setting.partition(".")
+        if field in (type(methods[holder]).model_fields if holder in methods else {}) and field != "taps":
+            assert getattr(methods[holder], field) == one.value, one.setting
+
+
+# Layers of the student and the teacher, as the released scripts hook them.
+TABLE = [
+    ("rkd", "image", "mm", ("fc1",), ("fc1",)),
+    ("rkd", "audio", "cm", ("conv3",), ("fc1",)),
+    ("crd", "image", "cm", ("fc1",), ("conv3",)),
+    ("c2kd", "image", "cm", ("fc1",), ("conv3_maxpool",)),
+    ("c2kd", "audio", "cm", ("conv3_maxpool",), ("fc1",)),
+    ("fitnets", "image", "mm", ("conv3", "fc1"), ("concat_identity", "fc1")),
+    ("fitnets", "audio", "mm", ("conv2", "conv3"), ("concat_identity", "fc1")),
+    ("fitnets", "image", "cm", ("conv1", "flatten_identity"), ("conv2", "conv3_maxpool_flatten")),
+    ("fitnets", "audio", "cm", ("conv2", "conv3_maxpool_flatten"), ("conv1", "flatten_identity")),
+]
+
+
+@pytest.mark.parametrize(("name", "student", "kind", "mine", "theirs"), TABLE)
+def test_b2_released_layers(name: str, student: str, kind: str, mine: tuple[str, ...], theirs: tuple[str, ...]) -> None:
+    recipe = released(name, student, kind)
+    (method,) = [stage.method for stage in recipe.stages if isinstance(stage.method, FeatureConfig)]
+    assert method.taps == mine
+    assert list(method.teacher_taps.values()) == [theirs]
+
+
+@pytest.mark.parametrize(("student", "last"), [("image", "fc1"), ("audio", "conv3")])
+def test_b2_released_ofa_has_three_stages(student: str, last: str) -> None:
+    taps = ("conv1", "conv2", last)
+    method = released("ofa", student).stages[-1].method
+    assert isinstance(method, OFA)
+    assert (method.taps, method.stages, method.final_epsilon) == (taps, "mean", None)
+
+
+def test_b2_released_fitnets_train_the_hinted_layers_alone_from_one_teacher() -> None:
+    hint = next(stage for stage in released("fitnets", "audio", "cm").stages if stage.method.name == "hint")
+    assert hint.trained == ("student:conv2", "student:conv3_maxpool_flatten")
+    with pytest.raises(SettingError, match="one teacher"):
+        released("fitnets", "audio", "mm+cm")
+
+
+@pytest.mark.parametrize("name", ["rkd", "crd"])
+def test_b2_the_audio_networks_map_is_pooled_and_flattened(name: str) -> None:
+    config = released(name, "audio").stages[-1].method
+    spec = {who: OutputSpec((10,), None, {"conv3": (128, 28, 28), "fc1": (298,)}) for who in ("student", "mm")}
+    data = DataSpec(rows=20, classes=10, targets=torch.arange(20) % 10)
+    method = config.build(spec["student"], {"mm": spec["mm"]}, data)
+    assert method.get_submodule("mine.mm.fc").weight.shape == (128, 25_088)
+    feature = torch.randn(2, 3, 4, 4)
+    assert torch.equal(pooled_vector(feature), nn.functional.max_pool2d(feature, 2).flatten(1))
+
+
+@pytest.mark.parametrize("labelled", [0.05, 1.0])
+def test_b2_released_weights_are_published_whatever_the_labels(labelled: float) -> None:
+    for name in ("kd", "fitnets", "mgdfr"):
+        recipe = make(f"av-digits/{name}-release", [f"labelled={labelled}"], 0)
+        assert recipe.stages[-1].method == KD()

@@ -17,6 +17,12 @@ def as_vector(feature: Float[Tensor, "B *shape"]) -> Float[Tensor, "B C"]:
     return feature.flatten(2).mean(2) if feature.ndim > 2 else feature
 
 
+def pooled_vector(feature: Float[Tensor, "B *shape"]) -> Float[Tensor, "B D"]:
+    """All positions of all channels, after 2x2 max-pooling where there are two or more each way; vectors stay."""
+    whole = as_map(feature)
+    return (functional.max_pool2d(whole, 2) if min(whole.shape[2:]) > 1 else whole).flatten(1)
+
+
 def same_space(
     one: Float[Tensor, "B C H1 W1"], other: Float[Tensor, "B D H2 W2"]
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B D H W"]]:

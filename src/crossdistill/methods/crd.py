@@ -15,7 +15,7 @@ from crossdistill.nets.memory import Memory
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import Outputs, OutputSpec, picked
 from crossdistill.protocol import Mixed, Signals
-from crossdistill.taps import FeatureConfig, Pair, PairedMethod, met
+from crossdistill.taps import FeatureConfig, Pair, PairedMethod, VectorOf, met, vector, vector_size
 from crossdistill.teacher import Teacher
 
 
@@ -30,6 +30,8 @@ class CRD(Mixed, FeatureConfig):
     acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["crd"] = "crd"
     width: int = Field(128, ge=1)
+    maps: VectorOf = "mean"
+    """How a feature with positions becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
     negatives: int = Field(4096, ge=1)
     """For each row; with repetition where there are fewer rows of other classes."""
     repeat: bool = False
@@ -63,8 +65,8 @@ class _CRD(PairedMethod):
         self.mine, self.theirs, self.memories = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, found in pairs.items():
             key = module_key(name)
-            self.mine[key] = UnitEmbedding(found[-1].mine[0], config.width)
-            self.theirs[key] = UnitEmbedding(found[-1].theirs[0], config.width)
+            self.mine[key] = UnitEmbedding(vector_size(found[-1].mine, config.maps), config.width)
+            self.theirs[key] = UnitEmbedding(vector_size(found[-1].theirs, config.maps), config.width)
             seed = int(torch.randint(2**62, ()))
             self.memories[key] = Memory(labels, config.width, config.momentum, repeat=config.repeat, seed=seed)
         ids = torch.arange(data.rows) if data.ids is None else data.ids.cpu()
@@ -79,7 +81,8 @@ class _CRD(PairedMethod):
             mine, theirs, rows = met(pairs, student, teachers[name](batch))
             index = self.row_of[picked(batch.ids, rows)]
             key = module_key(name)
-            sides = self.mine[key](mine[-1]), self.theirs[key](theirs[-1])
+            own, other = (vector(side[-1], self.config.maps) for side in (mine, theirs))
+            sides = self.mine[key](own), self.theirs[key](other)
             losses, normaliser = self._contrast(name, index, sides, progress)
             terms[f"crd/{name}"] = Term(losses, 1 / len(self.pairs))
             moved = {"index": index, "student": sides[0].detach(), "teacher": sides[1].detach()}

@@ -8,19 +8,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.losses.rkd import rkd_angle, rkd_distance
-from crossdistill.losses.spatial import as_vector
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import OutputSpec
 from crossdistill.protocol import Mixed
-from crossdistill.taps import FeatureConfig, FeatureMethod, Pair
+from crossdistill.taps import FeatureConfig, FeatureMethod, Pair, VectorOf, vector, vector_size
 
 
 class RKD(Mixed, FeatureConfig):
     """`(1 - a) · CE + a · (distances + 2 · angles)`, by default on the embedding or the last tap, as they are.
 
     mdistiller's weights are `fixed=(1, 1)`, `weight_distance=25`, `weight_angle=50`. MST-Distill's released code is
-    `width=128`.
+    `width=128` and `maps="max-pooled"`.
     """
 
     acts_on: ClassVar[ActsOn | None] = "last"
@@ -29,6 +28,8 @@ class RKD(Mixed, FeatureConfig):
     weight_angle: float = Field(2.0, ge=0)
     width: int | None = Field(None, ge=1)
     """Compare unit vectors of this size, made by a linear map on either side."""
+    maps: VectorOf = "mean"
+    """How a feature with positions becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
     teacher_map: Literal["random", "trained"] = "random"
     """With `width`: whether the teachers' maps stay as they were drawn (the released code) or learn too."""
 
@@ -46,13 +47,13 @@ class _RKD(FeatureMethod):
         self.mine, self.theirs = nn.ModuleDict(), nn.ModuleDict()
         if config.width is not None:
             for name, found in pairs.items():
-                self.mine[module_key(name)] = UnitEmbedding(found[-1].mine[0], config.width)
-                self.theirs[module_key(name)] = UnitEmbedding(found[-1].theirs[0], config.width)
+                self.mine[module_key(name)] = UnitEmbedding(vector_size(found[-1].mine, config.maps), config.width)
+                self.theirs[module_key(name)] = UnitEmbedding(vector_size(found[-1].theirs, config.maps), config.width)
 
     def compare(
         self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
     ) -> Mapping[str, Tensor]:
-        own, other = as_vector(mine[-1]), as_vector(theirs[-1])
+        own, other = (vector(side[-1], self.config.maps) for side in (mine, theirs))
         if self.config.width is not None:
             own = self.mine[module_key(teacher)](own)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.teacher_map == "trained"):

@@ -51,6 +51,10 @@ def kit(
         },
         penultimates={"audio": "conv3_maxpool_flatten"},
         unflattened={"audio": "conv3_maxpool"},
+        hints={
+            "image": {"audio": (("conv1", "flatten_identity"), ("conv2", "conv3_maxpool_flatten"))},
+            "audio": {"image": (("conv2", "conv3_maxpool_flatten"), ("conv1", "flatten_identity"))},
+        },
         batch_size=batch_size,
         supervised=length,
         collaborate=length,

@@ -72,6 +72,8 @@ class Kit(BaseModel):
     """For each network, what its last layer reads; not named: the last of its `taps`, after the activation."""
     unflattened: Mapping[str, str] = Field(default_factory=dict)
     """The penultimate layer as a map, where it is a flattened one: for what averages over positions."""
+    hints: Mapping[str, Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = Field(default_factory=dict)
+    """For each student and teacher, the layers of both that the released FitNets compare; not named: their `taps`."""
     batch_size: int = 64
     channels_last: bool = False
     supervised: Length

@@ -20,6 +20,7 @@ from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kind, Kit, Length
 from crossdistill.recipes.mst_distill import MST_DISTILL
 from crossdistill.recipes.parts import MethodPlan, Stages, pretrained, stage_of
+from crossdistill.recipes.release import RELEASE
 from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.weighting import DotConfig
 
@@ -192,7 +193,7 @@ RIVALS: Mapping[str, MethodPlan] = {
 
 PLANS: Mapping[str, MethodPlan] = {
     "supervised": MethodPlan(supervised, None),
-    **dict(sorted(RIVALS.items())),
+    **dict(sorted({**RIVALS, **RELEASE}.items())),
     **MST_DISTILL,
 }
 """Methods by the name that recipes and tables give them."""

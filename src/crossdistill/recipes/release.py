@@ -1,0 +1,191 @@
+"""The rivals of MST-Distill's Table 1 as its released code computes them, which is not always as they were published.
+
+`NAME-release` has the layers, weights and slips of the released scripts, with the published weights whatever the
+labels; what differs from the method's own paper is listed with each. Two things are not repeated: its FitNets select
+the second stage's epoch by the mixed loss, whose scale jumps with its weights (here: by cross-entropy, as everywhere);
+and DML has no released code, so that its preset is the first stage of MST-Distill with detached teachers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crossdistill.errors import SettingError
+from crossdistill.method import STUDENT, MethodConfig
+from crossdistill.methods import C2KD, CRD, DML, KD, MLLD, OFA, RKD, Hint, Salience
+from crossdistill.methods.collaborate import Collaborate
+from crossdistill.recipes.kit import Kit, Length
+from crossdistill.recipes.mst_distill import differences
+from crossdistill.recipes.parts import Difference, MethodPlan, pretrained, stage_of
+from crossdistill.stage import OptimizerConfig, Stage
+
+Layers = Mapping[str, tuple[str, ...]]
+
+
+def kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """KD as MST-Distill's released code compares with it."""
+    return _taught(KD(), kit, teachers)
+
+
+def mlld(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """MLLD as MST-Distill's released code compares with it: means, one view, no masks."""
+    return _taught(MLLD(), kit, teachers)
+
+
+def fitnets(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """FitNets as MST-Distill's released code compares with it: the hinted layers alone train, before their ReLU."""
+    if len(teachers) != 1:
+        raise SettingError(f"fitnets-release has one teacher, since its layers differ by teacher; not {list(teachers)}")
+    mine, theirs = kit.hints.get(student, {}).get(teachers[0], (kit.taps[student], kit.taps[teachers[0]]))
+    method = Hint(taps=mine, teacher_taps={teachers[0]: theirs}, regressors="released")
+    length = Length(epochs=kit.distil.epochs, learning_rate=max(kit.distil.learning_rate, 1e-3))
+    trains = tuple(f"{STUDENT}:{tap}" for tap in mine)
+    hint = stage_of("hint", method, kit, length, teachers=tuple(teachers), trains=trains)
+    return (*pretrained(kit, teachers), hint, stage_of("kd", KD(), kit, kit.distil, teachers=tuple(teachers)))
+
+
+def ofa(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """OFA as MST-Distill's released code compares with it: the mean over stages, no term of the last logits."""
+    taps = dict.fromkeys([*(kit.spatial(student, student, "before") or ()), kit.taps[student][-1]])
+    return _taught(OFA(taps=tuple(taps), stages="mean", final_epsilon=None), kit, teachers)
+
+
+def rkd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """RKD as MST-Distill's released code compares with it: unit vectors, the teacher's by a map that never learns."""
+    mine, theirs = _late(kit, student, teachers)
+    return _taught(RKD(taps=mine, teacher_taps=theirs, maps="max-pooled", width=128), kit, teachers)
+
+
+def crd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """CRD as MST-Distill's released code compares with it: 4,096 negatives, layers before their activation."""
+    mine, theirs = _late(kit, student, teachers)
+    return _taught(CRD(taps=mine, teacher_taps=theirs, maps="max-pooled"), kit, teachers)
+
+
+def dml(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """DML as MST-Distill's own first stage computes it with detached teachers; no code of it was released."""
+    return (stage_of("dml", DML(), kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
+
+
+def mgdfr(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """MGDFR as MST-Distill's released code compares with it: no unit is filled, so it is KD after co-training."""
+    together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
+    agree = stage_of("agree", Collaborate(distance="mse-released"), kit, kit.collaborate, **together)
+    sgd = OptimizerConfig(name="sgd", learning_rate=10 * kit.collaborate.learning_rate, momentum=0.9)
+    salience = Salience(taps={name: kit.taps[name][-1] for name in teachers}, fill="none")
+    return (
+        agree.model_copy(update={"optimizer": sgd}),
+        stage_of("salience", salience, kit, Length(epochs=0, learning_rate=1e-3), trains=()),
+        stage_of("kd", KD(), kit, kit.distil, fresh=True),
+    )
+
+
+def c2kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """C2KD as MST-Distill's released code compares with it: a constant rate, layers before their activation."""
+    taps = {name: (kit.unflattened.get(name) or kit.taps[name][-1],) for name in (student, *teachers)}
+    method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
+    stage = stage_of("c2kd", method, kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers))
+    sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
+    return (*pretrained(kit, teachers), stage.model_copy(update={"optimizer": sgd}))
+
+
+def _taught(method: MethodConfig, kit: Kit, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    return (
+        *pretrained(kit, teachers),
+        stage_of(method.name, method, kit, kit.distil, teachers=tuple(teachers)),
+    )
+
+
+def _late(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[tuple[str, ...], Layers]:
+    """The last of each network's named layers, before its activation."""
+    return kit.taps[student][-1:], {name: kit.taps[name][-1:] for name in teachers}
+
+
+def _differ(*own: tuple[str, Any, Any, str]) -> tuple[Difference, ...]:
+    """What a preset settles otherwise than the method's paper, then what every preset of the release does to data."""
+    shared = [one for one in differences("release") if one.setting.startswith("data.")]
+    return (*(Difference(*one) for one in own), *shared)
+
+
+MIX = "(1 - a) · CE + a · loss, with a halved every 30 epochs, is the release's protocol for all rivals"
+BEFORE = "hooks read the outputs of convolutions and linear layers, which lie before their ReLU"
+
+RELEASE: Mapping[str, MethodPlan] = {
+    "kd-release": MethodPlan(kd, "mm", ("cm",), differs=_differ(("kd.alpha", 0.5, 0.9, MIX))),
+    "mlld-release": MethodPlan(
+        mlld,
+        "mm",
+        ("cm",),
+        differs=_differ(
+            ("mlld.correlations", "mean", "published", "means over entries instead of sums over classes or rows"),
+            ("mlld.alpha", 0.5, "0.1 and 0.9, fixed", MIX),
+            ("mlld views and masks", "one view, none", "two views, medians", "neither is in the released code"),
+        ),
+    ),
+    "fitnets-release": MethodPlan(
+        fitnets,
+        "mm",
+        ("cm",),
+        differs=_differ(
+            ("hint.trains", "hinted layers", "all up to them", "its optimizer takes parameters by the layers' names"),
+            ("hint.regressors", "released", "fitnets", "a convolution of four numbers between vectors"),
+            ("hint.taps", "two, before activation", "one, after it", BEFORE),
+        ),
+    ),
+    "ofa-release": MethodPlan(
+        ofa,
+        "mm",
+        ("cm",),
+        differs=_differ(
+            ("ofa.stages", "mean", "sum", "its loss divides by the number of stages"),
+            ("ofa.final_epsilon", None, 1.0, "the student's own logits get no such term"),
+            ("ofa.taps", "before activation", "after it", BEFORE),
+        ),
+    ),
+    "rkd-release": MethodPlan(
+        rkd,
+        "mm",
+        ("cm",),
+        differs=_differ(
+            ("rkd.width", 128, None, "both sides are embedded first; the teacher's map gets no gradient (no_grad)"),
+            ("rkd.maps", "max-pooled", "mean", "the audio network's conv3 is pooled and flattened, without its ReLU"),
+            ("rkd.taps", "before activation", "after it", BEFORE),
+        ),
+    ),
+    "crd-release": MethodPlan(
+        crd,
+        "mm",
+        ("cm",),
+        differs=_differ(
+            ("crd.negatives", 4096, 16384, "the script's setting"),
+            ("crd.maps", "max-pooled", "mean", "the audio network's conv3 is pooled and flattened, without its ReLU"),
+            ("crd.taps", "before activation", "after it", BEFORE),
+        ),
+    ),
+    "dml-release": MethodPlan(
+        dml,
+        "mm+cm",
+        ("mm", "cm"),
+        differs=_differ(
+            ("dml.temperature", 4.0, 1.0, "no code was released: the helper of MST-Distill's first stage"),
+            ("dml.squared", True, False, "the same helper"),
+            ("dml.averaged", False, True, "that stage adds up the divergences of a member"),
+        ),
+    ),
+    "mgdfr-release": MethodPlan(
+        mgdfr,
+        "cm",
+        differs=_differ(
+            ("salience.fill", "none", "mean", "its hook has no branch for 'freeze', so outputs stay as they are"),
+            ("collaborate.distance", "mse-released", "mse", "differs on dense logits alone: one class of one row"),
+        ),
+    ),
+    "c2kd-release": MethodPlan(
+        c2kd,
+        "cm",
+        differs=_differ(
+            ("c2kd learning rate", "constant", "polynomial", "the decay changes an argument, not the optimizer"),
+            ("c2kd.taps", "before activation", "after it", BEFORE),
+        ),
+    ),
+}
+"""Table 1's nine rivals."""
