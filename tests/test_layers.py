@@ -24,6 +24,7 @@ LAYERS = (
         "outputs",
         "errors",
         "escaping",
+        "plain_yaml",
         "settings",
         "storage",
         "order",

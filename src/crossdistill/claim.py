@@ -7,12 +7,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from crossdistill.devices import Devices
 from crossdistill.environment import go_back_to, store, stored
 from crossdistill.errors import CrossdistillError, ResumeError, RunError, SettingError
 from crossdistill.lock import Holder, Lock
+from crossdistill.plain_yaml import parse_yaml, read_yaml
 from crossdistill.recipe import LIVE_RECIPE, Recipe
 from crossdistill.report import RESULTS, Report, fault
 from crossdistill.storage import bytes_hash, file_fault, file_hash, sweep, write_text
@@ -140,7 +139,7 @@ def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> tuple[Re
                 "remove it"
             )
         # The same recipe may have been made in another way.
-        then, now = (plain | {"origin": None} for plain in (_read(path), yaml.safe_load(recipe.to_yaml())))
+        then, now = (plain | {"origin": None} for plain in (_read(path), parse_yaml(recipe.to_yaml())))
         differences = _differences(then, now)
         if differences:
             raise ResumeError(
@@ -210,10 +209,8 @@ def take(out: Path, recipe: Recipe, where: Devices) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if (fault := file_fault(path)) is not None:
-            raise OSError(fault)
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        return dict(read_yaml(path))
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged: {' '.join(str(error).split())}; choose another folder") from error
 
 

@@ -240,7 +240,7 @@ def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:
     """Where a run goes: by the recipe's name, unless a run's own recipe goes on."""
     given = Path(name)
     given = given.parent if given.name == "recipe.yaml" else given
-    if resume and (given / "recipe.yaml").is_file():
+    if resume and os.path.isfile(given / "recipe.yaml"):
         return given
     return Path("runs") / f"{recipe.name.replace('/', '-')}-{recipe.learner}-seed{recipe.seed}{'-tiny' * tiny}"
 

@@ -26,6 +26,7 @@ class Devices:
         self.rank = rank
         self.ranks = ranks
         self._gathering: dist.ProcessGroup | None = None
+        self._exchanging: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +78,17 @@ class Devices:
             rows = rows.detach().requires_grad_()
         apply: Callable[..., Tensor] = _Gathered.apply
         return apply(rows, counts, self.rank, self._gathering)
+
+    def exchange(self, numbers: Tensor) -> Tensor:
+        """The vectors of all ranks, by rank, without gradient: (ranks, n) from (n,)."""
+        if self.ranks == 1:
+            return numbers.unsqueeze(0)
+        if self._exchanging is None:
+            # Apart from DDP's, as for `gather`.
+            self._exchanging = dist.new_group()
+        everyone = [torch.empty_like(numbers) for _ in range(self.ranks)]
+        dist.all_gather(everyone, numbers, self._exchanging)
+        return torch.stack(everyone)
 
     def same(self, value: str) -> str:
         """The main rank's text, on every rank."""
@@ -176,14 +188,38 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+def kinds() -> list[str]:
+    """The kinds of devices that torch finds here."""
+    return ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+
+
 def _device(wanted: str, local_rank: int) -> torch.device:
-    found = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    kind = (("cuda" if "cuda" in found else "cpu") if wanted == "auto" else wanted).partition(":")[0]
+    found = kinds()
+    kind, _, number = (("cuda" if "cuda" in found else "cpu") if wanted == "auto" else wanted).partition(":")
     if kind not in found:
-        raise SettingError(f"device: wanted {wanted!r}, but torch finds {', '.join(found)} here")
+        raise SettingError(
+            f"device: wanted {wanted!r}, but torch {torch.__version__} finds {', '.join(found)} here{_why_not(kind)}"
+        )
+    try:
+        index = (int(number) if number else local_rank) if kind == "cuda" else None
+        count = torch.cuda.device_count() if kind == "cuda" else 0
+        if index is not None and index >= count:
+            raise SettingError(f"device: wanted cuda:{index}, but there are {count} CUDA devices, from cuda:0 on")
+        device = torch.device(kind) if index is None else torch.device(kind, index)
+        if kind != "cpu":
+            # What is found may still not work: its driver is too old, or gone.
+            torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(
+            f"device: {wanted!r} is there, but cannot be used: {' '.join(str(error).split())[:300]}; set device to cpu"
+        ) from error
+    return device
+
+
+def _why_not(kind: str) -> str:
+    """What stands in the way of a device, as far as torch says."""
     if kind == "cuda":
-        index = int(wanted.partition(":")[2]) if ":" in wanted else local_rank
-        if index >= torch.cuda.device_count():
-            raise SettingError(f"device: wanted cuda:{index}, but there are {torch.cuda.device_count()} CUDA devices")
-        return torch.device("cuda", index)
-    return torch.device(kind)
+        built = torch.version.cuda is not None
+        return "; it was built for CUDA, and finds no driver or device" if built else "; it was built without CUDA"
+    built = torch.backends.mps.is_built()
+    return "; it was built for MPS, and this machine has none" if built else "; it was built without MPS"

@@ -106,7 +106,7 @@ def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -
     with devices(recipe.device) as where:
         display.say("loading the data")
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(_thrown_away(recipe), dataset, where.device)
+        plan = prepare(_thrown_away(recipe), dataset, where.device, ranks=where.ranks)
         stages = tuple(forecast_stage(plan, job, where, timed_steps) for job in plan.jobs)
         splits = {name: len(rows) for name, rows in dataset.splits.items()}
         device = str(where.device)

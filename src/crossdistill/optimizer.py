@@ -1,12 +1,14 @@
 """How gradients become steps: PyTorch's optimizers, and its Adam for weights that are too large to handle at once."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from crossdistill.factored_gradient import LARGE_BYTES, FactoredGradient
 from crossdistill.mapped_memory import MappedTensor, parts
@@ -34,26 +36,29 @@ def optimizer_for(
             weight_decay=config.weight_decay,
             fused=fused and not config.momentum,
         )
-    return PartedAdam(
+    kind = PartedAdamW if config.name == "adamw" else PartedAdam
+    return kind(
         groups,
         config.learning_rate,
         weight_decay=config.weight_decay,
-        decoupled_weight_decay=config.name == "adamw",
         fused=fused,
         capturable=graphed,
         folder=(folder or Path(tempfile.gettempdir())) if config.moments == "disk" else None,
     )
 
 
-class PartedAdam(torch.optim.Adam):
-    """`torch.optim.Adam` that moves large weights a part at a time, to the same numbers.
+class InParts(torch.optim.Optimizer):
+    """What moves large weights of Adam or AdamW a part at a time, to the same numbers.
 
     So it does where a gradient is in factors, which are multiplied out for a part alone; and where moments lie in
     files, of which a part is in memory.
     """
 
+    _function: Callable[..., None]
+    """Moves tensors, given their gradients and moments."""
+
     def __init__(self, *arguments: Any, folder: Path | None = None, **options: Any) -> None:
-        """As Adam; with a `folder`, the moments of large weights lie in files there."""
+        """As Adam or AdamW; with a `folder`, the moments of large weights lie in files there."""
         super().__init__(*arguments, **options)
         self._folder = folder
         self._mapped: dict[Tensor, list[MappedTensor]] = {}
@@ -113,7 +118,7 @@ class PartedAdam(torch.optim.Adam):
                 own = gradient.part(part, out=room)
             else:
                 own = gradient[part]
-            adam(
+            type(self)._function(
                 [weight[part]],
                 [own],
                 [state[MOMENTS[0]][part]],
@@ -123,7 +128,6 @@ class PartedAdam(torch.optim.Adam):
                 [state["step"].clone()],
                 fused=group["fused"],
                 capturable=group["capturable"],
-                decoupled_weight_decay=group["decoupled_weight_decay"],
                 grad_scale=getattr(self, "grad_scale", None),
                 found_inf=getattr(self, "found_inf", None),
                 amsgrad=False,
@@ -138,3 +142,15 @@ class PartedAdam(torch.optim.Adam):
                 one.release()
         found_inf = getattr(self, "found_inf", None)
         state["step"] += 1 if found_inf is None else 1 - found_inf
+
+
+class PartedAdam(InParts, torch.optim.Adam):
+    """`torch.optim.Adam` in parts."""
+
+    _function = staticmethod(adam)
+
+
+class PartedAdamW(InParts, torch.optim.AdamW):
+    """`torch.optim.AdamW` in parts; a class of its own, since Adam learned decoupled decay in torch 2.7 alone."""
+
+    _function = staticmethod(adamw)

@@ -20,7 +20,8 @@ class Order:
     """The steps of one stage's epochs.
 
     `rows` are drawn without repetition, as often as an epoch of `num_rows` rows needs them: with few labelled
-    rows, a supervised epoch has as many steps as one over all rows.
+    rows, a supervised epoch has as many steps as one over all rows. Where something trains that normalises by the
+    batch, a last batch of one row `joins` the batch before it.
     """
 
     rows: Int64[Tensor, " N"]
@@ -28,11 +29,18 @@ class Order:
     batch_size: int
     seed: int
     limit: int | None = None
+    joins: bool = False
+
+    @property
+    def joined(self) -> bool:
+        """Whether the last step of an epoch has one row more than the batch size."""
+        batches, left = divmod(self.num_rows, self.batch_size)
+        return self.joins and left == 1 and batches > 0 and (self.limit is None or self.limit > batches)
 
     @property
     def steps(self) -> int:
         """Optimizer steps in an epoch."""
-        steps = -(-self.num_rows // self.batch_size)
+        steps = -(-self.num_rows // self.batch_size) - self.joined
         return steps if self.limit is None else min(steps, self.limit)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Int64[Tensor, " B"]]:
@@ -41,7 +49,8 @@ class Order:
         rounds = -(-self.num_rows // len(self.rows))
         drawn = torch.cat([torch.randperm(len(self.rows), generator=source) for _ in range(rounds)])[: self.num_rows]
         for step in range(start, self.steps):
-            yield self.rows[drawn[step * self.batch_size : (step + 1) * self.batch_size]]
+            end = None if self.joined and step == self.steps - 1 else (step + 1) * self.batch_size
+            yield self.rows[drawn[step * self.batch_size : end]]
 
 
 def share_of(rows: Int64[Tensor, " B"], rank: int, ranks: int, parts: int) -> list[Int64[Tensor, " S"]]:

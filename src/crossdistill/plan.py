@@ -10,15 +10,16 @@ from crossdistill import __version__
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.checkpoint import flatten
 from crossdistill.code_key import CodeKey, code_key
-from crossdistill.data.dataset import Dataset
+from crossdistill.data.dataset import Dataset, visible
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.fingerprint import tensor_hash
 from crossdistill.method import STUDENT, DataSpec, Method
+from crossdistill.nets.batch_statistics import batch_statistics
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.own_network import complete, draw, watch
-from crossdistill.preflight import check_classes, check_settings, check_views, rehearse
+from crossdistill.preflight import check_classes, check_lone_rows, check_settings, check_views, moving_parts, rehearse
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.source import Choices, choices_key, decide, unkeyed_views, unshuffled
 from crossdistill.stage import Stage
@@ -94,11 +95,12 @@ def folder_name(index: int, stage: Stage) -> str:
 
 
 def prepare(
-    recipe: Recipe, dataset: Dataset, device: torch.device, chosen: Mapping[str, Choices] | None = None
+    recipe: Recipe, dataset: Dataset, device: torch.device, chosen: Mapping[str, Choices] | None = None, ranks: int = 1
 ) -> Plan:
     """Build all members and methods of a recipe on a device, and check that they fit.
 
-    `chosen` are the sources that a resumed run decided on at its start, by the name of each stage's folder.
+    `chosen` are the sources that a resumed run decided on at its start, by the name of each stage's folder; `ranks` is
+    the number of processes that share each batch.
 
     Raises:
         RecipeError: every fault of every stage, collected.
@@ -119,7 +121,7 @@ def prepare(
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
     if len(members) <= len(recipe.teachers):
         raise RecipeError(recipe.name, faults)
-    cast = _Cast(recipe, dataset, members, device, chosen or {})
+    cast = _Cast(recipe, dataset, members, device, chosen or {}, ranks)
     jobs = []
     for index, stage in enumerate(recipe.stages):
         try:
@@ -172,8 +174,10 @@ class _Cast:
         members: Mapping[str, Network],
         device: torch.device,
         chosen: Mapping[str, Choices],
+        ranks: int,
     ) -> None:
         self.recipe = recipe
+        self.ranks = ranks
         self.chosen = chosen
         self.dataset = dataset
         self.members = members
@@ -210,16 +214,17 @@ class _Cast:
         teaches = learner == recipe.learner and learner in trained and bool(asked)
         if recipe.control == "shuffled" and teaches:
             asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
-        order = self._order(stage, method, dataset)
-        groups = self._checked(stage, method, student, asked, trained, dataset)
+        moving = moving_parts(trained)
+        order = self._order(stage, method, dataset, [*moving.values(), method])
+        groups = self._checked(stage, method, student, asked, moving, dataset, order)
         if stage.fresh:
             self.provenance[learner] = self.initial[learner]
         choices = self.chosen.get(folder_name(index, stage))
         if choices is None:
-            moving = [network for network, _ in trained.values()]
-            choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, moving)
+            networks = [network for network, _ in trained.values()]
+            choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, networks)
         code = code_key(method=type(method), settings=type(stage.method), data=type(recipe.data))
-        key = self._key(stage, method, learner, trained, asked, teaches, choices, code)
+        key = self._key(stage, method, learner, trained, asked, teaches, choices, code, order)
         unkeyed = self._unkeyed({learner, *trained}, asked, code)
         graduated = dict(method.graduates(teachers)) if wants else teachers
         for name in {*trained, *(set(graduated) - set(teachers))}:
@@ -247,17 +252,15 @@ class _Cast:
         method: Method,
         student: Live,
         teachers: Mapping[str, Teacher],
-        trained: Mapping[str, tuple[Network, tuple[str, ...]]],
+        moving: Mapping[str, nn.Module],
         dataset: Dataset,
+        order: Order,
     ) -> tuple[str, ...]:
         """The groups of the method's terms, after everything that could go wrong with a step has been tried."""
-        moving: dict[str, nn.Module] = {
-            name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
-            for name, (network, taps) in trained.items()
-        }
-        faults = check_settings(stage, method, {**moving, "method": method}, self.device)
+        moving = {**moving, "method": method}
+        faults = check_settings(stage, method, moving, teachers, self.device, self.ranks)
         own = self.recipe.learner
-        if own in trained and student.name != own and self.dataset.labelled is not None:
+        if own in moving and student.name != own and self.dataset.labelled is not None:
             faults.append(
                 f"{own!r} trains here while {student.name!r} learns: teachers may use the labels that are hidden from "
                 f"{own!r}; make it the learner, or leave it out of `trains`"
@@ -273,7 +276,9 @@ class _Cast:
         for network in self.members.values():
             network.eval()
         batch = dataset.example().to(self.device)
-        return rehearse(stage, method, batch, student, teachers)
+        groups = rehearse(stage, method, batch, student, teachers)
+        check_lone_rows(method, moving, order, stage.epochs, batch, student, teachers, dataset)
+        return groups
 
     def _trained(self, stage: Stage, teachers: Sequence[str]) -> dict[str, tuple[Network, tuple[str, ...]]]:
         found: dict[str, tuple[Network, tuple[str, ...]]] = {}
@@ -297,14 +302,15 @@ class _Cast:
                 )
         return {name: self.known[name] for name in stage.teachers}
 
-    def _order(self, stage: Stage, method: Method, dataset: Dataset) -> Order:
+    def _order(self, stage: Stage, method: Method, dataset: Dataset, trained: Collection[nn.Module]) -> Order:
         train = dataset.splits["train"]
         rows = train
         if method.labelled_only:
-            rows = train[_visible(dataset)[train]]
+            rows = train[visible(dataset)[train]]
             if len(rows) == 0:
                 raise RecipeError(self.recipe.name, ["supervised training needs labelled rows, and there are none"])
-        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps)
+        joins = any(map(batch_statistics, trained))
+        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps, joins)
 
     def _partners(self) -> Tensor:
         """Each training row's partner under the control's permutation; the other rows are their own."""
@@ -327,6 +333,7 @@ class _Cast:
         teaches: bool,
         choices: Choices,
         code: CodeKey,
+        order: Order,
     ) -> str:
         """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
         # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
@@ -360,6 +367,7 @@ class _Cast:
                 **({"views": views} if views else {}),
                 # Of a method or data in the user's own code; ours change with the version.
                 **({"code": code.text()} if code.own else {}),
+                **({"joined": True} if order.joined else {}),
             }
         )
 
@@ -378,16 +386,11 @@ class _Cast:
         return key_hash([own, self.provenance[teacher.base.name]]) if isinstance(teacher, Masked) else own
 
 
-def _visible(dataset: Dataset) -> Tensor:
-    known = dataset.targets != MISSING_TARGET
-    return known if dataset.labelled is None else known & dataset.labelled
-
-
 def _data_spec(dataset: Dataset) -> DataSpec:
     train = dataset.splits["train"]
-    fraction = float(_visible(dataset)[train].double().mean())
+    fraction = float(visible(dataset)[train].double().mean())
     # A target that is hidden from the student is none to its method either.
-    targets = dataset.targets[train].where(_visible(dataset)[train], MISSING_TARGET)
+    targets = dataset.targets[train].where(visible(dataset)[train], MISSING_TARGET)
     return DataSpec(len(train), len(dataset.classes), targets, train, fraction)
 
 

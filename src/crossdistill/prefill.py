@@ -35,7 +35,7 @@ def prefill(
     with devices(recipe.device) as where:
         if dataset is None:
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(recipe, dataset, where.device, load_choices(out))
+        plan = prepare(recipe, dataset, where.device, load_choices(out), where.ranks)
         folder = banks or (share or out) / "banks"
         for number, job in enumerate(plan.jobs):
             supply(job, recipe.bank, folder, where, display)

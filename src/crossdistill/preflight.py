@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,34 @@ from crossdistill.data.remarks import untrained
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
 from crossdistill.graphed import graph_faults
 from crossdistill.method import Method, Progress, Step
+from crossdistill.nets.batch_statistics import batch_statistics, can_join
 from crossdistill.network import Network
+from crossdistill.order import Order
 from crossdistill.outputs import OutputSpec
 from crossdistill.stage import Stage
-from crossdistill.teacher import Teacher
+from crossdistill.teacher import Keyed, Shuffled, Teacher
 
 
-def check_settings(stage: Stage, method: Method, moving: Mapping[str, nn.Module], device: torch.device) -> list[str]:
+def moving_parts(trained: Mapping[str, tuple[Network, tuple[str, ...]]]) -> dict[str, nn.Module]:
+    """What trains of each member: all of it, or its layers at some taps."""
+    return {
+        name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
+        for name, (network, taps) in trained.items()
+    }
+
+
+def check_settings(
+    stage: Stage,
+    method: Method,
+    moving: Mapping[str, nn.Module],
+    teachers: Mapping[str, Teacher],
+    device: torch.device,
+    ranks: int = 1,
+) -> list[str]:
     """Faults of a stage that no method knows of; `moving` are the modules, or parts of them, that train in it."""
-    faults = graph_faults(stage, method, device)
+    faults = [*graph_faults(stage, method, device), *_statistics_faults(stage, moving, teachers, ranks)]
+    if stage.cuda_graphs and ranks > 1:
+        faults.append(f"cuda_graphs is for one process, and there are {ranks}; set cuda_graphs to false")
     if method.batch_relational and stage.micro_batches > 1:
         faults.append(
             f"{stage.method.name} compares the rows of a batch with each other, so its batch cannot be computed in "
@@ -56,6 +76,105 @@ def check_classes(dataset: Dataset) -> list[str]:
         f"{named}: validated or tested, but no row of it is in the training split; give `splits` that have some, or "
         "leave its rows out of the other splits"
     ] * bool(found)
+
+
+def _statistics_faults(
+    stage: Stage, moving: Mapping[str, nn.Module], teachers: Mapping[str, Teacher], ranks: int
+) -> list[str]:
+    """Layers that normalise by the batch, where the batch is computed in shares."""
+    found = {name: batch_statistics(module) for name, module in moving.items()}
+    for name, teacher in teachers.items():
+        source = teacher.base if isinstance(teacher, Shuffled) else teacher
+        if name not in moving and isinstance(source, Keyed):
+            found[name] = {
+                key: layer
+                for module in source.modules()
+                for key, layer in batch_statistics(module, train=False).items()
+            }
+    faults = []
+    if stage.micro_batches > 1:
+        faults += [
+            f"micro_batches: {_layers(name, layers)}, so a batch is not the sum of its {stage.micro_batches} "
+            "micro-batches; set micro_batches to 1"
+            for name, layers in found.items()
+            if layers
+        ]
+    if ranks > 1:
+        alone = {name: {key: one for key, one in layers.items() if not can_join(one)} for name, layers in found.items()}
+        faults += [
+            f"{ranks} processes: {_layers(name, layers)}, and each process has other rows; nn.BatchNorm1d, 2d and 3d "
+            "with running statistics are computed over the rows of all processes, others are not: run it in one process"
+            for name, layers in alone.items()
+            if layers
+        ]
+    return faults
+
+
+def _layers(where: str, layers: Mapping[str, nn.Module]) -> str:
+    names = [f"{name} ({type(layer).__name__})" for name, layer in layers.items()]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{where!r} has layers whose statistics are of the whole batch: {', '.join(names[:3])}{more}"
+
+
+def check_lone_rows(
+    method: Method,
+    moving: Mapping[str, nn.Module],
+    order: Order,
+    epochs: int,
+    batch: Batch,
+    student: Teacher,
+    teachers: Mapping[str, Teacher],
+    dataset: Dataset,
+) -> None:
+    """Refuse steps in which a batch norm would see one value for each channel, of which there is no variance.
+
+    Raises:
+        SettingError: there is one; says which, and what to set.
+    """
+    normed = {name: module for name, module in moving.items() if batch_statistics(module)}
+    if not normed or not epochs:
+        return
+    smallest = min(order.batch_size, order.num_rows)
+    readers = {source.modalities for name, source in {student.name: student, **teachers}.items() if name in normed}
+    absent = [[dataset.present[name] for name in reads if name in dataset.present] for reads in readers]
+    masks = [torch.stack(found).all(0) for found in absent if found]
+    if (smallest > 1 and not masks) or not _refuses_one_row(method, normed, batch, student, teachers):
+        return
+    who = ", ".join(map(repr, normed))
+    if smallest == 1:
+        what = f"batch_size is {order.batch_size}" if order.batch_size == 1 else "there is one training row"
+        raise SettingError(
+            f"{what}, and {who} normalises by the batch, which takes 2 rows at least: set batch_size to 2 or more"
+        )
+    for epoch in range(epochs):
+        for step, rows in enumerate(order.epoch(epoch)):
+            if any(int(mask[rows].sum()) == 1 for mask in masks):
+                raise SettingError(
+                    f"in step {step} of epoch {epoch}, one row alone has the modalities of what normalises by the "
+                    f"batch ({who}), which takes 2 rows at least: set a batch_size larger than {order.batch_size}"
+                )
+
+
+@torch.no_grad()
+def _refuses_one_row(
+    method: Method, moving: Mapping[str, nn.Module], batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
+) -> bool:
+    one = replace(batch.select(torch.zeros(1, dtype=torch.long, device=batch.ids.device)), present={})
+    buffers = {buffer: buffer.clone() for module in moving.values() for buffer in module.buffers()}
+    modes = {layer: layer.training for module in moving.values() for layer in module.modules()}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            for module in moving.values():
+                module.train()
+            method(one, student, teachers, Progress())
+        except (ValueError, RuntimeError) as error:
+            return "more than 1 value per channel" in str(error)
+        finally:
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+            for layer, mode in modes.items():
+                layer.training = mode
+    return False
 
 
 def check_views(dataset: Dataset) -> list[str]:

@@ -28,9 +28,10 @@ from crossdistill.method import STUDENT
 from crossdistill.models import build_network, find_model
 from crossdistill.network import Network
 from crossdistill.own_network import as_network
-from crossdistill.settings import overridden, parse_override, sentences, yaml_fault
+from crossdistill.plain_yaml import read_yaml
+from crossdistill.settings import overridden, parse_override, sentences
 from crossdistill.stage import Stage
-from crossdistill.storage import file_fault
+from crossdistill.storage import NO_FILE, file_fault
 
 RESERVED = {"method", "weighting"}
 """What else trains in a stage, by the names under which rates are set and states are saved."""
@@ -161,7 +162,7 @@ class Recipe(BaseModel):
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
             raise ValueError(f"wanted auto, cpu, mps, cuda or cuda:NUMBER, found {value!r}")
         return value
 
@@ -283,14 +284,13 @@ class Recipe(BaseModel):
         """
         fault = file_fault(path)
         if fault is not None:
-            raise SettingError(f"no recipe can be read from {path}: {fault}")
+            raise SettingError(f"no recipe can be read from {path}: {fault if fault == NO_FILE else f'it {fault}'}")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = read_yaml(path)
         except OSError as error:
             raise SettingError(f"no recipe can be read from {path}: {error.strerror or error}") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            fault = yaml_fault(error) if isinstance(error, yaml.YAMLError) else "it is no text"
-            raise RecipeError(str(path), [f"cannot be read as YAML: {fault}"]) from error
+        except SettingError as error:
+            raise RecipeError(str(path), [f"cannot be read as YAML: {error}"]) from error
         if not isinstance(values, dict):
             raise RecipeError(str(path), [f"wanted a mapping of fields, found {type(values).__name__}"])
         found = [name for name in ("data", "student") if _is_live(values.get(name))]

@@ -126,7 +126,7 @@ def _computed(
     for line in filter(None, (dataset.how_split, *dataset.remarks())):
         display.say(f"data {dataset.name!r}: {line}")
     decided = load_choices(out) if resume else None
-    plan = prepare(begun(recipe, dataset, out, where, display.say), dataset, where.device, decided)
+    plan = prepare(begun(recipe, dataset, out, where, display.say), dataset, where.device, decided, where.ranks)
     for line in absences(dataset, plan.members):
         display.say(line)
     take(out, recipe, where)

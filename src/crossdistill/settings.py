@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from crossdistill.errors import SettingError, nearest
+from crossdistill.plain_yaml import parse_yaml
 
 GROWS: JsonDict = {"grows": True}
 """Given as a mapping field's `json_schema_extra`: a path through an entry that is not there yet makes it."""
@@ -28,18 +28,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not path.strip():
         raise SettingError("wanted FIELD=VALUE, as in --set labelled=0.05")
     try:
-        return path.strip(), _number(yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise SettingError(f"the value is no YAML: {yaml_fault(error)}") from error
-
-
-def yaml_fault(error: yaml.YAMLError) -> str:
-    """What is wrong and in which line, on one line."""
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    if mark is None:
-        return " ".join(str(error).split())
-    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else ""
-    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+        return path.strip(), _number(parse_yaml(value))
+    except SettingError as error:
+        raise SettingError(f"the value is no YAML: {error}") from error
 
 
 def _number(value: Any) -> Any:
@@ -135,7 +126,7 @@ def _about(error: ValidationError, model: type[BaseModel], values: Any, path: Se
 
 def _position(items: Sequence[Any], head: str, here: str) -> int:
     names = [str(item.name) if hasattr(item, "name") else str(i) for i, item in enumerate(items)]
-    if head.isdigit() and int(head) < len(items):
+    if re.fullmatch("[0-9]{1,9}", head) and int(head) < len(items):
         return int(head)
     if head in names:
         return names.index(head)

@@ -9,10 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Input
 from crossdistill.code_key import code_key
 from crossdistill.errors import SplitError
 from crossdistill.fingerprint import structure
+from crossdistill.nets.batch_statistics import batch_statistics, is_joint, standing_in
 from crossdistill.nets.fill import Fill
 from crossdistill.nets.mask import apply_mask
 from crossdistill.network import Network
@@ -100,12 +101,16 @@ class Live:
         return batch
 
     def wiring(self) -> Any | None:
-        """See `Keyed`; None for a network that trains, or whose code cannot be keyed."""
-        return None if self.trained else self.network.wiring()
+        """See `Keyed`; None for a network that trains, depends on the batch, or whose code cannot be keyed."""
+        return None if self.trained or self._of_batch() else self.network.wiring()
 
     def unkeyed(self) -> list[str]:
         """See `Keyed`."""
-        return ["it trains"] if self.trained else self.network.unkeyed()
+        return ["it trains"] if self.trained else [*self._of_batch(), *self.network.unkeyed()]
+
+    def _of_batch(self) -> list[str]:
+        layers = batch_statistics(self.network, train=False)
+        return [f"{', '.join(layers)} normalises by the batch, whichever rows are in it"] if layers else []
 
     def modules(self) -> list[nn.Module]:
         """See `Keyed`."""
@@ -115,7 +120,7 @@ class Live:
         """Run the network on the rows whose modalities are present; absent inputs are never read."""
         rows, part = self.network.usable(batch)
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            outputs = self._empty(self._anchor(batch.ids.device)) if len(part) == 0 else self._run(part)
+            outputs = self._none_of(batch) if len(part) == 0 else self._run(part)
         return replace(outputs, source=self.name, rows=rows)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
@@ -156,6 +161,22 @@ class Live:
             )
             self._uncut.add(tap)
 
+    def _none_of(self, batch: Batch) -> Outputs:
+        """Outputs for no rows; where batch norms see the rows of all ranks, the network still meets them there."""
+        anchor = self._anchor(batch.ids.device)
+        if not (self.trained and torch.is_grad_enabled() and is_joint(self.network)):
+            return self._empty(anchor)
+        with standing_in(self.network):
+            ran = self._run(_stand_in(batch, self.modalities))
+
+        def none(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[:0] + anchor
+
+        # Nothing of the row is left but the way back through the norms, which the other ranks take too.
+        features = {tap: value[:0] + anchor for tap, value in ran.features.items()}
+        cuts = {tap: Cut(cut.value[:0] + anchor) for tap, cut in ran.cuts.items()}
+        return replace(ran, logits=none(ran.logits), embedding=none(ran.embedding), features=features, cuts=cuts)
+
     def _anchor(self, device: torch.device) -> Tensor:
         """Zero, which hangs on every weight that trains here: rows that are all absent give zero gradients."""
         zero = torch.zeros((), device=device)
@@ -174,6 +195,22 @@ class Live:
             taps,
             {want.tap: Cut(taps[want.tap]) for want in self.wants if want.kind == "cut"},
         )
+
+
+def _stand_in(batch: Batch, modalities: Iterable[str]) -> Batch:
+    """One row of no meaning, of the batch's shape: a ramp, which no norm divides by zero, or whole zeros."""
+
+    def row(value: Tensor) -> Tensor:
+        size = (1, *value.shape[1:])
+        if not value.is_floating_point():
+            return value.new_zeros(size)
+        return torch.linspace(0, 1, torch.Size(size).numel(), dtype=value.dtype, device=value.device).view(size)
+
+    inputs: dict[str, Input] = {}
+    for name in modalities:
+        value = batch.read(name)
+        inputs[name] = row(value) if isinstance(value, Tensor) else {key: row(part) for key, part in value.items()}
+    return Batch(inputs, batch.ids.new_zeros(1), total_rows=batch.total_rows)
 
 
 def _no_rows(shape: tuple[int, ...], anchor: Tensor) -> Tensor:

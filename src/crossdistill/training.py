@@ -16,11 +16,13 @@ from crossdistill.errors import SettingError
 from crossdistill.factored_gradient import factored_gradients
 from crossdistill.graphed import CudaGraphs, GraphedStep
 from crossdistill.method import Progress, Step, module_key
+from crossdistill.nets.batch_statistics import JointStatistics
 from crossdistill.network import Network
-from crossdistill.optimizer import PartedAdam, optimizer_for
+from crossdistill.optimizer import InParts, optimizer_for
 from crossdistill.order import share_of
 from crossdistill.plan import Job
 from crossdistill.precision import Precision
+from crossdistill.preflight import moving_parts
 from crossdistill.stage import OptimizerConfig
 from crossdistill.teacher import Live
 
@@ -58,10 +60,8 @@ class Training:
         stage = job.stage
         for module in frozen:
             module.requires_grad_(False).eval()
-        for network, taps in job.trained.values():
-            for part in [network.module.get_submodule(tap) for tap in taps] or [network]:
-                part.requires_grad_(True).train()
-        job.method.requires_grad_(True).train()
+        for part in self._in_train_mode():
+            part.requires_grad_(True).train()
         if stage.cuda_graphs and devices.ranks > 1:
             raise SettingError(f"stage {stage.name!r}: cuda_graphs is for one process, and there are {devices.ranks}")
         for network in self._running():
@@ -76,12 +76,13 @@ class Training:
         )
         # Where one pass gives a weight its whole gradient, and the optimizer at hand is the next to read it.
         self._factored = (
-            isinstance(self.optimizer, PartedAdam)
+            isinstance(self.optimizer, InParts)
             and (devices.device.type, devices.ranks, stage.micro_batches) == ("cpu", 1, 1)
             and not self.precision.scales
             and not self.weighting.needs_separate
         )
         self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
+        self._joint = JointStatistics(self._in_train_mode(), devices.exchange) if devices.ranks > 1 else None
         self.together = devices.wrap(_Together(job))
         self._graphed = (
             GraphedStep(lambda batch, progress: self._move([batch], 1, len(batch), progress), CudaGraphs())
@@ -91,10 +92,8 @@ class Training:
 
     def train_mode(self) -> None:
         """Back to training after a validation pass."""
-        for network, taps in self.job.trained.values():
-            for part in [network.module.get_submodule(tap) for tap in taps] or [network]:
-                part.train()
-        self.job.method.train()
+        for part in self._in_train_mode():
+            part.train()
 
     def eval_mode(self) -> None:
         """Everything fixed, for a validation pass."""
@@ -127,7 +126,8 @@ class Training:
             last = number + 1 == parts
             separate = self.weighting.needs_separate
             with devices.unsynced(self.together) if separate or not last else nullcontext():
-                with self.precision.passes(), factored_gradients(self._factored):
+                joint = nullcontext() if self._joint is None else self._joint.entered()
+                with joint, self.precision.passes(), factored_gradients(self._factored):
                     step = self.together(batch, progress)
                 self._backward(step, total, parts, progress, last, logs)
             job.method.after_step(batch, step)
@@ -179,6 +179,10 @@ class Training:
         if self.devices.ranks > 1:
             whole = self.devices.add_up(torch.stack([logs[name].reshape(()) for name in names]))
             logs.update(zip(names, whole.unbind(), strict=True))
+
+    def _in_train_mode(self) -> list[nn.Module]:
+        """What trains, a member that trains at some taps alone by its layers there."""
+        return [*moving_parts(self.job.trained).values(), self.job.method]
 
     def _running(self) -> list[Network]:
         """Networks that run in this stage as a whole."""

@@ -328,3 +328,9 @@ def _check_targets(targets: Tensor, classes: tuple[str, ...], name: str) -> None
             f"wanted 0 to {len(classes) - 1}, or {MISSING_TARGET} for none"
             + ("; they count from 1: subtract 1" if from_one else "")
         )
+
+
+def visible(dataset: Dataset) -> Tensor:
+    """Which rows have a target that the student may use."""
+    known = dataset.targets != MISSING_TARGET
+    return known if dataset.labelled is None else known & dataset.labelled

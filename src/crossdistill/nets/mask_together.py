@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crossdistill.nets.attention import Opened, joint_weight, opened_tokens
+from crossdistill.nets.batch_statistics import is_joint
 from crossdistill.nets.mask import MaskNet, MaskNet1d, MaskNet2d, MaskNetTokens
 
 Full = MaskNet1d | MaskNet2d | MaskNetTokens
@@ -26,7 +27,8 @@ def together(masks: Sequence[nn.Module], values: Sequence[Tensor], limit: int = 
     groups: list[list[int]] = []
     open_groups: dict[object, tuple[list[int], int]] = {}
     for number, (mask, value) in enumerate(zip(masks, values, strict=True)):
-        if not isinstance(mask, Full):
+        # How many fit into one pass depends on a rank's rows, and joint norms need the same order on all ranks.
+        if not isinstance(mask, Full) or is_joint(mask):
             groups.append([number])
             continue
         length, width = mask.embed.in_features, mask.mha.embed_dim

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import os
 import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -68,8 +69,10 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
         SettingError: there is no such recipe.
     """
     seeded = [] if seed is None else [f"seed={seed}"]
-    if name.endswith((".yaml", ".yml")) or Path(name).is_dir():
-        path = Path(name) / "recipe.yaml" if Path(name).is_dir() else Path(name)
+    # pathlib's own raises for a name that no file can have.
+    folder = os.path.isdir(name)
+    if name.endswith((".yaml", ".yml")) or folder:
+        path = Path(name) / "recipe.yaml" if folder else Path(name)
         return Recipe.from_yaml(path).overridden([*settings, *seeded])
     maker = find(name)
     parameters = inspect.signature(maker).parameters
