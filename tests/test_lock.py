@@ -130,12 +130,20 @@ def test_who_waits_says_once_for_whom(tmp_path: Path) -> None:
     assert "process 7 on elsewhere" in str(said[0])
 
 
-def test_a_folder_without_a_holder_counts_by_its_age(tmp_path: Path) -> None:
-    """Killed between making the folder and writing whose it is."""
-    folder = tmp_path / "a" / "000001"
-    folder.mkdir(parents=True)
+def test_a_folder_without_a_holder_is_of_a_process_that_was_killed(tmp_path: Path) -> None:
+    """A generation comes with its holder's name, which goes first when it is given up."""
+    (tmp_path / "a" / "000001").mkdir(parents=True)
+    lock = Lock(tmp_path / "a")
+    assert lock.acquire()
+    lock.release()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_damaged_holder_counts_by_its_age(tmp_path: Path) -> None:
+    folder = abroad(tmp_path / "a")
+    (folder / HOLDER).write_text("{")
     lock = Lock(tmp_path / "a", stale_s=50.0)
     assert not lock.acquire()
-    os.utime(folder, (1, 1))
+    os.utime(folder / HOLDER, (1, 1))
     assert lock.acquire()
     lock.release()

@@ -146,7 +146,8 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
     try:
         about = read_sealed(file)
         found, stage, files = about["key"], about["stage"], dict(about["files"])
-        if not all(isinstance(about[name], int | float) for name in ("seconds", "peak_memory_mb", "metrics")):
+        counts = [about[name] for name in ("seconds", "peak_memory_mb", "metrics")]
+        if not all(isinstance(one, int | float) and one >= 0 for one in counts) or type(counts[2]) is not int:
             raise TypeError("seconds, peak_memory_mb and metrics are numbers")
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; {_again(path)}") from error

@@ -179,8 +179,8 @@ def unchanged(out: Path) -> None:
     wanted = None if before is None else before.get("recipe")
     if wanted is not None and (file_fault(out / RECIPE) is not None or file_hash(out / RECIPE) != wanted):
         raise RunError(
-            f"{out / RECIPE} is damaged: it is not what the run was started with. Bring it back, or start anew in "
-            "another folder with --out"
+            f"{out / RECIPE} is damaged or missing: it is not what the run was started with. Bring it back, or "
+            "start anew in another folder with --out"
         )
 
 

@@ -108,7 +108,7 @@ def run_command(
             display.say(f"{made.name}: student {made.learner!r}, seed {made.seed}, into {folder}")
             report = run(made, folder, resume=resume, display=display, stop=stop)
         except KeyboardInterrupt as error:
-            raise _ended(AT_ONCE, stop.status) from error
+            raise _ended(_at_once(folder, made, dry_run), stop.status) from error
         except StoppedError as error:
             raise _ended(str(error), stop.status) from error
     _say(report.markdown())
@@ -278,6 +278,16 @@ def main() -> None:
 
 
 AT_ONCE = "stopped at once; the same command with --resume goes on"
+
+
+def _at_once(folder: Path, recipe: "Recipe", dry_run: bool) -> str:
+    """What is left of a run that did not save, and how it goes on."""
+    from crossdistill.claim import RECIPE, go_on
+
+    if dry_run or not (folder / RECIPE).is_file():
+        return "stopped at once; nothing was saved yet"
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return f"stopped at once, without saving; go on with: {go_on(folder, recipe, ranks)}"
 
 
 def _ended(why: str, status: int) -> typer.Exit:

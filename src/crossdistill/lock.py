@@ -1,12 +1,14 @@
 """One holder at a time among processes and machines that share a folder; a holder that dies is succeeded.
 
-Nothing but `mkdir` is atomic on every shared file system, so a lock is a folder of numbered generations: who makes the
-next number holds the lock. It does so only once the newest generation was given up, or its holder has died or has not
-been heard of for long. Two successors race for one `mkdir`, and exactly one of them wins. The last holder removes the
-folder, oldest generation first; a process that looked before the removal and makes its number after it finds the
-rival's generation beside its own, and backs off.
+Renaming a folder is atomic on every shared file system, and none takes the place of a folder that holds something. So a
+lock is a folder of numbered generations, each with its holder's name: who puts the next number in its place holds the
+lock. It does so only once the newest generation was given up, or its holder has died or has not been heard of for long.
+Two successors race for one `rename`, and exactly one of them wins. The last holder removes the folder, oldest
+generation first; a process that looked before the removal and makes its number after it finds the rival's generation
+beside its own, and backs off.
 """
 
+import errno
 import json
 import os
 import platform
@@ -88,12 +90,19 @@ class Lock:
         if newest is not None and self._held(newest):
             return None
         mine = self.path / f"{int(newest.name) + 1 if newest else 1:06d}"
-        try:
-            mine.mkdir()
-        except FileExistsError:
-            return None
+        made = self.path / f".{mine.name}-{os.getpid()}-{threading.get_ident()}"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
         me = {"machine": machine(), "process": os.getpid(), "began": began(os.getpid())}
-        (mine / HOLDER).write_text(json.dumps(me))
+        (made / HOLDER).write_text(json.dumps(me))
+        try:
+            made.rename(mine)
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            # Another process made that number: a folder with something in it is not replaced.
+            return None
         if any(self._held(other) for other in self._generations() if other != mine):
             shutil.rmtree(mine, ignore_errors=True)
             return None
@@ -111,6 +120,9 @@ class Lock:
             return
         for generation in self._generations():
             shutil.rmtree(generation, ignore_errors=True)
+        # What was killed while it made its number.
+        for left in self.path.glob(".*-*"):
+            shutil.rmtree(left, ignore_errors=True)
         with suppress(OSError):
             self.path.rmdir()
 
@@ -145,7 +157,8 @@ class Lock:
         return sorted(found, key=lambda path: int(path.name))
 
     def _held(self, generation: Path) -> bool:
-        if (generation / GIVEN_UP).exists():
+        if (generation / GIVEN_UP).exists() or not (generation / HOLDER).exists():
+            # It comes with its holder's name: without one, its holder was killed while it gave it up.
             return False
         who = _who(generation)
         if who.machine == machine():
@@ -183,7 +196,7 @@ def _who(generation: Path) -> _Process:
         found = json.loads((generation / HOLDER).read_text())
         return _Process(str(found["machine"]), int(found["process"]), str(found["began"]))
     except (OSError, ValueError, KeyError, TypeError):
-        # Between making the folder and writing who made it, or killed in between: then its age alone counts.
+        # Damaged: then its age alone counts.
         return _Process("an unknown machine", 0, "")
 
 

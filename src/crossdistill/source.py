@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from crossdistill.bank import BankSettings, StoredType, size_text
@@ -244,15 +244,12 @@ def load_choices(out: Path) -> dict[str, Choices] | None:
     try:
         return _CHOICES.validate_python(read_sealed(path))
     except ValueError as error:
-        log.warning("%s is damaged (%s); what is banked is decided anew", path, _short(error))
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        log.warning("%s is damaged (%s); what is banked is decided anew", path, why)
         return None
 
 
 _CHOICES = TypeAdapter(dict[str, Choices])
-
-
-def _short(error: ValueError) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def explained(choices: Sequence[Choice]) -> list[str]:

@@ -38,9 +38,12 @@ class Tracking:
     def __init__(self, out: Path, trackers: Sequence[str] = (), name: str = "run", *, silent: bool = False) -> None:
         self.path = out / "metrics.jsonl"
         self.silent = silent
-        self._file = None if silent else self.path.open("a", encoding="utf-8")
-        # Apart, and never shortened: what is in metrics.jsonl is the same in every run of a recipe, to the last byte.
-        self._times = None if silent else (out / TIMES).open("a", encoding="utf-8", buffering=1)
+        try:
+            self._file = None if silent else self.path.open("a", encoding="utf-8")
+            # Apart, and never shortened: metrics.jsonl is the same in every run of a recipe, to the last byte.
+            self._times = None if silent else (out / TIMES).open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
         self._others = [] if silent else [_tracker(kind, out, name) for kind in trackers]
         self._moment = 0
         self.settled = 0

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import command, process
+from kills import assert_same_run, killed_after, killed_at
 from resumable import two_stages
 
 from crossdistill import lock, run
@@ -196,3 +199,27 @@ def test_a1_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="could not write"):
         run(two_stages(), tmp_path / "file")
+
+
+@pytest.mark.slow
+def test_fifty_kills(tmp_path: Path) -> None:
+    """At every kind of write, the lock's included, and at random moments; the resumed run is the undisturbed one."""
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    run(two_stages(), whole)
+    takes = time.monotonic() - began
+    kills, call, generator = 0, 0, random.Random(0)
+    while kills < 38:
+        call += 1 + call // 20
+        out = tmp_path / f"write-{call}"
+        status = killed_at(call, bool(call % 2), lambda out=out: run(two_stages(), out), folders=True)
+        assert status == -signal.SIGKILL, call
+        kills += 1
+        run(two_stages(), out, resume=True)
+        assert_same_run(out, whole)
+        shutil.rmtree(out)
+    while kills < 50:
+        out = tmp_path / f"moment-{kills}"
+        kills += killed_after(generator.uniform(0.0, takes), lambda out=out: run(two_stages(), out, resume=True)) < 0
+        run(two_stages(), out, resume=True)
+        assert_same_run(out, whole)

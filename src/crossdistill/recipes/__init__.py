@@ -100,7 +100,11 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     except RecipeError as error:
         raise RecipeError(name, [*error.faults, *_unknown(name, unknown, known, None)]) from error
     faults += _unknown(name, unknown, known, recipe)
-    origin = [name, *(f"--set {shlex.quote(text)}" for text in settings), *([f"--seed {seed}"] if seeded else [])]
+    origin = [
+        shlex.quote(name),
+        *(f"--set {shlex.quote(text)}" for text in settings),
+        *([f"--seed {seed}"] if seeded else []),
+    ]
     recipe = recipe.model_copy(update={"origin": " ".join(origin)})
     try:
         recipe = recipe.overridden(rest)
