@@ -31,7 +31,7 @@ from crossdistill.student import load_student, save_student
 from crossdistill.student_folder import sealed
 
 FOLDERS, PARTS = 300, 10
-MOST_SECONDS, MOST_GROWTH = 10, 400 * 2**20
+MOST_SECONDS, MOST_GROWTH = 30, 400 * 2**20
 MEAN = {"kind": "mean and standard deviation", "mean": 0.3, "deviation": 0.2}
 PICTURE = InputSpec(
     "image", (1, 8, 8), {"normalisation": MEAN}, {"mean": torch.full((64,), 0.25), "basis": torch.eye(64)[:10]}
