@@ -101,6 +101,15 @@ def test_d_a_run_that_is_ended_at_once_says_how_it_goes_on(
     assert "--resume" not in said.err
 
 
+def test_d_the_hint_of_eval_for_a_tiny_run_has_words_that_eval_takes(tmp_path: Path, crossdistill: Command) -> None:
+    recipe = make(RECIPE, ["every=3"], 2).tiny()
+    run(recipe, tmp_path / "run")
+    said = crossdistill("eval", tmp_path / "run").complaint()
+    words = shlex.split(said.partition("crossdistill eval ")[2])
+    assert "--tiny" not in words
+    assert crossdistill("eval", *words).status == 0
+
+
 class Interrupted(Quiet):
     """Sends this process a Ctrl-C at its fifth step."""
 

@@ -100,6 +100,8 @@ def _words(origin: Any) -> list[str]:
         words = shlex.split(origin) if isinstance(origin, str) and len(origin) < 2000 else []
     except ValueError:
         return []
+    # Only a run has a tiny form; its data are in the folder's own recipe.
+    words = [word for word in words if word != "--tiny"]
     found: list[str] = []
     for word, before in zip(words, ["", *words], strict=False):
         found += [f"seed={word}"] if before == "--seed" else ["--set"] if word == "--seed" else [word]
