@@ -45,6 +45,13 @@ def own(width: int = 5, shift: float = 0.0, seed: int = 0) -> Recipe:
     return Recipe(data=data, student=student, student_name="mine", seed=seed, stages=stages)
 
 
+def drawn() -> Recipe:
+    """A network that each run draws."""
+    data = toy_dataset(("first", "second"), rows=120)
+    student = Network(factory=lambda: nn.Linear(6, 4), reads="first")
+    return Recipe(data=data, student=student, student_name="mine", stages=[Stage(method=Supervised(), epochs=1)])
+
+
 def own_student() -> Recipe:
     """Of the table are the data; the network is not."""
     student = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "image")
@@ -111,6 +118,13 @@ def test_d_predict_takes_the_function_too(recipes: Path, tmp_path: Path, crossdi
     assert student.predict(tmp_path / "a.npy")[0].label in done.out
     wrong = crossdistill("eval", out, "--recipe", f"{recipes}:own", "--set", "width=9").complaint()
     assert "(5, 6) instead of (9, 6)" in wrong
+
+
+def test_d_a_network_that_is_drawn_is_evaluated_too(recipes: Path, tmp_path: Path, crossdistill: Command) -> None:
+    out = tmp_path / "out"
+    assert crossdistill("run", f"{recipes}:drawn", "--out", out).status == 0
+    done = crossdistill("eval", out, "--recipe", f"{recipes}:drawn", "--json")
+    assert (done.status, json.loads(done.out)["value"]) == (0, accuracy(out))
 
 
 def test_d_other_data_than_the_runs_are_said(

@@ -5,11 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError
 from crossdistill.network import Network
+from crossdistill.plain_yaml import read_yaml
 from crossdistill.recipe import LIVE, Recipe, checked
 from crossdistill.recipes import make
 from crossdistill.storage import file_fault
@@ -66,8 +65,8 @@ def _plain(path: Path) -> dict[str, Any]:
     if file_fault(path) is not None:
         return {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        values = read_yaml(path)
+    except (OSError, SettingError):
         return {}
     return values if isinstance(values, dict) else {}
 
