@@ -116,8 +116,8 @@ def _say_what_is_not_meant(recipe: Recipe, live: Mapping[str, Network], say: Cal
             copied = " and ".join(repr(name) for name in (one, other) if name in moving)
             say(
                 f"{one!r} and {other!r} share {len(names)} weights ({', '.join(names[:3])}"
-                f"{', ...' if len(names) > 3 else ''}). {copied} trains as a copy of its own: the two begin alike, and "
-                "what one learns does not reach the other"
+                f"{', ...' if len(names) > 3 else ''}). What trains here ({copied}) is a copy of its own: the two "
+                "begin alike, and what one learns does not reach the other"
             )
     if recipe.seed and moving:
         say(
