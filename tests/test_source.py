@@ -181,7 +181,7 @@ class Untraceable(WithSkip):
     ("module", "reason"),
     [
         (WithSkip(), r"1 more tensors are live across this cut \(skips, indices\)"),
-        (Untraceable(), r"Untraceable cannot be traced.*; its whole pass is run"),
+        (Untraceable(), r"Untraceable cannot be traced.* cut between its layers"),
     ],
 )
 def test_a_cut_that_rows_of_numbers_cannot_hold_is_live(module: nn.Module, reason: str, tmp_path: Path) -> None:

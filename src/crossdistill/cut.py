@@ -25,7 +25,7 @@ class CutGraph:
         try:
             self._graph = _LayerTracer(taps).trace(module)
         except Exception as error:  # tracing runs the user's own forward, which may raise anything at all
-            raise SplitError(f"{self._who} cannot be traced, so it cannot be cut at its taps: {error}") from error
+            raise SplitError(f"{self._who} cannot be traced, so its graph cannot be cut: {error}") from error
 
     def stem(self, taps: tuple[str, ...]) -> Graph:
         """From the module's arguments to one tuple for each tap: its value, then all else that its tail reads."""

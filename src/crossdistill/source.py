@@ -175,8 +175,8 @@ def _unbankable(teacher: Teacher, want: Want, dataset: Dataset) -> str | None:
         why = teacher.network.replays(want.tap)
         if why is not None:
             return (
-                f"{why}. It is cut between its layers: what they gave before the cut is held for each batch ({others} "
-                "objects besides the value), and the code between them runs again"
+                f"{why}. It is cut between its layers: what they gave before the cut is held for each batch, "
+                "and the code between them runs again"
             )
     except SplitError as error:
         return f"{error}; its whole pass is run"
