@@ -86,8 +86,10 @@ def test_views_cost_banks_and_are_said(tmp_path: Path) -> None:
 
 
 class Remembering:
+    """It holds a source of random numbers, whose state no key says."""
+
     def __init__(self, factor: float = 1.0) -> None:
-        self.factor = factor
+        self.factor, self.source = factor, torch.Generator()
 
     def change(self, inputs: Any, ids: Tensor, view: Tensor) -> Any:
         return {name: self.factor * value for name, value in inputs.items()}
