@@ -28,7 +28,7 @@ from crossdistill.storage import key_hash
 from crossdistill.teacher import Live, Masked, Shuffled, Teacher
 from crossdistill.tensor_file import load_weights
 
-SCHEMA = 1
+SCHEMA = 2
 """Changes whenever the same key would stand for other numbers."""
 
 
