@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, load_student, run
+from crossdistill.bench.grid import Cell, Grid
+from crossdistill.bench.survey import survey
 from crossdistill.display import Quiet
 from crossdistill.errors import CrossdistillError, RecipeError, ResumeError, SettingError, ShapeError
 from crossdistill.fingerprint import fingerprint
@@ -371,3 +373,24 @@ def test_c_modules_names_that_are_attributes_of_modules(tmp_path: Path, name: st
     recipe = Recipe(data=ONE, student=student, teachers={name: teacher}, stages=stages, student_name=other)
     run(recipe, tmp_path / "out")
     assert load_student(tmp_path / "out", module=wide())
+
+
+@pytest.mark.usefixtures("digits")
+def test_a3_a_comparison_of_several_seeds_refuses_live_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Grid.parse("av-digits", methods="supervised", students="image", seeds=2, tiny=True)
+    of_the_table = Cell.recipe
+    image = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def with_own(student: Any) -> None:
+        monkeypatch.setattr(
+            Cell,
+            "recipe",
+            lambda cell: of_the_table(cell).model_copy(update={"student": student, "student_name": "image"}),
+        )
+
+    with_own(Network(image, reads="image"))
+    with pytest.raises(RecipeError, match=r"'image'.*seed"):
+        survey(made.cells(), Quiet())
+    assert len(survey(made.cells()[:1], Quiet()).found) == 1
+    with_own(Network(factory=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), reads="image"))
+    assert len(survey(made.cells(), Quiet()).found) == 2

@@ -36,7 +36,7 @@ def as_input(name: str, modality: str, value: Any) -> Tensor:
         parts = ", ".join(f"{part!r}: ..." for part in value)
         raise ShapeError(
             f"{where} is a mapping of {', '.join(map(repr, value))}; every tensor is a modality of its own: "
-            f"inputs={{{parts}}} and Network(module, reads=({', '.join(map(repr, value))})), which is given them in "
+            f"inputs={{{parts}}} and Network(module, reads={tuple(value)!r}), which is given them in "
             "that order, or `call=`, which names them"
         )
     tensor = as_tensor(value, where)
