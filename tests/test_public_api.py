@@ -59,3 +59,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_version_is_that_of_the_installed_package() -> None:
     assert crossdistill.__version__ == importlib.metadata.version("crossdistill")
+
+
+def test_d_dir_shows_the_public_names() -> None:
+    assert dir(crossdistill) == sorted(crossdistill.__all__)

@@ -97,3 +97,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'crossdistill' has no attribute {name!r}")
     return getattr(importlib.import_module(f"crossdistill.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -74,7 +74,7 @@ def yaml_fault(error: yaml.YAMLError) -> str:
     if mark is None:
         return " ".join(str(error).split())
     problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else ""
-    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 class _Loader(yaml.SafeLoader):

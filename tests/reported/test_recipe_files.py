@@ -211,3 +211,8 @@ def test_c_yaml_of_a_run_folder_that_is_no_recipe(tmp_path: Path, crossdistill: 
         said = crossdistill(*words)
         assert said.status in {1, 2}, words
         assert "Traceback" not in said.err
+
+
+def test_c_yaml_faults_name_their_place_once() -> None:
+    with pytest.raises(SettingError, match=r"line 2, column 1: .*'seed'.* line 1$"):
+        parse_yaml("seed: 1\nseed: 2\n")
