@@ -14,22 +14,27 @@ EXTRAS := demo,audio,image,tensorboard,dev
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := $(wildcard src tests examples benchmarks)
 
-.PHONY: setup demo test test-slow fmt lint types bench docs clean help
+.PHONY: setup demo test test-slow test-oldest test-newest fmt lint types bench docs clean help
 
 help: ## show these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install from the pinned constraints
 
+# Ends in $$found, the first Python >= 3.11 that can make a virtual environment.
+define FIND_PYTHON
+python="$(PYTHON)"; \
+for candidate in $${python:-python3 python3.13 python3.12 python3.11 python}; do \
+    if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$candidate"; break; fi; \
+done; \
+if [ -z "$${found:-}" ]; then \
+    echo "setup: no Python >= 3.11 with the venv module found. Install one (Debian: apt install python3 python3-venv) or say make $@ PYTHON=/path/to/python." >&2; exit 1; \
+fi
+endef
+
 # torch goes in alone and first, so that the rest is resolved around that very build.
 $(STAMP): pyproject.toml constraints.txt
-	@python="$(PYTHON)"; \
-	for candidate in $${python:-python3 python3.13 python3.12 python3.11 python}; do \
-	    if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$candidate"; break; fi; \
-	done; \
-	if [ -z "$${found:-}" ]; then \
-	    echo "setup: no Python >= 3.11 with the venv module found. Install one (Debian: apt install python3 python3-venv) or say make setup PYTHON=/path/to/python." >&2; exit 1; \
-	fi; \
+	@$(FIND_PYTHON); \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "setup: making $(VENV) with $$found"; "$$found" -m venv --clear $(VENV); fi
 	@echo "setup: installing torch 2.13.0 and what else constraints.txt pins into $(VENV); some minutes on a slow line"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
@@ -44,6 +49,17 @@ test: $(STAMP) ## the fast tests, two processes
 
 test-slow: $(STAMP) ## the slow tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow --timeout 900
+
+# The two ends of what pyproject.toml promises, each in a virtual environment of its own, made anew each time.
+# What passed is noted in .ci/tested; .ci/run runs them where the dependencies are others than noted there.
+test-oldest: ## the fast tests with the oldest versions that pyproject.toml admits
+test-newest: ## the fast tests with the newest versions that there are
+test-oldest: CONSTRAINTS := -c constraints-oldest.txt
+test-oldest test-newest: test-%:
+	@$(FIND_PYTHON); echo "test-$*: making .venv-$* with $$found"; "$$found" -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' $(CONSTRAINTS)
+	$(ONE_THREAD) .venv-$*/bin/python -m pytest -n 2 -m "not slow" --timeout 600
+	.venv-$*/bin/python .ci/dependencies.py passed $*
 
 fmt: $(STAMP) ## format, and repair what ruff can repair
 	$(BIN)/ruff format $(CODE)
@@ -63,5 +79,5 @@ docs: $(STAMP) ## check that links between the pages resolve
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 clean: ## remove .venv, caches and build products (runs/ stays)
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

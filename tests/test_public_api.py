@@ -1,6 +1,8 @@
 """What `from crossdistill import ...` offers. A change here is a change for every user: it goes into CHANGELOG.md."""
 
 import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 
@@ -50,6 +52,14 @@ def test_the_public_names_are_these() -> None:
 def test_each_is_there_and_documented(name: str) -> None:
     found = getattr(crossdistill, name)
     assert isinstance(found, str) or (found.__doc__ or "").strip(), f"crossdistill.{name} has no docstring"
+
+
+def test_dir_shows_the_public_names_before_any_is_used() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "import crossdistill; print(*dir(crossdistill))"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert shown.stdout.split() == sorted(PUBLIC)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

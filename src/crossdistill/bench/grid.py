@@ -301,7 +301,7 @@ LISTS = frozenset({"methods", "students", "teachers", "labelled"})
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {
-        "seeds": 3,
+        "seeds": 5,
         "labelled": (1.0, 0.05),
         "control": "shuffled",
         "methods": ("supervised", "kd", "mst-distill"),

@@ -1,0 +1,49 @@
+"""Whether the oldest and the newest versions of the dependencies were tested as they are declared now.
+
+`python .ci/dependencies.py passed oldest` notes in `.ci/tested` that the tests passed with what is installed beside this
+Python; `python .ci/dependencies.py due` prints the ends that were not tested since a declaration changed.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTED = ROOT / ".ci" / "tested"
+ENDS = ("oldest", "newest")
+NAMED = ("torch", "numpy", "pydantic")
+
+
+def declared() -> str:
+    """A hash of everything that decides which versions are installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    parts = [project["requires-python"], project["dependencies"], project["optional-dependencies"]]
+    oldest = (ROOT / "constraints-oldest.txt").read_text()
+    return hashlib.sha256(json.dumps([parts, oldest]).encode()).hexdigest()[:16]
+
+
+def noted() -> dict[str, str]:
+    """The line of each end in `.ci/tested`."""
+    lines = TESTED.read_text().splitlines() if TESTED.is_file() else []
+    return {line.split()[0]: line for line in lines if line.strip()}
+
+
+def main(verb: str, end: str = "") -> None:
+    """Note that an end passed, or print which are due."""
+    lines = noted()
+    if verb == "due":
+        print(*(end for end in ENDS if declared() not in lines.get(end, "")))
+    elif verb == "passed" and end in ENDS:
+        versions = ", ".join(f"{name} {metadata.version(name)}" for name in NAMED)
+        lines[end] = f"{end} {declared()} Python {platform.python_version()}, {versions}"
+        TESTED.write_text("\n".join(lines[end] for end in ENDS if end in lines) + "\n")
+    else:
+        sys.exit(f"dependencies.py: wanted 'due', 'passed oldest' or 'passed newest', found {' '.join(sys.argv[1:])!r}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
