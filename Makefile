@@ -12,7 +12,7 @@ STAMP := $(VENV)/.made
 EXTRAS := demo,audio,image,tensorboard,dev
 # One thread per process: two test processes share two cores, and results do not depend on the number of cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-CODE := $(wildcard src tests examples benchmarks)
+CODE := $(wildcard src tests examples benchmarks .ci)
 
 .PHONY: setup demo test test-slow test-oldest test-newest fmt lint types bench docs clean help
 

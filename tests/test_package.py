@@ -24,7 +24,8 @@ def oldest(root: Path) -> dict[str, Version]:
 def test_every_lower_bound_is_a_version_that_is_tested(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = [Requirement(text) for text in [*project["dependencies"], *(t for e in TESTED_EXTRAS for t in extras[e])]]
+    texts = [*project["dependencies"], *(text for extra in TESTED_EXTRAS for text in extras[extra])]
+    declared = [Requirement(text) for text in texts]
     bounds = {one.name.lower(): Version(next(iter(one.specifier)).version) for one in declared}
     assert all(str(one.specifier).startswith(">=") for one in declared)
     assert oldest(root) == bounds
