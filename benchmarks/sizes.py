@@ -43,7 +43,9 @@ def random_data(train: int, validation: int, only: Sequence[str] = tuple(SHAPES)
     return Dataset.from_arrays(
         "random",
         {name: torch.randn(rows, *SHAPES[name], generator=source) for name in only},
-        torch.arange(rows) % CLASSES,
+        # However few rows train, each class that occurs is among them.
+        torch.arange(rows) % min(CLASSES, train),
+        classes=[str(number) for number in range(CLASSES)],
         splits=dict(
             zip(("train", "validation", "test"), torch.arange(rows).split([train, validation, 2]), strict=True)
         ),

@@ -28,6 +28,7 @@ from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS, MethodPlan, pretrained
 from crossdistill.report import Report
 from crossdistill.stage import Stage
+from crossdistill.storage import read_json, read_sealed, write_sealed
 
 pytestmark = pytest.mark.usefixtures("digits")
 
@@ -244,7 +245,11 @@ def test_a_budget_is_kept_when_it_was_chosen(tmp_path: Path, here: list[Here], m
     assert (found.pick.seeds, found.pick.epochs) == (2, 1.0)
     assert "Picked for a budget of 60 minutes: 2 seeds" in (tmp_path / "c" / "report.md").read_text()
     path = tmp_path / "c" / "budget.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"seeds": 1}))
+    picked = read_sealed(path)
+    path.write_text(json.dumps(read_json(path) | {"seeds": 1}))
+    with pytest.raises(RunError, match=r"budget\.json"):
+        compare(made, tmp_path / "c", resume=True)
+    write_sealed(path, picked | {"seeds": 1})
     monkeypatch.setattr("crossdistill.bench.compare.fitted", lambda *rest: pytest.fail("it was picked already"))
     again = compare(made, tmp_path / "c", resume=True).findings
     assert again.grid.seeds == 1

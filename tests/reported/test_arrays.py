@@ -130,7 +130,6 @@ def test_c_arrays_without_rows() -> None:
         (np.uint8, ["uint8", "float32", "divide it by 255"]),
         (np.uint16, ["uint16", "float32", "divide it by 65535"]),
         (np.int32, ["int32", "float32", "scale it"]),
-        (np.float16, ["float16", "convert it to float32"]),
         (bool, ["bool", "convert it to float32"]),
     ],
 )
