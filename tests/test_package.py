@@ -28,7 +28,7 @@ def test_every_lower_bound_is_a_version_that_is_tested(root: Path) -> None:
     declared = [Requirement(text) for text in texts]
     bounds = {one.name.lower(): Version(next(iter(one.specifier)).version) for one in declared}
     assert all(str(one.specifier).startswith(">=") for one in declared)
-    assert oldest(root) == bounds
+    assert {name: version for name, version in oldest(root).items() if name in bounds} == bounds
 
 
 def test_what_was_tested_is_noted(root: Path) -> None:
@@ -37,7 +37,8 @@ def test_what_was_tested_is_noted(root: Path) -> None:
         [sys.executable, ".ci/dependencies.py", "due"], cwd=root, capture_output=True, text=True, timeout=60, check=True
     )
     assert set(due.stdout.split()) <= {"oldest", "newest"}
-    for line in (root / ".ci" / "tested").read_text().splitlines():
+    noted = root / ".ci" / "tested"
+    for line in noted.read_text().splitlines() if noted.is_file() else ():
         end, declared, rest = line.split(maxsplit=2)
         assert end in ("oldest", "newest")
         assert len(declared) == 16

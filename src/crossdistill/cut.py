@@ -24,6 +24,9 @@ class CutGraph:
         self._tails: dict[str, Graph] = {}
         try:
             self._graph = _LayerTracer(taps).trace(module)
+            for node in self._graph.nodes:
+                # Written into the code of stems and tails, where torch 2.6 does not understand unions of types.
+                node.type = None
         except Exception as error:  # tracing runs the user's own forward, which may raise anything at all
             raise SplitError(f"{self._who} cannot be traced, so its graph cannot be cut: {error}") from error
 
