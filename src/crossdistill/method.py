@@ -106,6 +106,8 @@ class Method(nn.Module, abc.ABC):
     """Compares rows with each other: ranks gather rows, and micro-batches are refused."""
     least_rows: ClassVar[int] = 1
     """Rows in a batch below which it compares nothing."""
+    judged_by_targets: ClassVar[bool] = True
+    """`validate` compares with targets, so a validation split without any judges nothing."""
     labelled_only: ClassVar[bool] = False
     """Iterates over rows whose target the student may use, in as many steps as over all of them."""
     symmetric: ClassVar[bool] = False
@@ -124,13 +126,14 @@ class Method(nn.Module, abc.ABC):
         return {}
 
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
-        """For each part that is selected by itself, one number for each row (B,), lower is better.
+        """For each part that is selected by itself, one number for each row that judges it, lower is better.
 
-        The default judges the student by its cross-entropy (nats), with every target of the validation split.
+        The default judges the student by its cross-entropy (nats) on the rows that have a target, whoever may use it.
         """
         outputs = student(batch)
         assert batch.targets is not None
-        return {STUDENT: cross_entropy(outputs.need(Want.LOGITS), outputs.of(batch.targets))}
+        rows = cross_entropy(outputs.need(Want.LOGITS), outputs.of(batch.targets))
+        return {STUDENT: rows[outputs.of(batch.has_target())]}
 
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
         """A pass over the training data before the first step, without training (salience, statistics)."""

@@ -47,7 +47,8 @@ def finish(
     results = [table.row("chance", chance(dataset, split), labelled=with_target)]
     for name, teacher in plan.teachers.items():
         found = predict(teacher.asked({Want.LOGITS}), dataset, rows, where.device, only=teacher.modalities)
-        results.append(table.row(f"teacher:{name}", found, labelled=with_target))
+        # Of a teacher that sees no such row, which the run has said, there is nothing to tell.
+        results += [table.row(f"teacher:{name}", found, labelled=with_target)] * bool(len(found.targets))
     student = predict(learner, dataset, rows, where.device, only=learner.modalities, probabilities=True)
     memory = max(memory, where.peak_memory(), *(float(outcome.about["peak_memory_mb"]) for outcome in outcomes))
     row = table.row(f"{method}@{recipe.control}" if recipe.control else method, student)

@@ -19,7 +19,15 @@ from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.own_network import complete, draw, watch
-from crossdistill.preflight import check_classes, check_lone_rows, check_settings, check_views, moving_parts, rehearse
+from crossdistill.preflight import (
+    check_data,
+    check_learner,
+    check_lone_rows,
+    check_settings,
+    check_tested,
+    moving_parts,
+    rehearse,
+)
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.source import Choices, choices_key, decide, unkeyed_views, unshuffled
 from crossdistill.stage import Stage
@@ -105,11 +113,7 @@ def prepare(
     Raises:
         RecipeError: every fault of every stage, collected.
     """
-    faults = [f"data: {fault}" for fault in check_views(dataset)]
-    if faults:
-        # The other faults can still be found.
-        dataset = replace(dataset, augmentation=None)
-    faults += [f"data: {fault}" for fault in check_classes(dataset)]
+    dataset, faults = check_data(dataset)
     members: dict[str, Network] = {}
     for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
         try:
@@ -121,6 +125,7 @@ def prepare(
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
     if len(members) <= len(recipe.teachers):
         raise RecipeError(recipe.name, faults)
+    faults += check_tested(members[recipe.learner], dataset)
     cast = _Cast(recipe, dataset, members, device, chosen or {}, ranks)
     jobs = []
     for index, stage in enumerate(recipe.stages):
@@ -259,17 +264,12 @@ class _Cast:
         """The groups of the method's terms, after everything that could go wrong with a step has been tried."""
         moving = {**moving, "method": method}
         faults = check_settings(stage, method, moving, teachers, self.device, self.ranks)
+        faults += check_learner(stage, method, student, dataset)
         own = self.recipe.learner
         if own in moving and student.name != own and self.dataset.labelled is not None:
             faults.append(
                 f"{own!r} trains here while {student.name!r} learns: teachers may use the labels that are hidden from "
                 f"{own!r}; make it the learner, or leave it out of `trains`"
-            )
-        logits, classes = student.spec.logits, len(dataset.classes)
-        if logits is not None and classes and logits[0] != classes:
-            faults.append(
-                f"{student.network.name}, who learns here, gives logits over {logits[0]} classes; data "
-                f"{dataset.name!r} has {classes}"
             )
         if faults:
             raise RecipeError(self.recipe.name, faults)

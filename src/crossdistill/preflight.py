@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.remarks import untrained
@@ -19,7 +20,7 @@ from crossdistill.network import Network
 from crossdistill.order import Order
 from crossdistill.outputs import OutputSpec
 from crossdistill.stage import Stage
-from crossdistill.teacher import Keyed, Shuffled, Teacher
+from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
 
 
 def moving_parts(trained: Mapping[str, tuple[Network, tuple[str, ...]]]) -> dict[str, nn.Module]:
@@ -68,7 +69,7 @@ def check_settings(
     return faults
 
 
-def check_classes(dataset: Dataset) -> list[str]:
+def _class_faults(dataset: Dataset) -> list[str]:
     """A class that is validated or tested, and has no row in training."""
     found = untrained(dataset.targets, dataset.classes, dataset.splits)
     named = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
@@ -177,7 +178,14 @@ def _refuses_one_row(
     return False
 
 
-def check_views(dataset: Dataset) -> list[str]:
+def check_data(dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """Faults of views and classes; and the data without views that fail, so that other faults can still be found."""
+    views = _view_faults(dataset)
+    faults = [f"data: {fault}" for fault in [*views, *_class_faults(dataset)]]
+    return (replace(dataset, augmentation=None) if views else dataset), faults
+
+
+def _view_faults(dataset: Dataset) -> list[str]:
     """Faults of the augmentation: of its settings, or what it does to two rows."""
     found = dataset.augmentation.faults(dataset.inputs) if isinstance(dataset.augmentation, Variations) else []
     if found:
@@ -192,6 +200,47 @@ def check_views(dataset: Dataset) -> list[str]:
     return []
 
 
+def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset) -> list[str]:
+    """Logits over other classes than the data's, and a best epoch that no row of the validation split could tell."""
+    faults, network = [], student.network
+    logits, classes = student.spec.logits, len(dataset.classes)
+    if logits is not None and classes and logits[0] != classes:
+        faults.append(
+            f"{network.name}, which learns here, gives logits over {logits[0]} classes; data {dataset.name!r} has "
+            f"{classes}"
+        )
+    rows = dataset.splits["validation"]
+    judging = seen_rows(dataset, network)[rows]
+    if method.judged_by_targets:
+        judging &= dataset.targets[rows] != MISSING_TARGET
+    if stage.select == "best" and stage.epochs and not bool(judging.any()):
+        wanted = " and that has a target" if method.judged_by_targets else ""
+        faults.append(
+            f"select: no row of the validation split is one that {network.name} sees{wanted}, so no epoch is better "
+            "than another; put such rows there, or take the last epoch with select='last'"
+        )
+    return faults
+
+
+def check_tested(network: Network, dataset: Dataset) -> list[str]:
+    """A student that nothing could be measured of."""
+    rows = dataset.splits["test"]
+    if bool((seen_rows(dataset, network) & (dataset.targets != MISSING_TARGET))[rows].any()):
+        return []
+    return [
+        f"data: no row of the test split is one that {network.name} sees and that has a target, so the student could "
+        "not be measured; put such rows there"
+    ]
+
+
+def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:
+    """Which rows of the data a network computes: those with all its inputs, or with any where that is all it needs."""
+    there = torch.ones(len(dataset), dtype=torch.bool)
+    masks = [dataset.present.get(modality, there) for modality in network.reads]
+    together = torch.stack(masks)
+    return together.all(0) if network.needs == "all" else together.any(0)
+
+
 def absences(dataset: Dataset, networks: Mapping[str, Network]) -> list[str]:
     """A sentence for each network that some rows lack an input of: which rows it leaves out, or reads in part."""
     found = []
@@ -201,7 +250,7 @@ def absences(dataset: Dataset, networks: Mapping[str, Network]) -> list[str]:
             continue
         every = torch.stack(list(masks.values())).all(0)
         some = torch.stack(list(masks.values())).any(0) if len(masks) == len(network.reads) else torch.ones_like(every)
-        seen = every if network.needs == "all" else some
+        seen = seen_rows(dataset, network)
         cure = "; Network(..., needs='any') would read them" if bool((some & ~seen).any()) else ""
         for what, rows in (("leaves out", ~seen), ("reads, with defaults for what is absent,", seen & ~every)):
             counts = {split: int(rows[index].sum()) for split, index in dataset.splits.items()}

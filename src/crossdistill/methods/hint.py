@@ -33,6 +33,8 @@ class Hint(FeatureConfig):
 
 
 class _Hint(Method):
+    judged_by_targets = False
+
     def __init__(self, config: Hint, pairs: Mapping[str, Sequence[Pair]]) -> None:
         super().__init__()
         self.pairs = {name: tuple(found) for name, found in pairs.items()}

@@ -114,6 +114,8 @@ class Specialise(MethodConfig):
 
 
 class _Specialise(Method):
+    judged_by_targets = False
+
     def __init__(self, config: Specialise, masks: Mapping[str, nn.Module]) -> None:
         super().__init__()
         assert config.taps is not None

@@ -82,7 +82,7 @@ class _Supervised(Method):
             return super().validate(batch, student, teachers)
         outputs = student(batch)
         term = task_term(outputs, batch, hidden=False)
-        return {STUDENT: self._weighted(term.value, outputs, batch)}
+        return {STUDENT: self._weighted(term.value, outputs, batch)[outputs.of(batch.has_target())]}
 
     def _weighted(self, rows: Tensor, outputs: Outputs, batch: Batch) -> Tensor:
         if self.weights is None:
