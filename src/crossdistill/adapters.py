@@ -1,7 +1,9 @@
 """Between a module and what runs it: types of its inputs and outputs, and which of its results are logits."""
 
 import re
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -42,6 +44,50 @@ def detached_values(module: nn.Module) -> dict[int, Tensor]:
             elif not value.is_leaf:
                 found[id(value)] = value.detach().clone()
     return found
+
+
+@contextmanager
+def closures_of_copy(module: nn.Module, functions: Iterable[Any], memo: dict[int, Any]) -> Iterator[None]:
+    """While a module is copied with this memo: functions that close over one of its layers close over its copy.
+
+    A deep copy keeps a function as it is, so that a hook of the copy would run and change the original.
+    """
+    layers = {id(layer) for layer in module.modules()}
+    kept = (value for layer in module.modules() for value in vars(layer).values())
+    cells: dict[int, tuple[types.CellType, types.CellType]] = {}
+    for function in [*_functions_in(kept), *_functions_in(functions)]:
+        own = function.__closure__ or ()
+        if id(function) not in memo and any(id(content_of(cell)) in layers for cell in own):
+            of_layers = [cell for cell in own if id(content_of(cell)) in layers]
+            cells |= {id(cell): (cell, types.CellType()) for cell in of_layers if id(cell) not in cells}
+            closure = tuple(cells[id(cell)][1] if id(cell) in cells else cell for cell in own)
+            code, names = function.__code__, function.__globals__
+            copied = types.FunctionType(code, names, function.__name__, function.__defaults__, closure)
+            copied.__kwdefaults__ = function.__kwdefaults__
+            copied.__dict__.update(vars(function))
+            memo[id(function)] = copied
+    yield
+    for cell, copied_cell in cells.values():
+        copied_cell.cell_contents = memo[id(cell.cell_contents)]
+
+
+def content_of(cell: types.CellType) -> Any:
+    """What a variable of a closure stands for; None where it stands for nothing yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _functions_in(values: Iterable[Any], depth: int = 2) -> Iterator[types.FunctionType]:
+    """Functions among some values, and in their lists, tuples and mappings."""
+    for value in values:
+        if isinstance(value, types.FunctionType):
+            yield value
+        elif depth and isinstance(value, Mapping):
+            yield from _functions_in(list(value.values()), depth - 1)
+        elif depth and isinstance(value, list | tuple):
+            yield from _functions_in(value, depth - 1)
 
 
 def first_rows(value: Any) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from crossdistill.code_reads import MISSING, home_of, reads_of, resolved
+from crossdistill.code_reads import MISSING, home_of, reads_of, replaced_functions, resolved
 from crossdistill.fingerprint import tensor_hash
 from crossdistill.storage import key_hash
 
@@ -55,6 +55,8 @@ class CodeKey:
     faults: Mapping[str, str]
     own: bool
     """Whether any of it is the user's own: code of no installed distribution."""
+    outside: Mapping[int, str]
+    """Where weights are found that the code names and no module among the things holds, by their identity."""
 
     def text(self, without: Collection[str] = ()) -> str:
         """One hash of all parts but these."""
@@ -78,7 +80,12 @@ def code_key(**things: Any) -> CodeKey:
                 walk.weights.setdefault(id(value), name)
     for name, thing in things.items():
         walk.part(name, thing)
-    return CodeKey(walk.parts, walk.faults, walk.own)
+    replaced = replaced_functions()
+    if replaced:
+        # Layers of torch read them, whose own code is not followed.
+        walk.own = True
+        walk.part("replaced", replaced)
+    return CodeKey(walk.parts, walk.faults, walk.own, walk.outside)
 
 
 class _Walk:
@@ -88,6 +95,7 @@ class _Walk:
         self.parts: dict[str, str] = {}
         self.faults: dict[str, str] = {}
         self.weights: dict[int, str] = {}
+        self.outside: dict[int, str] = {}
         self.own = False
         self._met: dict[int, tuple[str, Any]] = {}
 
@@ -150,6 +158,8 @@ class _Walk:
     def _numbers(self, value: Any, path: str) -> Any:
         if id(value) in self.weights:
             return ["weight", self.weights[id(value)]]
+        if isinstance(value, nn.Parameter) and value.requires_grad:
+            self.outside[id(value)] = path
         if isinstance(value, Tensor):
             if value.layout is not torch.strided or value.is_meta:
                 return self._fault(path, value, f"is {value.layout} on {value.device.type}")
@@ -184,9 +194,14 @@ class _Walk:
         home = home_of(value)
         entries = {name: entry for name, entry in vars(value).items() if not isinstance(entry, DESCRIPTORS)}
         if home:
-            # A method that the program has put in the place of the library's.
-            own = {n: e for n, e in entries.items() if isinstance(e, types.FunctionType) and not home_of(e)}
-            own = own if value.__module__ != "builtins" else {}
+            # Methods that the program has put in the place of the library's, in the class or where it inherits them.
+            own: dict[str, Any] = {}
+            for base in value.__mro__:
+                if base.__module__ != "builtins" and home_of(base):
+                    own = {
+                        **{n: e for n, e in vars(base).items() if isinstance(e, types.FunctionType) and not home_of(e)},
+                        **own,
+                    }
             return ["class", home, value.__module__, value.__qualname__, self._attributes(own, path)]
         self.own = True
         fields = getattr(value, "__pydantic_fields__", {})
@@ -251,7 +266,9 @@ class _Walk:
         described = {
             name: None if one is None else self._numbers(one, f"{path}.{name}") for name, one in weights.items()
         }
-        return ["network", kind, described, self._attributes({**own, **value._modules}, path)]
+        # Layers run in the order in which they were added.
+        order = list(value._modules)
+        return ["network", kind, described, order, self._attributes({**own, **value._modules}, path)]
 
     def _object(self, value: Any, path: str) -> Any:
         kind = type(value)
@@ -280,6 +297,7 @@ def _alone(walk: _Walk, value: Any, path: str) -> Any:
     fresh.weights = walk.weights
     found = fresh._described(value, path)
     walk.faults |= fresh.faults
+    walk.outside |= fresh.outside
     return [found, fresh.parts]
 
 

@@ -15,6 +15,8 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from crossdistill import __version__
 
 
@@ -104,6 +106,29 @@ def _absolute(read: Read, names: Mapping[str, Any]) -> str:
         return importlib.util.resolve_name("." * read.level + read.name, package) if read.level else read.name
     except ImportError:
         return read.name
+
+
+def _is_function(entry: Any) -> bool:
+    return callable(entry) and not isinstance(entry, type)
+
+
+_NAMESPACES: tuple[Any, ...] = (torch, torch.nn.functional, torch.Tensor, torch.nn.Module)
+"""What layers of torch call."""
+_AT_IMPORT = [{name: entry for name, entry in vars(one).items() if _is_function(entry)} for one in _NAMESPACES]
+
+
+def replaced_functions() -> dict[str, Any]:
+    """Functions that the program has put in the place of torch's own, by their names."""
+    found = {}
+    for where, before in zip(_NAMESPACES, _AT_IMPORT, strict=True):
+        for name, entry in vars(where).items():
+            own = isinstance(entry, types.FunctionType) and home_of(entry) is None
+            # Parts of torch that are imported later wrap functions of others, under the same name or as `__init__`.
+            same = name.startswith("__") or getattr(entry, "__name__", name) == name
+            other = name in before and entry is not before[name] and not same
+            if own or other:
+                found[f"{where.__name__}.{name}"] = entry
+    return found
 
 
 def home_of(thing: types.ModuleType | type | types.FunctionType) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 from crossdistill.claim import INITIAL, RECIPE
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices
-from crossdistill.errors import ResumeError, RunError
+from crossdistill.errors import ResumeError, RunError, SettingError
 from crossdistill.fingerprint import fingerprint
 from crossdistill.network import Network
 from crossdistill.order import derived_seed
@@ -35,7 +35,7 @@ def begun(recipe: Recipe, dataset: Dataset, out: Path, where: Devices, say: Call
     Raises:
         ResumeError: a live network that does not train has other weights than when the run began, or a factory draws
             others.
-        SettingError: a factory fails.
+        SettingError: a factory fails, or a parameter that trains has a hook, which a copy does not have.
         ShapeError: a live network that trains has become another one.
     """
     given = _given(recipe)
@@ -61,6 +61,7 @@ def begun(recipe: Recipe, dataset: Dataset, out: Path, where: Devices, say: Call
     for name, network in live.items():
         found[name] = network
         if name in moving:
+            _refuse_gradient_hooks(name, network)
             found[name] = copy.deepcopy(network)
             file = folder / f"{name}.safetensors"
             load_weights(found[name].module, file, f"{name!r}")
@@ -76,6 +77,16 @@ def begun(recipe: Recipe, dataset: Dataset, out: Path, where: Devices, say: Call
                 f"{name!r} has other weights than when {out} was started; {cure}, or start anew in another folder"
             )
     return recipe.model_copy(update=_fields(recipe, found))
+
+
+def _refuse_gradient_hooks(name: str, network: Network) -> None:
+    hooked = [key for key, one in network.module.named_parameters() if one._backward_hooks]
+    if hooked:
+        raise SettingError(
+            f"{name!r}: the parameter {hooked[0]!r} has a gradient hook, and torch copies parameters without their "
+            "hooks. What trains here is a copy: remove the hook, and do in the module's forward what it does (or set "
+            "requires_grad to False for what is not to train)"
+        )
 
 
 _ELSEWHERE = "without the first weights the run cannot be repeated; start anew in another folder"

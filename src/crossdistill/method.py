@@ -65,7 +65,8 @@ class Term:
 
     def reduced(self, total_rows: int, parts: int = 1) -> Tensor:
         """This part of the term, unweighted: those of all ranks and micro-batches, so many, add up to the whole."""
-        return self.value / parts if self.value.ndim == 0 else self.value.sum() / (total_rows * self.share)
+        # Where no row takes part at all, the sum is zero.
+        return self.value / parts if self.value.ndim == 0 else self.value.sum() / (total_rows * (self.share or 1.0))
 
 
 @dataclass(frozen=True, slots=True)

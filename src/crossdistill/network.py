@@ -12,6 +12,7 @@ from crossdistill.adapters import (
     activated,
     cast,
     check_arguments,
+    closures_of_copy,
     default_give,
     detached_values,
     first_rows,
@@ -84,7 +85,7 @@ class Network(nn.Module):
         self._compiled: tuple[Callable[..., Any], ...] = ()
         self._overwritten: set[str] = set()
         self._verified: set[str] = set()
-        self.changing: frozenset[str] = frozenset()
+        self.changing, self.frozen = frozenset[str](), frozenset[str]()
         self._types: frozenset[torch.dtype] | None = None
         if module is not None:
             self.module = module
@@ -115,7 +116,8 @@ class Network(nn.Module):
         memo |= {key: value for key, value in detached_values(self).items() if key not in memo}
         found = memo[id(self)] = type(self).__new__(type(self))
         state = {**self.__dict__, "_graphs": {}, "_compiled": ()}
-        found.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
+        with closures_of_copy(self, (self._call, self._give), memo):
+            found.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
         return found
 
     def holding(
@@ -300,9 +302,6 @@ class Network(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _edited(self, value: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-        return self._native(edit(self._whole(value)))
 
     def split(self, tap: str) -> tuple[Stem, Tail]:
         """The network as two parts: up to and including `tap`, and from there to the end.

@@ -67,6 +67,26 @@ def _reads(who: str, how: str, modalities: Sequence[str]) -> Sequence[str]:
     raise ValueError(f"nothing says what {who} reads; wrap it in Network({how}, reads=...){known}")
 
 
+def frozen_weights(module: nn.Module) -> frozenset[str]:
+    """Parameters that are not to train, as they came: those of which `requires_grad` is False."""
+    return frozenset(name for name, one in module.named_parameters(remove_duplicate=False) if not one.requires_grad)
+
+
+@contextmanager
+def left_as_they_were(networks: Iterable[Network]) -> Iterator[None]:
+    """Which parameters want gradients, and which modules are in training mode, is afterwards what it was before."""
+    modules = [network for network in networks if network.is_made]
+    gradients = [(one, one.requires_grad) for module in modules for one in module.parameters() if not is_lazy(one)]
+    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for one, wanted in gradients:
+            one.requires_grad_(wanted)
+        for layer, mode in modes:
+            layer.training = mode
+
+
 def is_incomplete(network: Network) -> bool:
     """Whether it has layers that find their sizes in the first pass (torch's `Lazy*`)."""
     return any(is_lazy(one) for one in [*network.parameters(), *network.buffers()])
@@ -129,6 +149,27 @@ def _weights(network: Network) -> dict[int, str]:
     return {id(value): name for name, value in network.module.state_dict(keep_vars=True).items()}
 
 
+def weights_outside(network: Network, batch: Batch) -> list[str]:
+    """Weights that the gradient of its outputs reaches and its module does not have, as its code names them."""
+    was = network.training
+    network.eval()
+    with torch.enable_grad():
+        outputs = network(batch)
+    network.train(was)
+    given = [one for one in (outputs.logits, outputs.embedding) if one is not None]
+    todo, seen = [one.grad_fn for one in given if one.grad_fn is not None], set()
+    reached: dict[int, torch.Tensor] = {}
+    while todo:
+        node = todo.pop()
+        seen.add(node)
+        if isinstance(weight := getattr(node, "variable", None), nn.Parameter):
+            reached[id(weight)] = weight
+        todo += [one for one, _ in node.next_functions if one is not None and one not in seen]
+    own = {id(one) for one in network.module.parameters()}
+    names = network.code().outside
+    return [names.get(key, f"one of {tuple(one.shape)}") for key, one in reached.items() if key not in own]
+
+
 def watch(network: Network, batches: Iterable[Batch]) -> None:
     """Find attributes and globals that a pass changes: they have no value that a key could hold.
 
@@ -141,5 +182,17 @@ def watch(network: Network, batches: Iterable[Batch]) -> None:
         for batch in batches:
             network(batch)
             found.append(network.code())
+        with torch.random.fork_rng(devices=[]):
+            given = [network(batch) for _ in range(2)]
     network.train(was)
     network.changing |= {path for one, after in pairwise(found) for path in one.changed(after)}
+    if not all(_is_same(getattr(given[0], name), getattr(given[1], name)) for name in ("logits", "embedding")):
+        network.changing |= {RANDOM}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is None or torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+RANDOM = "what it gives for one and the same row"
+"""As by dropout that is also active in evaluation."""

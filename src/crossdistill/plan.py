@@ -7,24 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill import __version__
-from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.batch import Batch
 from crossdistill.checkpoint import flatten
 from crossdistill.code_key import CodeKey, code_key
 from crossdistill.data.dataset import Dataset, visible
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.fingerprint import tensor_hash
-from crossdistill.method import STUDENT, DataSpec, Method
+from crossdistill.method import STUDENT, Method
 from crossdistill.nets.batch_statistics import batch_statistics
 from crossdistill.network import Network
 from crossdistill.order import Order, derived_seed
 from crossdistill.outputs import OutputSpec, Want
-from crossdistill.own_network import complete, draw, watch
+from crossdistill.own_network import complete, draw, frozen_weights, watch
 from crossdistill.preflight import (
     check_data,
     check_learner,
     check_lone_rows,
     check_settings,
+    check_sources,
     check_tested,
+    data_spec,
     moving_parts,
     rehearse,
 )
@@ -157,6 +159,7 @@ def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: i
         raise RecipeError(name, [f"{who} {m!r}, {known}; {nearest(m, dataset.inputs)}" for m in missing])
     device = next(iter(network.parameters()), torch.zeros(0)).device
     network.probe(dataset.example().to(device))
+    network.frozen = frozen_weights(network.module)
     if network.has_own_code():
         train = dataset.splits["train"]
         watch(
@@ -201,7 +204,7 @@ class _Cast:
         trained = self._trained(stage, [name for name in teachers if name in self.members])
         labels_hidden = learner == recipe.learner
         dataset = self.dataset if labels_hidden else replace(self.dataset, labelled=None)
-        spec = _data_spec(dataset)
+        spec = data_spec(dataset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("method", recipe.seed, stage.name))
             specs = {name: teacher.spec for name, teacher in teachers.items()}
@@ -265,6 +268,9 @@ class _Cast:
         moving = {**moving, "method": method}
         faults = check_settings(stage, method, moving, teachers, self.device, self.ranks)
         faults += check_learner(stage, method, student, dataset)
+        batch = dataset.example().to(self.device)
+        train = [self.members[name] for name in moving if name in self.members]
+        faults += check_sources(train, student, teachers, dataset, batch)
         own = self.recipe.learner
         if own in moving and student.name != own and self.dataset.labelled is not None:
             faults.append(
@@ -275,7 +281,6 @@ class _Cast:
             raise RecipeError(self.recipe.name, faults)
         for network in self.members.values():
             network.eval()
-        batch = dataset.example().to(self.device)
         groups = rehearse(stage, method, batch, student, teachers)
         check_lone_rows(method, moving, order, stage.epochs, batch, student, teachers, dataset)
         return groups
@@ -384,14 +389,6 @@ class _Cast:
             return self._source(name, teacher.base)
         own = self.provenance[name]
         return key_hash([own, self.provenance[teacher.base.name]]) if isinstance(teacher, Masked) else own
-
-
-def _data_spec(dataset: Dataset) -> DataSpec:
-    train = dataset.splits["train"]
-    fraction = float(visible(dataset)[train].double().mean())
-    # A target that is hidden from the student is none to its method either.
-    targets = dataset.targets[train].where(visible(dataset)[train], MISSING_TARGET)
-    return DataSpec(len(train), len(dataset.classes), targets, train, fraction)
 
 
 def _spec(network: Network) -> OutputSpec:

@@ -1,7 +1,7 @@
 """What a stage would stumble over, found before anything trains: its settings, and one step on two rows."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.augmentation import Variations
-from crossdistill.data.dataset import Dataset
+from crossdistill.data.dataset import Dataset, visible
 from crossdistill.data.remarks import untrained
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
 from crossdistill.graphed import graph_faults
-from crossdistill.method import Method, Progress, Step
+from crossdistill.method import DataSpec, Method, Progress, Step
 from crossdistill.nets.batch_statistics import batch_statistics, can_join
 from crossdistill.network import Network
 from crossdistill.order import Order
 from crossdistill.outputs import OutputSpec
+from crossdistill.own_network import weights_outside
 from crossdistill.stage import Stage
 from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
 
@@ -53,8 +54,14 @@ def check_settings(
             f"{stage.method.name} compares the rows of a batch with each other and needs at least {method.least_rows}; "
             f"batch_size is {stage.batch_size}"
         )
-    if stage.epochs and not any(True for module in moving.values() for _ in module.parameters()):
+    parameters = [one for module in moving.values() for one in module.parameters()]
+    if stage.epochs and not parameters:
         faults.append("nothing trains here: `trains` names nobody with parameters, and the method has none of its own")
+    elif stage.epochs and not any(one.requires_grad for one in parameters):
+        faults.append(
+            f"nothing trains here: all {len(parameters)} parameters of {', '.join(map(repr, moving))} came with "
+            "requires_grad=False, and stay as they are; give those that are to train requires_grad=True"
+        )
     if stage.optimizer.moments == "disk" and device.type != "cpu":
         faults.append(
             f"optimizer.moments: files are mapped into the memory of this machine, and weights are on {device.type}; "
@@ -77,6 +84,66 @@ def _class_faults(dataset: Dataset) -> list[str]:
         f"{named}: validated or tested, but no row of it is in the training split; give `splits` that have some, or "
         "leave its rows out of the other splits"
     ] * bool(found)
+
+
+def data_spec(dataset: Dataset) -> DataSpec:
+    """The training data as a method is told of them: a target that is hidden from the student is none to it either."""
+    train = dataset.splits["train"]
+    known = visible(dataset)[train]
+    targets = dataset.targets[train].where(known, MISSING_TARGET)
+    return DataSpec(len(train), len(dataset.classes), targets, train, float(known.double().mean()))
+
+
+def check_sources(
+    trained: Sequence[Network], student: Live, teachers: Mapping[str, Teacher], dataset: Dataset, batch: Batch
+) -> list[str]:
+    """What networks are and see that would make their stage another one than is meant.
+
+    That is weights that a network trains with and does not have, and a teacher that sees no training row of the
+    learner's.
+    """
+    faults = []
+    for network in trained:
+        outside = weights_outside(network, batch) if network.has_own_code() else []
+        if outside:
+            more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+            faults.append(
+                f"{network.name} trains and reads weights that its module does not have ({', '.join(outside[:3])}"
+                f"{more}), which would neither train nor be saved: make them a part of the module (nn.ModuleList in "
+                "the place of a list, a layer in the place of a global), or set their requires_grad to False"
+            )
+    train = dataset.splits["train"]
+    own = _rows_of(student, dataset)[train]
+    faults += [
+        f"teacher {name!r} sees none of the {int(own.sum()):,} training rows that {student.name!r} sees (of "
+        f"{len(train):,}, where {', '.join(teacher.modalities)} are present), so that it could teach nothing"
+        for name, teacher in teachers.items()
+        if not bool((_rows_of(teacher, dataset)[train] & own).any())
+    ]
+    return faults
+
+
+def _rows_of(source: Teacher, dataset: Dataset) -> Bool[Tensor, " N"]:
+    base = source.base if isinstance(source, Shuffled) else source
+    if isinstance(base, Live):
+        return seen_rows(dataset, base.network)
+    there = torch.ones(len(dataset), dtype=torch.bool)
+    return torch.stack([dataset.present.get(name, there) for name in base.modalities]).all(0)
+
+
+def standing_still(networks: Mapping[str, Network], trained: Collection[str]) -> list[str]:
+    """A sentence for each network that trains in part, since some of its parameters came frozen."""
+    found = []
+    for name, network in networks.items():
+        if name in trained and network.frozen:
+            names = sorted(network.frozen)
+            total = sum(1 for _ in network.module.named_parameters(remove_duplicate=False))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            found.append(
+                f"{name!r} trains but for {len(names)} of its {total} parameters, which came with requires_grad=False: "
+                f"{', '.join(names[:3])}{more}"
+            )
+    return found
 
 
 def _statistics_faults(

@@ -22,12 +22,14 @@ from crossdistill.initial import begun
 from crossdistill.interruption import Interruption
 from crossdistill.lock import Holder, Lock
 from crossdistill.method import Method, Progress
+from crossdistill.network import Network
 from crossdistill.order import derived_seed
 from crossdistill.outcome import Outcome, finish
 from crossdistill.outputs import Outputs
+from crossdistill.own_network import left_as_they_were
 from crossdistill.part_size import rows_at_once
 from crossdistill.plan import Job, Plan, prepare
-from crossdistill.preflight import absences
+from crossdistill.preflight import absences, standing_still
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.saver import Found, Saver, parts_of
@@ -68,7 +70,7 @@ def run(
     `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was killed
     goes on with `resume`; on a finished one it does nothing, or writes again what is damaged. Networks of your own that
     train are copied: yours stay as they were, and the trained student is in the folder `student` of `out`
-    (`load_student`). On a terminal and in notebooks bars show stage, epoch, loss, validation, rows per second and the
+    (`load_student`). Parameters that come with `requires_grad=False` do not train. On a terminal and in notebooks bars show stage, epoch, loss, validation, rows per second and the
     time that is left, unless `progress` is False or another `display` is given. Once `stop` gives True, it saves where
     it is and ends; without a `stop` of yours, Ctrl-C does that (in the main thread, where the program handles it in no
     other way). With another `split`, results are of that split, and no row of the test split is read. One process at a
@@ -76,6 +78,7 @@ def run(
 
     Raises:
         RecipeError: every fault of the recipe, before any training.
+        DataError: arrays of the data were changed after a data set was made of them.
         RunError: the folder holds another run, or this one already; another process computes it; or what is needed to
             go on differs.
         NonFiniteError: NaN or Inf in a loss; names the batch.
@@ -83,6 +86,9 @@ def run(
         StoppedError: `stop` gave True; says how to go on.
     """
     out = run_folder(out)
+    for data in (dataset, recipe.data):
+        if isinstance(data, Dataset):
+            data.check_unchanged()
     with ExitStack() as held:
         if stop is None:
             stop = held.enter_context(Interruption((signal.SIGINT,), if_default=True))
@@ -97,7 +103,9 @@ def run(
             if done is None:
                 if damage is not None:
                     display.say(f"{damage}; what the run wrote at its end is written again")
-                return _computed(recipe, out, resume, share, banks, dataset, where, display, stop, split)
+                given = [one for one in (recipe.student, *recipe.teachers.values()) if isinstance(one, Network)]
+                with left_as_they_were(given):
+                    return _computed(recipe, out, resume, share, banks, dataset, where, display, stop, split)
         display.say(f"{out} is finished already; nothing to do")
         return done
 
@@ -127,7 +135,8 @@ def _computed(
         display.say(f"data {dataset.name!r}: {line}")
     decided = load_choices(out) if resume else None
     plan = prepare(begun(recipe, dataset, out, where, display.say), dataset, where.device, decided, where.ranks)
-    for line in absences(dataset, plan.members):
+    trained = {name for job in plan.jobs for name in job.trained}
+    for line in (*absences(dataset, plan.members), *standing_still(plan.members, trained)):
         display.say(line)
     take(out, recipe, where)
     for job in plan.jobs:

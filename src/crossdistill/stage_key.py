@@ -15,10 +15,13 @@ def initial_key(recipe: Recipe, name: str, network: Network) -> str:
     given = recipe.student if name == recipe.learner else recipe.teachers[name]
     if isinstance(given, Network):
         # The same weights in another architecture are another network.
-        return key_hash([network.code_text(), network.reads, network.taps, fingerprint(network)])
+        key = [network.code_text(), network.reads, network.taps, fingerprint(network)]
+        return key_hash([*key, sorted(network.frozen)] if network.frozen else key)
     settings = given.model_dump(mode="json", exclude={"weights"})
     if network.has_own_code() or not find_model(given.model).source.startswith("crossdistill."):
         settings["code"] = network.code_text()
+    if network.frozen:
+        settings["frozen"] = sorted(network.frozen)
     if given.weights is not None:
         return key_hash([settings, fingerprint(network)])
     return key_hash([name, recipe.seed, settings])

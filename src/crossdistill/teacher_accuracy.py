@@ -82,6 +82,8 @@ class TeacherCheck:
                 self._known[name] = asdict(one)
                 if one.at_chance:
                     self._warn(job, name, one, predictions)
+                elif _is_out_of_order(predictions):
+                    self._warn_of_order(job, name, one)
             found[name] = TeacherAccuracy(**self._known[name])
         if found:
             said = "; ".join(f"{name} {one.text()}" for name, one in found.items())
@@ -123,6 +125,15 @@ class TeacherCheck:
                 job.stage.name, name, one.text(), self._cause(name, found),
             )  # fmt: skip
 
+    def _warn_of_order(self, job: Job, name: str, one: TeacherAccuracy) -> None:
+        if self._where.is_main:
+            log.warning(
+                "stage %r: teacher %r (%s) is right about many more rows once its classes are renamed, each to another "
+                "one, so some of its logits seem to stand in another order than the data's classes (%s, ...): put them "
+                "into this order (Network(give=...))",
+                job.stage.name, name, one.text(), ", ".join(self._plan.dataset.classes[:4]),
+            )  # fmt: skip
+
     def _cause(self, name: str, found: Predictions) -> str:
         renamed = _renamed(found)
         if renamed is not None:
@@ -156,16 +167,35 @@ def _measured(found: Predictions) -> TeacherAccuracy:
     return TeacherAccuracy(found.accuracy(), rows, float(found.targets.bincount().max()) / rows)
 
 
+def _best_names(predicted: Tensor, targets: Tensor) -> Tensor:
+    """For each predicted class the target that is most frequent under it, on every other row."""
+    classes = int(torch.cat([predicted, targets]).max()) + 1
+    seen = predicted[::2] * classes + targets[::2]
+    return seen.bincount(minlength=classes * classes).view(classes, classes).argmax(1)
+
+
+def _is_out_of_order(found: Predictions) -> bool:
+    """Whether renaming classes, one to one, makes clearly more rows right than it makes wrong.
+
+    The names are chosen on every other row, and judged on the rest by a sign test (three standard deviations). A
+    teacher that takes several classes for one is weak, but not out of order.
+    """
+    predicted, targets = found.predicted.flatten(), found.targets.flatten()
+    names, used = _best_names(predicted, targets), predicted[::2].unique()
+    if len(names[used].unique()) < len(used):
+        return False
+    before, after = predicted[1::2] == targets[1::2], names[predicted[1::2]] == targets[1::2]
+    better, worse = int((after & ~before).sum()), int((before & ~after).sum())
+    return better - worse > 3 * math.sqrt(better + worse)
+
+
 def _renamed(found: Predictions) -> float | None:
     """Accuracy once each predicted class is renamed, where that is above chance.
 
     The names are chosen on every other row, and judged on the rest.
     """
     predicted, targets = found.predicted.flatten(), found.targets.flatten()
-    classes = int(torch.cat([predicted, targets]).max()) + 1
-    seen = predicted[::2] * classes + targets[::2]
-    names: Tensor = seen.bincount(minlength=classes * classes).view(classes, classes).argmax(1)
-    own, wanted = names[predicted[1::2]], targets[1::2]
+    own, wanted = _best_names(predicted, targets)[predicted[1::2]], targets[1::2]
     rows = len(wanted)
     if not rows:
         return None

@@ -62,6 +62,9 @@ class Training:
             module.requires_grad_(False).eval()
         for part in self._in_train_mode():
             part.requires_grad_(True).train()
+        for network, _ in job.trained.values():
+            for name in network.frozen:
+                network.module.get_parameter(name).requires_grad_(False)
         if stage.cuda_graphs and devices.ranks > 1:
             raise SettingError(f"stage {stage.name!r}: cuda_graphs is for one process, and there are {devices.ranks}")
         for network in self._running():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crossdistill import Network, Recipe, Stage
 from crossdistill.code_key import code_key
@@ -343,3 +345,41 @@ def test_a2_keys_of_the_table_of_models_stay(tmp_path: Path) -> None:
     assert not network.has_own_code()
     assert not network.unkeyed()
     assert json.dumps(network.wiring())
+
+
+def test_a2_the_order_of_layers_is_in_the_key() -> None:
+    """Layers that have equal names and weights run in the order in which they were added."""
+    parts = {"bend": nn.Tanh(), "norm": nn.LayerNorm(4)}
+    orders = (("bend", "norm"), ("norm", "bend"))
+    for kind in (lambda named: nn.Sequential(OrderedDict(named)), nn.ModuleDict):
+        one, other = (code_key(m=kind({name: parts[name] for name in names})).text() for names in orders)
+        assert one != other
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "new"),
+    [
+        (functional, "relu", lambda x, inplace=False: 3 * x),
+        (functional, "relu", functional.gelu),
+        (Tensor, "relu", lambda x: 3 * x),
+        (nn.Module, "__call__", lambda self, *given: self.forward(*given)),
+        (nn.modules.conv._ConvNd, "extra_repr", lambda self: ""),
+    ],
+)
+def test_a2_functions_that_the_program_puts_in_the_place_of_torchs(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, new: Any
+) -> None:
+    """A layer of torch reads them, and its own code is not followed."""
+    layer = nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU())
+    before = code_key(layer=layer).text()
+    monkeypatch.setattr(owner, name, new)
+    assert code_key(layer=layer).text() != before
+    monkeypatch.undo()
+    assert code_key(layer=layer).text() == before
+
+
+def test_a2_what_torch_wraps_of_its_own_is_in_no_key() -> None:
+    """Its compiler does, in the first program that uses it."""
+    before = code_key(layer=nn.ReLU()).text()
+    torch.compile(nn.ReLU(), backend="eager")(torch.ones(2))
+    assert code_key(layer=nn.ReLU()).text() == before

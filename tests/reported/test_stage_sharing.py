@@ -1,14 +1,16 @@
 """A stage of which no key says all is neither shared nor banked, and says so; a key of other code finds nothing."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from crossdistill import Network, Recipe, Stage, run
+from crossdistill import Dataset, Network, Recipe, Stage, run
 from crossdistill.display import Quiet
+from crossdistill.errors import DataError
 from crossdistill.plan import prepare
 from crossdistill.testing import toy_dataset
 
@@ -106,3 +108,40 @@ def test_a2_shared_stages_and_banks_of_other_code_are_not_taken(
     assert found[1] == ((tmp_path / "alone" / "student" / "model.safetensors").read_bytes(), False)
     assert found[0][0] != found[1][0]
     assert found[2] == (found[1][0], True)
+
+
+class Noisy(nn.Module):
+    """Dropout that is active in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, first: Tensor) -> Tensor:
+        return nn.functional.dropout(self.linear(first), 0.5)
+
+
+def test_a2_a_teacher_of_random_answers_is_not_banked(tmp_path: Path) -> None:
+    stage = Stage(method="kd", epochs=4, batch_size=16)
+    teachers = {"t": Network(Noisy(), "first")}
+    recipe = Recipe(data=DATASET, student=Network(nn.Linear(6, 4), "first"), teachers=teachers, stages=(stage,))
+    says = _Says()
+    run(recipe, tmp_path / "out", share=tmp_path / "share", display=says)
+    assert any("t logits: live" in line and "one and the same row" in line for line in says.lines)
+    assert not [path for path in (tmp_path / "share").glob("*") if path.name not in {"banks", "locks"}]
+
+
+def test_a2_data_that_were_changed_after_they_were_taken_are_refused(tmp_path: Path) -> None:
+    """The arrays of the program are not copied; the fingerprint is that of their first values."""
+    values = torch.randn(60, 6).numpy()
+    data = Dataset.from_arrays("own", {"first": values}, [number % 4 for number in range(60)])
+    stage = Stage(method="supervised", epochs=1)
+    recipe = Recipe(data=data, student=Network(nn.Linear(6, 4), "first"), stages=(stage,))
+    run(recipe, tmp_path / "out", share=tmp_path / "share")
+    other = recipe.model_copy(update={"data": replace(data, targets=data.targets.flip(0))})
+    with pytest.raises(DataError, match="own"):
+        run(other, tmp_path / "targets", share=tmp_path / "share")
+    values[:] = 0
+    for out, resume in (("out", True), ("again", False)):
+        with pytest.raises(DataError, match="own"):
+            run(recipe, tmp_path / out, share=tmp_path / "share", resume=resume)

@@ -18,6 +18,8 @@ Progress = Callable[[str, int, int], None]
 ROWS_AT_ONCE = 4096
 BLOCK_BYTES = 2**26
 """Rows that are read together when all of the data are looked at: they bound the memory that a mapped file takes."""
+SAMPLE_BYTES = 2**26
+"""Of a larger tensor, so much is looked at to see whether it was changed: a twentieth of a second."""
 BAR_BYTES = 2**29
 """Data from this size on show a bar of their own on a terminal: reading them takes seconds."""
 
@@ -113,6 +115,29 @@ def hash_content(
             for key in sorted(spec.parameters):
                 content.tensor(f"parameter {modality} {key}", spec.parameters[key])
         return content.hexadecimal()
+
+
+def content_sample(
+    inputs: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    splits: Mapping[str, Tensor],
+    targets: Tensor,
+) -> str:
+    """sha256 of all rows, or of some across all of them where these are more than `SAMPLE_BYTES`."""
+    digest = hashlib.sha256()
+    tensors = {f"split {name}": rows for name, rows in splits.items()} | {"targets": targets}
+    tensors |= {f"present {name}": mask for name, mask in present.items()}
+    tensors |= {f"input {name}": values for name, values in inputs.items()}
+    for what in sorted(tensors):
+        tensor = tensors[what]
+        digest.update(f"{what} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        size = tensor.numel() * tensor.element_size()
+        if size > SAMPLE_BYTES:
+            rows = max(1, SAMPLE_BYTES * len(tensor) // size)
+            tensor = tensor[torch.linspace(0, len(tensor) - 1, rows, dtype=torch.float64).long()]
+        flat = tensor.reshape(-1).clone(memory_format=torch.contiguous_format)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
 
 
 def check_finite(name: str, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from crossdistill.data.arrays import (
     length_of,
 )
 from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
-from crossdistill.data.content import Progress, hash_content
+from crossdistill.data.content import Progress, content_sample, hash_content
 from crossdistill.data.input_options import check_described
 from crossdistill.data.labels import as_targets
 from crossdistill.data.remarks import described, remarks
@@ -51,8 +51,9 @@ class Dataset:
     modality is there at all (an unlisted one always is); `domain` names each row's domain ("speech"). `groups` say
     which rows share a source ("voice", "handwriting"): rows of one group are not independent of each other.
     `fingerprint` changes with anything that changes the content; hiding labels does not, nor does `augmentation`, which
-    makes views of training rows. `about` is one paragraph for reports; `how_split` says how splits were drawn, where
-    they were.
+    makes views of training rows. `sample` is a hash of (some of) the values that `fingerprint` was made of, where it
+    was made of them: see `check_unchanged`. `about` is one paragraph for reports; `how_split` says how splits were
+    drawn, where they were.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Dataset:
     licences: tuple[Licence, ...] = ()
     augmentation: Augmentation | None = None
     how_split: str = ""
+    sample: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         """Check that everything fits together.
@@ -185,10 +187,28 @@ class Dataset:
         faults = augmentation.faults(tensors) if isinstance(augmentation, Variations) else []
         if faults:
             raise SettingError(f"dataset {name!r}: {'; '.join(faults)}")
-        dataset = replace(dataset, fingerprint=content_fingerprint(dataset, progress))
+        dataset = replace(dataset, fingerprint=content_fingerprint(dataset, progress), sample=dataset._sample())
         for remark in dataset.remarks():
             log.warning("dataset %r: %s", name, remark)
         return dataset
+
+    def check_unchanged(self) -> None:
+        """Hold the values against those that the fingerprint was made of; of large arrays, rows all across them.
+
+        Arrays are not copied, so that a program may change them after it has made a data set of them.
+
+        Raises:
+            DataError: they are others by now, so that results would be taken for those of other data.
+        """
+        if self.sample and self.sample != self._sample():
+            raise DataError(
+                f"dataset {self.name!r}: its arrays hold other values than when it was made of them, and the keys of "
+                "what is kept of runs say the values of then; make it again with Dataset.from_arrays (of a copy, where "
+                "the program goes on to change its arrays in place)"
+            )
+
+    def _sample(self) -> str:
+        return content_sample(self.inputs, self.present, self.splits, self.targets)
 
     def remarks(self) -> tuple[str, ...]:
         """What is odd with these data, one sentence each: classes that are missing, groups in two splits."""
