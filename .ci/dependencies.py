@@ -1,7 +1,7 @@
 """Whether the oldest and the newest versions of the dependencies were tested as they are declared now.
 
 `python .ci/dependencies.py passed oldest` notes in `.ci/tested` that the tests passed with the versions installed here;
-`python .ci/dependencies.py due` prints the ends that were not tested since a declaration changed.
+`python .ci/dependencies.py due` prints the ends whose declaration is another than the one noted there.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def main(verb: str, end: str = "") -> None:
     """Note that an end passed, or print which are due."""
     lines = noted()
     if verb == "due":
-        sys.stdout.write(" ".join(end for end in ENDS if declared() not in lines.get(end, "")) + "\n")
+        sys.stdout.write(" ".join(end for end in ENDS if end in lines and declared() not in lines[end]) + "\n")
     elif verb == "passed" and end in ENDS:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in NAMED)
         lines[end] = f"{end} {declared()} Python {platform.python_version()}, {versions}"

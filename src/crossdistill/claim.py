@@ -9,7 +9,7 @@ from typing import Any
 
 from crossdistill.devices import Devices
 from crossdistill.environment import go_back_to, store, stored
-from crossdistill.errors import CrossdistillError, ResumeError, RunError, SettingError
+from crossdistill.errors import CrossdistillError, ResumeError, RunError, SettingError, StorageError
 from crossdistill.lock import Holder, Lock
 from crossdistill.plain_yaml import parse_yaml, read_yaml
 from crossdistill.recipe import LIVE_RECIPE, Recipe
@@ -90,6 +90,15 @@ def held_by_all(out: Path, where: Devices, waiting: Waiting | None = None) -> It
     finally:
         if where.is_main:
             lock.__exit__(None, None, None)
+
+
+def drop_leftover(out: Path) -> None:
+    """Remove what a run that was killed while it gave up its lock left of it, where no process holds it."""
+    lock = Lock(out / LOCK)
+    # A finished run may lie where nothing can be written.
+    with suppress(StorageError):
+        if lock.path.is_dir() and lock.acquire():
+            lock.release()
 
 
 def go_on(out: Path, recipe: Recipe, ranks: int = 1) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
-from crossdistill.claim import device_for, examine, go_on, held_by_all, run_folder, take
+from crossdistill.claim import device_for, drop_leftover, examine, go_on, held_by_all, run_folder, take
 from crossdistill.data.dataset import Dataset
 from crossdistill.devices import Devices, devices
 from crossdistill.display import Display, Quiet, Terminal, attended
@@ -70,10 +70,11 @@ def run(
     `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was killed
     goes on with `resume`; on a finished one it does nothing, or writes again what is damaged. Networks of your own that
     train are copied: yours stay as they were, and the trained student is in the folder `student` of `out`
-    (`load_student`). Parameters that come with `requires_grad=False` do not train. On a terminal and in notebooks bars show stage, epoch, loss, validation, rows per second and the
-    time that is left, unless `progress` is False or another `display` is given. Once `stop` gives True, it saves where
-    it is and ends; without a `stop` of yours, Ctrl-C does that (in the main thread, where the program handles it in no
-    other way). With another `split`, results are of that split, and no row of the test split is read. One process at a
+    (`load_student`). Parameters that come with `requires_grad=False` do not train. On a terminal and in notebooks bars
+    show stage, epoch, loss, validation, rows per second and the time that is left, unless `progress` is False or
+    another `display` is given. Once `stop` gives True, it saves where it is and ends; without a `stop` of yours, Ctrl-C
+    does that (in the main thread, where the program handles it in no other way). With another `split`, results are of
+    that split, and no row of the test split is read. One process at a
     time computes in `out`; with `wait` a second one waits.
 
     Raises:
@@ -106,6 +107,8 @@ def run(
                 given = [one for one in (recipe.student, *recipe.teachers.values()) if isinstance(one, Network)]
                 with left_as_they_were(given):
                     return _computed(recipe, out, resume, share, banks, dataset, where, display, stop, split)
+        if where.is_main:
+            drop_leftover(out)
         display.say(f"{out} is finished already; nothing to do")
         return done
 

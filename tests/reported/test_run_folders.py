@@ -223,3 +223,16 @@ def test_fifty_kills(tmp_path: Path) -> None:
         kills += killed_after(generator.uniform(0.0, takes), lambda out=out: run(two_stages(), out, resume=True)) < 0
         run(two_stages(), out, resume=True)
         assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("left", ["a folder of a number", "a dead holder"])
+def test_a1_a_finished_run_keeps_nothing_of_a_killed_lock(left: str, tmp_path: Path) -> None:
+    """What is left where a process is killed while it gives its lock up, which is the last thing that a run does."""
+    given = two_stages()
+    run(given, tmp_path / "out")
+    number = tmp_path / "out" / LOCK / "000001"
+    number.mkdir(parents=True)
+    if left == "a dead holder":
+        (number / "holder.json").write_text(json.dumps({"machine": lock.machine(), "process": 2**22 + 1, "began": "1"}))
+    run(given, tmp_path / "out", resume=True)
+    assert not (tmp_path / "out" / LOCK).exists()
