@@ -1,5 +1,7 @@
 """Recipes as a user would keep them in a file of his own; some of them faulty."""
 
+from dataclasses import replace
+
 import torch
 
 from crossdistill import Dataset, Network, OptimizerConfig, Recipe, Stage
@@ -28,13 +30,18 @@ def hides_nan(epochs: int = 3) -> Recipe:
     """NaN that came in behind the checks: training meets it in some batch."""
     data = toy_dataset(("first", "second"), rows=120)
     data.inputs["first"][int(data.splits["train"][5])] = torch.inf
-    return _recipe(data, *_members(data), epochs)
+    return _recipe(_unsampled(data), *_members(data), epochs)
 
 
 def hides_nan_in_validation() -> Recipe:
     data = toy_dataset(("first", "second"), rows=120)
     data.inputs["first"][int(data.splits["validation"][3])] = torch.nan
-    return _recipe(data, *_members(data))
+    return _recipe(_unsampled(data), *_members(data))
+
+
+def _unsampled(data: Dataset) -> Dataset:
+    """Data that are not held against what they were made of, so that a change in place is met in training alone."""
+    return replace(data, sample="")
 
 
 def refuses_its_input() -> Recipe:
