@@ -15,7 +15,9 @@ from crossdistill.storage import bytes_hash, file_fault, file_hash, read_sealed,
 
 RESULTS = "results.json"
 FILES = "files.json"
-"""Hashes of a run's results and predictions; the student's folder has its own."""
+"""Hashes of a run's results and predictions, and of what they belong to; the student's folder has its own."""
+BELONGING = ("recipe.yaml", "student/config.json")
+"""Each is sound by itself in the folder of any run; results belong to those of one."""
 PREDICTIONS = "predictions.npz"
 
 
@@ -53,12 +55,13 @@ class Report:
     rows: tuple[Row, ...]
 
     def save(self) -> None:
-        """Write `results.json`, atomically; for a run, before it, the hashes of these and the predictions."""
+        """Write `results.json`, atomically; for a run, before it, hashes of these and of what they belong to."""
         text = json.dumps([asdict(row) for row in self.rows], indent=2, allow_nan=False) + "\n"
         predictions = self.out / PREDICTIONS
         if predictions.is_file():
+            others = {name: file_hash(self.out / name) for name in BELONGING if (self.out / name).is_file()}
             hashes = {PREDICTIONS: file_hash(predictions), RESULTS: bytes_hash(text.encode())}
-            write_sealed(self.out / FILES, {"files": hashes})
+            write_sealed(self.out / FILES, {"files": {**hashes, **others}})
         write_text(self.out / RESULTS, text)
 
     @classmethod
@@ -126,7 +129,23 @@ def fault(out: Path) -> str | None:
     if found is not None:
         return f"{predictions}: {found}"
     changed = PREDICTIONS in hashes and file_hash(predictions) != hashes[PREDICTIONS]
-    return f"{predictions} is damaged: it is not what was written" if changed else None
+    return f"{predictions} is damaged: it is not what was written" if changed else foreign(out)
+
+
+def foreign(out: Path) -> str | None:
+    """Which part of a finished run is another run's: the recipe, or the student's folder, whose config names its files.
+
+    None where all parts belong together, or nothing says what does.
+    """
+    try:
+        hashes = _hashes(out)
+    except ValueError as error:
+        return str(error)
+    for name in BELONGING:
+        path = out / name
+        if name in hashes and file_fault(path) is None and file_hash(path) != hashes[name]:
+            return f"{path} is not the one of this run: its hash is not the one in {FILES}"
+    return None
 
 
 def finished(out: Path) -> bool:

@@ -21,6 +21,7 @@ from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
 from crossdistill.own_network import made
 from crossdistill.recipe import NetworkConfig
+from crossdistill.report import foreign
 from crossdistill.storage import NO_FILE, atomic_folder, file_fault, file_hash
 from crossdistill.student_folder import (
     CARD,
@@ -205,10 +206,13 @@ def student_folder(path: Path) -> Path:
     """The student's folder inside a run's, or the folder itself.
 
     Raises:
-        RunError: it is neither.
+        RunError: it is neither, or the student in the run's folder is another run's.
     """
     for folder in (path / STUDENT_FOLDER, path):
         if file_fault(folder / CONFIG) != NO_FILE:
+            another = foreign(path) if folder != path else None
+            if another is not None:
+                raise RunError(f"{another}; `crossdistill run {path} --resume` writes the run's own student again")
             return folder
     if file_fault(path / RECIPE) is None:
         raise RunError(f"{path} holds no student yet; {unfinished(path)}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_line import Command
 
-from crossdistill import run
+from crossdistill import Network, Stage, load_student, run
 from crossdistill.bench.collect import _answers
 from crossdistill.bench.compare import compare
 from crossdistill.bench.grid import Grid
@@ -25,6 +25,7 @@ from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.report import PREDICTIONS, Report
 from crossdistill.storage import read_sealed, write_sealed
+from crossdistill.testing import toy_dataset
 
 LOGS = {"metrics.jsonl"}
 """What nothing reads a number from."""
@@ -312,3 +313,25 @@ def test_c_predictions_of_an_earlier_version_are_looked_at(tmp_path: Path) -> No
         np.savez(tmp_path / PREDICTIONS, **arrays)
         with pytest.raises(RunError, match=PREDICTIONS):
             _answers(tmp_path / PREDICTIONS)
+
+
+@pytest.mark.parametrize("taken", [("student",), ("results.json", "files.json", "predictions.npz")])
+def test_a6_parts_of_another_run_are_not_this_runs(tmp_path: Path, taken: tuple[str, ...]) -> None:
+    """Each part is sound by itself, so that only their belonging together tells."""
+    student = Network(factory=lambda: torch.nn.Linear(6, 4), reads="first")
+    stages = (Stage(method="supervised", epochs=1),)
+    given = Recipe(data=toy_dataset(("first",), rows=60), student=student, stages=stages)
+    for seed in (0, 1):
+        run(given.model_copy(update={"seed": seed}), tmp_path / str(seed))
+    files = [tmp_path / "0" / name for name in ("predictions.npz", "student/model.safetensors")]
+    kept = [file.read_bytes() for file in files]
+    for name in taken:
+        theirs, own = tmp_path / "1" / name, tmp_path / "0" / name
+        if own.is_dir():
+            shutil.rmtree(own)
+        (shutil.copytree if theirs.is_dir() else shutil.copy)(theirs, own)
+    with pytest.raises(RunError, match="not the one of this run"):
+        load_student(tmp_path / "0", torch.nn.Linear(6, 4))
+    run(given, tmp_path / "0", resume=True)
+    assert [file.read_bytes() for file in files] == kept
+    assert load_student(tmp_path / "0", torch.nn.Linear(6, 4))
