@@ -1,5 +1,6 @@
 """`crossdistill bank` on real folders: filling ahead of a run, listing, checking, clearing by age and size."""
 
+import inspect
 import json
 import os
 import time
@@ -40,7 +41,9 @@ def taught():
 
 
 def call(*words: str) -> Result:
-    return CliRunner().invoke(bank, [*words])
+    # Before click 8.2 one has to ask for stdout without stderr.
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
+    return CliRunner(**apart).invoke(bank, [*words])
 
 
 def good(*words: str) -> str:

@@ -18,7 +18,7 @@ from crossdistill.storage import bytes_hash, file_fault, file_hash, sweep, write
 from crossdistill.student_folder import STUDENT_FOLDER, read_config
 
 RECIPE = "recipe.yaml"
-LOCK = ".lock"
+LOCK = ".in-use"
 MOST_LINE = 1000
 SOUND = "sound"
 INITIAL = "initial"
@@ -45,7 +45,7 @@ def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
     With `waiting` it is waited for, and said once for whom. What was made for the lock alone goes with it.
 
     Raises:
-        RunError: another process holds it; names it.
+        RunError: another process holds it, or took it over while this one was suspended; names the folder.
         StorageError: the folder cannot be written.
     """
     missing = [path for path in (out, *out.parents) if not path.exists()]
@@ -62,6 +62,11 @@ def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
                 if not (out / RECIPE).is_file():
                     # Kept for a run that did not begin.
                     shutil.rmtree(out / INITIAL, ignore_errors=True)
+        if lock.lost:
+            raise RunError(
+                f"another process took {out} over while this one was suspended, and both may have written into it; "
+                "remove the folder and run again"
+            )
     finally:
         for path in missing:
             with suppress(OSError):
@@ -97,7 +102,7 @@ def drop_leftover(out: Path) -> None:
     lock = Lock(out / LOCK)
     # A finished run may lie where nothing can be written.
     with suppress(StorageError):
-        if lock.path.is_dir() and lock.acquire():
+        if lock.path.is_file() and lock.acquire():
             lock.release()
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor, fx, nn
 
 from crossdistill.code_reads import MISSING, home_of, reads_of, replaced_functions, resolved
@@ -204,7 +205,7 @@ class _Walk:
                     }
             return ["class", home, value.__module__, value.__qualname__, self._attributes(own, path)]
         self.own = True
-        fields = getattr(value, "__pydantic_fields__", {})
+        fields = value.model_fields if issubclass(value, BaseModel) else {}
         given = {name: (one.default, one.default_factory) for name, one in fields.items()}
         kept = {n: e for n, e in entries.items() if n not in OF_CLASSES and not n.startswith("__pydantic")}
         bases = [self._described(base, f"{path}.{base.__qualname__}") for base in value.__bases__]

@@ -1,140 +1,135 @@
-"""One holder at a time among processes and machines that share a folder; a holder that dies is succeeded.
+"""One holder at a time among processes and machines that share a folder; a dead holder is succeeded.
 
-Renaming a folder is atomic on every shared file system, and none takes the place of a folder that holds something. So a
-lock is a folder of numbered generations, each with its holder's name: who puts the next number in its place holds the
-lock. It does so only once the newest generation was given up, or its holder has died or has not been heard of for long.
-Two successors race for one `rename`, and exactly one of them wins. The last holder removes the folder, oldest
-generation first; a process that looked before the removal and makes its number after it finds the rival's generation
-beside its own, and backs off.
+The lock is a lease of `filelock`: a small file that names its holder, made and taken over atomically on every shared
+file system, and refreshed by a thread of the holder. This module adds what a run needs: a holder that can be printed,
+and the rule that a live process of this machine keeps its lock however long it is suspended.
 """
 
-import errno
-import json
 import os
 import platform
-import shutil
-import threading
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from filelock import SoftFileLease, Timeout
 
 from crossdistill.errors import StorageError
 
 BEAT_S = 5.0
+"""Seconds between two refreshes."""
 STALE_S = 60.0
-"""A holder on another machine that has not been heard of for so long is taken for dead, seconds."""
-
-TRIES = 10
-HOLDER, GIVEN_UP = "holder.json", "given-up"
+"""A holder on another machine whose lock was watched for so long without a refresh is taken for dead, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock: machine and process, and how long ago it was last heard of, seconds."""
+    """The holder of a lock: machine and process, and the time since its last refresh, seconds."""
 
     machine: str
     process: int
     silent_s: float
+    here: bool
 
     def __str__(self) -> str:
-        """For people; of another machine nothing is known but its silence."""
-        free = "" if self.machine == machine() else f" (free once it is silent for {STALE_S:.0f} s)"
-        return f"process {self.process} on {self.machine.partition('/')[0]}, heard of {self.silent_s:.0f} s ago{free}"
+        """As errors and progress name it; of another machine nothing is known but its silence."""
+        free = "" if self.here else f" (free once it is silent for {STALE_S:.0f} s)"
+        return f"process {self.process} on {self.machine}, heard of {self.silent_s:.0f} s ago{free}"
 
 
 class Lock:
-    """The lock at a path, which is a folder while the lock is held.
+    """The lock at a path, which is a file while the lock is held.
 
-    It is not re-entrant: a process that holds it and asks again waits for itself.
+    A second `Lock` of the same path excludes the first one, in the same process too.
     """
 
-    def __init__(self, path: Path, *, beat_s: float = BEAT_S, stale_s: float = STALE_S) -> None:
+    def __init__(self, path: Path, *, beat_s: float | None = None, stale_s: float | None = None) -> None:
         self.path = path
-        self._beat_s, self._stale_s = beat_s, stale_s
-        self._mine: Path | None = None
-        self._stop = threading.Event()
+        self._beat_s = BEAT_S if beat_s is None else beat_s
+        self._stale_s = STALE_S if stale_s is None else stale_s
+        self._lease = self._new()
+        self._watching = self._lease
+        self.lost = False
+        """Whether another process took the lock over since, because this one did not refresh it; known on release."""
+
+    def _new(self) -> SoftFileLease:
+        # One thread may release what another one acquired.
+        return SoftFileLease(
+            self.path, lease_duration=self._stale_s, heartbeat_interval=self._beat_s, thread_local=False
+        )
 
     def acquire(self) -> bool:
-        """Take the lock if nobody holds it; whether it is ours now.
+        """Take the lock if it is free; whether this process holds it now.
+
+        A dead holder of this machine is succeeded at once. A silent one of another machine is watched until it was
+        silent for `stale_s` by the clock of this process, since clocks of machines differ: over several calls, or in
+        this one where its file is that old already. So is a dead process of this machine that its parent has not
+        waited for.
 
         Raises:
-            StorageError: the folder cannot be written.
+            StorageError: the folder of the lock cannot be written.
         """
-        for _ in range(TRIES):
-            try:
-                mine = self._next()
-            except FileNotFoundError:
-                # Its last holder removed the folder between our two steps.
-                continue
-            except OSError as error:
-                raise StorageError(
-                    f"could not write {self.path}: {error.strerror or error}; everything written before is intact. "
-                    "Free some space and go on with --resume, or choose another folder with --out"
-                ) from error
-            break
-        else:
+        if self._lease.is_locked:
             return False
-        if mine is None:
+        holder = self.holder()
+        lives_here = holder is not None and holder.here
+        # A lease object takes over by age only what it saw before: a new one leaves a suspended process its lock.
+        self._lease = self._new() if lives_here else self._watching
+        if self._taken(0.0):
+            return True
+        if lives_here or self._silent_s() < self._stale_s:
             return False
-        self._mine = mine
-        self._stop.clear()
-        threading.Thread(target=self._beat, args=(mine / HOLDER, self._stop), daemon=True).start()
+        watch = self._stale_s + self._beat_s
+        warnings.warn(
+            f"{self.path.parent} was left by {holder or 'a process that was killed'}; "
+            f"it is free if nothing refreshes its lock for {watch:.0f} s more",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return self._taken(watch)
+
+    def _taken(self, wait_s: float) -> bool:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lease.acquire(timeout=wait_s, poll_interval=min(1.0, self._stale_s / 10))
+        except Timeout:
+            return False
+        except OSError as error:
+            raise StorageError(
+                f"could not write {self.path}: {error.strerror or error}; everything written before is intact. "
+                "Free some space and go on with --resume, or choose another folder with --out"
+            ) from error
         return True
 
-    def _next(self) -> Path | None:
-        """Make the next generation; None when another one is held."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        newest = self._newest()
-        if newest is not None and self._held(newest):
-            return None
-        mine = self.path / f"{int(newest.name) + 1 if newest else 1:06d}"
-        made = self.path / f".{mine.name}-{os.getpid()}-{threading.get_ident()}"
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-        me = {"machine": machine(), "process": os.getpid(), "began": began(os.getpid())}
-        (made / HOLDER).write_text(json.dumps(me))
-        try:
-            made.rename(mine)
-        except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise
-            # Another process made that number: a folder with something in it is not replaced.
-            return None
-        if any(self._held(other) for other in self._generations() if other != mine):
-            shutil.rmtree(mine, ignore_errors=True)
-            return None
-        return mine
-
     def release(self) -> None:
-        """Give it up, and remove its folder where no other process has it."""
-        self._stop.set()
-        mine, self._mine = self._mine, None
-        if mine is None:
-            return
-        if self._newest() != mine:
-            with suppress(OSError):
-                (mine / GIVEN_UP).touch()
-            return
-        for generation in self._generations():
-            shutil.rmtree(generation, ignore_errors=True)
-        # What was killed while it made its number.
-        for left in self.path.glob(".*-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        with suppress(OSError):
-            self.path.rmdir()
+        """Give it up, which removes the file. Nothing happens where it is not held."""
+        if self._lease.is_locked:
+            owner = self._lease.owner
+            self.lost = owner is None or owner.token != self._lease.token
+        self._lease.release()
 
     close = release
 
     def holder(self) -> Holder | None:
-        """Who holds it now: None when nobody does."""
-        newest = self._newest()
-        if newest is None or not self._held(newest):
+        """The process that holds it now: None when no live process does."""
+        owner = self._lease.owner
+        if owner is None:
             return None
-        who = _who(newest)
-        return Holder(who.machine, who.process, self._silent(newest))
+        here = owner.hostname == _host()
+        if here and not began(owner.pid):
+            return None
+        return Holder(owner.hostname.partition("?pidns-")[0], owner.pid, self._silent_s(), here)
+
+    def _silent_s(self) -> float:
+        """Seconds since the file was refreshed, by the clocks of two machines if need be; 0 without a file."""
+        try:
+            return max(0.0, time.time() - self.path.stat().st_mtime)
+        except OSError:
+            return 0.0
 
     @contextmanager
     def held(self, waiting: Callable[[Holder], None] | None = None, every_s: float = 0.5) -> Iterator[None]:
@@ -149,55 +144,13 @@ class Lock:
         finally:
             self.release()
 
-    def _newest(self) -> Path | None:
-        return next(reversed(self._generations()), None)
 
-    def _generations(self) -> list[Path]:
-        found = [path for path in self.path.glob("[0-9]*") if path.name.isdecimal()]
-        return sorted(found, key=lambda path: int(path.name))
-
-    def _held(self, generation: Path) -> bool:
-        if (generation / GIVEN_UP).exists() or not (generation / HOLDER).exists():
-            # It comes with its holder's name: without one, its holder was killed while it gave it up.
-            return False
-        who = _who(generation)
-        if who.machine == machine():
-            # Here the system itself knows; being slow is no reason to be succeeded.
-            return began(who.process) == who.began
-        return self._silent(generation) < self._stale_s
-
-    def _silent(self, generation: Path) -> float:
-        """Seconds since the holder was heard of, in the file system's own time: clocks of machines differ."""
-        probe = self.path / f".now-{os.getpid()}-{threading.get_ident()}"
-        try:
-            probe.touch()
-            now = probe.stat().st_mtime
-            probe.unlink()
-            beat = generation / HOLDER
-            return max(0.0, now - (beat if beat.exists() else generation).stat().st_mtime)
-        except OSError:
-            return 0.0
-
-    def _beat(self, file: Path, stop: threading.Event) -> None:
-        while not stop.wait(self._beat_s):
-            with suppress(OSError):
-                os.utime(file)
-
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    machine: str
-    process: int
-    began: str
-
-
-def _who(generation: Path) -> _Process:
-    try:
-        found = json.loads((generation / HOLDER).read_text())
-        return _Process(str(found["machine"]), int(found["process"]), str(found["began"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        # Damaged: then its age alone counts.
-        return _Process("an unknown machine", 0, "")
+@cache
+def _host() -> str:
+    """How `filelock` names this machine, and the container in it."""
+    with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / "lock") as lease:
+        owner = lease.owner
+    return "" if owner is None else owner.hostname
 
 
 def machine() -> str:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from crossdistill.errors import RunError
 from crossdistill.escaping import markdown
-from crossdistill.storage import bytes_hash, file_fault, file_hash, read_sealed, write_sealed, write_text
+from crossdistill.storage import NO_FILE, bytes_hash, file_fault, file_hash, read_sealed, write_sealed, write_text
 
 RESULTS = "results.json"
 FILES = "files.json"
@@ -180,9 +180,12 @@ def _hashes(out: Path) -> dict[str, str]:
     Raises:
         ValueError: they are damaged.
     """
-    if not (out / FILES).is_file():
+    unreadable = file_fault(out / FILES)
+    if unreadable == NO_FILE:
         return {}
     try:
+        if unreadable is not None:
+            raise ValueError(unreadable)
         found = read_sealed(out / FILES)["files"]
         return {str(name): str(wanted) for name, wanted in found.items()}
     except (ValueError, KeyError, AttributeError) as error:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from crossdistill.lock import HOLDER
+from crossdistill.claim import LOCK
+from crossdistill.lock import Lock
 from crossdistill.report import Report
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digits")]
@@ -52,11 +53,8 @@ def done(out: Path) -> dict[str, int]:
 
 def holders(out: Path) -> list[int]:
     """Processes that work on a cell now."""
-    found = []
-    for path in out.glob(f"cells/*/.lock/*/{HOLDER}"):
-        if not (path.parent / "given-up").exists():
-            found.append(int(json.loads(path.read_text())["process"]))
-    return [process for process in found if alive(process)]
+    found = [Lock(path).holder() for path in out.glob(f"cells/*/{LOCK}")]
+    return [holder.process for holder in found if holder is not None and alive(holder.process)]
 
 
 def alive(process: int) -> bool:

@@ -1,8 +1,6 @@
 """Whole comparisons at tiny sizes, their cells one after another in this process."""
 
 import json
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from crossdistill.bench.grid import Grid
 from crossdistill.bench.outline import outline
 from crossdistill.bench.pool import Message, Work, attempted
 from crossdistill.bench.sweep import FIRST_SEED
+from crossdistill.claim import LOCK
 from crossdistill.data.av_digits import AvDigitsConfig
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import NonFiniteError, RecipeError, ResumeError, RunError
-from crossdistill.lock import HOLDER
 from crossdistill.methods.specialise import Specialise
 from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS, MethodPlan, pretrained
@@ -298,14 +296,9 @@ def test_the_order_of_settings_does_not_matter(tmp_path: Path, here: list[Here],
 
 
 def test_a_folder_that_somebody_computes_is_refused_with_who(tmp_path: Path, here: list[Here]) -> None:
-    lock = tmp_path / "c" / ".lock" / "000001"
-    lock.mkdir(parents=True)
-    (lock / HOLDER).write_text(json.dumps({"machine": "elsewhere/x/y", "process": 7, "began": "1"}))
+    held_elsewhere(tmp_path / "c" / LOCK)
     with pytest.raises(RunError, match="is being computed by process 7 on elsewhere"):
         compare(grid(methods="supervised", seeds=1), tmp_path / "c")
-    long_ago = time.time() - 1000
-    os.utime(lock / HOLDER, (long_ago, long_ago))
-    compare(grid(methods="supervised", seeds=1), tmp_path / "c")
 
 
 def test_the_outline_says_what_is_shared_how_long_and_what_cannot_apply(

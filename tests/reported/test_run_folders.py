@@ -1,6 +1,5 @@
 """Run folders: one process at a time computes in one, and damaged files are mended or said."""
 
-import json
 import os
 import random
 import shutil
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from command_line import command, process
 from kills import assert_same_run, killed_after, killed_at
+from locks import held_elsewhere
 from resumable import two_stages
 
 from crossdistill import lock, run
@@ -101,14 +101,17 @@ def test_a1_two_processes_and_a_killed_holder(tmp_path: Path) -> None:
     assert not (out / LOCK).exists()
 
 
-def test_a1_a_holder_of_another_machine_is_named_and_succeeded_once_it_is_silent(tmp_path: Path) -> None:
-    generation = tmp_path / "run" / LOCK / "000001"
-    generation.mkdir(parents=True)
-    (generation / lock.HOLDER).write_text(json.dumps({"machine": "elsewhere/x/y", "process": 7, "began": "1"}))
+def test_a1_a_holder_of_another_machine_is_named_and_succeeded_once_it_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STALE_S", 0.5)
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    held_elsewhere(tmp_path / "run" / LOCK, stale_s=0.5)
     with pytest.raises(RunError, match="process 7 on elsewhere"):
         run(two_stages(), tmp_path / "run")
-    os.utime(generation / lock.HOLDER, (1, 1))
-    run(two_stages(), tmp_path / "run")
+    os.utime(tmp_path / "run" / LOCK, (1, 1))
+    with pytest.warns(RuntimeWarning, match="process 7 on elsewhere"):
+        run(two_stages(), tmp_path / "run")
     assert not (tmp_path / "run" / LOCK).exists()
 
 
@@ -155,34 +158,19 @@ def test_a1_bank_fill_beside_a_run(tmp_path: Path) -> None:
 
 def test_a1_two_comparisons_into_one_folder(tmp_path: Path) -> None:
     grid = Grid.parse("av-digits", methods="supervised", seeds=1, tiny=True)
-    generation = tmp_path / "c" / LOCK / "000001"
-    generation.mkdir(parents=True)
-    own = {"machine": lock.machine(), "process": os.getpid(), "began": lock.began(os.getpid())}
-    (generation / lock.HOLDER).write_text(json.dumps(own))
+    held_elsewhere(tmp_path / "c" / LOCK, host=None, process=os.getpid())
     with pytest.raises(RunError, match=f"process {os.getpid()} on"):
         compare(grid, tmp_path / "c")
     with pytest.raises(RunError, match=f"process {os.getpid()} on"):
         run(two_stages(), tmp_path / "c")
 
 
-def test_a1_a_lock_that_was_removed_and_made_again_has_one_holder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that looked before the last holder left, and makes its number after the next one came, backs off."""
-    path = tmp_path / "a"
-    first, late, new = lock.Lock(path), lock.Lock(path), lock.Lock(path)
-    assert first.acquire()
-    first.release()
-    assert not path.exists()
-    assert new.acquire()
-    seen = tmp_path / "000002"
-    seen.mkdir()
-    (seen / lock.GIVEN_UP).touch()
-    monkeypatch.setattr(late, "_newest", lambda: seen)
-    assert not late.acquire()
-    assert [one.name for one in path.iterdir()] == ["000001"]
-    new.release()
-    assert not path.exists()
+def test_a1_a_run_whose_folder_was_taken_over_says_so(tmp_path: Path) -> None:
+    """What happens where a laptop sleeps while another machine waits for the folder."""
+    out = tmp_path / "run"
+    taken = During(lambda: held_elsewhere(out / LOCK))
+    with pytest.raises(RunError, match="another process took"):
+        run(two_stages(), out, display=taken)
 
 
 def test_d_a_refusal_leaves_nothing(tmp_path: Path) -> None:
@@ -225,14 +213,10 @@ def test_fifty_kills(tmp_path: Path) -> None:
         assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("left", ["a folder of a number", "a dead holder"])
-def test_a1_a_finished_run_keeps_nothing_of_a_killed_lock(left: str, tmp_path: Path) -> None:
+def test_a1_a_finished_run_keeps_nothing_of_a_killed_lock(tmp_path: Path) -> None:
     """What is left where a process is killed while it gives its lock up, which is the last thing that a run does."""
     given = two_stages()
     run(given, tmp_path / "out")
-    number = tmp_path / "out" / LOCK / "000001"
-    number.mkdir(parents=True)
-    if left == "a dead holder":
-        (number / "holder.json").write_text(json.dumps({"machine": lock.machine(), "process": 2**22 + 1, "began": "1"}))
+    held_elsewhere(tmp_path / "out" / LOCK, host=None, process=2**22 + 1, start=1)
     run(given, tmp_path / "out", resume=True)
     assert not (tmp_path / "out" / LOCK).exists()

@@ -243,7 +243,7 @@ class Dataset:
         wanted (None: as it is).
         """
         wanted = self.inputs if only is None else {name: self.inputs[name] for name in self.inputs if name in only}
-        inputs: Mapping[str, Tensor] = {modality: tensor[rows] for modality, tensor in wanted.items()}
+        inputs: Mapping[str, Tensor] = {modality: _fetched(tensor, rows) for modality, tensor in wanted.items()}
         if view is not None and self.augmentation is not None:
             inputs = in_views(self.augmentation, inputs, rows, view)
         return Batch(
@@ -329,6 +329,13 @@ def _rows_of(
             lengths[what] = length_of(values, f"dataset {name!r}: {what}")
     check_lengths(name, lengths)
     return next(iter(lengths.values()))
+
+
+def _fetched(tensor: Tensor, rows: Int64[Tensor, " B"]) -> Tensor:
+    if tensor.dtype == torch.uint16:
+        # PyTorch before 2.7 takes no rows of this type; the bits are those of a signed one.
+        return tensor.view(torch.int16)[rows].view(torch.uint16)
+    return tensor[rows]
 
 
 def _pick(names: tuple[str, ...], rows: Tensor) -> list[str]:
