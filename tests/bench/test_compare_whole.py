@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from locks import held_elsewhere
 from torch import Tensor
 
 from crossdistill import runner
