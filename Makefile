@@ -14,7 +14,7 @@ EXTRAS := demo,audio,image,tensorboard,dev
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := $(wildcard src tests examples benchmarks .ci)
 
-.PHONY: setup demo test test-slow test-oldest test-newest fmt lint types bench docs clean help
+.PHONY: setup demo test test-slow test-oldest test-newest fmt lint types bench tables docs clean help
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ types: $(STAMP) ## mypy --strict
 
 bench: $(STAMP) ## measure every claim about cost: benchmarks/results.json and the table in README.md
 	$(BIN)/python benchmarks/run.py
+
+tables: $(STAMP) ## make the tables of the pages from the code
+	$(BIN)/python .ci/tables.py
 
 docs: $(STAMP) ## check that links between the pages resolve
 	$(BIN)/python -m pytest -q tests/test_docs.py

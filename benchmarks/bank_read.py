@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from measure import Script, Work, ratios
 
-from crossdistill.bank import Bank, BankKey
-from crossdistill.bank_fill import fill
-from crossdistill.bank_rows import BankRows
+from crossdistill.bank.bank import Bank, BankKey
+from crossdistill.bank.fill import fill
+from crossdistill.bank.rows import BankRows
 
 ROWS, WIDTH, BATCH = 50_000, 512, 512
 BATCHES = 200

@@ -8,7 +8,7 @@ from measure import Ratios, Script, Work, ratios
 from sizes import Course, av_mnist, in_batches, job_of, masks_mb, random_data, reference_of
 from torch import Tensor
 
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
 
 BATCH_ROWS = 64
 PUBLISHED_EPOCHS = 100

@@ -14,11 +14,11 @@ from measure import Script, Work, ratios
 from reference_way import PlainMask
 from torch import Tensor, nn
 
-from crossdistill.eager_gradient import eagerly, eagerly_in_blocks
-from crossdistill.factored_gradient import FactoredGradient, factored_gradients
+from crossdistill.autograd.factored import FactoredGradient, factored_gradients
+from crossdistill.autograd.immediate import eagerly, eagerly_in_blocks
 from crossdistill.nets import MaskNet1d, low_rank_mask_for
 from crossdistill.nets.mask_together import opened_together
-from crossdistill.optimizer import PartedAdam
+from crossdistill.training.optimizer import PartedAdam
 
 LENGTH, WIDTH, HEADS = 596, 297, 3
 FEW, MANY = 32, 128

@@ -23,13 +23,13 @@ def run(times: int) -> dict[str, float]:
     """Both stages over so many times the rows; seconds, and the greatest private memory in MB."""
     from sizes import SHAPES, Course
 
-    from crossdistill.bank import BankSettings
+    from crossdistill.bank.bank import BankSettings
     from crossdistill.batch import InputSpec
     from crossdistill.data.dataset import Dataset
-    from crossdistill.devices import Devices
     from crossdistill.methods import KD, Route
-    from crossdistill.plan import prepare
+    from crossdistill.planning.plan import prepare
     from crossdistill.recipe import NetworkConfig, Recipe
+    from crossdistill.runtime.distributed import Devices
     from crossdistill.stage import Stage
 
     with tempfile.TemporaryDirectory() as folder:

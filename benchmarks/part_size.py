@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill.batch import Batch
-from crossdistill.part_size import held_at_peak, rows_at_once
+from crossdistill.planning.part_size import held_at_peak, rows_at_once
 
 ROWS, AT_ONCE, ROUNDS = 1000, 1024, 5
 

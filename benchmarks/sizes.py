@@ -12,23 +12,23 @@ import torch
 from reference_way import Data, Member, PlainMask, ReferenceWay, Worn
 from torch import Tensor, nn
 
-from crossdistill.bank import BankSettings
+from crossdistill.bank.bank import BankSettings
 from crossdistill.data.dataset import Dataset
-from crossdistill.devices import Devices
-from crossdistill.display import Quiet
 from crossdistill.method import Progress
 from crossdistill.methods.specialise import Specialise
 from crossdistill.nets.mask import MaskNet2d
-from crossdistill.plan import Job, Plan
+from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.plan import Job, Plan
+from crossdistill.planning.sources import explained
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
-from crossdistill.runner import validate
-from crossdistill.saver import Found, parts_of
-from crossdistill.source import explained
-from crossdistill.supply import supply
-from crossdistill.tracking import Tracking
-from crossdistill.training import Training
-from crossdistill.watch import Watch
+from crossdistill.run_folder.loggers import Tracking
+from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.progress import Quiet
+from crossdistill.training.checkpointer import Found, parts_of
+from crossdistill.training.monitor import Watch
+from crossdistill.training.runner import validate
+from crossdistill.training.step import Training
 
 FULL_ROWS = 56_000
 """Training and validation rows of AV-MNIST."""
@@ -66,7 +66,7 @@ def av_mnist(student: str, batch_size: int, rows: int, device: torch.device, set
 
 
 class Course:
-    """One stage, ready to run epoch after epoch: the loop of `crossdistill.runner.fit`, without its files."""
+    """One stage, ready to run epoch after epoch: the loop of `crossdistill.training.runner.fit`, without its files."""
 
     def __init__(self, plan: Plan, job: Job, device: torch.device, folder: Path) -> None:
         self._where = Devices(device)

@@ -10,7 +10,7 @@ from measure import Script, ratios
 from sizes import Course, random_data
 
 from crossdistill.methods import Supervised
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.stage import Stage
 

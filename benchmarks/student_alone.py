@@ -11,9 +11,9 @@ import torch
 from measure import Script, ratios
 from sizes import Course, job_of, random_data
 
-from crossdistill.bank import BankSettings
+from crossdistill.bank.bank import BankSettings
 from crossdistill.methods import KD, Route, Supervised
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.stage import OptimizerConfig, Stage
 

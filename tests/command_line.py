@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crossdistill import cli
+from crossdistill.cli import main as cli
 
 MOST_SENTENCES = 2000
 """Characters that a person reads without being lost."""

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from crossdistill.lock import STALE_S, _host
+from crossdistill.runtime.lock import STALE_S, _host
 
 
 def held_elsewhere(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from crossdistill.nets import MaskNet1d
-from crossdistill.plan import Plan, prepare
+from crossdistill.planning.plan import Plan, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 import textwrap
 import tomllib
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 import typer
 
 from crossdistill import Recipe, Stage, run
-from crossdistill.bench.grid import Grid
-from crossdistill.cli import app
+from crossdistill.cli.main import app
+from crossdistill.compare.grid import Grid
 from crossdistill.errors import SettingError
 from crossdistill.recipe import Checkpoints
 from crossdistill.recipes import make
@@ -189,11 +190,6 @@ def test_the_layout_of_a_run_in_readme_is_what_a_run_leaves(tmp_path: Path) -> N
     assert all(f"`{name}`" in README for name in files), files
 
 
-def test_architecture_names_every_module_and_no_other() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    section = text.split("## The nouns", 1)[1].split("\n## ", 1)[0]
-    named = set(re.findall(r"^\| `([\w/.]+)` \|", section, re.MULTILINE))
-    package = ROOT / "src" / "crossdistill"
-    there = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
-    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    assert named == there
+def test_tables_that_are_made_from_the_code_are_of_now() -> None:
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "tables.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,11 +8,11 @@ import torch
 from pydantic import ValidationError
 
 from crossdistill.batch import MISSING_TARGET, Batch
-from crossdistill.combination import require_same_logits
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step, Term, task_term
 from crossdistill.methods import METHODS, method_config
 from crossdistill.methods.kd import KD
+from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised

@@ -39,7 +39,12 @@ PUBLIC = [
     "Variations",
     "Want",
     "__version__",
+    "compare",
+    "list_methods",
+    "list_models",
     "load_student",
+    "losses",
+    "methods",
     "run",
 ]
 

@@ -17,8 +17,8 @@ from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.errors import DataError, RunError, SettingError, ShapeError, SignalError
 from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig
+from crossdistill.run_folder.student_files import sealed
 from crossdistill.student import load_student, model_card, save_student
-from crossdistill.student_folder import sealed
 from crossdistill.testing import toy_dataset
 
 MODEL = NetworkConfig(model="small-image", reads=("picture",))

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from crossdistill import compare, losses, methods
     from crossdistill.batch import Batch, InputSpec
     from crossdistill.data.augmentation import Augmentation, OwnAugmentation, Variation, Variations
     from crossdistill.data.dataset import Dataset
     from crossdistill.errors import CrossdistillError
     from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term
+    from crossdistill.methods import list_methods
+    from crossdistill.models import list_models
     from crossdistill.network import Network
     from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
     from crossdistill.recipe import NetworkConfig, Recipe
     from crossdistill.report import Report, Row
-    from crossdistill.runner import run
     from crossdistill.stage import OptimizerConfig, Stage
     from crossdistill.student import Student, load_student
     from crossdistill.teacher import Live, Masked, Teacher
+    from crossdistill.training.runner import run
 
 _HOMES = {
     "Augmentation": "data.augmentation",
@@ -53,9 +56,13 @@ _HOMES = {
     "Variation": "data.augmentation",
     "Variations": "data.augmentation",
     "Want": "outputs",
+    "list_methods": "methods",
+    "list_models": "models",
     "load_student": "student",
-    "run": "runner",
+    "run": "training.runner",
 }
+
+_MODULES = {"compare", "losses", "methods"}
 
 __all__ = [
     "Augmentation",
@@ -88,12 +95,19 @@ __all__ = [
     "Variations",
     "Want",
     "__version__",
+    "compare",
+    "list_methods",
+    "list_models",
     "load_student",
+    "losses",
+    "methods",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"crossdistill.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'crossdistill' has no attribute {name!r}")
     return getattr(importlib.import_module(f"crossdistill.{_HOMES[name]}"), name)

@@ -1,6 +1,6 @@
 """`python -m crossdistill`: the same as the console script."""
 
-from crossdistill.cli import main
+from crossdistill.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -20,12 +20,11 @@ from crossdistill.adapters import (
     usable,
 )
 from crossdistill.batch import Batch
-from crossdistill.code_key import CodeKey, code_key
-from crossdistill.cut import CutGraph
 from crossdistill.errors import CrossdistillError, SettingError, SplitError, TapError, nearest
-from crossdistill.fingerprint import structure
+from crossdistill.network_split import CutGraph, ReplayedCut
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
-from crossdistill.replay import ReplayedCut
+from crossdistill.runtime.code_key import CodeKey, code_key
+from crossdistill.runtime.hashing import structure
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 Call = Callable[[Batch], Arguments]

@@ -19,19 +19,19 @@ from pydantic import (
 )
 from torch.nn.parameter import is_lazy
 
-from crossdistill.bank import BankSettings
+from crossdistill.bank.bank import BankSettings
 from crossdistill.data import find_data
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.method import STUDENT
 from crossdistill.models import build_network, find_model
+from crossdistill.models.own_network import as_network
 from crossdistill.network import Network
-from crossdistill.own_network import as_network
-from crossdistill.plain_yaml import read_yaml
-from crossdistill.settings import overridden, parse_override, sentences
+from crossdistill.overrides import overridden, parse_override, sentences
+from crossdistill.runtime.files import NO_FILE, file_fault
+from crossdistill.runtime.plain_yaml import read_yaml
 from crossdistill.stage import Stage
-from crossdistill.storage import NO_FILE, file_fault
 
 RESERVED = {"method", "weighting"}
 """What else trains in a stage, by the names under which rates are set and states are saved."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from crossdistill.errors import RunError
-from crossdistill.escaping import markdown
-from crossdistill.storage import NO_FILE, bytes_hash, file_fault, file_hash, read_sealed, write_sealed, write_text
+from crossdistill.runtime.escaping import markdown
+from crossdistill.runtime.files import NO_FILE, file_fault, read_sealed, write_sealed, write_text
+from crossdistill.runtime.hashing import bytes_hash, file_hash
 
 RESULTS = "results.json"
 FILES = "files.json"

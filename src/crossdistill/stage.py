@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import method_config
-from crossdistill.precision import PrecisionName
+from crossdistill.runtime.precision import PrecisionName
 from crossdistill.weighting import AnyWeighting, SumConfig
 
 

@@ -11,19 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, InputSpec
-from crossdistill.claim import RECIPE, unfinished
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.decode import decode, prepare_array
 from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
-from crossdistill.escaping import markdown, visible
 from crossdistill.models import MODELS, build_network, check_options, is_model
+from crossdistill.models.own_network import made
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Want
-from crossdistill.own_network import made
 from crossdistill.recipe import NetworkConfig
 from crossdistill.report import foreign
-from crossdistill.storage import NO_FILE, atomic_folder, file_fault, file_hash
-from crossdistill.student_folder import (
+from crossdistill.run_folder.folder import RECIPE, unfinished
+from crossdistill.run_folder.student_files import (
     CARD,
     CONFIG,
     FORMAT,
@@ -35,7 +33,10 @@ from crossdistill.student_folder import (
     read_config,
     sealed,
 )
-from crossdistill.tensor_file import check_weights, load_weights, read_weights, write_tensors
+from crossdistill.runtime.escaping import markdown, visible
+from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault
+from crossdistill.runtime.hashing import file_hash
+from crossdistill.runtime.tensor_file import check_weights, load_weights, read_weights, write_tensors
 
 SHOWN = 100
 """Class names in a model card."""

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, Input
-from crossdistill.code_key import code_key
 from crossdistill.errors import SplitError
-from crossdistill.fingerprint import structure
 from crossdistill.nets.batch_statistics import batch_statistics, is_joint, standing_in
 from crossdistill.nets.fill import Fill
 from crossdistill.nets.mask import apply_mask
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+from crossdistill.runtime.code_key import code_key
+from crossdistill.runtime.hashing import structure
 
 log = logging.getLogger("crossdistill")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossdistill.bank import BLOCK_ROWS, Bank, BankKey
-from crossdistill.bank_fill import Estimate, Produce, estimate, fill
-from crossdistill.bank_rows import BankRows
+from crossdistill.bank.bank import BLOCK_ROWS, Bank, BankKey
+from crossdistill.bank.fill import Estimate, Produce, estimate, fill
+from crossdistill.bank.rows import BankRows
 from crossdistill.errors import BankDamaged, BankError, BankMissing, BankStale, NonFiniteError
 
 IDS = torch.arange(0, 1200, 2)  # two blocks of 256 rows and one of 88

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossdistill import bank_fill
-from crossdistill.bank import Bank, BankKey
-from crossdistill.bank_fill import Produced, being_filled, fill
-from crossdistill.bank_rows import BankRows
+from crossdistill.bank import fill as bank_fill
+from crossdistill.bank.bank import Bank, BankKey
+from crossdistill.bank.fill import Produced, being_filled, fill
+from crossdistill.bank.rows import BankRows
 from crossdistill.errors import StorageError
 
 IDS = torch.arange(5000)
@@ -26,11 +26,11 @@ WORKER = """
 import sys, time
 import torch
 from pathlib import Path
-from crossdistill.bank import Bank, BankKey
-from crossdistill.bank_fill import fill
-from crossdistill.bank_rows import BankRows
-import crossdistill.bank_fill
-crossdistill.bank_fill.COMMIT_S = 0.02
+from crossdistill.bank.bank import Bank, BankKey
+from crossdistill.bank.fill import fill
+from crossdistill.bank.rows import BankRows
+import crossdistill.bank.fill
+crossdistill.bank.fill.COMMIT_S = 0.02
 folder, log, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 rows = BankRows(torch.arange(5000))
 key = BankKey(weights="w", data="d", rows="r", want="logits", shape=(7,))

@@ -6,7 +6,7 @@ import pytest
 from command_line import Command, called
 
 from crossdistill.recipes import make
-from crossdistill.runner import run
+from crossdistill.training.runner import run
 
 
 @pytest.fixture

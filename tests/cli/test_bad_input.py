@@ -10,7 +10,7 @@ import yaml
 from command_line import Command, Said, process
 
 from crossdistill.recipes import make
-from crossdistill.student_folder import sealed
+from crossdistill.run_folder.student_files import sealed
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 

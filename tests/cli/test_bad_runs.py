@@ -13,7 +13,7 @@ import soundfile
 from command_line import MOST_SENTENCES, Command, Said, command, process
 
 from crossdistill.report import Report
-from crossdistill.storage import read_sealed, write_sealed
+from crossdistill.runtime.files import read_sealed, write_sealed
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 SPEAKERS = ("ann", "bob", "cy")

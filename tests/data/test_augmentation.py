@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from crossdistill.data.augmentation import Augmentation, OwnAugmentation, Variation, Variations, drawn_views, in_views
-from crossdistill.data.av_digits import AvDigitsConfig
 from crossdistill.data.dataset import Dataset
-from crossdistill.order import derived_seed
-from crossdistill.row_random import RowRandom
+from crossdistill.data.row_random import RowRandom
+from crossdistill.data.sets.av_digits import AvDigitsConfig
+from crossdistill.runtime.hashing import derived_seed
 from crossdistill.testing import toy_dataset
 
 IDS = torch.arange(40)

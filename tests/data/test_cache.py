@@ -150,7 +150,7 @@ def test_the_code_that_makes_data_is_known_by_content(tmp_path: Path) -> None:
 
     keys = [key("a", "1"), key("a", "2"), key("b", "1")]
     assert len(set(keys)) == 3
-    assert cache.code_key() == cache.content_key(sorted(Path(cache.__file__).parent.glob("*.py")))["sha256"]
+    assert cache.code_key() == cache.content_key(sorted(Path(cache.__file__).parent.rglob("*.py")))["sha256"]
 
 
 def test_without_the_variable_the_system_decides(monkeypatch: pytest.MonkeyPatch) -> None:

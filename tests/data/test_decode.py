@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from crossdistill.batch import InputSpec
-from crossdistill.data.av_digits import AvDigitsConfig
 from crossdistill.data.decode import decode
 from crossdistill.data.prepare import MIN_MAX, fit_length, mean_and_deviation, normalise, prepare_sound
+from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.errors import DataError, MissingExtraError, ShapeError
 
 SOUND = InputSpec(

@@ -5,14 +5,14 @@ import torch
 from stand_ins import SPEC, data_of
 from torch import Tensor, nn
 
-from crossdistill.bank import BankSettings
+from crossdistill.bank.bank import BankSettings
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.sampler import Order
 from crossdistill.errors import ApplicabilityError
 from crossdistill.methods.salience import Salience
 from crossdistill.network import Network
-from crossdistill.order import Order
 from crossdistill.outputs import OutputSpec, Want
-from crossdistill.source import decide
+from crossdistill.planning.sources import decide
 from crossdistill.stage import Stage
 from crossdistill.teacher import Filled, Live
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crossdistill.eager_gradient import eagerly, eagerly_in_blocks
+from crossdistill.autograd.immediate import eagerly, eagerly_in_blocks
 from crossdistill.nets import attention, mask_for
 from crossdistill.nets.attention import embedded, joint_weight, opened, opened_tokens
 from crossdistill.nets.mask_together import opened_together

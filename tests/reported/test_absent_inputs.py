@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, run
 from crossdistill.data.dataset import Dataset
-from crossdistill.display import Quiet
+from crossdistill.runtime.progress import Quiet
 from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from crossdistill.batch import InputSpec
-from crossdistill.data.av_mnist import AvMnistConfig
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.sets.av_mnist import AvMnistConfig
 from crossdistill.errors import CrossdistillError, DataError, RecipeError, ShapeError
 from crossdistill.network import Network
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
-from crossdistill.runner import run
 from crossdistill.stage import Stage
+from crossdistill.training.runner import run
 
 ROWS = 30
 IDS = np.arange(ROWS) % 3

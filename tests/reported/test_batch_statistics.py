@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from crossdistill import Recipe, Stage, run
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.sampler import Order
 from crossdistill.errors import RecipeError
 from crossdistill.methods import Specialise, Supervised
 from crossdistill.nets.batch_statistics import JointStatistics, batch_statistics, is_joint, standing_in
 from crossdistill.network import Network
-from crossdistill.order import Order
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
 from crossdistill.testing import toy_cast, toy_dataset, toy_map_cast
 from crossdistill.testing.toy import TOY_MAPS
 

@@ -18,9 +18,9 @@ from crossdistill.method import STUDENT, DataSpec, Progress
 from crossdistill.methods import Supervised
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.recipe import Recipe
-from crossdistill.runner import run
 from crossdistill.stage import Stage
 from crossdistill.testing import FakeTeacher, toy_network
+from crossdistill.training.runner import run
 
 TARGETS = torch.tensor([0] * 20 + [1] * 6 + [2] * 4)
 GIVEN = (0.5, 2.0, 7.0)

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, run
-from crossdistill.display import Quiet
 from crossdistill.errors import RecipeError, SettingError
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
+from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_dataset
 
 ONE = toy_dataset(("first",), rows=60)

@@ -13,19 +13,19 @@ import torch
 from command_line import Command
 
 from crossdistill import Network, Stage, load_student, run
-from crossdistill.bench.collect import _answers
-from crossdistill.bench.compare import compare
-from crossdistill.bench.grid import Grid
-from crossdistill.claim import unchanged
+from crossdistill.compare.grid import Grid
+from crossdistill.compare.results.collect import _answers
+from crossdistill.compare.run import compare
 from crossdistill.data import cache
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RunError, StoppedError
-from crossdistill.evaluation import evaluate_folder
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.report import PREDICTIONS, Report
-from crossdistill.storage import read_sealed, write_sealed
+from crossdistill.run_folder.folder import unchanged
+from crossdistill.runtime.files import read_sealed, write_sealed
 from crossdistill.testing import toy_dataset
+from crossdistill.training.evaluation import evaluate_folder
 
 LOGS = {"metrics.jsonl"}
 """What nothing reads a number from."""

@@ -9,10 +9,10 @@ import torch
 from command_line import Command
 from torch import Tensor, nn
 
-from crossdistill.devices import devices
 from crossdistill.errors import SettingError
-from crossdistill.optimizer import PartedAdam, optimizer_for
+from crossdistill.runtime.distributed import devices
 from crossdistill.stage import OptimizerConfig
+from crossdistill.training.optimizer import PartedAdam, optimizer_for
 
 
 def refusal(wanted: str) -> str:
@@ -28,7 +28,7 @@ def refusal(wanted: str) -> str:
 def test_e_device_that_is_not_there(
     wanted: str, built: str | None, fact: str, monkeypatch: pytest.MonkeyPatch, crossdistill: Command, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("crossdistill.devices.kinds", lambda: ["cpu"])
+    monkeypatch.setattr("crossdistill.runtime.distributed.kinds", lambda: ["cpu"])
     monkeypatch.setattr(torch.version, "cuda", built)
     text = refusal(wanted)
     assert repr(wanted) in text
@@ -46,23 +46,23 @@ def test_e_device_whose_driver_does_not_work(wanted: str, fault: Exception, monk
     def zeros(*_: object, **__: object) -> Tensor:
         raise fault
 
-    monkeypatch.setattr("crossdistill.devices.kinds", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr("crossdistill.runtime.distributed.kinds", lambda: ["cpu", "cuda"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("crossdistill.devices.torch.zeros", zeros)
+    monkeypatch.setattr("crossdistill.runtime.distributed.torch.zeros", zeros)
     text = refusal(wanted)
     assert str(fault) in text
     assert "cpu" in text
 
 
 def test_e_device_number_beyond_those_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossdistill.devices.kinds", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr("crossdistill.runtime.distributed.kinds", lambda: ["cpu", "cuda"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     text = refusal("cuda:7")
     assert "cuda:7" in text
     assert "2 CUDA devices" in text
 
 
-MOVE = "crossdistill.optimizer.PartedAdam._function"
+MOVE = "crossdistill.training.optimizer.PartedAdam._function"
 
 
 def older(function: Callable[..., Any]) -> Any:
@@ -86,7 +86,7 @@ def test_e_optimizer_takes_no_argument_that_old_torches_lack(
         # AdamW of newer torches is itself an Adam with decoupled decay.
         for where, own in (("torch.optim.Adam.__init__", torch.optim.Adam.__init__), (MOVE, PartedAdam._function)):
             monkeypatch.setattr(where, older(own))
-    monkeypatch.setattr("crossdistill.optimizer.LARGE_BYTES", 1)
+    monkeypatch.setattr("crossdistill.training.optimizer.LARGE_BYTES", 1)
     config = OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.5, moments=moments)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(8, 6))

@@ -26,9 +26,9 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError
 from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig
-from crossdistill.storage import file_hash
+from crossdistill.run_folder.student_files import sealed
+from crossdistill.runtime.hashing import file_hash
 from crossdistill.student import load_student, save_student
-from crossdistill.student_folder import sealed
 
 FOLDERS, PARTS = 300, 10
 MOST_SECONDS, MOST_GROWTH = 30, 400 * 2**20

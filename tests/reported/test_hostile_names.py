@@ -14,19 +14,20 @@ import torch
 from command_line import Command
 from markdown_it import MarkdownIt
 
-from crossdistill import escaping
-from crossdistill.bench.collect import Collected
-from crossdistill.bench.comma_separated import comma_separated
-from crossdistill.bench.grid import Grid
-from crossdistill.bench.latex import latex
-from crossdistill.bench.pages import markdown as page
-from crossdistill.bench.sheet import Findings
-from crossdistill.bench.terminal import terminal
-from crossdistill.bench.verdict import verdicts
+from crossdistill.compare.grid import Grid
+from crossdistill.compare.results.collect import Collected
+from crossdistill.compare.results.csv_table import comma_separated
+from crossdistill.compare.results.latex import latex
+from crossdistill.compare.results.markdown import markdown as page
+from crossdistill.compare.results.pairwise import verdicts
+from crossdistill.compare.results.table import Findings
+from crossdistill.compare.results.terminal import terminal
+from crossdistill.data import sets
 from crossdistill.data.dataset import Dataset, Licence
-from crossdistill.display import Terminal
 from crossdistill.recipe import NetworkConfig
 from crossdistill.report import Report, Row
+from crossdistill.runtime import escaping
+from crossdistill.runtime.progress import Terminal
 from crossdistill.student import model_card, save_student
 
 NAMES = (
@@ -185,7 +186,7 @@ def test_c_a_model_card_shows_some_of_many_classes() -> None:
 def test_c_an_unknown_licence_is_unknown_and_forbids_nothing(kind: str) -> None:
     """The licence that the data sets of a user's own files state."""
     sources = {"arrays": "av_mnist_arrays", "recordings": "av_digits"}
-    code = (Path(escaping.__file__).parent / "data" / f"{sources[kind]}.py").read_text()
+    code = (Path(sets.__file__).parent / f"{sources[kind]}.py").read_text()
     assert '"unknown"' in code
     assert not re.search(r"as (their source|its folder) says", code)
     data = replace(

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from crossdistill import Dataset, Network, NetworkConfig, Recipe, Stage, run
 from crossdistill.batch import Batch
-from crossdistill.display import Quiet
 from crossdistill.errors import RecipeError, ShapeError, StoppedError
-from crossdistill.hidden_layers import hidden_layers
+from crossdistill.methods.hidden_layers import hidden_layers
 from crossdistill.methods.specialise import Specialise
 from crossdistill.nets import apply_mask, low_rank_mask_for, mask_for
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
+from crossdistill.runtime.progress import Quiet
 
 
 def _network(module: nn.Module, *reads: str) -> Network:

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from crossdistill import Dataset, Network, NetworkConfig, Recipe, Report, Stage, run
-from crossdistill.devices import Devices
-from crossdistill.display import Quiet
-from crossdistill.evaluation import evaluate_folder
 from crossdistill.method import STUDENT
 from crossdistill.methods import C2KD, DML, KD, Collaborate
-from crossdistill.plan import prepare
-from crossdistill.teacher_accuracy import above_chance
+from crossdistill.planning.plan import prepare
+from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.training.evaluation import evaluate_folder
+from crossdistill.training.teacher_accuracy import above_chance
 
 CPU = torch.device("cpu")
 
@@ -151,7 +151,7 @@ def test_a4_measuring_moves_no_number(tmp_path: Path, monkeypatch: pytest.Monkey
             stages=(Stage(method="collaborate", epochs=1), Stage(method="kd", epochs=1)),
         )
         if name == "without":
-            monkeypatch.setattr("crossdistill.teacher_accuracy.TeacherCheck.before", lambda *_: {})
+            monkeypatch.setattr("crossdistill.training.teacher_accuracy.TeacherCheck.before", lambda *_: {})
         run(recipe, tmp_path / name)
         made.append((tmp_path / name / "metrics.jsonl").read_bytes())
     assert made[0] == made[1]
@@ -160,7 +160,7 @@ def test_a4_measuring_moves_no_number(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a4_a_teacher_is_measured_once_and_again_after_it_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crossdistill import teacher_accuracy
+    from crossdistill.training import teacher_accuracy
 
     seen: list[int] = []
     plain = teacher_accuracy.predict
@@ -271,7 +271,7 @@ def test_a12_memory_is_the_peak_of_the_whole_run(tmp_path: Path, monkeypatch: py
 
 
 def test_a12_a_stages_peak_holds_its_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from crossdistill import runner
+    from crossdistill.training import runner
 
     order: list[str] = []
     plain, reset = runner.supply, Devices.reset_peak

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill import Network, Recipe, Stage
-from crossdistill.code_key import code_key
 from crossdistill.data.augmentation import OwnAugmentation
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
+from crossdistill.runtime.code_key import code_key
 from crossdistill.testing import toy_dataset
 
 DATASET = toy_dataset(("first",), rows=60)
@@ -246,7 +246,7 @@ def test_a2_two_processes_agree(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import torch, program
-            from crossdistill.code_key import code_key
+            from crossdistill.runtime.code_key import code_key
             torch.manual_seed(0)
             key = code_key(module=program.Net(), call=program.call, names=program.NAMES)
             print(key.text(), len(key.faults))

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, load_student, run
-from crossdistill.bench.grid import Cell, Grid
-from crossdistill.bench.survey import survey
-from crossdistill.display import Quiet
+from crossdistill.compare.feasibility import survey
+from crossdistill.compare.grid import Cell, Grid
 from crossdistill.errors import CrossdistillError, RecipeError, ResumeError, SettingError, ShapeError
-from crossdistill.fingerprint import fingerprint
-from crossdistill.own_network import seeded
-from crossdistill.plan import prepare
+from crossdistill.models.own_network import seeded
+from crossdistill.planning.plan import prepare
 from crossdistill.recipe import Checkpoints
+from crossdistill.runtime.hashing import fingerprint
+from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_dataset
 
 ONE = toy_dataset(("first",), rows=60)

@@ -14,14 +14,13 @@ from typer.testing import CliRunner
 
 from crossdistill import NetworkConfig, Recipe, run
 from crossdistill.batch import Batch
-from crossdistill.bench.grid import Grid
-from crossdistill.cli import app
-from crossdistill.data.av_digits import AvDigitsConfig
-from crossdistill.data.av_mnist import AvMnistConfig
+from crossdistill.cli.main import app
+from crossdistill.compare.grid import Grid
+from crossdistill.data.sets.av_digits import AvDigitsConfig
+from crossdistill.data.sets.av_mnist import AvMnistConfig
 from crossdistill.losses import balance_kl, distillation_kl
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step
 from crossdistill.methods.route import Route
-from crossdistill.metrics import measure
 from crossdistill.nets import proxy_for
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.recipes import make
@@ -29,6 +28,7 @@ from crossdistill.recipes.kit import Kit, Length
 from crossdistill.recipes.mst_distill import SWITCHES, Switch
 from crossdistill.recipes.plans import preset_notes, recipe
 from crossdistill.testing import FakeTeacher
+from crossdistill.training.metrics import measure
 
 SPEC = OutputSpec(logits=(4,))
 ROWS = 8

@@ -18,11 +18,11 @@ from torch import nn
 
 from crossdistill.batch import InputSpec
 from crossdistill.data.array_file import read_array
-from crossdistill.data.av_mnist_arrays import SHAPES, _check
+from crossdistill.data.audio.sound_file import read_sound
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.decode import decode
 from crossdistill.data.prepare import MIN_MAX
-from crossdistill.data.sound_file import read_sound
+from crossdistill.data.sets.av_mnist_arrays import SHAPES, _check
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
 from crossdistill.network import Network
 from crossdistill.student import Student, load_student, save_student

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from test_measures import Said, small, trained_first
 
-from crossdistill import Stage, display, run, runner
-from crossdistill.display import attended, counted
-from crossdistill.watch import metrics_text
+from crossdistill import Stage, run
+from crossdistill.runtime import progress as display
+from crossdistill.runtime.progress import attended, counted
+from crossdistill.training import runner
+from crossdistill.training.monitor import metrics_text
 
 
 def test_d_the_bar_says_epoch_loss_metric_and_speed(tmp_path: Path) -> None:

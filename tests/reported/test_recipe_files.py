@@ -13,10 +13,10 @@ import pytest
 from command_line import Command
 
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError
-from crossdistill.plain_yaml import MOST_BYTES, parse_yaml, read_yaml
+from crossdistill.overrides import parse_override
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
-from crossdistill.settings import parse_override
+from crossdistill.runtime.plain_yaml import MOST_BYTES, parse_yaml, read_yaml
 
 NAMES = ("av-digits/mst-distill", "av-digits/kd", "av-digits/crd", "av-digits/supervised")
 SECONDS = 10.0

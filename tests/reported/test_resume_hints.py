@@ -15,11 +15,11 @@ from command_line import Command, command
 from resumable import two_stages
 
 from crossdistill import run
-from crossdistill.display import Quiet
 from crossdistill.errors import StoppedError
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.report import Report
+from crossdistill.runtime.progress import Quiet
 
 RECIPE = f"{Path(__file__).resolve().parent.parent / 'resumable.py'}:two_stages"
 WEIGHTS = Path("student") / "model.safetensors"
@@ -94,7 +94,7 @@ def test_d_a_run_that_is_ended_at_once_says_how_it_goes_on(
             (out / "recipe.yaml").write_text(recipe.to_yaml())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crossdistill.runner.run", ended)
+    monkeypatch.setattr("crossdistill.training.runner.run", ended)
     said = crossdistill("run", first / "recipe.yaml", "--out", "second")
     assert said.status == 130
     assert "go on with: crossdistill run second --resume" in said.err

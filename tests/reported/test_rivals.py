@@ -10,23 +10,23 @@ from typer.testing import CliRunner
 
 from crossdistill import Network, OptimizerConfig, Recipe, Stage, load_student, run
 from crossdistill.batch import Batch
-from crossdistill.cli import app
-from crossdistill.combination import ON_FEATURES, LogitConfig
-from crossdistill.data.av_digits import AvDigitsConfig
-from crossdistill.data.av_mnist import AvMnistConfig
+from crossdistill.cli.main import app
+from crossdistill.data.sets.av_digits import AvDigitsConfig
+from crossdistill.data.sets.av_mnist import AvMnistConfig
 from crossdistill.errors import ApplicabilityError, RecipeError, SettingError
 from crossdistill.losses.spatial import pooled_vector
 from crossdistill.method import DataSpec, Progress
 from crossdistill.methods import METHODS
 from crossdistill.methods.dist import DIST
+from crossdistill.methods.feature_method import FeatureConfig, chosen
 from crossdistill.methods.hint import Hint
 from crossdistill.methods.kd import KD
+from crossdistill.methods.logit_method import ON_FEATURES, LogitConfig
 from crossdistill.methods.ofa import OFA
 from crossdistill.models import build_network
 from crossdistill.outputs import OutputSpec, Want
 from crossdistill.recipes import make
 from crossdistill.recipes.plans import PLANS
-from crossdistill.taps import FeatureConfig, chosen
 from crossdistill.testing import FakeTeacher, toy_dataset
 
 AFTER = ("at", "nst", "sp", "vid", "kdsvd", "rkd", "crd", "pkt", "ofa")

@@ -17,16 +17,17 @@ from kills import assert_same_run, killed_after, killed_at
 from locks import held_elsewhere
 from resumable import two_stages
 
-from crossdistill import lock, run
-from crossdistill.bench.compare import compare
-from crossdistill.bench.grid import Grid
-from crossdistill.claim import LOCK
-from crossdistill.display import Quiet
+from crossdistill import run
+from crossdistill.compare.grid import Grid
+from crossdistill.compare.run import compare
 from crossdistill.errors import CrossdistillError, RecipeError, RunError, StoppedError, StorageError
 from crossdistill.methods import KD, Specialise
-from crossdistill.prefill import prefill
+from crossdistill.planning.fill_banks import prefill
+from crossdistill.run_folder.folder import LOCK
+from crossdistill.runtime import lock
+from crossdistill.runtime.files import temporary_folder
+from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import Stage
-from crossdistill.storage import temporary_folder
 
 RECIPE = f"{Path(__file__).resolve().parent.parent / 'resumable.py'}:two_stages"
 LONG = ("--set", "epochs=4000", "--set", "every=1000000")

@@ -11,13 +11,13 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from crossdistill.batch import MISSING_TARGET
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.split import SPLITS, blocks
-from crossdistill.display import Quiet
 from crossdistill.errors import DataError, RecipeError
 from crossdistill.network import Network
 from crossdistill.recipe import Recipe
-from crossdistill.runner import run
+from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import Stage
 from crossdistill.testing import toy_network
+from crossdistill.training.runner import run
 
 
 def made(targets: Any, **more: Any) -> Dataset:

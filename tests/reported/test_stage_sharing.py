@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill import Dataset, Network, Recipe, Stage, run
-from crossdistill.display import Quiet
 from crossdistill.errors import DataError
-from crossdistill.plan import prepare
+from crossdistill.planning.plan import prepare
+from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_dataset
 
 DATASET = toy_dataset(("first",), rows=60)

@@ -19,10 +19,10 @@ from crossdistill.errors import DataError, NonFiniteError, RunError
 from crossdistill.methods import KD
 from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.run_folder.student_files import FORMAT, sealed
+from crossdistill.runtime.hashing import file_hash
 from crossdistill.stage import Stage
-from crossdistill.storage import file_hash
 from crossdistill.student import load_student, save_student
-from crossdistill.student_folder import FORMAT, sealed
 
 MODEL = NetworkConfig(model="small-image", reads=("picture",))
 FILES = ("model.safetensors", "preparation.safetensors")

@@ -11,17 +11,17 @@ from command_line import Command
 from resumable import two_stages
 
 from crossdistill import run
-from crossdistill.bench.grid import Grid
+from crossdistill.compare.grid import Grid
 from crossdistill.data import cache
-from crossdistill.environment import _git_state
 from crossdistill.errors import DataError, RecipeError, SettingError
 from crossdistill.methods import KD
-from crossdistill.prefill import prefill
+from crossdistill.planning.fill_banks import prefill
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
+from crossdistill.run_folder.environment import _git_state
+from crossdistill.runtime.files import atomic_folder, temporary_folder, write_text
+from crossdistill.runtime.tensor_file import read_weights
 from crossdistill.stage import Stage
-from crossdistill.storage import atomic_folder, temporary_folder, write_text
-from crossdistill.tensor_file import read_weights
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, run
 from crossdistill.batch import Batch
-from crossdistill.display import Quiet
 from crossdistill.errors import SplitError
 from crossdistill.outputs import Want
+from crossdistill.runtime.progress import Quiet
 from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 # Classes are named, not imported: listing the names must not cost the import of torch.
 DATA = {
-    "av-digits": "crossdistill.data.av_digits:AvDigitsConfig",
-    "av-mnist": "crossdistill.data.av_mnist:AvMnistConfig",
+    "av-digits": "crossdistill.data.sets.av_digits:AvDigitsConfig",
+    "av-mnist": "crossdistill.data.sets.av_mnist:AvMnistConfig",
 }
 
 ENTRY_POINTS = "crossdistill.data"

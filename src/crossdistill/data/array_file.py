@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.errors import DataError
-from crossdistill.storage import file_fault
+from crossdistill.runtime.files import file_fault
 
 MAGIC = b"\x93NUMPY"
 

@@ -9,12 +9,11 @@ from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from crossdistill.code_key import CodeKey, code_key
+from crossdistill.data.row_random import RowRandom
 from crossdistill.errors import ShapeError, nearest
-from crossdistill.order import derived_seed
-from crossdistill.row_random import RowRandom
-from crossdistill.settings import GROWS
-from crossdistill.storage import key_hash
+from crossdistill.overrides import GROWS
+from crossdistill.runtime.code_key import CodeKey, code_key
+from crossdistill.runtime.hashing import derived_seed, key_hash
 
 Inputs = Mapping[str, Tensor]
 

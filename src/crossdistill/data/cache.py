@@ -15,7 +15,7 @@ from typing import Any
 import platformdirs
 
 from crossdistill.errors import StorageError
-from crossdistill.storage import read_json, remove_folder, sweep, temporary_folder
+from crossdistill.runtime.files import read_json, remove_folder, sweep, temporary_folder
 
 CACHE_VARIABLE = "CROSSDISTILL_CACHE"
 MANIFEST = "entry.json"
@@ -124,7 +124,7 @@ def code_key(folder: Path = Path(__file__).parent) -> str:
     It is a part of each data set's recipe, so that what another version of the code has built is never taken for what
     this version would build. One that is built again with equal content keeps its fingerprint, and with it its banks.
     """
-    return str(content_key(sorted(folder.glob("*.py")))["sha256"])
+    return str(content_key(sorted(folder.rglob("*.py")))["sha256"])
 
 
 def digest_of(path: Path) -> str:

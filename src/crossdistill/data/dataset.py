@@ -12,15 +12,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch, InputSpec
-from crossdistill.data.arrays import (
-    as_domain,
-    as_groups,
-    as_input,
-    as_mask,
-    as_rows,
-    check_lengths,
-    length_of,
-)
+from crossdistill.data.arrays import as_domain, as_groups, as_input, as_mask, as_rows, check_lengths, length_of
 from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
 from crossdistill.data.content import Progress, content_sample, hash_content
 from crossdistill.data.input_options import check_described

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from crossdistill.batch import InputSpec
 from crossdistill.data.array_file import native, read_array
+from crossdistill.data.audio.sound_file import SOUND_SUFFIXES, read_sound
 from crossdistill.data.input_options import check_options, picture_size
 from crossdistill.data.prepare import example_shapes, fit_length, normalise, prepare_pictures, prepare_sound
-from crossdistill.data.sound_file import SOUND_SUFFIXES, read_sound
 from crossdistill.errors import DataError, MissingExtraError
-from crossdistill.storage import file_fault
+from crossdistill.runtime.files import file_fault
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARRAY_SUFFIX = ".npy"

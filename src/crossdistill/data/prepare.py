@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crossdistill.batch import InputSpec
+from crossdistill.data.audio.sound import MelSettings, log_mel
 from crossdistill.data.principal import weaken
-from crossdistill.data.sound import MelSettings, log_mel
 from crossdistill.errors import ShapeError
 
 MIN_MAX = {"kind": "per-sample min-max"}

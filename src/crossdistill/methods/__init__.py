@@ -57,7 +57,7 @@ def method_config(value: Any) -> MethodConfig:
     return find(name).model_validate(settings)
 
 
-def names() -> list[str]:
+def list_methods() -> list[str]:
     """All methods, of the table and of other packages."""
     return list(dict.fromkeys([*METHODS, *(point.name for point in entry_points(group="crossdistill.methods"))]))
 

@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
-from crossdistill.combination import require_same_logits, student_targets
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.losses.rank import kendall_tau_b, non_target_kl
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key, task_term
+from crossdistill.methods.feature_method import FeatureConfig, Pair
+from crossdistill.methods.logit_method import require_same_logits, student_targets
 from crossdistill.nets.proxy import proxy_for
 from crossdistill.outputs import Outputs, OutputSpec, Want, picked, shared_rows
-from crossdistill.taps import FeatureConfig, Pair
 from crossdistill.teacher import Teacher
 
 

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from crossdistill.batch import Batch
-from crossdistill.combination import require_same_logits
 from crossdistill.losses.collaborative import collaborative_terms
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
+from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.outputs import OutputSpec, Want, spread
 from crossdistill.teacher import Teacher
 

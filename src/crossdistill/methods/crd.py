@@ -11,11 +11,11 @@ from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.contrast import contrast_logits, contrast_nce
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, Term, module_key
+from crossdistill.methods.feature_method import FeatureConfig, Pair, PairedMethod, VectorOf, met, vector, vector_size
+from crossdistill.methods.loss_weights import Mixed, Signals
 from crossdistill.nets.memory import Memory
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import Outputs, OutputSpec, picked
-from crossdistill.protocol import Mixed, Signals
-from crossdistill.taps import FeatureConfig, Pair, PairedMethod, VectorOf, met, vector, vector_size
 from crossdistill.teacher import Teacher
 
 

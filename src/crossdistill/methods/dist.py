@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil, seen_everywhere
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.kl import log_probabilities
 from crossdistill.method import ActsOn, DataSpec, Method
+from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil, seen_everywhere
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Weighted
 
 
 class DIST(Weighted, LogitConfig):

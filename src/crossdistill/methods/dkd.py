@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET
-from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.dkd import other_classes_kl, target_class_kl
 from crossdistill.method import ActsOn, DataSpec, Method
+from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Weighted
 
 
 class DKD(Weighted, LogitConfig):

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from crossdistill.combination import require_same_logits
 from crossdistill.method import DataSpec, Method, MethodConfig
 from crossdistill.methods.collaborate import Collaborate
+from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.outputs import OutputSpec
 
 

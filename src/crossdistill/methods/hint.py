@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key
+from crossdistill.methods.feature_method import FeatureConfig, Pair, met
 from crossdistill.nets.regressor import regressor
 from crossdistill.outputs import Outputs, OutputSpec, Want
-from crossdistill.taps import FeatureConfig, Pair, met
 from crossdistill.teacher import Teacher
 
 

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import ActsOn, DataSpec, Method
+from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil
+from crossdistill.methods.loss_weights import Mixed
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Mixed
 
 
 class KD(Mixed, LogitConfig):

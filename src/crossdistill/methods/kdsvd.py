@@ -8,9 +8,9 @@ from torch import Tensor
 
 from crossdistill.losses.kdsvd import singular_flow
 from crossdistill.method import ActsOn, DataSpec, Method, Progress
+from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, require_positions
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod, require_positions
 
 
 class KDSVD(Weighted, FeatureConfig):

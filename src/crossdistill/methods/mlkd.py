@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from crossdistill.batch import Batch
-from crossdistill.combination import Lesson, LogitConfig, lesson_term, lessons, seen_everywhere
 from crossdistill.losses.correlation import class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl, log_probabilities
 from crossdistill.losses.standardise import standardised
 from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.logit_method import Lesson, LogitConfig, lesson_term, lessons, seen_everywhere
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.outputs import Outputs, OutputSpec, Want
-from crossdistill.protocol import Weighted
 from crossdistill.teacher import Teacher
 
 

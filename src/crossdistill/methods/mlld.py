@@ -7,12 +7,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil, seen_everywhere
 from crossdistill.losses.correlation import Reduction, class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import ActsOn, DataSpec, Method
+from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil, seen_everywhere
+from crossdistill.methods.loss_weights import Mixed
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Mixed
 
 
 class MLLD(Mixed, LogitConfig):

@@ -7,15 +7,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.combination import Lesson, LogitConfig, LogitMethod, Pupil
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.ofa import ofa
 from crossdistill.losses.standardise import standardised
 from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, module_key
+from crossdistill.methods.feature_method import chosen
+from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil
+from crossdistill.methods.loss_weights import Mixed
 from crossdistill.nets.projector import logit_projector
 from crossdistill.outputs import OutputSpec, Want
-from crossdistill.protocol import Mixed
-from crossdistill.taps import chosen
 
 
 class OFA(Mixed, LogitConfig):

@@ -8,15 +8,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.banked import Banked
+from crossdistill.bank.teacher import Banked
 from crossdistill.batch import Batch
 from crossdistill.losses.ofd import normal_margin, partial_distance
 from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, module_key
+from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.nets.norm import Gather, JointNorm
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod, Pair
 from crossdistill.teacher import Live, Shuffled, Teacher
 
 log = logging.getLogger("crossdistill")

@@ -9,9 +9,9 @@ from torch import Tensor
 from crossdistill.losses.pkt import probabilistic_transfer
 from crossdistill.losses.spatial import as_vector
 from crossdistill.method import ActsOn, DataSpec, Method, Progress
+from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod
 
 
 class PKT(Weighted, FeatureConfig):

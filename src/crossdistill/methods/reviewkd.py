@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from crossdistill.losses.review import hierarchical_context
 from crossdistill.losses.spatial import as_map, as_vector
 from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, module_key
+from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair, Shape
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.nets.review import Review
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod, Pair, Shape
 
 
 class ReviewKD(Weighted, FeatureConfig):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from crossdistill.losses.rkd import rkd_angle, rkd_distance
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
+from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair, VectorOf, vector, vector_size
+from crossdistill.methods.loss_weights import Mixed
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Mixed
-from crossdistill.taps import FeatureConfig, FeatureMethod, Pair, VectorOf, vector, vector_size
 
 
 class RKD(Mixed, FeatureConfig):

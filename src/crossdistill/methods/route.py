@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
-from crossdistill.combination import require_same_logits
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.balance import balance_cv, balance_kl
 from crossdistill.losses.routing import picked_teachers, routed_kl, weighted_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
+from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.outputs import Outputs, OutputSpec, Want, spread
 from crossdistill.teacher import Teacher

@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
-from crossdistill.combination import require_same_logits
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.salience import least_salient, min_max
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
+from crossdistill.methods.feature_method import chosen
+from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.nets.fill import Fill, FillWith
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, aligned
-from crossdistill.taps import chosen
 from crossdistill.teacher import Filled, Live, Teacher
 
 

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from crossdistill.autograd.immediate import eagerly, eagerly_in_blocks
 from crossdistill.batch import Batch
-from crossdistill.combination import require_same_logits
-from crossdistill.eager_gradient import eagerly, eagerly_in_blocks
 from crossdistill.errors import ApplicabilityError, SettingError, ShapeError
-from crossdistill.hidden_layers import hidden_layers
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
+from crossdistill.methods.hidden_layers import hidden_layers
+from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.nets.mask import apply_mask, mask_for, mask_units, mask_width
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
 from crossdistill.nets.mask_together import masks_of, opened_together, together

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.losses.vid import gaussian_nll, log_scale_of
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
+from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair, is_map
+from crossdistill.methods.loss_weights import Weighted
 from crossdistill.nets.regressor import ChannelRegressor
 from crossdistill.outputs import OutputSpec
-from crossdistill.protocol import Weighted
-from crossdistill.taps import FeatureConfig, FeatureMethod, Pair, is_map
 
 
 class VID(Weighted, FeatureConfig):

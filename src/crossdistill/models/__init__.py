@@ -91,14 +91,14 @@ MODELS: Mapping[str, Model] = {
 ENTRY_POINTS = "crossdistill.models"
 
 
-def names() -> list[str]:
+def list_models() -> list[str]:
     """Every model: of the table, then of other packages."""
     return list(dict.fromkeys([*MODELS, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
 
 
 def is_model(name: str) -> bool:
     """Whether the table, or an installed package, has a model of that name; imports nothing."""
-    return name in names()
+    return name in list_models()
 
 
 def find_model(name: str) -> Model:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from crossdistill.factored_gradient import FactoredGradient, product, worth_factoring
+from crossdistill.autograd.factored import FactoredGradient, product, worth_factoring
 
 LOG2_E = math.log2(math.e)
 BLOCK = {"cpu": 17 * 2**17}

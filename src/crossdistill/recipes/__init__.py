@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError, validate_call
 
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
+from crossdistill.overrides import below, explained, parse_override, sentences
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.plans import PLANS
 from crossdistill.recipes.recipe_file import load_file
-from crossdistill.settings import below, explained, parse_override, sentences
 
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",

@@ -5,7 +5,7 @@ crossdistill run av-digits/mst-distill --set student=audio --set labelled=0.05
 
 from typing import Literal
 
-from crossdistill.data.av_digits import AvDigitsConfig
+from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, activated, kd_for, route_for
 from crossdistill.recipes.plans import recipe

@@ -8,7 +8,7 @@ audio student alone 0.4372, KD 0.4383, MST-Distill 0.4381.
 
 from typing import Literal
 
-from crossdistill.data.av_mnist import AvMnistConfig
+from crossdistill.data.sets.av_mnist import AvMnistConfig
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, activated, kd_for, route_for
 from crossdistill.recipes.plans import recipe

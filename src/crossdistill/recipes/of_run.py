@@ -8,10 +8,10 @@ from typing import Any
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError
 from crossdistill.network import Network
-from crossdistill.plain_yaml import read_yaml
 from crossdistill.recipe import LIVE, Recipe, checked
 from crossdistill.recipes import make
-from crossdistill.storage import file_fault
+from crossdistill.runtime.files import file_fault
+from crossdistill.runtime.plain_yaml import read_yaml
 
 _AROUND = {"student": {"model": "small-image"}, "stages": [{"method": "supervised", "epochs": 1}]}
 """A recipe around the data of a file, of which nothing else matters."""

@@ -14,8 +14,8 @@ from crossdistill.errors import SettingError, nearest
 from crossdistill.method import STUDENT, ActsOn, MethodConfig
 from crossdistill.methods import C2KD, DML, KD, METHODS, Hint, Salience
 from crossdistill.methods.collaborate import Collaborate
+from crossdistill.methods.loss_weights import Mixed, Weighted
 from crossdistill.methods.supervised import Supervised
-from crossdistill.protocol import Mixed, Weighted
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.kit import Kind, Kit, Length
 from crossdistill.recipes.mst_distill import MST_DISTILL

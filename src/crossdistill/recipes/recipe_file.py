@@ -7,7 +7,8 @@ from pathlib import Path
 from types import ModuleType
 
 from crossdistill.errors import SettingError
-from crossdistill.storage import file_fault, key_hash
+from crossdistill.runtime.files import file_fault
+from crossdistill.runtime.hashing import key_hash
 
 
 @dataclass

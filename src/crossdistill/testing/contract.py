@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, SignalError
-from crossdistill.fingerprint import fingerprint
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, Want
-from crossdistill.source import TRAINS
+from crossdistill.planning.sources import TRAINS
+from crossdistill.runtime.hashing import fingerprint
 from crossdistill.teacher import Live, Teacher
 from crossdistill.testing.ranks import compare_with_one
 from crossdistill.testing.rehearsal import (

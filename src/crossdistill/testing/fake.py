@@ -8,8 +8,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from crossdistill.batch import Batch
-from crossdistill.order import derived_seed
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+from crossdistill.runtime.hashing import derived_seed
 
 
 @dataclass(slots=True)

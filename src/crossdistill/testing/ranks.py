@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crossdistill.devices import Devices
+from crossdistill.runtime.distributed import Devices
 from crossdistill.testing.rehearsal import Contract, Rehearsal, with_absent
 
 PATIENCE = 300.0

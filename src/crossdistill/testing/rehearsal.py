@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch
-from crossdistill.checkpoint import flatten
 from crossdistill.data.augmentation import Variation, Variations
 from crossdistill.data.dataset import Dataset
-from crossdistill.devices import Devices
-from crossdistill.display import Quiet
 from crossdistill.errors import ApplicabilityError
 from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step
 from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec
-from crossdistill.plan import Job, prepare
+from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.plan import Job, prepare
 from crossdistill.recipe import Recipe
+from crossdistill.run_folder.checkpoint import flatten
+from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import OptimizerConfig, Stage
-from crossdistill.supply import supply
 from crossdistill.testing.toy import toy_cast
-from crossdistill.training import Training
+from crossdistill.training.step import Training
 
 Settings = MethodConfig | Callable[[Sequence[str]], MethodConfig]
 Trains = Literal["student", "method", "all"]

@@ -13,7 +13,7 @@ from crossdistill.batch import MISSING_TARGET
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.split import random_split
 from crossdistill.network import Network
-from crossdistill.order import derived_seed
+from crossdistill.runtime.hashing import derived_seed
 
 TOY_SHAPES: Mapping[str, tuple[int, ...]] = {"first": (6,), "second": (2, 4), "third": (5,)}
 """Modalities of the toy data by default, and the shapes of their examples."""

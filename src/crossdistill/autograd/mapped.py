@@ -1,0 +1,86 @@
+"""Tensors whose memory is a file: for what is needed once in a step or in an epoch, and takes too much room.
+
+The files have no names: they are gone when the tensors are, also when the process is killed. What of them is in memory
+is the system's page cache, which it takes back when anybody needs room.
+"""
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crossdistill.runtime.files import reserve, storage_error
+
+PART_BYTES = 16 * 2**20
+"""What is worked on before its pages are given back."""
+
+FEW_BYTES = 2**20
+"""A copy of fewer is no worth a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTensor:
+    """A tensor in a file, and the pages of that file."""
+
+    tensor: Tensor
+    _pages: mmap.mmap | None = None
+
+    @classmethod
+    def zeros(cls, like: Tensor, folder: Path) -> "MappedTensor":
+        """Zeros of another tensor's shape and dtype, in a file in this folder; tensors of no numbers need none.
+
+        Raises:
+            StorageError: the folder is not writable, or the disk is full.
+        """
+        size = like.numel() * like.element_size()
+        if size == 0:
+            return cls(torch.zeros_like(like, device="cpu"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # Room is taken at once: a disk that is full later would end the process without a word.
+                reserve(file.fileno(), size)
+                file.truncate(size)
+                pages = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise storage_error(folder / "memory", error) from error
+        return cls(torch.frombuffer(pages, dtype=like.dtype).view(like.shape), pages)
+
+    @classmethod
+    def copy(cls, tensor: Tensor, folder: Path) -> "MappedTensor":
+        """The same numbers, in a file in this folder, or in memory where they are few.
+
+        Raises:
+            StorageError: the folder is not writable, or the disk is full.
+        """
+        if tensor.ndim == 0 or tensor.numel() * tensor.element_size() < FEW_BYTES:
+            return cls(tensor.cpu().clone())
+        found = cls.zeros(tensor, folder)
+        for part in parts(tensor):
+            found.tensor[part] = tensor[part]
+            found.release()
+        return found
+
+    def copy_to(self, target: Tensor) -> None:
+        """Write these numbers over another tensor's."""
+        if target.ndim == 0:
+            target.copy_(self.tensor)
+            return
+        for part in parts(target):
+            target[part] = self.tensor[part].to(target.device)
+            self.release()
+
+    def release(self) -> None:
+        """Give back the pages that this process has touched; the numbers stay."""
+        if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
+
+def parts(tensor: Tensor, whole: int = 1) -> Iterator[slice]:
+    """Slices of the first dimension, of about `PART_BYTES` and of whole groups of rows."""
+    rows = max(1, PART_BYTES // max(1, tensor.element_size() * tensor[:1].numel() * whole)) * whole
+    yield from (slice(start, start + rows) for start in range(0, len(tensor), rows))

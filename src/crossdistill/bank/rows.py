@@ -1,0 +1,101 @@
+"""Where each sample's row is in a bank: found for a whole batch at once, and held against its sample id."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from crossdistill.errors import BankMissing
+from crossdistill.runtime.hashing import key_hash, tensor_hash
+
+ABSENT = -1
+LOOK_EVERY = 64
+"""Lookups between looks at the verdict on an accelerator, which wait for it."""
+
+
+class BankRows:
+    """The rows of a bank: of which sample each is, and in which view (None: all of them as they are, which is view 0).
+
+    Banks of the same rows share one, so that a batch is looked up once for all of them.
+    """
+
+    def __init__(self, ids: Int64[Tensor, " R"], view: Int64[Tensor, " R"] | None = None) -> None:
+        self.ids = ids
+        self.view = view
+        self.views = 1 if view is None or not len(view) else int(view.max()) + 1
+        # For each device: the row by view and id, that of view 0 by id, and whether any lookup has failed there.
+        self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        self._last: tuple[Tensor, Tensor | None, Tensor] | None = None
+        self._lookups = 0
+
+    def __len__(self) -> int:
+        """How many rows: samples times the views that they are in."""
+        return len(self.ids)
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of what the rows are, in their order."""
+        return key_hash([tensor_hash(self.ids), None if self.view is None else tensor_hash(self.view)])
+
+    def part(self, start: int, end: int) -> tuple[Tensor, Tensor | None]:
+        """Sample ids and views of some rows."""
+        return self.ids[start:end], None if self.view is None else self.view[start:end]
+
+    def find(self, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"] | None = None) -> Int64[Tensor, " B"]:
+        """Positions of the rows of these samples and views.
+
+        Raises:
+            BankMissing: a sample that is not in the bank, or not in this view.
+        """
+        if self._last is not None and self._last[0] is ids and self._last[1] is view:
+            return self._last[2]
+        table, plain, failed = self._on(ids.device)
+        try:
+            at = plain.index_select(0, ids) if view is None else table[view, ids]
+        except IndexError:
+            raise BankMissing(self._absent(ids, view)) from None
+        if at.is_cpu:
+            if len(at) and int(at.min()) < 0:
+                raise BankMissing(self._absent(ids, view))
+        else:
+            failed |= (at < 0).any()
+            at = at.clamp(min=0)
+            self._look(ids, view, failed)
+        self._last = (ids, view, at)
+        return at
+
+    def _look(self, ids: Tensor, view: Tensor | None, failed: Tensor) -> None:
+        """Now and then at the verdict of an accelerator; never while a graph is captured."""
+        self._lookups += 1
+        capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self._lookups % LOOK_EVERY == 1 and not capturing and bool(failed):
+            failed.zero_()
+            raise BankMissing(self._absent(ids, view))
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if device not in self._tables:
+            table = torch.full((self.views, int(self.ids.max()) + 1 if len(self.ids) else 1), ABSENT)
+            table[0 if self.view is None else self.view, self.ids] = torch.arange(len(self.ids))
+            table = table.to(device)
+            self._tables[device] = (table, table[0], torch.zeros((), dtype=torch.bool, device=device))
+        return self._tables[device]
+
+    def _absent(self, ids: Tensor, view: Tensor | None) -> str:
+        absent = ids[~torch.isin(ids, self.ids.to(ids.device))].tolist()
+        if not absent and self.views > 1:
+            looked = "does not say which view it looks at" if view is None else f"looks at view {int(view.max())}"
+            return (
+                f"the batch {looked}, and not all of its samples are in the bank as that; it holds {self.views - 1} "
+                "seeded views of each training row, counted from 1, and validation rows as they are, which is view 0"
+            )
+        if not absent and view is not None and bool(view.any()):
+            return (
+                f"the batch looks at view {int(view.max())}, and the bank holds its rows as they are, which is view 0"
+            )
+        shown = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
+        which = f"the samples {shown}" if absent else "samples of an earlier batch"
+        return (
+            f"the bank holds {len(self.ids.unique())} samples, and {which} are not among them; a bank is of the "
+            "training and validation rows of the data that it was filled from"
+        )

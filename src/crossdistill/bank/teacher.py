@@ -1,0 +1,99 @@
+"""Teachers that were run before: what they gave is read from banks, and a method cannot tell."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from crossdistill.bank.bank import Bank
+from crossdistill.batch import Batch
+from crossdistill.outputs import Cut, Outputs, Want
+from crossdistill.teacher import Fetch, Shuffled, Teacher
+
+
+class Banked:
+    """A frozen source whose outputs are read by sample id; what has no bank is still computed live.
+
+    `banks` are of one network, by output, all for the same samples. A banked cut goes on through the live network's
+    own tail.
+    """
+
+    def __init__(self, live: Teacher, banks: Mapping[Want, Bank], wants: Iterable[Want]) -> None:
+        self.name = live.name
+        self.modalities = live.modalities
+        self.spec = live.spec
+        self.live = live
+        self.banks = dict(banks)
+        self.wants = frozenset(wants)
+        rest = self.wants - set(self.banks)
+        self._rest = live.asked(rest) if rest else None
+        self._read = [(want, self.banks[want]) for want in sorted(self.wants & set(self.banks))]
+        self._types = {want: getattr(torch, bank.key.gives) for want, bank in self._read}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Modalities that a batch has to bring: none, when everything asked for is banked."""
+        return () if self._rest is None else self.modalities
+
+    def asked(self, wants: Iterable[Want]) -> "Banked":
+        """The same source, asked for these things."""
+        return Banked(self.live, self.banks, wants)
+
+    def sees(self, batch: Batch) -> Batch:
+        """The batch itself."""
+        return batch
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """From a (rewritten) cut through the live network."""
+        return self.live.tail(tap)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """What was asked for, for the rows whose modalities are present.
+
+        Raises:
+            BankMissing: a sample that is not in the bank.
+        """
+        outputs = Outputs(self.name) if self._rest is None else replace(self._rest(batch), source=self.name)
+        if not self._read:
+            return outputs
+        first = self._read[0][1]
+        at = first.rows.find(batch.ids, batch.view)
+        seen = first.seen(at)
+        rows = None if seen is None else seen.nonzero().flatten()
+        at = at if rows is None else at.index_select(0, rows)
+        found = {want: bank.take(at).to(self._types[want]) for want, bank in self._read}
+        cuts = {want.tap: Cut(value) for want, value in found.items() if want.kind == "cut"}
+        features = {want.tap: value for want, value in found.items() if want.kind == "feature"}
+        return replace(
+            outputs,
+            logits=found.get(Want.LOGITS, outputs.logits),
+            embedding=found.get(Want.EMBEDDING, outputs.embedding),
+            features={**outputs.features, **features},
+            cuts={**outputs.cuts, **cuts},
+            rows=rows,
+        )
+
+
+class ShuffledBanked(Shuffled):
+    """The control over a source that needs no inputs: the partners' rows are read by their ids alone."""
+
+    def __init__(self, base: Banked, partner: Tensor, fetch: Fetch) -> None:
+        super().__init__(base, partner, fetch)
+        self._banked = base
+
+    def asked(self, wants: Iterable[Want]) -> Shuffled:
+        """The same control over the base, asked for these things."""
+        return shuffled(self._banked.asked(wants), self.partner, self.fetch)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The base's outputs for the partners' rows."""
+        ids = self.partner_of(batch.ids)
+        return self._banked(Batch(inputs={}, ids=ids, view=batch.view, total_rows=batch.total_rows))
+
+
+def shuffled(base: Teacher, partner: Tensor, fetch: Fetch) -> Shuffled:
+    """The control over any source; a source that needs no inputs gets none fetched."""
+    if isinstance(base, Banked) and not base.reads:
+        return ShuffledBanked(base, partner, fetch)
+    return Shuffled(base, partner, fetch)

@@ -1,1 +1,0 @@
-"""Grids of runs under equal conditions, and the tables that they end in."""

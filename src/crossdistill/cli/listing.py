@@ -1,0 +1,166 @@
+"""`crossdistill list`: what there is, by the names that recipes and other commands take."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import typer
+from pydantic_core import to_jsonable_python
+
+from crossdistill.cli.options import AsJson
+from crossdistill.runtime.escaping import visible
+
+listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
+
+Found = TypeVar("Found")
+
+WIDE = 200
+"""Characters in a line where nobody looks at a terminal."""
+
+
+@listing.command("recipes")
+def recipes(as_json: AsJson = False) -> None:
+    """Short names of experiments."""
+    from crossdistill.recipes import FAMILIES
+    from crossdistill.recipes.plans import PLANS
+
+    rows = [
+        {
+            "name": f"{data}/{method}",
+            "data": data,
+            "method": method,
+            "teachers": plan.kind,
+            "about": plan.about,
+        }
+        for data in FAMILIES
+        for method, plan in PLANS.items()
+    ]
+    _print(rows, as_json, hidden=("data", "method"))
+
+
+@listing.command("methods")
+def methods(as_json: AsJson = False) -> None:
+    """Algorithms of a stage, with their settings; then presets, with what they settle otherwise and why."""
+    from dataclasses import asdict
+
+    from crossdistill.methods import find, list_methods
+    from crossdistill.recipes.plans import PLANS
+
+    rows = [
+        {
+            "name": name,
+            "about": _first(config),
+            "settings": {
+                k: None if f.is_required() else f.get_default(call_default_factory=True)
+                for k, f in config.model_fields.items()
+                if k != "name"
+            },
+            "required": [k for k, f in config.model_fields.items() if f.is_required()],
+        }
+        for name, config in _found(list_methods(), find)
+    ]
+    presets = {name: [asdict(one) for one in plan.differs] for name, plan in PLANS.items() if plan.differs is not None}
+    if as_json:
+        found: dict[str, dict[str, Any]] = {str(row["name"]): row for row in rows}
+        for name, differs in presets.items():
+            found[name] = {"about": PLANS[name].about, **found.get(name, {"name": name}), "differs": differs}
+        _print(list(found.values()), as_json)
+        return
+    _print(rows, as_json, hidden=("settings", "required"))
+    typer.echo("\nPresets (DATA/PRESET is a recipe):\n")
+    _print([{"name": name, "about": PLANS[name].about} for name in presets], as_json)
+    typer.echo("")
+    _print([{"preset": name, **one} for name, differs in presets.items() for one in differs], as_json)
+
+
+@listing.command("data")
+def data(as_json: AsJson = False) -> None:
+    """Data sets, and where they are kept."""
+    from crossdistill.data import find_data, names
+    from crossdistill.errors import CrossdistillError
+
+    rows: list[dict[str, Any]] = []
+    for name, config in _found(names(), find_data):
+        try:
+            entry = config(name=name).cached()
+        except CrossdistillError:
+            entry = None
+        except Exception as error:  # another package's program may fail in any way
+            _complain(f"data {name!r}: {type(error).__name__}: {error}")
+            continue
+        rows.append(
+            {
+                "name": name,
+                "about": _first(config),
+                "cached": None if entry is None else str(entry.path),
+                "bytes": None if entry is None else entry.size_bytes,
+            }
+        )
+    _print(rows, as_json)
+
+
+@listing.command("models")
+def models(as_json: AsJson = False) -> None:
+    """Networks, with their parameters and taps."""
+    import torch
+
+    from crossdistill.models import find_model, list_models
+
+    rows = []
+    for name, model in _found(list_models(), find_model):
+        try:
+            with torch.device("meta"):
+                size = sum(parameter.numel() for parameter in model.module(classes=10).parameters())
+        except Exception as error:  # another package's program may fail in any way
+            _complain(f"model {name!r}: {type(error).__name__}: {error}")
+            continue
+        rows.append({"name": name, "parameters": size, "modalities": list(model.modalities), "taps": list(model.taps)})
+    _print(rows, as_json)
+
+
+def _found(names: Iterable[str], find: Callable[[str], Found]) -> Iterator[tuple[str, Found]]:
+    """What stands behind each name; a package that is broken costs its own line, and is said."""
+    from crossdistill.errors import SettingError
+
+    for name in names:
+        try:
+            yield name, find(name)
+        except SettingError as error:
+            _complain(str(error))
+
+
+def _complain(text: str) -> None:
+    typer.echo(f"crossdistill: {visible(text)}", err=True)
+
+
+def _first(thing: object) -> str:
+    return next(iter((thing.__doc__ or "").strip().splitlines()), "")
+
+
+def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: Sequence[str] = ()) -> None:
+    if as_json:
+        typer.echo(json.dumps(to_jsonable_python(rows), indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    columns = [name for name in rows[0] if name not in hidden]
+    for name in columns:
+        table.add_column(name, justify="right" if name in {"parameters", "bytes"} else "left", no_wrap=name == "name")
+    for row in rows:
+        # As Text: what stands in square brackets is no style.
+        table.add_row(*(Text(visible(_cell(row[name]))) for name in columns))
+    # Into a pipe or a file, lines as long as they are: what reads them does not fold.
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,52 @@
+"""Where a grid is computed: here, on a Ray cluster, or on a Slurm cluster."""
+
+from collections.abc import Mapping
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+from crossdistill.compare.executors.cluster import Remote
+from crossdistill.compare.executors.local import Crew, Pool, Work
+from crossdistill.compare.executors.on_ray import RayCluster
+from crossdistill.compare.executors.on_slurm import SlurmCluster
+from crossdistill.errors import SettingError, nearest
+from crossdistill.overrides import parse_override
+
+PLACES = ("local", "ray", "slurm")
+
+
+def place(on: str) -> tuple[str, Mapping[str, Any]]:
+    """`slurm:slurm_partition=gpu,timeout_min=60` as its name and its options.
+
+    Raises:
+        SettingError: there is no such place, or the options are not of that form.
+    """
+    name, _, text = on.partition(":")
+    if name not in PLACES:
+        raise SettingError(f"--on: no place is called {name!r}; {nearest(name, PLACES)}")
+    options = dict(parse_override(part) for part in text.split(",")) if text else {}
+    if options and name == "local":
+        raise SettingError(f"--on local takes no options; found {text!r}")
+    return name, options
+
+
+def crew(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Crew, int]:
+    """Workers at a place, as many as `jobs` says (by default what the place has) but not more than `most`.
+
+    Raises:
+        MissingExtraError: the package that talks to the cluster is not installed.
+        RunError: the cluster does not answer.
+        SettingError: its options are wrong.
+    """
+    name, options = place(on)
+    if name == "local":
+        workers = max(1, min(local_workers(jobs), most))
+        return Pool(work, workers), workers
+    cluster = RayCluster(jobs, options) if name == "ray" else SlurmCluster(jobs, out.absolute() / "slurm", options)
+    workers = max(1, min(cluster.workers, most))
+    return Remote(work, cluster, workers, out.absolute() / "mail"), workers
+
+
+def local_workers(jobs: int | None) -> int:
+    """As many as were asked for, else one a core."""
+    return jobs or cpu_count() or 1

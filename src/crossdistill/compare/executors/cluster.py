@@ -1,0 +1,105 @@
+"""Workers on other machines that share the comparison's folder: what Ray and Slurm have in common."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from crossdistill.compare.executors.local import Message, Work, attempted
+from crossdistill.compare.executors.messages import Inbox, Outbox
+
+LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a job ended: "done" or "failed" with its value, or "lost" with its machine and the reason."""
+
+    kind: str
+    value: Any
+
+
+@runtime_checkable
+class Cluster(Protocol):
+    """Somebody who runs jobs somewhere."""
+
+    def submit(self, job: "Job") -> Any:
+        """Start a job when there is room; gives what `ended` asks for."""
+        ...
+
+    def ended(self, handle: Any) -> Ended | None:
+        """How it ended; None while it waits or runs."""
+        ...
+
+    def close(self) -> None:
+        """Drop what still runs, and leave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One try of one task; it can be called on any machine that has the package and sees the folder."""
+
+    work: Work
+    task: Any
+    mail: str
+    """The file in which it says how far it is."""
+
+    def __call__(self) -> tuple[str, Any]:
+        """Do it, like a worker of a local pool."""
+        return attempted(self.work, self.task, Outbox(Path(self.mail)))
+
+
+@dataclass
+class _Running:
+    task: int
+    handle: Any
+    inbox: Inbox
+
+
+class Remote:
+    """A crew of `workers` jobs at a time on a cluster. A task whose machine was lost is tried once more.
+
+    A second try goes on from the first one's checkpoint, and a lock keeps the two apart if the first is not dead.
+    """
+
+    def __init__(self, work: Work, cluster: Cluster, workers: int, mail: Path, tries: int = 2) -> None:
+        self._work, self._cluster, self._mail, self._tries = work, cluster, mail, tries
+        self._places: list[_Running | None] = [None] * workers
+        self._tried: dict[int, int] = {}
+
+    def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
+        """Do tasks as `choose` names them; see `Crew`."""
+        try:
+            while True:
+                for place, running in enumerate(self._places):
+                    task = choose() if running is None else None
+                    if task is not None:
+                        self._places[place] = self._begin(task, tasks[task])
+                if not any(self._places):
+                    return
+                for place, running in enumerate(self._places):
+                    if running is not None:
+                        yield from self._listen(place, running, tasks)
+                time.sleep(LOOK_EVERY_S)
+        finally:
+            self._cluster.close()
+
+    def _begin(self, task: int, value: Any) -> _Running:
+        self._tried[task] = self._tried.get(task, 0) + 1
+        mail = self._mail / f"{task}-{time.time_ns()}.jsonl"
+        return _Running(task, self._cluster.submit(Job(self._work, value, str(mail))), Inbox(mail))
+
+    def _listen(self, place: int, running: _Running, tasks: Sequence[Any]) -> Iterator[Message]:
+        ended = self._cluster.ended(running.handle)
+        for kind, value in running.inbox.look():
+            yield Message(place, running.task, kind, value)
+        if ended is None:
+            return
+        if ended.kind == "lost" and self._tried[running.task] < self._tries:
+            self._places[place] = self._begin(running.task, tasks[running.task])
+            yield Message(place, running.task, "lost", ended.value)
+            return
+        self._places[place] = None
+        yield Message(place, running.task, "failed" if ended.kind == "lost" else ended.kind, ended.value)

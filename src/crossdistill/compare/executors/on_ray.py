@@ -1,0 +1,60 @@
+"""Jobs on a Ray cluster whose machines share the comparison's folder (extra: ray)."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from crossdistill.compare.executors.cluster import Ended, Job
+from crossdistill.errors import MissingExtraError, RunError, SettingError
+
+
+class RayCluster:
+    """The cluster at the option `address`, else that of the variable RAY_ADDRESS, else a new one of this machine alone.
+
+    The other options are Ray's, for each job (`num_cpus`, by default one; `num_gpus`; `memory`). Ray keeps its worker
+    processes, so torch is imported once in each.
+    """
+
+    def __init__(self, jobs: int | None, options: Mapping[str, Any]) -> None:
+        try:
+            self._ray: Any = importlib.import_module("ray")
+        except ImportError as error:
+            raise MissingExtraError("--on ray", "ray", "ray") from error
+        given = {"num_cpus": 1, **options}
+        where = str(given.pop("address", "") or os.environ.get("RAY_ADDRESS", ""))
+        own: dict[str, Any] = {"address": where} if where else {"num_cpus": jobs, "include_dashboard": False}
+        try:
+            # Ray's own retries would not say so, and would begin before we know that a worker is gone.
+            self._call = self._ray.remote(_call).options(max_retries=0, **given)
+            self._ray.init(log_to_driver=False, **own)
+        except ConnectionError as error:
+            raise RunError(f"--on ray: no cluster answers at {where!r}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"--on ray: {error}") from error
+        self.workers = jobs or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def submit(self, job: Job) -> Any:
+        """Queue it."""
+        return self._call.remote(job)
+
+    def ended(self, handle: Any) -> Ended | None:
+        """Ask without waiting."""
+        ready, _ = self._ray.wait([handle], timeout=0)
+        if not ready:
+            return None
+        try:
+            kind, value = self._ray.get(handle)
+        except self._ray.exceptions.RayTaskError as error:
+            return Ended("failed", str(error))
+        except self._ray.exceptions.RayError as error:
+            return Ended("lost", f"its Ray worker is gone: {' '.join(str(error).split())}")
+        return Ended(kind, value)
+
+    def close(self) -> None:
+        """Leave the cluster: what this process has queued there is dropped."""
+        self._ray.shutdown()
+
+
+def _call(job: Job) -> tuple[str, Any]:
+    return job()

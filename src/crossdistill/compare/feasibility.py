@@ -1,0 +1,133 @@
+"""A look through all cells before anything trains: what each of them trains, and which cannot run and why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from crossdistill.compare.cell import loaded
+from crossdistill.compare.grid import Cell, unplaced
+from crossdistill.data.config import DataConfig
+from crossdistill.errors import CrossdistillError, RecipeError
+from crossdistill.planning.plan import Plan, prepare
+from crossdistill.recipe import Recipe
+from crossdistill.runtime.distributed import devices
+from crossdistill.runtime.progress import Display
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """A cell that can run: its stages by key, and what its table will say of it."""
+
+    stages: Mapping[str, str]
+    """Names, by the key under which runs share what they have trained."""
+    steps: Mapping[str, int]
+    """Optimizer steps, by the same key."""
+    parameters: int
+    """Of the student."""
+    trained: int
+    """Parameters that train in any stage: student, teachers, and what the method adds."""
+    alone: tuple[str, ...]
+    """Teachers that learnt from labels and from nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All cells of a comparison: those that can run and those that cannot, by their place; and the data in words."""
+
+    cells: tuple[Cell, ...]
+    found: Mapping[int, Surveyed]
+    refused: Mapping[int, str]
+    about: str
+
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of every stage of any cell, each stage once."""
+        return {key: count for one in self.found.values() for key, count in one.steps.items()}
+
+    def stages(self) -> list[Mapping[str, str]]:
+        """Each cell's stages; of a refused cell none."""
+        return [self.found[i].stages if i in self.found else {} for i in range(len(self.cells))]
+
+    def refused_cells(self) -> dict[str, str]:
+        """Reasons by the cells' names."""
+        return {self.cells[i].name: reason for i, reason in self.refused.items()}
+
+
+def survey(cells: Sequence[Cell], display: Display) -> Survey:
+    """Build every cell's plan. Faults of data and files end the whole; a recipe's faults refuse its cell.
+
+    Raises:
+        RecipeError: no cell at all can run, or a setting is of a stage that no cell has.
+    """
+    if cells and (lost := unplaced(cells)):
+        raise RecipeError(f"compare {cells[0].data}", lost)
+    found: dict[int, Surveyed] = {}
+    refused: dict[int, str] = {}
+    about = ""
+    several = len({cell.seed for cell in cells}) > 1
+    display.begin("looking through the cells", len(cells))
+    for number, cell in enumerate(cells):
+        try:
+            recipe = cell.recipe()
+        except CrossdistillError as error:
+            refused[number] = reason(error)
+            display.advance()
+            continue
+        if recipe.undrawn and several:
+            refused[number] = (
+                f"{', '.join(map(repr, recipe.undrawn))}: live modules keep their weights whatever the seed is, so "
+                "that several seeds would understate the spread; give functions that make them"
+            )
+            display.advance()
+            continue
+        assert isinstance(recipe.data, DataConfig)
+        dataset = loaded(recipe.data, display.data)
+        about = about or dataset.about
+        try:
+            with devices(recipe.device) as where:
+                found[number] = _surveyed(prepare(recipe, dataset, where.device))
+        except RecipeError as error:
+            refused[number] = reason(error)
+        display.advance()
+    display.end(f"{len(found)} can run" + (f", {len(refused)} cannot" if refused else ""))
+    if cells and not found:
+        reasons = list(dict.fromkeys(refused.values()))
+        raise RecipeError(f"compare {cells[0].data}", reasons)
+    return Survey(tuple(cells), found, refused, about)
+
+
+def reason(error: CrossdistillError) -> str:
+    """Why a cell cannot run, on one line."""
+    faults = error.faults if isinstance(error, RecipeError) else (str(error),)
+    return "; ".join(" ".join(fault.split()) for fault in faults)
+
+
+def _surveyed(plan: Plan) -> Surveyed:
+    moving: dict[int, int] = {}
+    for job in plan.jobs:
+        for part in _moving(job.trained, job.method):
+            moving |= {id(parameter): parameter.numel() for parameter in part.parameters()}
+    return Surveyed(
+        stages={job.key: job.stage.name for job in plan.jobs},
+        steps={job.key: job.stage.epochs * job.order.steps for job in plan.jobs},
+        parameters=plan.parameters()[plan.recipe.learner],
+        trained=sum(moving.values()),
+        alone=alone(plan.recipe),
+    )
+
+
+def _moving(trained: Mapping[str, tuple[nn.Module, tuple[str, ...]]], method: nn.Module) -> list[nn.Module]:
+    parts = [method]
+    for network, taps in trained.values():
+        parts += [network.get_submodule(f"module.{tap}") for tap in taps] or [network]
+    return parts
+
+
+def alone(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers that train in one supervised stage of their own and nowhere else."""
+    found = []
+    for name in recipe.teachers:
+        own = [stage for stage in recipe.stages if name in {part.partition(":")[0] for part in stage.trained}]
+        if len(own) == 1 and own[0].learner == name and own[0].method.name == "supervised":
+            found.append(name)
+    return tuple(found)

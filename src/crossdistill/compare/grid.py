@@ -1,0 +1,309 @@
+"""A comparison as data: which methods, students, seeds and label fractions make which cells."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from crossdistill.data import find_data
+from crossdistill.errors import RecipeError, SettingError, nearest
+from crossdistill.overrides import sentences
+from crossdistill.recipe import Recipe
+from crossdistill.recipes import FAMILIES, family_kit, make
+from crossdistill.recipes.plans import PLANS
+
+SEED_LIMIT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a comparison. `epochs` is the part of its usual epochs that each stage gets; trials have a number."""
+
+    data: str
+    method: str
+    student: str
+    teachers: str | None
+    labelled: float
+    control: str | None
+    seed: int
+    settings: tuple[str, ...] = ()
+    tiny: bool = False
+    epochs: float = 1.0
+    trial: int | None = None
+
+    @property
+    def name(self) -> str:
+        """A folder's name, different for every cell of a grid."""
+        parts = [self.method, self.student, self.teachers, f"{self.labelled:g}", self.control, f"seed{self.seed}"]
+        parts += [] if self.trial is None else [f"trial{self.trial}"]
+        return "-".join(part.replace("+", "") for part in parts if part)
+
+    @property
+    def setting(self) -> "Setting":
+        """What cells have in common that differ in their seed alone."""
+        return Setting(self.method, self.student, self.teachers, self.labelled, self.control)
+
+    def recipe(self) -> Recipe:
+        """The recipe that this cell runs. Settings of a stage that it does not have are for other cells.
+
+        Raises:
+            RecipeError: a setting does not fit it.
+        """
+        own = self.stages() if any(map(stage_of, self.settings)) else frozenset()
+        made = self._made([text for text in self.settings if stage_of(text) in {None, *own}])
+        if self.epochs < 1:
+            # A stage that trains at all trains for one epoch at least.
+            part = [max(min(stage.epochs, 1), round(self.epochs * stage.epochs)) for stage in made.stages]
+            stages = (stage.model_copy(update={"epochs": e}) for stage, e in zip(made.stages, part, strict=True))
+            made = made.model_copy(update={"stages": tuple(stages)})
+        return made.tiny() if self.tiny else made
+
+    def stages(self) -> frozenset[str]:
+        """Names of its stages.
+
+        Raises:
+            RecipeError: a setting that is not about one stage does not fit.
+        """
+        made = self._made([text for text in self.settings if stage_of(text) is None])
+        return frozenset(stage.name for stage in made.stages)
+
+    def _made(self, settings: Sequence[str]) -> Recipe:
+        given = [f"student={self.student}", f"labelled={self.labelled!r}", *settings]
+        given += [f"teachers={self.teachers}"] if self.teachers else []
+        given += [f"control={self.control}"] if self.control else []
+        return make(f"{self.data}/{self.method}", given, self.seed)
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, for other processes."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, values: Mapping[str, Any]) -> "Cell":
+        """What `as_data` gave."""
+        return cls(**{**values, "settings": tuple(values["settings"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is compared: a method with its teachers, on a student, at a fraction of labels, or its control."""
+
+    method: str
+    student: str
+    teachers: str | None
+    labelled: float
+    control: str | None
+
+    @property
+    def title(self) -> str:
+        """For people: the method, and which teachers it has."""
+        name = f"{self.method}@{self.control}" if self.control else self.method
+        return f"{name} ({self.teachers})" if self.teachers else name
+
+    @property
+    def place(self) -> str:
+        """For people: the student and its labels."""
+        return f"{self.student}, {percent(self.labelled)} of the labels"
+
+
+def stage_of(setting: str) -> str | None:
+    """The stage whose name a setting has in its path; None: it is about something else, or has a position there."""
+    path = setting.partition("=")[0].strip().split(".")
+    return path[1] if len(path) > 2 and path[0] == "stages" and not path[1].isdigit() else None
+
+
+def unplaced(cells: Sequence[Cell]) -> list[str]:
+    """Settings of stages that no cell has, each with a sentence."""
+    wanted = {text: stage for cell in cells for text in cell.settings if (stage := stage_of(text)) is not None}
+    if not wanted:
+        return []
+    known: set[str] = set()
+    for cell in cells:
+        if cell.seed == cells[0].seed:
+            try:
+                known |= cell.stages()
+            except RecipeError:
+                # What is wrong with it is said of the cell.
+                return []
+    lost = {text: stage for text, stage in wanted.items() if stage not in known}
+    return [
+        f"--set {text}: no method here has a stage {stage!r}; {nearest(stage, known)}" for text, stage in lost.items()
+    ]
+
+
+def percent(fraction: float) -> str:
+    """A fraction as people write it, without losing small ones."""
+    return f"{100 * fraction:.3g}%"
+
+
+def standard_methods() -> tuple[str, ...]:
+    """What `all` stands for: every method once.
+
+    A name that goes on after another one's with a hyphen (`mst-distill-a`) is a variant of that, and left out.
+    """
+    return tuple(name for name in PLANS if not any(name.startswith(f"{other}-") for other in PLANS))
+
+
+class Grid(BaseModel):
+    """All cells of a comparison. Controls are run at the scarcest labels only, where a teacher matters most."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    methods: tuple[str, ...]
+    students: tuple[str, ...] = Field((), validate_default=True)
+    """Modalities; empty: every one."""
+    teachers: tuple[Literal["mm", "cm", "mm+cm"], ...] = ()
+    """Which teachers; empty: each method's own."""
+    seeds: int = Field(3, ge=1, le=SEED_LIMIT)
+    labelled: tuple[float, ...] = (1.0,)
+    control: Literal["shuffled"] | None = None
+    settings: tuple[str, ...] = ()
+    tiny: bool = False
+    sweep: tuple[str, ...] = ()
+    """FIELD=a,b,c: tuned for every method with the same number of trials."""
+    budget: float | None = Field(None, gt=0)
+    """Minutes; seeds and epochs are picked to fit."""
+    epochs: float = Field(1.0, gt=0, le=1)
+    """The part of its usual epochs that each stage gets."""
+
+    @field_validator("data")
+    @classmethod
+    def _known_data(cls, value: str) -> str:
+        if value not in FAMILIES:
+            raise ValueError(f"no recipes are made for {value!r}; {nearest(value, FAMILIES)}")
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in PLANS:
+                raise ValueError(f"no method is called {name!r}; {nearest(name, PLANS)}")
+        return value
+
+    @field_validator("students")
+    @classmethod
+    def _known_students(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's own type is a protocol
+        # Data that are refused themselves have no students to compare with.
+        known = tuple(family_kit(info.data["data"]).networks) if "data" in info.data else value
+        for name in value:
+            if name not in known:
+                raise ValueError(f"no modality is called {name!r}; {nearest(name, known)}")
+        return value or known
+
+    @field_validator("labelled")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for fraction in value:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"wanted fractions of the labels in (0, 1], found {fraction}")
+        return value
+
+    @classmethod
+    def parse(
+        cls,
+        data: str,
+        *,
+        preset: str | None = None,
+        settings: Sequence[str] = (),
+        sweep: Sequence[str] = (),
+        tiny: bool = False,
+        **texts: Any,
+    ) -> "Grid":
+        """A grid from the command line's words; `None` means the preset's, or the default.
+
+        Raises:
+            RecipeError: every fault, collected.
+        """
+        if preset is not None and preset not in PRESETS:
+            raise SettingError(f"--preset: none is called {preset!r}; {nearest(preset, PRESETS)}")
+        values: dict[str, Any] = {"data": data, "settings": tuple(settings), "tiny": tiny, "sweep": tuple(sweep)}
+        values["methods"] = ("supervised", "kd", "mst-distill")
+        values |= PRESETS.get(preset or "", {})
+        for name, text in texts.items():
+            if text is not None:
+                values[name] = _words(text) if name in LISTS else text
+        given = values.get("methods", ())
+        spread = (standard_methods() if name == "all" else (name,) for name in given)
+        values["methods"] = tuple(dict.fromkeys(name for names in spread for name in names))
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(f"compare {data}", sentences(error)) from error
+
+    def cells(self) -> list[Cell]:
+        """Every run, seeds outermost, so that several workers start on different ones."""
+        found = []
+        for seed in range(self.seeds):
+            for student in self.students:
+                for labelled in self.labelled:
+                    for method in self.methods:
+                        for kind in self._kinds(method):
+                            base = (self.data, method, student, kind, labelled)
+                            rest = (seed, self.settings, self.tiny, self.epochs)
+                            found.append(Cell(*base, None, *rest))
+                            if self.control and kind is not None and labelled == min(self.labelled):
+                                found.append(Cell(*base, self.control, *rest))
+        return found
+
+    def undefined(self) -> dict[str, str]:
+        """Methods that have no form with the given teachers, or belong to other data, each with the reason."""
+        found = {}
+        for method in self.methods:
+            plan = PLANS[method]
+            if self._other_data(method):
+                own = " ".join(f"--set data.{name}={value}" for name, value in self._own_data(method).items())
+                found[method] = (
+                    f"{method} belongs to other data ({own.replace('--set ', '')}) than other methods here, and only "
+                    f"results on the same rows can be compared; give {own}, which then holds for all of them"
+                )
+            elif self.teachers and plan.kind is not None and not self._kinds(method):
+                possible = ", ".join(dict.fromkeys((plan.kind, *plan.kinds)))
+                asked = ", ".join(self.teachers)
+                found[method] = f"{method} has no form with teachers {asked}; possible: {possible}"
+        return found
+
+    def _own_data(self, method: str) -> dict[str, Any]:
+        """The settings of the data that belong to a preset, besides those that are given for all methods."""
+        given = {text.partition("=")[0].strip() for text in self.settings}
+        known = find_data(self.data).model_fields
+        own = PLANS[method].data_settings()
+        return {name: value for name, value in own.items() if name in known and f"data.{name}" not in given}
+
+    def _other_data(self, method: str) -> bool:
+        own = self._own_data(method)
+        return bool(own) and any(self._own_data(other) != own for other in self.methods)
+
+    def _kinds(self, method: str) -> list[str | None]:
+        """The teachers that a method is run with; none where it cannot be compared.
+
+        A method whose own teachers are both kinds at once has them where both are asked for, one by one or together.
+        """
+        plan = PLANS[method]
+        if self._other_data(method):
+            return []
+        if plan.kind is None:
+            return [None]
+        if not self.teachers:
+            return [plan.kind]
+        if plan.kind == BOTH and {"mm", "cm"} <= set(self.teachers):
+            return [BOTH]
+        return [kind for kind in self.teachers if kind == plan.kind or kind in plan.kinds]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+
+
+BOTH = "mm+cm"
+LISTS = frozenset({"methods", "students", "teachers", "labelled"})
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "demo": {
+        "seeds": 5,
+        "labelled": (1.0, 0.05),
+        "control": "shuffled",
+        "methods": ("supervised", "kd", "mst-distill"),
+    },
+}

@@ -1,0 +1,100 @@
+"""What the finished cells say: rows merged over seeds, and who was right about which test row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.compare.feasibility import Survey
+from crossdistill.compare.grid import Cell, Setting
+from crossdistill.errors import RunError
+from crossdistill.report import PREDICTIONS, Report, Row, finished, merged
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One cell's predictions of the test rows: their ids, and which are right."""
+
+    ids: NDArray[np.int64]
+    right: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a setting costs: seconds are the mean of a run with all that it needs, as if it shared nothing."""
+
+    seconds: float
+    peak_memory_mb: float
+    parameters: int
+    """Of the student."""
+    trained: int
+    """Parameters that train in any stage of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """All that a comparison has found."""
+
+    rows: tuple[Row, ...]
+    answers: Mapping[Setting, Mapping[int, Answers]]
+    """By setting and seed."""
+    costs: Mapping[Setting, Cost]
+
+
+def collect(survey: Survey, folder: Path) -> Collected:
+    """Read every finished cell in the folder of cells."""
+    rows: list[tuple[Cell, tuple[str, ...], list[Row]]] = []
+    answers: dict[Setting, dict[int, Answers]] = {}
+    costs: dict[Setting, Cost] = {}
+    for number, found in survey.found.items():
+        cell = survey.cells[number]
+        if not finished(folder / cell.name):
+            continue
+        own = list(Report.load(folder / cell.name).rows)
+        rows.append((cell, found.alone, own))
+        answers.setdefault(cell.setting, {})[cell.seed] = _answers(folder / cell.name / PREDICTIONS)
+        before = costs.get(cell.setting, Cost(0.0, 0.0, found.parameters, found.trained))
+        costs[cell.setting] = replace(
+            before,
+            seconds=before.seconds + own[-1].seconds,
+            peak_memory_mb=max(before.peak_memory_mb, own[-1].peak_memory_mb),
+        )
+    costs = {key: replace(one, seconds=one.seconds / len(answers[key])) for key, one in costs.items()}
+    return Collected(tuple(_merged(rows)), answers, costs)
+
+
+def _answers(path: Path) -> Answers:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, predicted, targets = (file[name] for name in ("ids", "predicted", "targets"))
+        if any(one.dtype != np.int64 or one.shape != (len(ids),) for one in (ids, predicted, targets)):
+            raise ValueError("wanted three arrays of as many whole numbers")
+    except Exception as error:  # damage can make zip, zlib and NumPy raise anything
+        raise RunError(f"{path} is damaged: {error}; mend its run with --resume") from error
+    return Answers(ids, predicted == targets)
+
+
+def _merged(cells: Sequence[tuple[Cell, tuple[str, ...], list[Row]]]) -> list[Row]:
+    """All cells' rows: chance and teachers once for each student and seed, then the methods."""
+    found: dict[tuple[object, ...], tuple[int, Row]] = {}
+
+    def add(row: Row, seed: int) -> None:
+        key = (seed, row.method, row.teachers, row.student, row.labelled, row.control)
+        found.setdefault(key, (seed, row))
+
+    for cell, alone, rows in cells:
+        for row in rows:
+            # Teachers that learnt together with the student are another thing than teachers alone.
+            if not row.method.startswith("teacher:") or row.method.removeprefix("teacher:") in alone:
+                add(row, cell.seed)
+    students = dict.fromkeys(cell.student for cell, _, _ in cells)
+    for cell, _, rows in cells:
+        if cell.method == "supervised" and cell.labelled == 1.0:
+            # A network that was trained alone is what teaches, or would teach, the students of other modalities.
+            for other in students:
+                if other != cell.student:
+                    name = f"teacher:{cell.student}"
+                    add(replace(rows[-1], method=name, student=other, seconds=0.0, peak_memory_mb=0.0), cell.seed)
+    return merged([row for _, row in sorted(found.values(), key=lambda pair: pair[0])])

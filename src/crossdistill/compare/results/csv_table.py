@@ -1,0 +1,70 @@
+"""The table of a comparison for spreadsheets and programs: CSV, one line for each place."""
+
+import csv
+import io
+from dataclasses import asdict
+from typing import Any
+
+from crossdistill.compare.results.pairwise import ALONE, KD
+from crossdistill.compare.results.table import Entry, Findings, Line, Sheet
+from crossdistill.runtime.escaping import csv_cell
+
+FIELDS = (
+    "data", "method", "teachers", "student", "labelled", "control", "metric", "mean", "std", "values", "test_rows",
+    "seconds", "peak_memory_mb", "parameters", "trained", "state", "mark",
+)  # fmt: skip
+AGAINST = ("difference", "low", "high", "p", "p_holm", "verdict")
+
+
+def comma_separated(findings: Findings) -> str:
+    """One line for each place of the table: the row as in `results.json`, costs, marks, and both comparisons.
+
+    Numbers are written so that reading them gives the same ones; `values` are separated by spaces.
+    """
+    sheet = Sheet.of(findings)
+    fields = [*FIELDS, *(f"{name}_{what}" for name in ("alone", "kd") for what in AGAINST)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for line in sheet.lines:
+        for (student, labelled), entry in line.entries.items():
+            writer.writerow(
+                _as_text(
+                    {"data": findings.grid.data, "method": line.method, "teachers": line.teachers, "student": student}
+                    | {"labelled": labelled, "state": entry.state, "mark": entry.mark}
+                    | _row(entry)
+                    | _found(findings, line, student, labelled)
+                )
+            )
+    return text.getvalue()
+
+
+def _as_text(cells: dict[str, Any]) -> dict[str, Any]:
+    """The same cells; names are no formulas, whatever they begin with. Several values are numbers."""
+    return {
+        field: csv_cell(value) if isinstance(value, str) and field != "values" else value
+        for field, value in cells.items()
+    }
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    if entry.row is None:
+        return {}
+    own = asdict(entry.row)
+    del own["labelled"]
+    return own | {"values": " ".join(map(repr, entry.row.values))}
+
+
+def _found(findings: Findings, line: Line, student: str, labelled: float) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for setting, cost in findings.collected.costs.items():
+        same = (setting.title, setting.student, setting.labelled) == (line.title, student, labelled)
+        if not same:
+            continue
+        found |= {"parameters": cost.parameters, "trained": cost.trained}
+        for name, method in (("alone", ALONE), ("kd", KD)):
+            pair = findings.verdicts.of(setting, method)
+            if pair is not None:
+                plain = pair.as_data()
+                found |= {f"{name}_{what}": plain[what] for what in AGAINST}
+    return found

@@ -1,0 +1,39 @@
+"""The table of a comparison for a paper: LaTeX that needs no package."""
+
+from crossdistill.compare.grid import percent
+from crossdistill.compare.results.table import Entry, Findings, Sheet, table_rows
+from crossdistill.runtime import escaping
+from crossdistill.runtime.progress import counted
+
+
+def latex(findings: Findings) -> str:
+    """The table for a paper: plain LaTeX, no packages; best bold, second underlined."""
+    sheet = Sheet.of(findings)
+    columns = [escaping.latex(f"{student}, {percent(labelled)}") for student, labelled in sheet.columns]
+    lines = [
+        f"% {escaping.latex(findings.grid.data)}: accuracy, mean and standard deviation over "
+        f"{counted(findings.grid.seeds, 'seed')}, {counted(table_rows(findings), 'test row')} where none are named",
+        rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+        r"\hline",
+        " & ".join(["method", "teachers", *columns]) + r" \\",
+        r"\hline",
+    ]
+    kind = sheet.lines[0].kind if sheet.lines else "method"
+    for line in sheet.lines:
+        if line.kind != kind:
+            lines.append(r"\hline")
+            kind = line.kind
+        cells = [_tex_entry(line.entries.get(column)) for column in sheet.columns]
+        lines.append(" & ".join([escaping.latex(line.method), escaping.latex(line.teachers or "--"), *cells]) + r" \\")
+    return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
+
+
+def _tex_entry(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    if entry.row is None:
+        return rf"\textit{{{escaping.latex(entry.state)}}}"
+    mean, std = f"{entry.row.mean:.3f}", "" if entry.row.std is None else rf" $\pm$ {entry.row.std:.3f}"
+    mean = {"best": rf"\textbf{{{mean}}}", "second": rf"\underline{{{mean}}}", "": mean}[entry.mark]
+    rows = "" if entry.fewer is None else f" ({counted(entry.fewer, 'row')})"
+    return mean + std + rows + (r"$^\dagger$" if entry.state == "partly failed" else "")

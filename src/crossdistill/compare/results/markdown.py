@@ -1,0 +1,173 @@
+"""The files that a comparison leaves: a page (Markdown), the table as CSV and LaTeX, the statistics as JSON."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from crossdistill.compare.grid import percent
+from crossdistill.compare.results.csv_table import comma_separated
+from crossdistill.compare.results.latex import latex
+from crossdistill.compare.results.pairwise import Pair
+from crossdistill.compare.results.summary import control_sentences, interval, notes, tuning_sentences, verdict_sentences
+from crossdistill.compare.results.table import Entry, Findings, Sheet
+from crossdistill.compare.results.terminal import costs, on_rows
+from crossdistill.report import Report, number
+from crossdistill.runtime.escaping import markdown as escape
+from crossdistill.runtime.files import write_json, write_text
+
+COMPARISON, PAGE, CSV, LATEX = "comparison.json", "report.md", "table.csv", "table.tex"
+
+
+def save(findings: Findings, out: Path) -> None:
+    """Write `results.json` (rows as of every run), `comparison.json`, `report.md`, and the table as CSV and LaTeX."""
+    Report(out, findings.collected.rows).save()
+    write_json(out / COMPARISON, as_data(findings))
+    write_text(out / PAGE, markdown(findings))
+    write_text(out / CSV, comma_separated(findings))
+    write_text(out / LATEX, latex(findings))
+
+
+def as_data(findings: Findings) -> dict[str, Any]:
+    """Everything besides the rows: comparisons, costs, choices, and cells without a result."""
+    sheet = Sheet.of(findings)
+    places = [(line, *sheet.places(line)) for line in sheet.lines if line.kind == "method"]
+    return {
+        **findings.verdicts.as_data(),
+        "places": [
+            {"method": line.method, "teachers": line.teachers, "best": best, "second": second, "of": len(line.entries)}
+            for line, best, second in places
+        ],
+        "costs": [{**asdict(setting), **asdict(cost)} for setting, cost in findings.collected.costs.items()],
+        "tuning": [dict(one) for one in findings.tuning],
+        "budget": findings.pick.as_data() if findings.pick is not None else None,
+        "cannot_apply": dict(findings.refused),
+        "failed": dict(findings.failed),
+    }
+
+
+def markdown(findings: Findings) -> str:
+    """The page."""
+    sheet = Sheet.of(findings)
+    parts = [f"# {escape(findings.grid.data)}: methods side by side", findings.about, _reading(findings), _table(sheet)]
+    said = [*verdict_sentences(findings), *control_sentences(findings)]
+    if said:
+        parts.append("## What it says\n\n" + _items(map(escape, said)))
+    if findings.verdicts.pairs:
+        parts.append("## Compared one by one\n\n" + _pairs(findings.verdicts.pairs))
+    parts.append("## Cost\n\n" + _costs(findings, sheet))
+    if findings.tuning:
+        how = (
+            "Every setting had the same number of trials, on seeds that no cell of the table has; the accuracy on the "
+            "validation split chose, the test split was not read."
+        )
+        if findings.split_moves:
+            how += (
+                " The seed draws the split of these data too, so rows that validate a trial can be test rows of a cell."
+            )
+        parts.append(f"## Tuning\n\n{how}\n\n" + _items(map(escape, tuning_sentences(findings))))
+    for title, cells in (("Cannot apply", findings.refused), ("Failed", findings.failed)):
+        if cells:
+            reasons = [f"`{name}`: {escape(_line(why))}" for name, why in cells.items()]
+            parts.append(f"## {title}\n\n" + _items(reasons))
+    return "\n\n".join(parts) + "\n"
+
+
+def _reading(findings: Findings) -> str:
+    return (
+        f"Accuracy, mean ± standard deviation (ddof 1): {notes(findings)} **Best** and *second* of the methods are "
+        "marked in each column. Model selection saw the validation split only. Differences are paired and have 95 % "
+        "intervals from a hierarchical bootstrap over seeds and test samples (test rows that show the student the same "
+        "input are one sample); p is corrected by Holm over all comparisons on one student at one fraction of labels. "
+        "Seconds are the mean training time of a run with all that it needs (teachers included), as if it shared "
+        "nothing; memory is the largest peak of any of its runs, banks and test included, where a stage that cells "
+        "share counts as when it was trained. In rows named `@shuffled` the teachers looked at other training rows "
+        "while they taught."
+    )
+
+
+def _table(sheet: Sheet) -> str:
+    head = [
+        "method",
+        "teachers",
+        *(f"{escape(student)}, {percent(labelled)} labels" for student, labelled in sheet.columns),
+    ]
+    lines = [
+        [
+            escape(line.method),
+            escape(line.teachers or ""),
+            *(_marked(line.entries.get(column)) for column in sheet.columns),
+        ]
+        for line in sheet.lines
+    ]
+    table = _grid(head, lines, left=2)
+    partly = any(entry.state == "partly failed" for line in sheet.lines for entry in line.entries.values())
+    return table + ("\n\n† some of its seeds failed and are not in the mean." if partly else "")
+
+
+def _marked(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    if entry.row is None:
+        return entry.state
+    text = number(entry.row) + on_rows(entry) + (" †" if entry.state == "partly failed" else "")
+    return {"best": f"**{text}**", "second": f"*{text}*", "": text}[entry.mark]
+
+
+def _pairs(pairs: Sequence[Pair]) -> str:
+    head = ["student", "labels", "method", "against", "difference", "p (Holm)", "verdict", "seeds won"]
+    lines = [
+        [
+            escape(pair.setting.student),
+            percent(pair.setting.labelled),
+            escape(pair.setting.title),
+            escape(pair.against.title),
+            interval(pair),
+            f"{pair.p_holm:.4f}",
+            pair.verdict,
+            f"{pair.wins} of {len(pair.seeds)}",
+        ]
+        for pair in pairs
+    ]
+    return _grid(head, lines, left=4)
+
+
+def _costs(findings: Findings, sheet: Sheet) -> str:
+    head = [
+        "method",
+        "teachers",
+        "seconds",
+        "memory MB",
+        "student's parameters",
+        "parameters trained",
+        "best",
+        "second",
+    ]
+    lines = []
+    for line in sheet.lines:
+        own = [
+            cost
+            for setting, cost in findings.collected.costs.items()
+            if (setting.title, setting.teachers) == (line.title, line.teachers)
+        ]
+        if own:
+            best, second = sheet.places(line)
+            students = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.parameters for cost in own))
+            trained = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.trained for cost in own))
+            won = [f"{best} of {len(line.entries)}", f"{second}"] if line.kind == "method" else ["", ""]
+            lines.append([escape(line.method), escape(line.teachers or ""), *costs(line), students, trained, *won])
+    return _grid(head, lines, left=2)
+
+
+def _grid(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    rule = "".join("---|" if i < left else "--:|" for i in range(len(head)))
+    rows = [f"| {' | '.join(head)} |", f"|{rule}", *(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n".join(rows)
+
+
+def _items(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,163 @@
+"""The table of a comparison as data: methods down, students and label fractions across, best and second marked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from crossdistill.compare.budget import Pick
+from crossdistill.compare.grid import Cell, Grid, Setting
+from crossdistill.compare.results.collect import Collected
+from crossdistill.compare.results.pairwise import Verdicts
+from crossdistill.report import Row
+
+Mark = Literal["best", "second", ""]
+State = Literal["done", "partly failed", "failed", "cannot apply"]
+Column = tuple[str, float]
+"""A student and its fraction of labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a comparison ends in, as its pages need it."""
+
+    grid: Grid
+    cells: tuple[Cell, ...]
+    collected: Collected
+    verdicts: Verdicts
+    refused: Mapping[str, str]
+    """Cells that cannot apply, and methods without a form for the teachers that were asked for: why."""
+    failed: Mapping[str, str]
+    """Cells that began and did not end: why."""
+    about: str
+    tuning: Sequence[Mapping[str, Any]] = ()
+    pick: Pick | None = None
+    split_moves: bool = False
+    """Whether the seed draws the data's split too, so that trials and cells split the rows otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One place of the table."""
+
+    row: Row | None
+    state: State
+    mark: Mark = ""
+    fewer: int | None = None
+    """Test rows that it is over, where these are not the table's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One method with its teachers, a teacher alone, or chance."""
+
+    method: str
+    teachers: str | None
+    kind: Literal["beside", "method", "control"]
+    entries: Mapping[Column, Entry] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The method and its teachers."""
+        return f"{self.method} ({self.teachers})" if self.teachers else self.method
+
+    @property
+    def seconds(self) -> float:
+        """The longest of its runs."""
+        return max((entry.row.seconds for entry in self.entries.values() if entry.row), default=0.0)
+
+    @property
+    def memory(self) -> float:
+        """The largest peak of its runs, MB."""
+        return max((entry.row.peak_memory_mb for entry in self.entries.values() if entry.row), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The whole table."""
+
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @classmethod
+    def of(cls, findings: Findings) -> "Sheet":
+        """Lay out what was found: what stands beside the methods first, controls last."""
+        cells = findings.cells
+        settings = list(dict.fromkeys(cell.setting for cell in cells))
+        columns = tuple(dict.fromkeys((s.student, s.labelled) for s in settings))
+        states = {setting: _state(setting, findings) for setting in settings}
+        rows = {_key(row): row for row in findings.collected.rows}
+        lines = []
+        beside = [row for row in findings.collected.rows if row.method == "chance" or row.method.startswith("teacher:")]
+        for name in dict.fromkeys(row.method for row in beside):
+            own = [row for row in beside if row.method == name]
+            # They know all labels, and stand in every column of their student.
+            entries = {c: Entry(row, "done") for row in own for c in columns if c[0] == row.student}
+            lines.append(Line(name, None, "beside", entries))
+        for control in (None, findings.grid.control):
+            own_settings = [s for s in settings if s.control == control]
+            for method, teachers in dict.fromkeys((s.method, s.teachers) for s in own_settings):
+                line = [s for s in own_settings if (s.method, s.teachers) == (method, teachers)]
+                places = {(s.student, s.labelled): Entry(rows.get(_row_key(s)), states[s]) for s in line}
+                title = f"{method}@{control}" if control else method
+                lines.append(Line(title, teachers, "control" if control else "method", places))
+            if findings.grid.control is None:
+                break
+        common = table_rows(findings)
+        return cls(columns, tuple(_with_rows(line, common) for line in _marked(lines, columns)))
+
+    def places(self, line: Line) -> tuple[int, int]:
+        """In how many columns a line is best, and second."""
+        marks = [entry.mark for entry in line.entries.values()]
+        return marks.count("best"), marks.count("second")
+
+
+def table_rows(findings: Findings) -> int:
+    """Test rows of most places of the table: those that have a target."""
+    return max((row.test_rows for row in findings.collected.rows), default=0)
+
+
+def _with_rows(line: Line, common: int) -> Line:
+    """The line with the rows said of each place that is over others than the table's."""
+    rows = {c: entry.row.test_rows for c, entry in line.entries.items() if entry.row is not None}
+    fewer = {c: number for c, number in rows.items() if number != common}
+    return replace(line, entries={c: replace(entry, fewer=fewer.get(c)) for c, entry in line.entries.items()})
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return row.method.partition("@")[0], row.teachers, row.student, row.labelled, row.control
+
+
+def _row_key(setting: Setting) -> tuple[object, ...]:
+    return setting.method, setting.teachers, setting.student, setting.labelled, setting.control
+
+
+def _state(setting: Setting, findings: Findings) -> State:
+    names = [cell.name for cell in findings.cells if cell.setting == setting]
+    if all(name in findings.refused for name in names):
+        return "cannot apply"
+    missing = [name for name in names if name in findings.refused or name in findings.failed]
+    return "done" if not missing else "failed" if len(missing) == len(names) else "partly failed"
+
+
+def _marked(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
+    """The lines with the best and the second mean of every column marked, among methods; equals share a mark."""
+    marks: dict[tuple[int, Column], Mark] = {}
+    for column in columns:
+        means = {
+            i: entry.row.mean
+            for i, line in enumerate(lines)
+            if line.kind == "method" and (entry := line.entries.get(column)) is not None and entry.row is not None
+        }
+        ranked = sorted(set(means.values()), reverse=True)
+        for i, mean in means.items():
+            if mean in ranked[:2] and len(means) > 1:
+                marks[i, column] = "best" if mean == ranked[0] else "second"
+    return [
+        Line(
+            line.method,
+            line.teachers,
+            line.kind,
+            {c: replace(e, mark=marks.get((i, c), "")) for c, e in line.entries.items()},
+        )
+        for i, line in enumerate(lines)
+    ]

@@ -1,0 +1,74 @@
+"""The table of a comparison as it is drawn on a terminal."""
+
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from crossdistill.compare.grid import percent
+from crossdistill.compare.results.summary import control_sentences, notes, verdict_sentences
+from crossdistill.compare.results.table import Column, Entry, Findings, Line, Sheet
+from crossdistill.report import number
+from crossdistill.runtime.escaping import visible
+from crossdistill.runtime.progress import counted
+
+MARKS = {"best": " ¹", "second": " ²", "": "  "}
+FITTING = 6
+"""So many columns are drawn side by side; with more of them each student has a table of its own."""
+
+
+def terminal(findings: Findings) -> str:
+    """The table, what the comparison says in sentences, and what could not run."""
+    sheet = Sheet.of(findings)
+    out = StringIO()
+    console = Console(file=out, width=max(120, 70 + 22 * FITTING))
+    students = list(dict.fromkeys(student for student, _ in sheet.columns))
+    for group in [students] if len(sheet.columns) <= FITTING else [[student] for student in students]:
+        console.print(_table(sheet, [column for column in sheet.columns if column[0] in group]))
+        console.print()
+    lines = ["¹ best, ² second of the methods; mean ± standard deviation over seeds. " + notes(findings)]
+    lines += ["memory: the largest peak of any run of a method, banks and test included; shared stages as when trained"]
+    lines += [*verdict_sentences(findings), *control_sentences(findings)]
+    lines += [f"cannot apply: {name}: {why}" for name, why in findings.refused.items()]
+    lines += [f"failed: {name}: {why.strip()}" for name, why in findings.failed.items()]
+    for line in (*lines, findings.about):
+        console.print(visible(line, lines=True), markup=False, highlight=False, soft_wrap=True)
+    return out.getvalue()
+
+
+def _table(sheet: Sheet, columns: list[Column]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
+    table.add_column("method", no_wrap=True)
+    table.add_column("teachers", no_wrap=True)
+    for student, labelled in columns:
+        table.add_column(Text(f"{visible(student)}\n{percent(labelled)} labels"), justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("memory\nMB", justify="right", no_wrap=True)
+    for line in sheet.lines:
+        if any(column in line.entries for column in columns):
+            values = [drawn(line.entries.get(column)) for column in columns]
+            # As Text: what stands in square brackets is no style.
+            cells = (line.method, line.teachers or "", *values, *costs(line))
+            table.add_row(*(Text(visible(cell)) for cell in cells))
+    return table
+
+
+def drawn(entry: Entry | None) -> str:
+    """One place: the number with its mark, or why there is none."""
+    if entry is None:
+        return ""
+    if entry.row is None:
+        return f"{entry.state}  "
+    partly = " †" if entry.state == "partly failed" else ""
+    return f"{number(entry.row)}{on_rows(entry)}{partly}{MARKS[entry.mark]}"
+
+
+def on_rows(entry: Entry) -> str:
+    """The rows that an accuracy is over, where these are not the table's."""
+    return "" if entry.fewer is None else f" ({counted(entry.fewer, 'row')})"
+
+
+def costs(line: Line) -> tuple[str, str]:
+    """Seconds and memory, empty where nothing was trained."""
+    return (f"{line.seconds:.1f}" if line.seconds else "", f"{line.memory:.0f}" if line.memory else "")

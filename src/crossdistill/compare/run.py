@@ -1,0 +1,279 @@
+"""Run a grid of cells that share whatever is equal, and put their results side by side."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crossdistill.compare.budget import Pick, pick, project
+from crossdistill.compare.cell import as_task, loaded, train
+from crossdistill.compare.executors.choose import crew, local_workers, place
+from crossdistill.compare.executors.local import Message
+from crossdistill.compare.executors.progress import GridProgress
+from crossdistill.compare.feasibility import Survey, survey
+from crossdistill.compare.grid import Cell, Grid, Setting
+from crossdistill.compare.results.collect import collect
+from crossdistill.compare.results.markdown import save
+from crossdistill.compare.results.pairwise import Samples, sample_numbers, verdicts
+from crossdistill.compare.results.table import Findings
+from crossdistill.compare.results.terminal import terminal
+from crossdistill.compare.scheduler import Board
+from crossdistill.compare.sweep import Tuning, tunings, with_choices
+from crossdistill.data.config import DataConfig
+from crossdistill.errors import RecipeError, ResumeError, RunError
+from crossdistill.recipe import NetworkConfig
+from crossdistill.report import Report, finished
+from crossdistill.run_folder.folder import held, run_folder
+from crossdistill.runtime.files import read_sealed, write_json, write_sealed
+from crossdistill.runtime.progress import Terminal, counted
+
+GROWS = ("methods", "students", "seeds", "labelled", "control")
+"""What a comparison may be asked for more of, in the same folder: its cells stay what they were."""
+GRID, BUDGET, TUNING = "grid.json", "budget.json", "tuning.json"
+CELLS, TRIALS, SHARED, MAIL = "cells", "tuning", "shared", "mail"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A finished comparison: its folder, and all that was found."""
+
+    out: Path
+    findings: Findings
+
+    def text(self) -> str:
+        """The table as it is drawn on a terminal."""
+        return terminal(self.findings)
+
+
+def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = False, on: str = "local") -> Comparison:
+    """Run every cell that is not done yet, with as many workers as `jobs` (by default what the place `on` has).
+
+    Cells share a folder of stages: what two of them would train alike is trained once. A cell that fails is
+    reported in its place, and does not stop the others. Killed at any moment, it goes on with `resume` and repeats
+    nothing that was finished.
+
+    Raises:
+        RecipeError: no cell can run, or a sweep names what no method has; nothing was trained.
+        RunError: the folder holds a comparison, and `resume` was not asked for; or somebody computes it right now.
+        ResumeError: it holds another comparison.
+    """
+    place(on)
+    out = run_folder(out)
+    with held(out):
+        _check(out, grid, resume)
+        asked = grid
+        with Terminal() as display:
+            picked = _picked(grid, out, jobs, display)
+            if picked is not None:
+                grid = grid.model_copy(update={"seeds": picked.seeds, "epochs": picked.epochs})
+            looked = survey(grid.cells(), display)
+            tuned = tunings(grid, [looked.cells[i] for i in looked.found])
+        # From here on the folder is this comparison's: what is wrong with it as asked was found before.
+        write_sealed(out / GRID, json.loads(asked.model_dump_json()))
+        if picked is not None:
+            write_sealed(out / BUDGET, picked.as_data())
+        run = _Run(out, jobs, on)
+        tuning, choices, failed = run.tune(tuned)
+        if any(choices.values()):
+            with Terminal() as display:
+                looked = survey(with_choices(looked.cells, choices), display)
+        untuned = {cell.name: failed[cell.setting] for cell in looked.cells if cell.setting in failed}
+        ended = run.cells(looked, CELLS, "test", skip=set(untuned))
+        collected = collect(looked, out / CELLS)
+        findings = Findings(
+            grid=grid,
+            cells=looked.cells,
+            collected=collected,
+            verdicts=verdicts(collected, _samples(looked)),
+            refused={**looked.refused_cells(), **grid.undefined()},
+            failed={**untuned, **ended},
+            about=looked.about,
+            tuning=tuning,
+            pick=picked,
+            split_moves=_split_moves(tuned),
+        )
+        save(findings, out)
+        shutil.rmtree(out / MAIL, ignore_errors=True)
+    return Comparison(out, findings)
+
+
+def _check(out: Path, grid: Grid, resume: bool) -> None:
+    """Look whether the folder is free, or holds this comparison or a part of it."""
+    path = out / GRID
+    if not path.is_file():
+        return
+    if not resume:
+        raise RunError(f"{out} holds a comparison already; go on with --resume, or choose another folder with --out")
+    then, now = _read(path), json.loads(grid.model_dump_json())
+    # What a budget buys was picked for the comparison as it was.
+    grows = GROWS if grid.budget is None else ()
+    changed = [
+        f"  - {name}: was {then.get(name)!r}, is {now[name]!r}"
+        for name in now
+        if not (_same(name, then.get(name), now[name]) or (name in grows and _more(then.get(name), now[name])))
+    ]
+    if changed:
+        raise ResumeError(
+            f"{out} holds another comparison, and without a budget only {', '.join(GROWS)} may grow in the same "
+            "folder; choose another one with --out, or ask for what it has. What differs:\n" + "\n".join(changed)
+        )
+
+
+def _same(name: str, then: Any, now: Any) -> bool:
+    """Whether it was asked for like this: settings in any order, of which the last for a key counts."""
+    if name == "settings" and isinstance(then, list):
+        was, is_ = ({text.partition("=")[0]: text.partition("=")[2] for text in each} for each in (then, now))
+        return was == is_
+    return bool(then == now)
+
+
+def _more(then: Any, now: Any) -> bool:
+    """Whether all that was asked for still is."""
+    if isinstance(then, list):
+        return set(then) <= set(now)
+    return then is None or (isinstance(then, int) and now >= then)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; choose another folder with --out") from error
+
+
+def _picked(grid: Grid, out: Path, jobs: int | None, display: Terminal) -> Pick | None:
+    """What the budget buys; once picked it stays, also when a resumed comparison would measure other times."""
+    if grid.budget is None:
+        return None
+    path = out / BUDGET
+    picked = Pick.from_data(_read(path)) if path.is_file() else fitted(grid, jobs, display)
+    display.say(f"{picked}")
+    return picked
+
+
+def fitted(grid: Grid, jobs: int | None, display: Terminal) -> Pick:
+    """The seeds and epochs that fit into a grid's budget.
+
+    Raises:
+        RunError: nothing does.
+    """
+    one = survey(grid.model_copy(update={"seeds": 1}).cells(), display)
+    projection = project(one, display)
+    tuned = tunings(grid, [one.cells[i] for i in one.found])
+    cells = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
+    trials = project(survey(cells, display), display) if cells else None
+    return pick(grid, projection, trials, local_workers(jobs))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Where cells are computed, and by whom."""
+
+    out: Path
+    jobs: int | None
+    on: str
+
+    def cells(self, looked: Survey, folder: str, split: str, skip: set[str]) -> dict[str, str]:
+        """Run all cells that are not done; gives those that failed with their reasons."""
+        out = self.out.absolute()
+        cells = looked.cells
+        todo = [i for i in looked.found if cells[i].name not in skip]
+        waiting = [i for i in todo if not finished(out / folder / cells[i].name)]
+        board = Board(looked.stages(), waiting, out / SHARED)
+        tasks = [as_task(cell, out / folder / cell.name, out / SHARED, split) for cell in cells]
+        every = {key: steps for i in waiting for key, steps in looked.found[i].steps.items()}
+        steps = sum(count for key, count in every.items() if not board.done(key))
+        failed: dict[str, str] = {}
+        if not waiting:
+            return failed
+        workers, count = crew(self.on, train, self.jobs, len(waiting), out)
+        title = "cells" if split == "test" else "trials"
+        with GridProgress(steps, len(waiting), title) as progress:
+            progress.say(
+                f"{len(cells)} {title}, {len(todo) - len(waiting)} done already, "
+                f"{counted(count, 'worker')} on {self.on}"
+            )
+            for message in workers.run(tasks, board.choose):
+                _follow(message, board, cells, failed, progress)
+        return failed
+
+    def tune(
+        self, tuned: Sequence[Tuning]
+    ) -> tuple[list[dict[str, Any]], dict[Setting, tuple[str, ...]], dict[Setting, str]]:
+        """Run all trials; gives them in plain values, what was chosen, and the settings of which nothing can be."""
+        plain: list[dict[str, Any]] = []
+        choices: dict[Setting, tuple[str, ...]] = {}
+        lost: dict[Setting, str] = {}
+        failed: Mapping[str, str] = {}
+        trials = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
+        if trials:
+            with Terminal() as display:
+                looked = survey(trials, display)
+            failed = {**looked.refused_cells(), **self.cells(looked, TRIALS, "validation", skip=set())}
+        for tuning in tuned:
+            if not any(trial.settings for trial in tuning.trials) and not tuning.missing:
+                continue
+            try:
+                best, scores = tuning.chosen(self._score)
+            except RecipeError as error:
+                names = [cell.name for trial in tuning.trials for cell in trial.cells if cell.name in failed]
+                why = "; ".join(f"{name}: {failed[name]}" for name in names[:1])
+                lost[tuning.setting] = f"{error.faults[0]} ({why})"
+                continue
+            choices[tuning.setting] = best.settings
+            plain.append(tuning.as_data(best, scores))
+        if plain:
+            write_json(self.out / TUNING, plain)
+        return plain, choices, lost
+
+    def _score(self, cell: Cell) -> float | None:
+        folder = self.out / TRIALS / cell.name
+        return Report.load(folder).rows[-1].mean if finished(folder) else None
+
+
+def _follow(
+    message: Message, board: Board, cells: Sequence[Cell], failed: dict[str, str], progress: GridProgress
+) -> None:
+    name = cells[message.task].name
+    if message.kind in {"done", "failed"}:
+        well = message.kind == "done"
+        board.over(message.task, well=well)
+        if not well:
+            failed[name] = str(message.value)
+        progress.over(message.worker, name, str(message.value), well=well)
+        return
+    if message.kind == "trained":
+        board.trained(message.task, str(message.value))
+    progress.heard(message.worker, name, message.kind, message.value)
+
+
+def _split_moves(tuned: Sequence[Tuning]) -> bool:
+    """Whether another seed is other data: told from the settings that a trial's data have."""
+    cells = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
+    if not cells:
+        return False
+    drawn = [replace(cells[0], seed=seed).recipe().data for seed in (0, cells[0].seed)]
+    return len({one.seed for one in drawn if isinstance(one, DataConfig)}) > 1
+
+
+def _samples(looked: Survey) -> Samples:
+    """Test samples by what the student is shown, looked up once for each student and seed."""
+    known: dict[tuple[str, int], Any] = {}
+
+    def samples(student: str, seed: int, ids: Any) -> Any:
+        key = (student, seed)
+        if key not in known or not (len(known[key][0]) == len(ids) and (known[key][0] == ids).all()):
+            cell = next(looked.cells[i] for i in looked.found if _is(looked.cells[i], student, seed))
+            recipe = cell.recipe()
+            assert isinstance(recipe.data, DataConfig)
+            assert isinstance(recipe.student, NetworkConfig)
+            known[key] = ids, sample_numbers(loaded(recipe.data), recipe.student.modalities, ids)
+        return known[key][1]
+
+    return samples
+
+
+def _is(cell: Cell, student: str, seed: int) -> bool:
+    return (cell.student, cell.seed) == (student, seed)

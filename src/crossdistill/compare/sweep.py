@@ -1,0 +1,198 @@
+"""Tuning under equal conditions: every method gets the same number of trials, and the validation split decides."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from crossdistill.compare.grid import Cell, Grid, Setting
+from crossdistill.errors import RecipeError, SettingError
+from crossdistill.method import STUDENT
+from crossdistill.overrides import parse_override
+from crossdistill.recipe import Recipe
+
+FIRST_SEED = 1000
+"""Trials run on seeds from here on, which no cell of the table has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One field with the values that are tried."""
+
+    field: str
+    values: tuple[Any, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Sweep":
+        """`FIELD=a,b,c`; commas inside brackets belong to a value.
+
+        Raises:
+            SettingError: it is not of that form, or a value is there twice.
+        """
+        field, equals, listed = text.partition("=")
+        if not equals or not field.strip() or not listed.strip():
+            raise SettingError(f"--sweep {text}: wanted FIELD=VALUE,VALUE,..., as in --sweep temperature=1,2,4")
+        try:
+            values = tuple(parse_override(f"{field}={part}")[1] for part in _parts(listed))
+        except SettingError as error:
+            raise SettingError(f"--sweep {text}: {error}") from error
+        twice = [value for i, value in enumerate(values) if value in values[:i]]
+        if twice:
+            raise SettingError(f"--sweep {text}: the value {twice[0]!r} is there twice")
+        return cls(field.strip(), values)
+
+
+def _parts(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def path_of(recipe: Recipe, field: str) -> str | None:
+    """Where in a recipe a field is, as a `--set` path; None: this recipe has none.
+
+    A path that starts with a field of the recipe (`stages.kd.method.alpha`) is taken as it is. A bare field is looked
+    for in the methods of the stages in which the student learns, from the last to the first, then in the last of these
+    stages itself (`epochs`), then in its optimizer (`learning_rate`).
+    """
+    parts = field.split(".")
+    if parts[0] in Recipe.model_fields:
+        return field if _has(recipe, parts) else None
+    own = [stage for stage in recipe.stages if stage.learner == STUDENT]
+    places = [f"stages.{stage.name}.method.{field}" for stage in reversed(own)]
+    places += [f"stages.{own[-1].name}.{inner}{field}" for inner in ("", "optimizer.")] if own else []
+    return next((path for path in places if _has(recipe, path.split("."))), None)
+
+
+def _has(node: Any, path: Sequence[str]) -> bool:
+    if not path:
+        return True
+    head, rest = path[0], path[1:]
+    if isinstance(node, BaseModel):
+        return head in type(node).model_fields and _has(getattr(node, head), rest)
+    if isinstance(node, Mapping):
+        return head in node and _has(node[head], rest)
+    if isinstance(node, list | tuple):
+        found = [one for one in node if getattr(one, "name", None) == head]
+        found += [node[int(head)]] if head.isdigit() and int(head) < len(node) else []
+        return bool(found) and _has(found[0], rest)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One choice of values for one setting, and the cells that try it: one for each tuning seed."""
+
+    values: Mapping[str, Any]
+    settings: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The trials of one setting, and the fields that were asked for and that it does not have."""
+
+    setting: Setting
+    trials: tuple[Trial, ...]
+    missing: tuple[str, ...]
+
+    def chosen(self, score: Callable[[Cell], float | None]) -> tuple[Trial, list[list[float]]]:
+        """The trial with the best mean score (the first of equals), and all scores.
+
+        Raises:
+            RecipeError: no trial of the setting has a score.
+        """
+        scores = [[value for cell in trial.cells if (value := score(cell)) is not None] for trial in self.trials]
+        # A trial that failed on one of its seeds is not compared with those that ran on all.
+        whole = [i for i, trial in enumerate(self.trials) if len(scores[i]) == len(trial.cells)]
+        if not whole:
+            raise RecipeError(self.setting.title, ["none of its trials could be finished, so nothing can be chosen"])
+        best = max(whole, key=lambda i: (sum(scores[i]) / max(1, len(scores[i])), -i))
+        return self.trials[best], scores
+
+    def as_data(self, best: Trial, scores: Sequence[Sequence[float]]) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **{name: value for name, value in asdict(self.setting).items() if name != "control"},
+            "trials": [
+                {
+                    "values": dict(trial.values),
+                    "seeds": [cell.seed for cell in trial.cells],
+                    "validation_accuracy": list(found),
+                }
+                for trial, found in zip(self.trials, scores, strict=True)
+            ],
+            "chosen": dict(best.values),
+            "settings": list(best.settings),
+            "missing": list(self.missing),
+        }
+
+
+def tunings(grid: Grid, cells: Sequence[Cell]) -> list[Tuning]:
+    """What has to be tried for every setting that is among the cells, controls aside.
+
+    With several sweeps every combination is tried. A setting that lacks a field has fewer combinations, and tries each
+    of them on more seeds, so that all settings spend the same number of trials. Where there is nothing to choose,
+    nothing is tried.
+
+    Raises:
+        RecipeError: a value that a field does not take; all of them, collected.
+    """
+    sweeps = [Sweep.parse(text) for text in grid.sweep]
+    named = [sweep.field for sweep in sweeps]
+    if len(set(named)) < len(named):
+        raise SettingError(f"--sweep: {next(n for n in named if named.count(n) > 1)!r} is given twice")
+    trials = 1
+    for sweep in sweeps:
+        trials *= len(sweep.values)
+    found: dict[Setting, Tuning] = {}
+    faults: dict[str, None] = {}
+    for cell in cells:
+        if cell.control is None and cell.setting not in found:
+            found[cell.setting] = _tuning(cell, sweeps, trials, faults)
+    unused = [name for name in named if all(name in tuning.missing for tuning in found.values())]
+    faults |= {f"--sweep {name}: no method of the comparison has this field": None for name in unused if found}
+    if faults:
+        raise RecipeError(f"compare {grid.data}", list(faults))
+    return list(found.values())
+
+
+def _tuning(cell: Cell, sweeps: Sequence[Sweep], budget: int, faults: dict[str, None]) -> Tuning:
+    recipe = cell.recipe()
+    paths = {sweep.field: path_of(recipe, sweep.field) for sweep in sweeps}
+    there = [sweep for sweep in sweeps if paths[sweep.field] is not None]
+    combinations = list(itertools.product(*(sweep.values for sweep in there)))
+    seeds = range(FIRST_SEED, FIRST_SEED + budget // len(combinations)) if len(combinations) > 1 else ()
+    trials = []
+    for number, combination in enumerate(combinations):
+        values = {sweep.field: value for sweep, value in zip(there, combination, strict=True)}
+        settings = tuple(f"{paths[field]}={_text(value)}" for field, value in values.items())
+        tried = [
+            replace(cell, seed=seed, settings=(*cell.settings, *settings), trial=number)
+            for seed in (seeds or (FIRST_SEED,))
+        ]
+        try:
+            tried[0].recipe()
+        except RecipeError as error:
+            faults |= {f"--sweep, {cell.method}: {fault}": None for fault in error.faults}
+        trials.append(Trial(values, settings, tuple(tried) if seeds else ()))
+    return Tuning(cell.setting, tuple(trials), tuple(sweep.field for sweep in sweeps if paths[sweep.field] is None))
+
+
+def _text(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
+def with_choices(cells: Sequence[Cell], choices: Mapping[Setting, tuple[str, ...]]) -> list[Cell]:
+    """The cells with the settings that were chosen; a control takes those of the method that it controls."""
+    own = [choices.get(replace(cell.setting, control=None), ()) for cell in cells]
+    return [replace(cell, settings=(*cell.settings, *more)) for cell, more in zip(cells, own, strict=True)]

@@ -1,0 +1,1 @@
+"""Reading, mixing and synthesising sound."""

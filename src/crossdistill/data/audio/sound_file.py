@@ -1,0 +1,156 @@
+"""Reading recordings (wav, flac, ogg, mp3), and telling a truncated one from a short one."""
+
+import logging
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.data.input_options import HIGHEST_RATE, LOWEST_RATE, MOST_SAMPLES
+from crossdistill.errors import DataError, MissingExtraError
+from crossdistill.runtime.escaping import visible
+from crossdistill.runtime.files import file_fault
+
+log = logging.getLogger("crossdistill")
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+BLOCK_NUMBERS = 2**20
+"""Numbers of all channels that are read together."""
+CANCELLED = 1e-4
+"""Share of the channels' mean power below which their mean is silence: 40 decibels less."""
+
+_UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
+"""What streaming writers leave in a wav header whose length they did not know."""
+
+
+def read_sound(path: Path, sample_rate: int | None = None) -> tuple[NDArray[np.float32], int]:
+    """One recording as mono samples in [-1, 1], and its rate in hertz; resampled when another rate is asked for.
+
+    Raises:
+        DataError: the file is missing, unreadable, truncated, empty or holds NaN; names it.
+        MissingExtraError: soundfile, or soxr where the rate changes, is not installed.
+    """
+    soundfile = _import("soundfile", "reading recordings")
+    fault = file_fault(path)
+    if fault is not None:
+        raise DataError(f"{path}: {fault}")
+    _check_complete(path)
+    try:
+        with soundfile.SoundFile(str(path)) as stream:
+            found = int(stream.samplerate)
+            _check_promise(path, found, int(stream.frames))
+            mono = _mono(path, stream)
+            promised = int(stream.frames)
+    except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a readable sound file: {error}") from error
+    # An mp3 states no exact length: what its decoder guessed beforehand is no promise.
+    if path.suffix.lower() != ".mp3" and len(mono) < promised:
+        raise DataError(f"{path}: truncated: it promises {promised:,} samples and holds {len(mono):,}")
+    if len(mono) == 0:
+        raise DataError(f"{path}: holds no samples")
+    if not np.isfinite(mono).all():
+        raise DataError(f"{path}: holds NaN or Inf")
+    return (
+        (mono, found)
+        if sample_rate in (None, found)
+        else (resample(mono, found, int(sample_rate or 0)), int(sample_rate or 0))
+    )
+
+
+def _check_promise(path: Path, rate: int, samples: int) -> None:
+    """Whether a header can be true: by it, memory is taken and everything is resampled."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise DataError(f"{path}: says that it has {rate:,} Hz; wanted {LOWEST_RATE:,} to {HIGHEST_RATE:,}")
+    if path.suffix.lower() == ".mp3" or samples <= MOST_SAMPLES:
+        return
+    if samples >= 2**62:
+        raise DataError(f"{path}: does not say how long it is, as files from a stream do; write it to a file again")
+    raise DataError(f"{path}: promises {samples:,} samples; at most {MOST_SAMPLES:,} are read: cut it into parts")
+
+
+def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
+    """The mean of all channels, read in parts; says where channels cancel each other."""
+    parts, held = [], 0
+    loud, left = 0.0, 0.0
+    while len(block := stream.read(BLOCK_NUMBERS // stream.channels, dtype="float32", always_2d=True)):
+        parts.append(block.mean(1, dtype=np.float32))
+        held += len(block)
+        if held > MOST_SAMPLES:
+            raise DataError(f"{path}: holds more than {MOST_SAMPLES:,} samples: cut it into parts")
+        with np.errstate(all="ignore"):
+            loud += float(np.square(block, dtype=np.float64).mean(1).sum())
+            left += float(np.square(parts[-1], dtype=np.float64).sum())
+    if stream.channels > 1 and left < CANCELLED * loud:
+        log.warning(
+            "%s: its %d channels cancel each other: their mean, which is read, has %.2g of their power. Is one of them "
+            "inverted? Give one channel alone",
+            visible(str(path)),
+            stream.channels,
+            left / loud,
+        )
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def resample(wave: NDArray[np.float32], found: int, wanted: int) -> NDArray[np.float32]:
+    """The same sound at another rate in hertz (soxr, high quality).
+
+    Raises:
+        MissingExtraError: soxr is not installed.
+    """
+    if found == wanted:
+        return wave
+    soxr = _import("soxr", "resampling")
+    return np.asarray(soxr.resample(wave, found, wanted), dtype=np.float32)
+
+
+def _import(package: str, what: str) -> ModuleType:
+    try:
+        return __import__(package)
+    except ImportError as error:
+        raise MissingExtraError(what, package, "audio") from error
+
+
+def _check_complete(path: Path) -> None:
+    """Compare a file with the length that it states itself: libsndfile reads truncated ones without a word."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+        size = path.stat().st_size
+        if start == b"RIFF":
+            _check_wav(path, size)
+        elif start == b"OggS":
+            _check_ogg(path, size)
+
+
+def _check_wav(path: Path, size: int) -> None:
+    with path.open("rb") as stream:
+        stream.seek(12)
+        while len(header := stream.read(8)) == 8:
+            kind, length = struct.unpack("<4sI", header)
+            if kind == b"data":
+                held = size - stream.tell()
+                if length not in _UNKNOWN_LENGTHS and held < length:
+                    raise DataError(f"{path}: truncated: it promises {length:,} bytes of sound and holds {held:,}")
+                return
+            stream.seek(length + length % 2, 1)
+    raise DataError(f"{path}: truncated: it ends before its sound begins")
+
+
+def _check_ogg(path: Path, size: int) -> None:
+    """The last page of a complete stream is whole and carries the end-of-stream flag."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - 2**17))
+        tail = stream.read()
+    page = tail.rfind(b"OggS")
+    complete = False
+    if page >= 0 and len(tail) >= page + 27:
+        flags, segments = tail[page + 5], tail[page + 26]
+        table = tail[page + 27 : page + 27 + segments]
+        complete = bool(flags & 4) and len(table) == segments and len(tail) - page - 27 - segments >= sum(table)
+    if not complete:
+        raise DataError(f"{path}: truncated: its last page is not the end of its stream")

@@ -1,0 +1,153 @@
+"""Spoken digits as waveforms with their voices: synthesised, or recordings from a folder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.data.audio.sound_file import read_sound, resample
+from crossdistill.data.audio.speech_synthesis import (
+    ACCENTS,
+    Speaker,
+    Utterance,
+    list_variants,
+    synthesise,
+    synthesiser_version,
+)
+from crossdistill.data.cache import content_key
+from crossdistill.data.content import Progress
+from crossdistill.data.split import SPLITS, split_sources
+from crossdistill.errors import DataError
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+RECORDING = re.compile(r"(?P<digit>\d)_(?P<speaker>.+)_(?P<number>\d+)\.wav")
+
+VOICE_SHARES = (0.42, 0.15)
+"""Of the voices, how many train and validate; the rest test."""
+WORDS_PER_MINUTE = (120, 220)
+PITCH = (15, 85)
+VARIATION = (15, 8)
+"""Words per minute and pitch by which a speaker departs from its own."""
+QUIET = 0.02
+"""Share of the peak below which the ends of a clip are silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One spoken digit, its ends trimmed; `voice` is a speaker's, or a synthesised one whatever its accent."""
+
+    digit: int
+    voice: str
+    split: str
+    wave: NDArray[np.float32]
+
+
+def synthesis_key() -> dict[str, Any]:
+    """What synthesised speech depends on."""
+    return {
+        "espeakng-loader": synthesiser_version(),
+        "accents": list(ACCENTS),
+        "rates": [*WORDS_PER_MINUTE, *PITCH, *VARIATION],
+        "shares": list(VOICE_SHARES),
+    }
+
+
+def recordings_key(folder: Path) -> dict[str, Any]:
+    """What recordings depend on: the names and the content of the files."""
+    return {**content_key(find_recordings(folder)), "shares": list(VOICE_SHARES)}
+
+
+def find_recordings(folder: Path) -> list[Path]:
+    """The files `{digit}_{speaker}_{n}.wav` of a folder, in the order of their names.
+
+    Raises:
+        DataError: there is no such folder, or none of its files is named so.
+    """
+    if not folder.is_dir():
+        raise DataError(f"recordings: the folder {folder} does not exist")
+    paths = sorted(path for path in folder.iterdir() if RECORDING.fullmatch(path.name))
+    if not paths:
+        raise DataError(
+            f"recordings: no file in {folder} is named like 7_jackson_32.wav ({{digit}}_{{speaker}}_{{n}}.wav)"
+        )
+    return paths
+
+
+def parse_recording(path: Path) -> tuple[int, str]:
+    """The digit and the speaker that a recording's name says."""
+    found = RECORDING.fullmatch(path.name)
+    assert found is not None, path
+    return int(found["digit"]), found["speaker"]
+
+
+def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progress: Progress) -> list[Clip]:
+    """So many clips for each split, digits in turn; no voice variant speaks in two splits.
+
+    A voice variant with an accent is a speaker with a rate and a pitch of its own, from which each clip departs a
+    little. Speakers say all digits once before any says them again.
+    """
+    voices = split_sources(list_variants(), seed, VOICE_SHARES, "synthesised voices")
+    planned = [
+        (split, speaker)
+        for number, split in enumerate(SPLITS)
+        for speaker in _plan(voices[split], counts[split], np.random.default_rng([seed, 3, number]))
+    ]
+    total = sum(counts.values())
+    clips, found_rate = synthesise(
+        [speaker for _, speaker in planned], lambda done: progress("synthesising speech", done, total)
+    )
+    result = []
+    heard = iter(clips)
+    for split, speaker in planned:
+        for utterance in speaker.utterances:
+            wave = trim(next(heard).astype(np.float32) / np.float32(32768))
+            result.append(
+                Clip(WORDS.index(utterance.text), speaker.variant, split, resample(wave, found_rate, sample_rate))
+            )
+    return result
+
+
+def recorded_clips(folder: Path, counts: dict[str, int], seed: int, sample_rate: int, progress: Progress) -> list[Clip]:
+    """At most so many recordings for each split, drawn by `seed`; no speaker is in two splits.
+
+    Raises:
+        DataError: a file is unreadable or truncated, or there are fewer than three speakers.
+    """
+    paths = find_recordings(folder)
+    speakers = split_sources([parse_recording(path)[1] for path in paths], seed, VOICE_SHARES, f"speakers in {folder}")
+    rng = np.random.default_rng([seed, 4])
+    chosen = []
+    for split in SPLITS:
+        own = [path for path in paths if parse_recording(path)[1] in speakers[split]]
+        chosen += [(split, own[i]) for i in sorted(rng.permutation(len(own))[: counts[split]])]
+    result = []
+    for done, (split, path) in enumerate(chosen, start=1):
+        digit, speaker = parse_recording(path)
+        result.append(Clip(digit, speaker, split, trim(read_sound(path, sample_rate)[0])))
+        progress("reading recordings", done, len(chosen))
+    return result
+
+
+def trim(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Without the silence at both ends."""
+    loud = np.flatnonzero(np.abs(wave) > QUIET * np.abs(wave).max(initial=0.0))
+    return wave[loud[0] : loud[-1] + 1] if len(loud) else wave
+
+
+def _plan(variants: list[str], clips: int, rng: np.random.Generator) -> list[Speaker]:
+    names = [(accent, variant) for variant in variants for accent in ACCENTS]
+    names = [names[i] for i in rng.permutation(len(names))]
+    said: list[list[str]] = [[] for _ in names]
+    for clip in range(clips):
+        said[clip // len(WORDS) % len(names)].append(WORDS[clip % len(WORDS)])
+    speakers = []
+    for (accent, variant), words in zip(names, said, strict=True):
+        own = rng.integers([WORDS_PER_MINUTE[0], PITCH[0]], [WORDS_PER_MINUTE[1] + 1, PITCH[1] + 1])
+        departures = rng.integers([-VARIATION[0], -VARIATION[1]], [VARIATION[0] + 1, VARIATION[1] + 1], (len(words), 2))
+        if words:
+            utterances = [Utterance(w, int(r), int(p)) for w, (r, p) in zip(words, own + departures, strict=True)]
+            speakers.append(Speaker(accent, variant, tuple(utterances)))
+    return speakers

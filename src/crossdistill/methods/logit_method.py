@@ -1,0 +1,235 @@
+"""Many teachers, one student: how their predictions become what a logit method learns from."""
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.errors import ApplicabilityError, SettingError, nearest
+from crossdistill.losses.cross_entropy import cross_entropy
+from crossdistill.losses.kl import log_probabilities
+from crossdistill.losses.standardise import standardised
+from crossdistill.method import MethodConfig, Progress, Term
+from crossdistill.methods.loss_weights import Shares, Signals, Taught
+from crossdistill.outputs import Outputs, OutputSpec, Want, spread
+from crossdistill.teacher import Teacher
+
+ON_FEATURES = ("at", "crd", "hint", "kdsvd", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid")
+"""Methods that compare features alone: what a teacher's logits are does not matter to them."""
+
+
+class LogitConfig(MethodConfig):
+    """Settings of every method that distils logits: how several teachers count, and standardisation."""
+
+    combine: Literal["each", "probabilities", "logits", "weighted", "best"] = "each"
+    """"each": one term for each teacher, averaged; one that did not see a row adds nothing there. The others make one
+    prediction of those who saw it: the mean of their probabilities, of their logits, of their probabilities with
+    `teacher_weights`, or in each labelled row the teacher with the lowest cross-entropy of its own (an unlabelled row
+    has no best: the mean of probabilities)."""
+    teacher_weights: Mapping[str, float] = Field(default_factory=dict)
+    """For "weighted", by teacher; a teacher that is not named counts 1, and they are scaled to add up to 1."""
+    standardise: bool = False
+    """Take z-scores of every row's logits first, the student's and the teachers' (Sun et al., CVPR 2024)."""
+
+    @field_validator("teacher_weights")
+    @classmethod
+    def _not_negative(cls, value: Mapping[str, float]) -> Mapping[str, float]:
+        wrong = sorted(name for name, weight in value.items() if not weight >= 0)
+        if wrong:
+            raise ValueError(f"weights of teachers are 0 or more; {wrong} are not")
+        return value
+
+    def check(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], *, dense: bool = True) -> None:
+        """Refuse networks between which no logits can be distilled; `dense=False` refuses maps of logits too.
+
+        Raises:
+            ApplicabilityError: no teacher, no logits, or shapes that differ (says whose); or too few classes.
+            SettingError: `teacher_weights` name a teacher that is not there, or leave nobody with a weight.
+        """
+        require_same_logits(self.name, student, teachers)
+        if self.standardise and student.classes == 2:
+            raise ApplicabilityError(
+                f"{self.name} with standardise: the z-scores of 2 logits are always -0.71 and 0.71, so a teacher's "
+                "confidence is lost and gives no gradient; with 2 classes set standardise to false, or take a method "
+                f"that compares features ({', '.join(ON_FEATURES)})"
+            )
+        if not dense and student.logits is not None and len(student.logits) > 1:
+            raise ApplicabilityError(
+                f"{self.name} compares one prediction a row, and here each has {student.logits[1:]} of them (dense "
+                "labels); kd, fitnets, mgdfr and c2kd have a form for those"
+            )
+        for name in self.teacher_weights:
+            if name not in teachers:
+                raise SettingError(f"{self.name}: teacher_weights: no teacher {name!r}; {nearest(name, teachers)}")
+        if self.combine == "weighted" and not any(self.teacher_weights.get(name, 1.0) for name in teachers):
+            raise SettingError(f"{self.name}: teacher_weights give every teacher 0; one at least has to count")
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One prediction to learn from, on the rows of the student's outputs: a teacher's, or that of several.
+
+    It counts `share` of the loss, and `weight` times that in each row (R,): 1 where somebody saw it, else 0. `seen`
+    marks the rows that somebody saw (None: all).
+    """
+
+    name: str
+    logits: Tensor
+    """Of all that take part, (K, R, C, ...)."""
+    log_weights: Tensor
+    """Of each in the mixture of probabilities, (K, R)."""
+    weight: Tensor
+    share: float
+    seen: Tensor | None
+
+    def at(self, temperature: float) -> Tensor:
+        """Logits whose softmax at this temperature is the prediction (R, C, ...)."""
+        if len(self.logits) == 1:
+            return self.logits[0]
+        logs = torch.stack([log_probabilities(one, temperature) for one in self.logits])
+        weights = self.log_weights.reshape(*self.log_weights.shape, *[1] * (logs.ndim - 2))
+        return temperature * torch.logsumexp(logs + weights, dim=0)
+
+
+@torch.no_grad()
+def lessons(config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher]) -> list[Lesson]:
+    """What the teachers have to say, combined as the settings want it; without gradient."""
+    given = {name: teacher(batch) for name, teacher in teachers.items()}
+    pairs = [spread(outputs, len(batch)) for outputs in given.values()]
+    raw = torch.stack([student.of(whole) for whole, _ in pairs])
+    saw = torch.stack([student.of(seen) for _, seen in pairs])
+    partly = any(outputs.rows is not None for outputs in given.values())
+    logits = torch.stack([standardised(one) for one in raw]) if config.standardise else raw
+    if config.combine == "each":
+        weight = saw.to(logits.dtype)
+        alone = torch.zeros_like(weight[:1])
+        return [
+            Lesson(name, logits[k : k + 1], alone, weight[k], 1 / len(given), saw[k] if partly else None)
+            for k, name in enumerate(given)
+        ]
+    weights = _weights(config, student, batch, teachers, raw, saw)
+    if config.combine == "logits":
+        logits = (logits * weights.reshape(*weights.shape, *[1] * (logits.ndim - 2))).sum(0, keepdim=True)
+    somebody = saw.any(0)
+    return [Lesson(config.combine, logits, weights.log(), somebody.to(logits.dtype), 1.0, somebody if partly else None)]
+
+
+def _weights(
+    config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher], logits: Tensor, saw: Tensor
+) -> Tensor:
+    """What each teacher counts in each row (K, R); they add up to 1, also in rows that nobody saw."""
+    wanted = [config.teacher_weights.get(name, 1.0) if config.combine == "weighted" else 1.0 for name in teachers]
+    weights = logits.new_tensor(wanted).unsqueeze(1) * saw
+    # Where those who saw a row count nothing, they count alike; where nobody did, what comes out is not used.
+    for instead in (saw.to(weights.dtype), torch.ones_like(weights)):
+        weights = torch.where(weights.sum(0) > 0, weights, instead)
+    weights = weights / weights.sum(0)
+    if config.combine != "best":
+        return weights
+    errors, labelled = [], []
+    for one, teacher in zip(logits, teachers.values(), strict=True):
+        looked_at = teacher.sees(batch)
+        assert looked_at.targets is not None
+        errors.append(cross_entropy(one, student.of(looked_at.targets)))
+        labelled.append(student.of(looked_at.student_rows()))
+    best = torch.where(saw, torch.stack(errors), torch.inf).argmin(0)
+    one_hot = torch.zeros_like(weights).scatter(0, best.unsqueeze(0), 1.0)
+    return torch.where(torch.stack(labelled).all(0) & saw.any(0), one_hot, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Pupil:
+    """The student's side of a comparison: its outputs, its logits as they are compared, and the classes it may know.
+
+    `targets` hold `MISSING_TARGET` where the student has no label, or may not use it.
+    """
+
+    outputs: Outputs
+    logits: Tensor
+    targets: Tensor
+    progress: Progress
+
+
+class LogitMethod(Taught):
+    """A method whose signal is a comparison of the student's logits with a prediction."""
+
+    def __init__(self, config: Shares, teachers: Iterable[str], labelled_fraction: float) -> None:
+        super().__init__(config, teachers, labelled_fraction)
+        assert isinstance(config, LogitConfig)
+
+    @abc.abstractmethod
+    def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
+        """Named losses: a value for each row of the student's outputs (R,), or a scalar of the whole batch."""
+
+    def signals(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher], progress: Progress) -> Signals:
+        """A comparison with each lesson."""
+        given = lessons(self.config, student, batch, {name: teachers[name] for name in self.teachers})
+        logits = student.need(Want.LOGITS)
+        logits = standardised(logits) if self.config.standardise else logits
+        pupil = Pupil(student, logits, student_targets(student, batch), progress)
+        terms: dict[str, Term] = {}
+        for lesson in given:
+            for name, value in self.compare(pupil, lesson).items():
+                terms[f"{name}/{lesson.name}"] = lesson_term(lesson, value)
+        return terms, {}
+
+
+def lesson_term(lesson: Lesson, value: Tensor) -> Term:
+    """A loss with what its lesson counts, row by row or as a whole."""
+    if value.ndim == 0:
+        return Term(value, lesson.share)
+    return Term(value.where(lesson.weight > 0, 0.0) * lesson.weight, lesson.share)
+
+
+def seen_everywhere(progress: Progress, lesson: Lesson, values: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all ranks that the lesson has something to say of: for losses that compare rows."""
+    return [progress.gather(value if lesson.seen is None else value[lesson.seen]) for value in values]
+
+
+def student_targets(student: Outputs, batch: Batch) -> Tensor:
+    """Targets on the student's rows, `MISSING_TARGET` where it may not use them."""
+    assert batch.targets is not None
+    targets = student.of(batch.targets)
+    known = student.of(batch.student_rows())
+    return torch.where(known.view(-1, *[1] * (targets.ndim - 1)), targets, MISSING_TARGET)
+
+
+def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str, OutputSpec]) -> None:
+    """Refuse to distil logits where there are none, or over other classes.
+
+    Raises:
+        ApplicabilityError: no teacher, no logits, or shapes that differ (says whose); or a single class.
+    """
+    if not teachers:
+        raise ApplicabilityError(f"{method} needs at least one teacher; this stage has none")
+    if student.logits is None:
+        raise ApplicabilityError(f"{method} distils logits, and the student gives none")
+    for name, spec in teachers.items():
+        if spec.logits != student.logits:
+            raise ApplicabilityError(
+                f"{method}: teacher {name!r} gives logits of shape {spec.logits}, the student {student.logits} "
+                f"(classes first, without the batch); they have to be the same. {_cure(name, spec, student)}"
+            )
+    if student.classes < 2:
+        raise ApplicabilityError(
+            f"{method} distils how probable each class is, and with {student.classes} class that is always 1; take a "
+            f"method that compares features ({', '.join(ON_FEATURES)})"
+        )
+
+
+def _cure(name: str, teacher: OutputSpec, student: OutputSpec) -> str:
+    """What to do about a teacher whose logits are of another shape."""
+    features = f"take a method that compares features and reads no logits of teachers ({', '.join(ON_FEATURES)})"
+    mapped = teacher.logits is not None and student.logits is not None and teacher.logits[1:] == student.logits[1:]
+    if not mapped or teacher.classes < student.classes:
+        return f"To keep this teacher, {features}"
+    return (
+        f"If the student's {student.classes} classes are among the teacher's {teacher.classes}, map them: wrap "
+        f"{name!r} in Network(module, reads, give=lambda z: {{'logits': z[:, ids]}}), where ids are its numbers of "
+        f"the student's classes, in the student's order. Else {features}"
+    )

@@ -1,0 +1,198 @@
+"""Networks of the running program as a recipe takes them: modules, and functions that make them from a seed."""
+
+import random
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from crossdistill.batch import Batch
+from crossdistill.errors import SettingError
+from crossdistill.network import Network
+from crossdistill.runtime.hashing import derived_seed
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch, numpy and `random` start from this seed inside, and go on as before outside."""
+    theirs, pythons = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(theirs)
+            random.setstate(pythons)
+
+
+def as_network(value: Any, modalities: Sequence[str]) -> Any:
+    """A bare module, or a function that makes one, as a Network; anything else is given back.
+
+    A function draws other weights for each seed of the recipe. `modalities` are those of the data, as far as they are
+    known: where there is one, a bare module reads it.
+
+    Raises:
+        ValueError: nothing says what it reads, or the function fails or makes something else.
+    """
+    if isinstance(value, Network) or not (isinstance(value, nn.Module) or _makes(value)):
+        return value
+    if isinstance(value, nn.Module):
+        return Network(value, _reads(type(value).__name__, "module", modalities))
+    try:
+        made = _made(value, 0)
+    except SettingError as error:
+        raise ValueError(str(error)) from error
+    if isinstance(made, Network):
+        return made.holding(None, value)
+    name = getattr(value, "__qualname__", repr(value))
+    return Network(None, _reads(name, "factory=function", modalities), factory=value)
+
+
+def _makes(value: Any) -> bool:
+    return callable(value) and not isinstance(value, Mapping)
+
+
+def _reads(who: str, how: str, modalities: Sequence[str]) -> Sequence[str]:
+    if len(modalities) == 1:
+        return modalities
+    known = f"; the data have {', '.join(modalities)}" if modalities else ""
+    raise ValueError(f"nothing says what {who} reads; wrap it in Network({how}, reads=...){known}")
+
+
+def frozen_weights(module: nn.Module) -> frozenset[str]:
+    """Parameters that are not to train, as they came: those of which `requires_grad` is False."""
+    return frozenset(name for name, one in module.named_parameters(remove_duplicate=False) if not one.requires_grad)
+
+
+@contextmanager
+def left_as_they_were(networks: Iterable[Network]) -> Iterator[None]:
+    """Which parameters want gradients, and which modules are in training mode, is afterwards what it was before."""
+    modules = [network for network in networks if network.is_made]
+    gradients = [(one, one.requires_grad) for module in modules for one in module.parameters() if not is_lazy(one)]
+    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for one, wanted in gradients:
+            one.requires_grad_(wanted)
+        for layer, mode in modes:
+            layer.training = mode
+
+
+def is_incomplete(network: Network) -> bool:
+    """Whether it has layers that find their sizes in the first pass (torch's `Lazy*`)."""
+    return any(is_lazy(one) for one in [*network.parameters(), *network.buffers()])
+
+
+def complete(network: Network, batch: Batch, seed: int) -> None:
+    """Give sizes and seeded weights to layers that have none."""
+    if is_incomplete(network):
+        with seeded(seed):
+            network.probe(batch)
+
+
+def draw(network: Network, seed: int, name: str) -> Network:
+    """The network that a factory makes for this seed and member: the same weights each time it is made again.
+
+    Raises:
+        SettingError: the factory fails, or gives something else than a new module.
+    """
+    assert network.factory is not None
+    fresh = _made(network.factory, derived_seed("member", seed, name))
+    module = fresh.module if isinstance(fresh, Network) else fresh
+    before = _BEFORE.get(id(module))
+    if before is not None and before() is module:
+        raise SettingError(f"the factory of {name!r} gives one and the same module each time; wanted a new one")
+    _BEFORE[id(module)] = weakref.ref(module)
+    return network.holding(module, network.factory)
+
+
+def made(network: Network) -> Network:
+    """A network with a module, whose weights are to be loaded; of a factory, what it makes."""
+    return network if network.is_made else draw(network, 0, network.name)
+
+
+_BEFORE: dict[int, weakref.ref[nn.Module]] = {}
+"""Modules that factories gave before, to know one that is no new module."""
+
+
+def _made(make: Callable[[], Any], seed: int) -> nn.Module:
+    who = getattr(make, "__qualname__", repr(make))
+    try:
+        with seeded(seed):
+            made = make()
+    except Exception as error:  # it is the user's own
+        raise SettingError(
+            f"the factory {who} fails: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise SettingError(f"the factory {who} gives a {type(made).__name__}; wanted a torch module or a Network")
+    return made
+
+
+def shared_weights(networks: Mapping[str, Network]) -> dict[tuple[str, str], list[str]]:
+    """Weights that two networks have in common, as the first one calls them."""
+    own = {name: _weights(network) for name, network in networks.items()}
+    found = {(a, b): [own[a][key] for key in own[a] if key in own[b]] for a, b in combinations(own, 2)}
+    return {pair: names for pair, names in found.items() if names}
+
+
+def _weights(network: Network) -> dict[int, str]:
+    return {id(value): name for name, value in network.module.state_dict(keep_vars=True).items()}
+
+
+def weights_outside(network: Network, batch: Batch) -> list[str]:
+    """Weights that the gradient of its outputs reaches and its module does not have, as its code names them."""
+    was = network.training
+    network.eval()
+    with torch.enable_grad():
+        outputs = network(batch)
+    network.train(was)
+    given = [one for one in (outputs.logits, outputs.embedding) if one is not None]
+    todo, seen = [one.grad_fn for one in given if one.grad_fn is not None], set()
+    reached: dict[int, torch.Tensor] = {}
+    while todo:
+        node = todo.pop()
+        seen.add(node)
+        if isinstance(weight := getattr(node, "variable", None), nn.Parameter):
+            reached[id(weight)] = weight
+        todo += [one for one, _ in node.next_functions if one is not None and one not in seen]
+    own = {id(one) for one in network.module.parameters()}
+    names = network.code().outside
+    return [names.get(key, f"one of {tuple(one.shape)}") for key, one in reached.items() if key not in own]
+
+
+def watch(network: Network, batches: Iterable[Batch]) -> None:
+    """Find attributes and globals that a pass changes: they have no value that a key could hold.
+
+    The first pass may fill caches; what later ones change is remembered.
+    """
+    was = network.training
+    network.eval()
+    found = []
+    with torch.no_grad():
+        for batch in batches:
+            network(batch)
+            found.append(network.code())
+        with torch.random.fork_rng(devices=[]):
+            given = [network(batch) for _ in range(2)]
+    network.train(was)
+    network.changing |= {path for one, after in pairwise(found) for path in one.changed(after)}
+    if not all(_is_same(getattr(given[0], name), getattr(given[1], name)) for name in ("logits", "embedding")):
+        network.changing |= {RANDOM}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is None or torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+RANDOM = "what it gives for one and the same row"
+"""As by dropout that is also active in evaluation."""

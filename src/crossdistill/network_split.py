@@ -1,0 +1,375 @@
+"""How a module is cut in two at a named layer: by its traced graph, or by replaying the layers that ran before.
+
+By its graph, nothing that is live across the cut is lost. Where a module cannot be traced, its forward runs again from
+the start, but every layer that was over before the cut gives what it gave then, without running; only the code between
+the layers runs twice. What ran before a layer does not depend on what the layer gives, so that the result is exact for
+any forward that is a function of its inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from crossdistill.adapters import tensors_in
+from crossdistill.errors import SplitError
+
+Graph = Callable[..., Any]
+
+
+class CutGraph:
+    """The traced graph of a module, out of which stems and tails are made; parameters stay the module's own.
+
+    Raises:
+        SplitError: the module cannot be traced.
+    """
+
+    def __init__(self, module: nn.Module, taps: Sequence[str]) -> None:
+        self._module = module
+        self._who = type(module).__name__
+        self._stems: dict[tuple[str, ...], Graph] = {}
+        self._tails: dict[str, Graph] = {}
+        try:
+            self._graph = _LayerTracer(taps).trace(module)
+            for node in self._graph.nodes:
+                # Written into the code of stems and tails, where torch 2.6 does not understand unions of types.
+                node.type = None
+        except Exception as error:  # tracing runs the user's own forward, which may raise anything at all
+            raise SplitError(f"{self._who} cannot be traced, so its graph cannot be cut: {error}") from error
+
+    def stem(self, taps: tuple[str, ...]) -> Graph:
+        """From the module's arguments to one tuple for each tap: its value, then all else that its tail reads."""
+        if taps not in self._stems:
+            graph = fx.Graph()
+            copies: dict[fx.Node, fx.Node] = {}
+            cuts = [(self._at(tap), self._live(self._at(tap))) for tap in taps]
+            kept: list[dict[fx.Node, fx.Node]] = [{} for _ in cuts]
+            for node in self._before(cuts):
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+                for (at, live), own in zip(cuts, kept, strict=True):
+                    # A cut is what is there when its tap has run: nothing before that, nothing done in place later.
+                    for value in [v for v in live if v in copies and v not in own and at in copies]:
+                        copy = copies[value]
+                        own[value] = graph.call_method("clone", (copy,)) if self._overwrites(value) else copy
+            graph.output(tuple(tuple(own[value] for value in live) for (_, live), own in zip(cuts, kept, strict=True)))
+            self._stems[taps] = fx.GraphModule(self._module, graph)
+        return self._stems[taps]
+
+    def _before(self, cuts: Sequence[tuple[fx.Node, Sequence[fx.Node]]]) -> list[fx.Node]:
+        """What has to run so that all cuts are there: what they are computed from, and what works in place on that."""
+        nodes = list(self._graph.nodes)
+        values = {value for _, live in cuts for value in live}
+        last = max(index for index, node in enumerate(nodes) if node in values)
+        after_all = set.intersection(*(_descendants(at) for at, _ in cuts))
+        spoiling = {node for node in nodes[: last + 1] if self._in_place(node) and node not in after_all}
+        needed, todo = set[fx.Node](), [*values, *spoiling]
+        while todo:
+            node = todo.pop()
+            if node not in needed:
+                needed.add(node)
+                todo += node.all_input_nodes
+        return [node for node in nodes[: last + 1] if node in needed or node.op == "placeholder"]
+
+    def tail(self, tap: str) -> Graph:
+        """From what is live at a tap, in the stem's order, to the module's own result."""
+        if tap not in self._tails:
+            at = self._at(tap)
+            after = _descendants(at)
+            graph = fx.Graph()
+            copies: dict[fx.Node, fx.Node] = {}
+            for index, node in enumerate(self._live(at)):
+                given = graph.placeholder(f"live_{index}")
+                # The cut may be a row of a bank or another mask's input: it must not be spoiled.
+                copies[node] = graph.call_method("clone", (given,)) if self._overwrites(node) else given
+            for node in self._graph.nodes:
+                if node not in copies and (node in after or node.op in {"output", "get_attr"}):
+                    copies[node] = graph.node_copy(node, copies.__getitem__)
+            self._tails[tap] = fx.GraphModule(self._module, graph)
+        return self._tails[tap]
+
+    def _at(self, tap: str) -> fx.Node:
+        found = [node for node in self._graph.nodes if node.op == "call_module" and node.target == tap]
+        if len(found) != 1:
+            raise SplitError(
+                f"{self._who} runs the layer {tap!r} {len(found)} times in one pass; it can be cut where it runs once"
+            )
+        at: fx.Node = found[0]
+        return at
+
+    def _live(self, at: fx.Node) -> list[fx.Node]:
+        """The value at the tap, then every other computed value that the tail reads."""
+        after = _descendants(at)
+        live = [at]
+        for node in self._graph.nodes:
+            if node in after or node.op == "output":
+                # Weights and constants are read again by the tail itself; only computed values cross the cut.
+                live += [s for s in node.all_input_nodes if s not in after and s not in live and s.op != "get_attr"]
+        if not any(node.op == "output" and set(node.all_input_nodes) & (after | {at}) for node in self._graph.nodes):
+            raise SplitError(f"the result of {self._who} does not depend on the layer {at.target!r}")
+        return live
+
+    def _overwrites(self, node: fx.Node) -> bool:
+        """Whether something may work in place on this value, or on another view of it."""
+        views, todo = {node}, [node]
+        while todo:
+            value = todo.pop()
+            for user in value.users:
+                if self._in_place(user) and user.all_input_nodes[0] is value:
+                    return True
+                # Only a layer with weights is sure to give a tensor of its own.
+                if user not in views and not self._has_weights(user):
+                    views.add(user)
+                    todo.append(user)
+        return False
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        return any(True for _ in self._module.get_submodule(str(node.target)).parameters())
+
+    def _in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            layer = self._module.get_submodule(str(node.target))
+            return bool(layer.inplace) if hasattr(layer, "inplace") else False
+        if node.op == "call_method":
+            return str(node.target).endswith("_") and not str(node.target).startswith("_")
+        name = node.target.__name__ if callable(node.target) and hasattr(node.target, "__name__") else ""
+        # `x += y` is iadd; `torch.relu_` and its like end in one underscore.
+        return (
+            bool(node.kwargs.get("inplace", False))
+            or name.endswith("_")
+            or name in {"iadd", "imul", "isub", "itruediv"}
+        )
+
+
+class _LayerTracer(fx.Tracer):
+    """Traces through a module, keeping every torch layer and every tapped layer whole."""
+
+    def __init__(self, taps: Sequence[str]) -> None:
+        super().__init__()
+        self._taps = set(taps)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._taps or super().is_leaf_module(m, module_qualified_name)
+
+
+def _descendants(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    todo = list(node.users)
+    while todo:
+        user = todo.pop()
+        if user not in found and user.op != "output":
+            found.add(user)
+            todo.extend(user.users)
+    return found
+
+
+class _Over(BaseException):
+    """Ends a pass once its last cut is reached; no `except Exception` of a user's forward holds it up."""
+
+
+class _Again:
+    """In the place of an output that cannot be kept: the layer runs again."""
+
+
+@dataclass(slots=True)
+class Recording:
+    """A pass up to a layer: the module's arguments, and for each layer on the way what its calls gave."""
+
+    args: tuple[Any, ...]
+    named: Mapping[str, Any]
+    calls: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class ReplayedCut:
+    """Stems and tails of a module by replaying layers; the same form as `CutGraph`."""
+
+    def __init__(self, module: nn.Module, reason: str) -> None:
+        """`reason` says why its graph could not be traced."""
+        self.reason = reason
+        self._module = module
+        self._counted: set[str] = set()
+
+    def stem(self, taps: tuple[str, ...]) -> Graph:
+        """From the module's arguments to the value at each tap, each with the recording of what ran before."""
+
+        def run(*args: Any, **named: Any) -> tuple[tuple[Any, Recording], ...]:
+            found = [_Recorder(self._module, tap, Recording(args, named)) for tap in taps]
+            # The first time to the end, to see how often each layer runs.
+            ends = self._counted.issuperset(taps)
+            with ExitStack() as stack:
+                for recorder in found:
+                    stack.enter_context(recorder.listening(lambda: ends and all(one.times for one in found)))
+                with suppress(_Over):
+                    self._module(*args, **named)
+            for recorder in found:
+                if recorder.times != 1:
+                    raise _runs(self._module, recorder.tap, recorder.times)
+            self._counted |= set(taps)
+            return tuple((recorder.value, recorder.recording) for recorder in found)
+
+        return run
+
+    def tail(self, tap: str) -> Graph:
+        """From the value at a tap and the recording of what ran before it to the module's own result."""
+
+        def run(value: Tensor, recording: Recording) -> Any:
+            with ExitStack() as stack:
+                reached = stack.enter_context(_replaying(self._module, tap, value, recording))
+                result = self._module(*recording.args, **recording.named)
+            if len(reached) != 1:
+                raise _runs(self._module, tap, len(reached))
+            return result
+
+        return run
+
+
+class _Recorder:
+    """Keeps what layers give until a tap is reached."""
+
+    def __init__(self, module: nn.Module, tap: str, recording: Recording) -> None:
+        self.tap, self.recording = tap, recording
+        self.value: Any = None
+        self.times = 0
+        self._module = module
+        self._depth = 0
+
+    @contextmanager
+    def listening(self, over: Callable[[], bool]) -> Iterator[None]:
+        """While a pass runs, which ends early where `over` says so."""
+        with ExitStack() as stack:
+            for name, layer in _before(self._module, self.tap).items():
+                stack.enter_context(_forward(layer, self._recorded(name, layer.forward)))
+            layer = self._module.get_submodule(self.tap)
+            stack.enter_context(_forward(layer, self._tapped(layer.forward, over)))
+            yield
+
+    def _recorded(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        calls = self.recording.calls.setdefault(name, [])
+
+        def run(*args: Any, **named: Any) -> Any:
+            given = [(one, one._version) for one in tensors_in([args, named])]
+            self._depth += 1
+            try:
+                result = forward(*args, **named)
+            finally:
+                self._depth -= 1
+            if not self.times and not self._depth:
+                calls.append(_Again if _touched(given, result) else _copied(result))
+            return result
+
+        return run
+
+    def _tapped(self, forward: Callable[..., Any], over: Callable[[], bool]) -> Callable[..., Any]:
+        def run(*args: Any, **named: Any) -> Any:
+            result = forward(*args, **named)
+            self.times += 1
+            if not isinstance(result, Tensor):
+                raise SplitError(f"the layer {self.tap!r} gives a {type(result).__name__}; a cut is one tensor")
+            if self.times == 1:
+                self.value = result.clone()
+            if over():
+                raise _Over
+            return result
+
+        return run
+
+
+@contextmanager
+def _replaying(module: nn.Module, tap: str, value: Tensor, recording: Recording) -> Iterator[list[bool]]:
+    """While a pass runs: layers before the tap give what was recorded, and the tap gives `value`."""
+    reached: list[bool] = []
+    depth = 0
+
+    def replayed(calls: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+        left = iter(calls)
+
+        def run(*args: Any, **named: Any) -> Any:
+            nonlocal depth
+            found = _Again if reached or depth else next(left, _Again)
+            if found is not _Again:
+                return _copied(found)
+            depth += 1
+            try:
+                return forward(*args, **named)
+            finally:
+                depth -= 1
+
+        return run
+
+    def tapped(*args: Any, **named: Any) -> Tensor:
+        reached.append(True)
+        return value.clone()
+
+    with ExitStack() as stack:
+        for name, layer in _before(module, tap).items():
+            stack.enter_context(_forward(layer, replayed(recording.calls.get(name, ()), layer.forward)))
+        stack.enter_context(_forward(module.get_submodule(tap), tapped))
+        yield reached
+
+
+def _before(module: nn.Module, tap: str) -> dict[str, nn.Module]:
+    """The largest layers beside the way to a tap: each is over before the tap runs, or begins after it."""
+    parts = tap.split(".")
+    way = [".".join(parts[:length]) for length in range(len(parts) + 1)]
+    on_way = {id(module.get_submodule(name)) for name in way}
+    inside = {id(one) for one in module.get_submodule(tap).modules()}
+    found: dict[str, nn.Module] = {}
+    for name in way[:-1]:
+        for child, layer in module.get_submodule(name).named_children():
+            holds = {id(one) for one in layer.modules()}
+            # One that has layers in common with the way there is no unit of its own.
+            if not holds & (on_way | inside) and id(layer) not in map(id, found.values()):
+                found[f"{name}.{child}" if name else child] = layer
+    return found
+
+
+@contextmanager
+def _forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward for a while; hooks of the layer still run around it."""
+    own = vars(layer).get("forward")
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own
+
+
+def _touched(given: Sequence[tuple[Tensor, int]], result: Any) -> bool:
+    """Whether a layer worked in place on what it was given, or gives a view of it, so that it has to run again."""
+    own = {one.untyped_storage().data_ptr() for one, _ in given}
+    views = any(one.untyped_storage().data_ptr() in own for one in tensors_in([result]))
+    return views or any(one._version != version for one, version in given)
+
+
+def _copied(value: Any) -> Any:
+    """A copy whose tensors nothing done in place can spoil; `_Again` of what is no plain structure of tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        parts = [_copied(one) for one in value]
+        if any(one is _Again for one in parts):
+            return _Again
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, Mapping):
+        named = {key: _copied(one) for key, one in value.items()}
+        if any(one is _Again for one in named.values()):
+            return _Again
+        if type(value) is dict:
+            return named
+        # transformers' ModelOutput is made by its fields.
+        return type(value)(**named) if hasattr(value, "to_tuple") else _Again
+    return _Again
+
+
+def _runs(module: nn.Module, tap: str, times: int) -> SplitError:
+    return SplitError(
+        f"{type(module).__name__} runs the layer {tap!r} {times} times in one pass; it can be cut where it runs once"
+    )

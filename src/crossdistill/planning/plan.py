@@ -1,0 +1,395 @@
+"""A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill import __version__
+from crossdistill.batch import Batch
+from crossdistill.data.dataset import Dataset, visible
+from crossdistill.data.sampler import Order
+from crossdistill.errors import CrossdistillError, RecipeError, nearest
+from crossdistill.method import STUDENT, Method
+from crossdistill.models.own_network import complete, draw, frozen_weights, watch
+from crossdistill.nets.batch_statistics import batch_statistics
+from crossdistill.network import Network
+from crossdistill.outputs import OutputSpec, Want
+from crossdistill.planning.preflight import (
+    check_data,
+    check_learner,
+    check_lone_rows,
+    check_settings,
+    check_sources,
+    check_tested,
+    data_spec,
+    moving_parts,
+    rehearse,
+)
+from crossdistill.planning.sources import Choices, choices_key, decide, unkeyed_views, unshuffled
+from crossdistill.planning.stage_key import initial_key, views_key
+from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.run_folder.checkpoint import flatten
+from crossdistill.runtime.code_key import CodeKey, code_key
+from crossdistill.runtime.hashing import derived_seed, key_hash, tensor_hash
+from crossdistill.runtime.tensor_file import load_weights
+from crossdistill.stage import Stage
+from crossdistill.teacher import Live, Masked, Shuffled, Teacher
+
+SCHEMA = 2
+"""Changes whenever the same key would stand for other numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One stage, ready to run: its method, its cast, its data, and the key under which others find its outcome."""
+
+    index: int
+    stage: Stage
+    method: Method
+    student: Teacher
+    teachers: Mapping[str, Teacher]
+    trained: Mapping[str, tuple[Network, tuple[str, ...]]]
+    """Members that move, each with the taps that alone do (none: all of it)."""
+    dataset: Dataset
+    order: Order
+    key: str
+    groups: tuple[str, ...]
+    """Of the terms that a step gives, in their order."""
+    initial: Mapping[str, Tensor] | None = None
+    """The learner's weights of the run's beginning, where the stage starts from them again."""
+    choices: Choices = ()
+    """What is read from banks, what is live, and why."""
+    unkeyed: tuple[str, ...] = ()
+    """What its numbers may depend on and the key does not say, so that no other run may take its outcome over."""
+    reads: frozenset[str] | None = None
+    """Modalities that anybody live reads; None: all of them."""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder under `stages/`."""
+        return folder_name(self.index, self.stage)
+
+    def batch(self, rows: Tensor, epoch: int, total_rows: int | None = None) -> Batch:
+        """Training rows as the stage sees them in an epoch; of their modalities, those that anybody live reads."""
+        view = self.dataset.views(rows, self.order.seed, epoch)
+        return self.dataset.batch(rows, total_rows, self.reads, view)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that moves, by the name that it is saved under."""
+        found: dict[str, nn.Module] = {name: network for name, (network, _) in self.trained.items()}
+        return {**found, "method": self.method} if any(True for _ in self.method.state_dict()) else found
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole recipe, ready to run."""
+
+    recipe: Recipe
+    dataset: Dataset
+    members: Mapping[str, Network]
+    jobs: tuple[Job, ...]
+    teachers: Mapping[str, Teacher]
+    """Everybody who teaches or has taught, graduates included, for the table at the end."""
+
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each member."""
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in self.members.items()}
+
+
+def folder_name(index: int, stage: Stage) -> str:
+    """Name of a stage's folder under `stages/`."""
+    return f"{index:02d}-{stage.name}"
+
+
+def prepare(
+    recipe: Recipe, dataset: Dataset, device: torch.device, chosen: Mapping[str, Choices] | None = None, ranks: int = 1
+) -> Plan:
+    """Build all members and methods of a recipe on a device, and check that they fit.
+
+    `chosen` are the sources that a resumed run decided on at its start, by the name of each stage's folder; `ranks` is
+    the number of processes that share each batch.
+
+    Raises:
+        RecipeError: every fault of every stage, collected.
+    """
+    dataset, faults = check_data(dataset)
+    members: dict[str, Network] = {}
+    for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
+        try:
+            members[name] = _member(name, given, dataset, recipe.seed).to(device)
+            if recipe.channels_last:
+                # PyTorch's annotations know only the other forms of `to`.
+                members[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        except CrossdistillError as error:
+            faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
+    if len(members) <= len(recipe.teachers):
+        raise RecipeError(recipe.name, faults)
+    faults += check_tested(members[recipe.learner], dataset)
+    cast = _Cast(recipe, dataset, members, device, chosen or {}, ranks)
+    jobs = []
+    for index, stage in enumerate(recipe.stages):
+        try:
+            jobs.append(cast.job(index, stage))
+        except CrossdistillError as error:
+            faults += _faults(f"stages.{stage.name}", error)
+            if stage.method.graduating:
+                break  # what comes after needs the teachers that graduate here
+    if faults:
+        raise RecipeError(recipe.name, faults)
+    return Plan(recipe, dataset, members, tuple(jobs), cast.known)
+
+
+def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: int) -> Network:
+    if isinstance(given, Network):
+        network = given if given.factory is None or given.is_made else draw(given, seed, name)
+        complete(network, dataset.example(), derived_seed("member", seed, name))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("member", seed, name))
+            network = given.build(len(dataset.classes))
+        if given.weights is not None:
+            load_weights(network.module, given.weights, network.name)
+    missing = [modality for modality in network.reads if modality not in dataset.inputs]
+    if missing:
+        who = f"{network.name} reads"
+        known = f"which data {dataset.name!r} does not have"
+        raise RecipeError(name, [f"{who} {m!r}, {known}; {nearest(m, dataset.inputs)}" for m in missing])
+    device = next(iter(network.parameters()), torch.zeros(0)).device
+    network.probe(dataset.example().to(device))
+    network.frozen = frozen_weights(network.module)
+    if network.has_own_code():
+        train = dataset.splits["train"]
+        watch(
+            network, (dataset.batch(rows, only=network.reads).to(device) for rows in (train[:2], train[-2:], train[:3]))
+        )
+    return network
+
+
+def _faults(where: str, error: CrossdistillError) -> list[str]:
+    return [f"{where}: {fault}" for fault in (error.faults if isinstance(error, RecipeError) else [str(error)])]
+
+
+class _Cast:
+    """Who is who while stages are built one after another."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        members: Mapping[str, Network],
+        device: torch.device,
+        chosen: Mapping[str, Choices],
+        ranks: int,
+    ) -> None:
+        self.recipe = recipe
+        self.ranks = ranks
+        self.chosen = chosen
+        self.dataset = dataset
+        self.members = members
+        self.device = device
+        self.current: dict[str, Teacher] = {name: Live(name, members[name]) for name in recipe.teachers}
+        self.known: dict[str, Teacher] = dict(self.current)
+        self.initial = {name: initial_key(recipe, name, members[name]) for name in members}
+        self.provenance = dict(self.initial)
+        self.unkeyed = {name: network.unkeyed() for name, network in members.items() if network.has_own_code()}
+
+    def job(self, index: int, stage: Stage) -> Job:
+        """The next stage; moves the cast on to its graduates."""
+        recipe = self.recipe
+        learner = recipe.learner if stage.learner == STUDENT else stage.learner
+        stage, teachers = self._settled(stage, self._teachers(stage, learner))
+        trained = self._trained(stage, [name for name in teachers if name in self.members])
+        labels_hidden = learner == recipe.learner
+        dataset = self.dataset if labels_hidden else replace(self.dataset, labelled=None)
+        spec = data_spec(dataset)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("method", recipe.seed, stage.name))
+            specs = {name: teacher.spec for name, teacher in teachers.items()}
+            method = stage.method.build(_spec(self.members[learner]), specs, spec).to(self.device)
+        wants = dict(method.needs())
+        student = Live(learner, self.members[learner], wants.pop(STUDENT, {Want.LOGITS}), trained=learner in trained)
+        asked: dict[str, Teacher] = {}
+        for name, wanted in wants.items():
+            teacher = teachers[name]
+            asked[name] = (
+                Live(name, teacher.network, wanted, trained=True)
+                if name in trained and isinstance(teacher, Live)
+                else teacher.asked(wanted)
+            )
+        teaches = learner == recipe.learner and learner in trained and bool(asked)
+        if recipe.control == "shuffled" and teaches:
+            asked = {name: Shuffled(teacher, self._partners(), self._fetch) for name, teacher in asked.items()}
+        moving = moving_parts(trained)
+        order = self._order(stage, method, dataset, [*moving.values(), method])
+        groups = self._checked(stage, method, student, asked, moving, dataset, order)
+        if stage.fresh:
+            self.provenance[learner] = self.initial[learner]
+        choices = self.chosen.get(folder_name(index, stage))
+        if choices is None:
+            networks = [network for network, _ in trained.values()]
+            choices = decide(stage, student, asked, method.needs(), dataset, order, recipe.bank, networks)
+        code = code_key(method=type(method), settings=type(stage.method), data=type(recipe.data))
+        key = self._key(stage, method, learner, trained, asked, teaches, choices, code, order)
+        unkeyed = self._unkeyed({learner, *trained}, asked, code)
+        graduated = dict(method.graduates(teachers)) if wants else teachers
+        for name in {*trained, *(set(graduated) - set(teachers))}:
+            self.provenance[name], self.unkeyed[name] = key_hash([key, name]), unkeyed
+        self.known |= graduated
+        self.current = graduated if set(graduated) != set(teachers) else self.current
+        initial = flatten({learner: self.members[learner]}) if stage.fresh else None
+        return Job(
+            index, stage, method, student, asked, trained, dataset, order, key, groups, initial, choices, tuple(unkeyed)
+        )
+
+    def _settled(self, stage: Stage, teachers: dict[str, Teacher]) -> tuple[Stage, dict[str, Teacher]]:
+        """The stage with what its method left open, and teachers that show the layers which it chose."""
+        networks = {name: teacher.network for name, teacher in teachers.items() if isinstance(teacher, Live)}
+        batch = self.dataset.example().to(self.device)
+        method, layers = stage.method.settled(networks, batch)
+        if method is stage.method:
+            return stage, teachers
+        shown = {name: Live(name, networks[name].showing(layers[name], batch)) for name in layers}
+        return stage.model_copy(update={"method": method}), {**teachers, **shown}
+
+    def _checked(
+        self,
+        stage: Stage,
+        method: Method,
+        student: Live,
+        teachers: Mapping[str, Teacher],
+        moving: Mapping[str, nn.Module],
+        dataset: Dataset,
+        order: Order,
+    ) -> tuple[str, ...]:
+        """The groups of the method's terms, after everything that could go wrong with a step has been tried."""
+        moving = {**moving, "method": method}
+        faults = check_settings(stage, method, moving, teachers, self.device, self.ranks)
+        faults += check_learner(stage, method, student, dataset)
+        batch = dataset.example().to(self.device)
+        train = [self.members[name] for name in moving if name in self.members]
+        faults += check_sources(train, student, teachers, dataset, batch)
+        own = self.recipe.learner
+        if own in moving and student.name != own and self.dataset.labelled is not None:
+            faults.append(
+                f"{own!r} trains here while {student.name!r} learns: teachers may use the labels that are hidden from "
+                f"{own!r}; make it the learner, or leave it out of `trains`"
+            )
+        if faults:
+            raise RecipeError(self.recipe.name, faults)
+        for network in self.members.values():
+            network.eval()
+        groups = rehearse(stage, method, batch, student, teachers)
+        check_lone_rows(method, moving, order, stage.epochs, batch, student, teachers, dataset)
+        return groups
+
+    def _trained(self, stage: Stage, teachers: Sequence[str]) -> dict[str, tuple[Network, tuple[str, ...]]]:
+        found: dict[str, tuple[Network, tuple[str, ...]]] = {}
+        for part in stage.trained_with(teachers):
+            name, _, tap = part.partition(":")
+            name = self.recipe.learner if name == STUDENT else name
+            network = self.members[name]
+            if tap:
+                _spec(network).feature(tap, f"member {name!r}")
+            found[name] = (network, (*found[name][1], tap) if name in found else (tap,))
+        # Where a member is named as a whole too, all of it trains.
+        return {name: (network, () if "" in taps else taps) for name, (network, taps) in found.items()}
+
+    def _teachers(self, stage: Stage, learner: str) -> dict[str, Teacher]:
+        if stage.teachers is None:
+            return {name: teacher for name, teacher in self.current.items() if name != learner}
+        for name in stage.teachers:
+            if name not in self.known:
+                raise RecipeError(
+                    self.recipe.name, [f"no teacher is called {name!r} here; {nearest(name, self.known)}"]
+                )
+        return {name: self.known[name] for name in stage.teachers}
+
+    def _order(self, stage: Stage, method: Method, dataset: Dataset, trained: Collection[nn.Module]) -> Order:
+        train = dataset.splits["train"]
+        rows = train
+        if method.labelled_only:
+            rows = train[visible(dataset)[train]]
+            if len(rows) == 0:
+                raise RecipeError(self.recipe.name, ["supervised training needs labelled rows, and there are none"])
+        joins = any(map(batch_statistics, trained))
+        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps, joins)
+
+    def _partners(self) -> Tensor:
+        """Each training row's partner under the control's permutation; the other rows are their own."""
+        train = self.dataset.splits["train"]
+        source = torch.Generator().manual_seed(derived_seed("shuffled", self.recipe.seed))
+        partners = torch.arange(len(self.dataset))
+        partners[train] = train[torch.randperm(len(train), generator=source)]
+        return partners
+
+    def _fetch(self, ids: Tensor, view: Tensor | None) -> Batch:
+        return self.dataset.batch(ids.cpu(), view=None if view is None else view.cpu())
+
+    def _key(
+        self,
+        stage: Stage,
+        method: Method,
+        learner: str,
+        trained: Mapping[str, tuple[Network, tuple[str, ...]]],
+        teachers: Mapping[str, Teacher],
+        teaches: bool,
+        choices: Choices,
+        code: CodeKey,
+        order: Order,
+    ) -> str:
+        """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
+        # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
+        omitted = {"source", "learner", "trains", "teachers"}
+        settings = stage.model_dump(mode="json", exclude=omitted, exclude_defaults=True)
+        settings["method"] = {"name": stage.method.name, **settings.get("method", {})}
+        sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
+        hidden = tensor_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
+        # Where the roles could be swapped, only who hides labels, or is judged, remembers who the student is.
+        role = None if method.symmetric and stage.select == "last" else learner
+        sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
+        cast = {name: self.provenance[name] for name in {learner, *trained}} | sources
+        # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
+        banked, views = choices_key(choices), views_key(self.dataset)
+        return key_hash(
+            {
+                "schema": SCHEMA,
+                "versions": [__version__, torch.__version__, self.device.type],
+                "data": self.dataset.fingerprint,
+                "seed": self.recipe.seed,
+                "stage": settings,
+                "role": role,
+                "hidden": [learner, hidden] if hidden else None,
+                "trained": sorted(
+                    f"{name}:{tap}" for name, (_, taps) in trained.items() for tap in sorted(taps) or [""]
+                ),
+                "cast": cast,
+                "layout": "channels last" if self.recipe.channels_last else None,
+                "control": self.recipe.control if teaches else None,
+                **({"banked": banked} if banked else {}),
+                **({"views": views} if views else {}),
+                # Of a method or data in the user's own code; ours change with the version.
+                **({"code": code.text()} if code.own else {}),
+                **({"joined": True} if order.joined else {}),
+            }
+        )
+
+    def _unkeyed(self, members: Collection[str], teachers: Mapping[str, Teacher], code: CodeKey) -> list[str]:
+        """What a stage's numbers may depend on and its key does not say."""
+        bases = {t.base.name for t in map(unshuffled, teachers.values()) if isinstance(t, Masked)}
+        own = {name: self.unkeyed.get(name, []) for name in sorted({*members, *teachers, *bases})}
+        networks = [f"{name}: {reason}" for name, reasons in own.items() for reason in reasons]
+        return list(dict.fromkeys([*networks, *code.faults.values(), *unkeyed_views(self.dataset)]))
+
+    def _source(self, name: str, teacher: Teacher) -> str:
+        """Where a teacher's numbers come from: under a mask also from its base, which may train again later."""
+        if isinstance(teacher, Shuffled):
+            return self._source(name, teacher.base)
+        own = self.provenance[name]
+        return key_hash([own, self.provenance[teacher.base.name]]) if isinstance(teacher, Masked) else own
+
+
+def _spec(network: Network) -> OutputSpec:
+    assert network.spec is not None
+    return network.spec

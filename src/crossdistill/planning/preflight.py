@@ -1,0 +1,385 @@
+"""What a stage would stumble over, found before anything trains: its settings, and one step on two rows."""
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.data.augmentation import Variations
+from crossdistill.data.dataset import Dataset, visible
+from crossdistill.data.remarks import untrained
+from crossdistill.data.sampler import Order
+from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
+from crossdistill.method import DataSpec, Method, Progress, Step
+from crossdistill.models.own_network import weights_outside
+from crossdistill.nets.batch_statistics import batch_statistics, can_join
+from crossdistill.network import Network
+from crossdistill.outputs import OutputSpec
+from crossdistill.stage import Stage
+from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
+
+
+def moving_parts(trained: Mapping[str, tuple[Network, tuple[str, ...]]]) -> dict[str, nn.Module]:
+    """What trains of each member: all of it, or its layers at some taps."""
+    return {
+        name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
+        for name, (network, taps) in trained.items()
+    }
+
+
+def check_settings(
+    stage: Stage,
+    method: Method,
+    moving: Mapping[str, nn.Module],
+    teachers: Mapping[str, Teacher],
+    device: torch.device,
+    ranks: int = 1,
+) -> list[str]:
+    """Faults of a stage that no method knows of; `moving` are the modules, or parts of them, that train in it."""
+    faults = [*graph_faults(stage, method, device), *_statistics_faults(stage, moving, teachers, ranks)]
+    if stage.cuda_graphs and ranks > 1:
+        faults.append(f"cuda_graphs is for one process, and there are {ranks}; set cuda_graphs to false")
+    if method.batch_relational and stage.micro_batches > 1:
+        faults.append(
+            f"{stage.method.name} compares the rows of a batch with each other, so its batch cannot be computed in "
+            f"{stage.micro_batches} micro-batches; set micro_batches to 1"
+        )
+    if stage.batch_size < method.least_rows:
+        faults.append(
+            f"{stage.method.name} compares the rows of a batch with each other and needs at least {method.least_rows}; "
+            f"batch_size is {stage.batch_size}"
+        )
+    parameters = [one for module in moving.values() for one in module.parameters()]
+    if stage.epochs and not parameters:
+        faults.append("nothing trains here: `trains` names nobody with parameters, and the method has none of its own")
+    elif stage.epochs and not any(one.requires_grad for one in parameters):
+        faults.append(
+            f"nothing trains here: all {len(parameters)} parameters of {', '.join(map(repr, moving))} came with "
+            "requires_grad=False, and stay as they are; give those that are to train requires_grad=True"
+        )
+    if stage.optimizer.moments == "disk" and device.type != "cpu":
+        faults.append(
+            f"optimizer.moments: files are mapped into the memory of this machine, and weights are on {device.type}; "
+            "set it to 'memory', or device to 'cpu'"
+        )
+    known = [*moving, "weighting"]
+    faults += [
+        f"optimizer.rates: nothing that trains here is called {name!r}; {nearest(name, known)}"
+        for name in stage.optimizer.rates
+        if name not in known
+    ]
+    return faults
+
+
+def _class_faults(dataset: Dataset) -> list[str]:
+    """A class that is validated or tested, and has no row in training."""
+    found = untrained(dataset.targets, dataset.classes, dataset.splits)
+    named = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return [
+        f"{named}: validated or tested, but no row of it is in the training split; give `splits` that have some, or "
+        "leave its rows out of the other splits"
+    ] * bool(found)
+
+
+def data_spec(dataset: Dataset) -> DataSpec:
+    """The training data as a method is told of them: a target that is hidden from the student is none to it either."""
+    train = dataset.splits["train"]
+    known = visible(dataset)[train]
+    targets = dataset.targets[train].where(known, MISSING_TARGET)
+    return DataSpec(len(train), len(dataset.classes), targets, train, float(known.double().mean()))
+
+
+def check_sources(
+    trained: Sequence[Network], student: Live, teachers: Mapping[str, Teacher], dataset: Dataset, batch: Batch
+) -> list[str]:
+    """What networks are and see that would make their stage another one than is meant.
+
+    That is weights that a network trains with and does not have, and a teacher that sees no training row of the
+    learner's.
+    """
+    faults = []
+    for network in trained:
+        outside = weights_outside(network, batch) if network.has_own_code() else []
+        if outside:
+            more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+            faults.append(
+                f"{network.name} trains and reads weights that its module does not have ({', '.join(outside[:3])}"
+                f"{more}), which would neither train nor be saved: make them a part of the module (nn.ModuleList in "
+                "the place of a list, a layer in the place of a global), or set their requires_grad to False"
+            )
+    train = dataset.splits["train"]
+    own = _rows_of(student, dataset)[train]
+    faults += [
+        f"teacher {name!r} sees none of the {int(own.sum()):,} training rows that {student.name!r} sees (of "
+        f"{len(train):,}, where {', '.join(teacher.modalities)} are present), so that it could teach nothing"
+        for name, teacher in teachers.items()
+        if not bool((_rows_of(teacher, dataset)[train] & own).any())
+    ]
+    return faults
+
+
+def _rows_of(source: Teacher, dataset: Dataset) -> Bool[Tensor, " N"]:
+    base = source.base if isinstance(source, Shuffled) else source
+    if isinstance(base, Live):
+        return seen_rows(dataset, base.network)
+    there = torch.ones(len(dataset), dtype=torch.bool)
+    return torch.stack([dataset.present.get(name, there) for name in base.modalities]).all(0)
+
+
+def standing_still(networks: Mapping[str, Network], trained: Collection[str]) -> list[str]:
+    """A sentence for each network that trains in part, since some of its parameters came frozen."""
+    found = []
+    for name, network in networks.items():
+        if name in trained and network.frozen:
+            names = sorted(network.frozen)
+            total = sum(1 for _ in network.module.named_parameters(remove_duplicate=False))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            found.append(
+                f"{name!r} trains but for {len(names)} of its {total} parameters, which came with requires_grad=False: "
+                f"{', '.join(names[:3])}{more}"
+            )
+    return found
+
+
+def _statistics_faults(
+    stage: Stage, moving: Mapping[str, nn.Module], teachers: Mapping[str, Teacher], ranks: int
+) -> list[str]:
+    """Layers that normalise by the batch, where the batch is computed in shares."""
+    found = {name: batch_statistics(module) for name, module in moving.items()}
+    for name, teacher in teachers.items():
+        source = teacher.base if isinstance(teacher, Shuffled) else teacher
+        if name not in moving and isinstance(source, Keyed):
+            found[name] = {
+                key: layer
+                for module in source.modules()
+                for key, layer in batch_statistics(module, train=False).items()
+            }
+    faults = []
+    if stage.micro_batches > 1:
+        faults += [
+            f"micro_batches: {_layers(name, layers)}, so a batch is not the sum of its {stage.micro_batches} "
+            "micro-batches; set micro_batches to 1"
+            for name, layers in found.items()
+            if layers
+        ]
+    if ranks > 1:
+        alone = {name: {key: one for key, one in layers.items() if not can_join(one)} for name, layers in found.items()}
+        faults += [
+            f"{ranks} processes: {_layers(name, layers)}, and each process has other rows; nn.BatchNorm1d, 2d and 3d "
+            "with running statistics are computed over the rows of all processes, others are not: run it in one process"
+            for name, layers in alone.items()
+            if layers
+        ]
+    return faults
+
+
+def _layers(where: str, layers: Mapping[str, nn.Module]) -> str:
+    names = [f"{name} ({type(layer).__name__})" for name, layer in layers.items()]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{where!r} has layers whose statistics are of the whole batch: {', '.join(names[:3])}{more}"
+
+
+def check_lone_rows(
+    method: Method,
+    moving: Mapping[str, nn.Module],
+    order: Order,
+    epochs: int,
+    batch: Batch,
+    student: Teacher,
+    teachers: Mapping[str, Teacher],
+    dataset: Dataset,
+) -> None:
+    """Refuse steps in which a batch norm would see one value for each channel, of which there is no variance.
+
+    Raises:
+        SettingError: there is one; says which, and what to set.
+    """
+    normed = {name: module for name, module in moving.items() if batch_statistics(module)}
+    if not normed or not epochs:
+        return
+    smallest = min(order.batch_size, order.num_rows)
+    readers = {source.modalities for name, source in {student.name: student, **teachers}.items() if name in normed}
+    absent = [[dataset.present[name] for name in reads if name in dataset.present] for reads in readers]
+    masks = [torch.stack(found).all(0) for found in absent if found]
+    if (smallest > 1 and not masks) or not _refuses_one_row(method, normed, batch, student, teachers):
+        return
+    who = ", ".join(map(repr, normed))
+    if smallest == 1:
+        what = f"batch_size is {order.batch_size}" if order.batch_size == 1 else "there is one training row"
+        raise SettingError(
+            f"{what}, and {who} normalises by the batch, which takes 2 rows at least: set batch_size to 2 or more"
+        )
+    for epoch in range(epochs):
+        for step, rows in enumerate(order.epoch(epoch)):
+            if any(int(mask[rows].sum()) == 1 for mask in masks):
+                raise SettingError(
+                    f"in step {step} of epoch {epoch}, one row alone has the modalities of what normalises by the "
+                    f"batch ({who}), which takes 2 rows at least: set a batch_size larger than {order.batch_size}"
+                )
+
+
+@torch.no_grad()
+def _refuses_one_row(
+    method: Method, moving: Mapping[str, nn.Module], batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
+) -> bool:
+    one = replace(batch.select(torch.zeros(1, dtype=torch.long, device=batch.ids.device)), present={})
+    buffers = {buffer: buffer.clone() for module in moving.values() for buffer in module.buffers()}
+    modes = {layer: layer.training for module in moving.values() for layer in module.modules()}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            for module in moving.values():
+                module.train()
+            method(one, student, teachers, Progress())
+        except (ValueError, RuntimeError) as error:
+            return "more than 1 value per channel" in str(error)
+        finally:
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+            for layer, mode in modes.items():
+                layer.training = mode
+    return False
+
+
+def check_data(dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """Faults of views and classes; and the data without views that fail, so that other faults can still be found."""
+    views = _view_faults(dataset)
+    faults = [f"data: {fault}" for fault in [*views, *_class_faults(dataset)]]
+    return (replace(dataset, augmentation=None) if views else dataset), faults
+
+
+def _view_faults(dataset: Dataset) -> list[str]:
+    """Faults of the augmentation: of its settings, or what it does to two rows."""
+    found = dataset.augmentation.faults(dataset.inputs) if isinstance(dataset.augmentation, Variations) else []
+    if found:
+        return found
+    rows = dataset.splits["train"][:2]
+    try:
+        dataset.batch(rows, view=torch.ones_like(rows))
+    except CrossdistillError as error:
+        return [str(error)]
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+        return [f"augmentation: it fails on {len(rows)} rows: {type(error).__name__}: {' '.join(str(error).split())}"]
+    return []
+
+
+def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset) -> list[str]:
+    """Logits over other classes than the data's, and a best epoch that no row of the validation split could tell."""
+    faults, network = [], student.network
+    logits, classes = student.spec.logits, len(dataset.classes)
+    if logits is not None and classes and logits[0] != classes:
+        faults.append(
+            f"{network.name}, which learns here, gives logits over {logits[0]} classes; data {dataset.name!r} has "
+            f"{classes}"
+        )
+    rows = dataset.splits["validation"]
+    judging = seen_rows(dataset, network)[rows]
+    if method.judged_by_targets:
+        judging &= dataset.targets[rows] != MISSING_TARGET
+    if stage.select == "best" and stage.epochs and not bool(judging.any()):
+        wanted = " and that has a target" if method.judged_by_targets else ""
+        faults.append(
+            f"select: no row of the validation split is one that {network.name} sees{wanted}, so no epoch is better "
+            "than another; put such rows there, or take the last epoch with select='last'"
+        )
+    return faults
+
+
+def check_tested(network: Network, dataset: Dataset) -> list[str]:
+    """A student that nothing could be measured of."""
+    rows = dataset.splits["test"]
+    if bool((seen_rows(dataset, network) & (dataset.targets != MISSING_TARGET))[rows].any()):
+        return []
+    return [
+        f"data: no row of the test split is one that {network.name} sees and that has a target, so the student could "
+        "not be measured; put such rows there"
+    ]
+
+
+def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:
+    """Which rows of the data a network computes: those with all its inputs, or with any where that is all it needs."""
+    there = torch.ones(len(dataset), dtype=torch.bool)
+    masks = [dataset.present.get(modality, there) for modality in network.reads]
+    together = torch.stack(masks)
+    return together.all(0) if network.needs == "all" else together.any(0)
+
+
+def absences(dataset: Dataset, networks: Mapping[str, Network]) -> list[str]:
+    """A sentence for each network that some rows lack an input of: which rows it leaves out, or reads in part."""
+    found = []
+    for name, network in networks.items():
+        masks = {modality: dataset.present[modality] for modality in network.reads if modality in dataset.present}
+        if not masks:
+            continue
+        every = torch.stack(list(masks.values())).all(0)
+        some = torch.stack(list(masks.values())).any(0) if len(masks) == len(network.reads) else torch.ones_like(every)
+        seen = seen_rows(dataset, network)
+        cure = "; Network(..., needs='any') would read them" if bool((some & ~seen).any()) else ""
+        for what, rows in (("leaves out", ~seen), ("reads, with defaults for what is absent,", seen & ~every)):
+            counts = {split: int(rows[index].sum()) for split, index in dataset.splits.items()}
+            said = ", ".join(f"{n:,} of {len(dataset.splits[s]):,} {s} rows" for s, n in counts.items() if n)
+            if said:
+                found.append(f"{name!r} {what} {said}, which lack {' or '.join(masks)}{cure}")
+    return found
+
+
+@torch.no_grad()
+def rehearse(
+    stage: Stage, method: Method, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
+) -> tuple[str, ...]:
+    """One step and one validation of a few rows, which leave no trace; gives the groups of the terms, in their order.
+
+    Raises:
+        ShapeError: torch refused to compute something; says what the method was given.
+        CrossdistillError: whatever the method, a network or the weighting itself says.
+    """
+    if type(method).measure is not Method.measure:
+        method = copy.deepcopy(method)
+    method.eval()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            method.measure([batch], student, teachers)
+            step: Step = method(batch, student, teachers, Progress())
+            method.validate(batch, student, teachers)
+        except CrossdistillError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ShapeError(
+                f"{stage.method.name} fails on {len(batch)} rows: {' '.join(str(error).split())}. It was given "
+                f"{_given([student, *teachers.values()])}, and targets {_shape(batch.targets)}"
+            ) from error
+        groups = tuple(dict.fromkeys(term.group for term in step.terms.values()))
+        if not groups:
+            raise SettingError(f"{stage.method.name} gives no terms, so there is nothing to descend")
+        stage.weighting.build(groups)
+    return groups
+
+
+def _given(sources: Sequence[Teacher]) -> str:
+    return "; ".join(f"{source.name!r} with {_sizes(source.spec)}" for source in sources)
+
+
+def _sizes(spec: OutputSpec) -> str:
+    parts = {"logits": spec.logits, "embedding": spec.embedding, **spec.features}
+    return ", ".join(f"{name} {shape}" for name, shape in parts.items() if shape is not None) or "no outputs"
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
+
+
+def graph_faults(stage: Stage, method: Method, device: torch.device) -> list[str]:
+    """Why the steps of a stage cannot be captured, as far as that can be told beforehand."""
+    if not stage.cuda_graphs:
+        return []
+    reasons = {
+        f"this device is {device.type}": device.type != "cuda",
+        f"{stage.method.name} moves state after each step": type(method).after_step is not Method.after_step,
+        f"the weighting {stage.weighting.name} carries momenta of its own from step to step": stage.weighting.plain_sgd,
+    }
+    return [f"cuda_graphs: {why}; set cuda_graphs to false" for why, holds in reasons.items() if holds]

@@ -1,0 +1,266 @@
+"""Where a stage's signals come from: which outputs of which networks are read from banks, which are live, and why."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from crossdistill.bank.bank import BankSettings, StoredType, size_text
+from crossdistill.bank.rows import BankRows
+from crossdistill.data.augmentation import OwnAugmentation
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.sampler import Order
+from crossdistill.errors import SettingError, SplitError
+from crossdistill.method import STUDENT
+from crossdistill.network import Network
+from crossdistill.outputs import OutputSpec, Want
+from crossdistill.runtime.files import read_sealed, write_sealed
+from crossdistill.stage import Stage
+from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
+
+log = logging.getLogger("crossdistill")
+
+SOURCES = "sources.json"
+"""File of a run folder that holds every stage's choices."""
+BANKED_SPLITS = ("train", "validation")
+TRAINS = "it trains in this stage"
+"""The reason that needs no telling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One output of one network in one stage: from a bank or live, why, and how many bytes its bank takes."""
+
+    source: str
+    want: str
+    banked: bool
+    reason: str
+    bytes: int = 0
+    dtype: StoredType = "float32"
+
+    def text(self) -> str:
+        """For people."""
+        return f"{self.source} {self.want}: {'banked' if self.banked else 'live'}, {self.reason}"
+
+
+Choices = tuple[Choice, ...]
+
+
+def banked_rows(dataset: Dataset) -> BankRows:
+    """A bank's rows: all that training and validation ever look at, in increasing order of view and sample id.
+
+    With augmentation, training rows are there in their views, and validation rows as they are.
+    """
+    views = None if dataset.augmentation is None else dataset.augmentation.views
+    if views is None:
+        return BankRows(torch.cat([dataset.splits[split] for split in BANKED_SPLITS]).unique())
+    train, validation = (dataset.splits[split].unique() for split in BANKED_SPLITS)
+    numbers = torch.arange(1, views + 1).repeat_interleave(len(train))
+    return BankRows(torch.cat([validation, train.repeat(views)]), torch.cat([torch.zeros_like(validation), numbers]))
+
+
+def decide(
+    stage: Stage,
+    student: Live,
+    teachers: Mapping[str, Teacher],
+    needs: Mapping[str, frozenset[Want]],
+    dataset: Dataset,
+    order: Order,
+    settings: BankSettings,
+    moving: Collection[nn.Module] = (),
+) -> Choices:
+    """For every output that a stage reads: banked or live, and why. The smallest outputs get the budget first.
+
+    `needs` is the method's, `moving` are the networks that train in the stage.
+
+    Raises:
+        SettingError: the stage's source is "banked", and something that it reads cannot be; one line for each.
+    """
+    sources: dict[str, Teacher] = {student.name: student, **teachers}
+    asked = {student.name if name == STUDENT else name: wants for name, wants in needs.items()}
+    asked.setdefault(student.name, frozenset({Want.LOGITS}))
+    num_rows = len(banked_rows(dataset))
+    item_bytes = {"float32": 4, "float16": 2, "bfloat16": 2}[settings.dtype]
+    looked = stage.epochs * (min(order.steps * order.batch_size, order.num_rows) + len(dataset.splits["validation"]))
+    changing = _changing(dataset)
+    why = {name: _never(stage, sources[name], moving) or changing for name in asked}
+    if stage.source == "auto" and looked <= num_rows:
+        once = f"the stage looks at {looked:,} rows in all, and a bank would be filled for {num_rows:,}"
+        why = {name: reason or once for name, reason in why.items()}
+    found: dict[tuple[str, Want], Choice] = {}
+    for name, wants in asked.items():
+        for want in wants:
+            reason = why[name] or _unbankable(unshuffled(sources[name]), want, dataset)
+            size = 0 if reason else num_rows * item_bytes * _numbers(sources[name].spec, want, name)
+            found[name, want] = Choice(name, str(want), not reason, reason or "", size, settings.dtype)
+    left = settings.budget
+    for at, choice in sorted(found.items(), key=lambda item: (item[1].bytes, item[0])):
+        if not choice.banked:
+            continue
+        fits = choice.bytes <= left
+        left -= choice.bytes if fits else 0
+        reason = (
+            _same_again(dataset)
+            if fits
+            else f"its bank of {num_rows:,} rows would take {size_text(choice.bytes)}, and bank.budget leaves "
+            f"{size_text(left)} of {size_text(settings.budget)}"
+        )
+        found[at] = Choice(choice.source, choice.want, fits, reason, choice.bytes, settings.dtype)
+    choices = tuple(found[at] for at in sorted(found))
+    if stage.source == "banked":
+        learns = student.name if student.trained else None
+        refused = [choice.text() for choice in choices if not choice.banked and choice.source != learns]
+        if refused:
+            raise SettingError(f"source is 'banked', which cannot be for: {'; '.join(refused)}")
+    return choices
+
+
+def _changing(dataset: Dataset) -> str | None:
+    """Why nothing is banked, whoever gives it: what is looked at is another thing each time."""
+    if dataset.augmentation is None:
+        return None
+    if dataset.augmentation.views is None:
+        return (
+            "training rows are seen in another view in each epoch; a number of views (data.augmentation.views) could "
+            "be banked"
+        )
+    if dataset.augmentation.key is None:
+        why = "; ".join(unkeyed_views(dataset)[:3])
+        return f"no key would tell what the augmentation makes from another's{why and f': {why}'}"
+    return None
+
+
+def unkeyed_views(dataset: Dataset) -> list[str]:
+    """Why the views of training rows have no key; empty where they have one."""
+    own = dataset.augmentation
+    if own is None or own.key is not None:
+        return []
+    if isinstance(own, OwnAugmentation):
+        return list(own.code().faults.values())
+    return [f"the augmentation, a {type(own).__name__}, gives no key"]
+
+
+def _same_again(dataset: Dataset) -> str:
+    views = None if dataset.augmentation is None else dataset.augmentation.views
+    return "frozen, on data that stay the same" if views is None else f"frozen, in {views} views of each training row"
+
+
+def _never(stage: Stage, teacher: Teacher, moving: Collection[nn.Module]) -> str | None:
+    """Why nothing of this source is banked, whatever its outputs are."""
+    base = unshuffled(teacher)
+    trained = {id(part) for network in moving for part in network.modules()}
+    if isinstance(base, Keyed) and any(id(p) in trained for module in base.modules() for p in module.modules()):
+        return TRAINS
+    if stage.source == "live":
+        return "as the stage's source says"
+    if not isinstance(base, Keyed):
+        return f"a {type(base).__name__} has no key that would tell its outputs from another's"
+    unkeyed = base.unkeyed()
+    return f"no key would tell its outputs from another's: {'; '.join(unkeyed[:3])}" if unkeyed else None
+
+
+def _unbankable(teacher: Teacher, want: Want, dataset: Dataset) -> str | None:
+    """Why this one output cannot be kept as rows of numbers."""
+    if want.kind != "cut":
+        return None
+    if not isinstance(teacher, Live):
+        return "only a network is cut"
+    try:
+        others = _others_at(teacher.network, want.tap, dataset)
+        why = teacher.network.replays(want.tap)
+        if why is not None:
+            return (
+                f"{why}. It is cut between its layers: what they gave before the cut is held for each batch, "
+                "and the code between them runs again"
+            )
+    except SplitError as error:
+        return f"{error}; its whole pass is run"
+    return f"{others} more tensors are live across this cut (skips, indices)" if others else None
+
+
+def _others_at(network: Network, tap: str, dataset: Dataset) -> int:
+    """How many tensors besides the tap's own value the rest of a network reads."""
+    modes = {module: module.training for module in network.modules()}
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    network.eval()
+    try:
+        with torch.no_grad():
+            return len(network.cuts(dataset.example().to(device), [tap])[tap].context)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _numbers(spec: OutputSpec, want: Want, who: str) -> int:
+    return torch.Size(wanted_shape(spec, want, who)).numel()
+
+
+def wanted_shape(spec: OutputSpec, want: Want, who: str) -> tuple[int, ...]:
+    """Shape of one row of an output.
+
+    Raises:
+        SettingError: the network does not give it.
+    """
+    if want.tap:
+        return tuple(spec.feature(want.tap, who))
+    shape = spec.logits if want == Want.LOGITS else spec.embedding
+    if shape is None:
+        raise SettingError(f"{who!r} gives no {want}")
+    return tuple(shape)
+
+
+def unshuffled(teacher: Teacher) -> Teacher:
+    """The source behind the shuffled control; any other is given back."""
+    return teacher.base if isinstance(teacher, Shuffled) else teacher
+
+
+def choices_key(choices: Sequence[Choice]) -> Any:
+    """What the choices change in a stage's numbers: None when everything is live."""
+    return sorted([choice.source, choice.want, choice.dtype] for choice in choices if choice.banked) or None
+
+
+def save_choices(out: Path, stages: Mapping[str, Choices]) -> None:
+    """Write every stage's choices, by the name of the stage's folder.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_sealed(out / SOURCES, {name: [asdict(choice) for choice in choices] for name, choices in stages.items()})
+
+
+def load_choices(out: Path) -> dict[str, Choices] | None:
+    """What a run that is resumed decided at its start; None when it never did, or when that is damaged.
+
+    What is decided anew is part of the key of each stage, so that it cannot differ unnoticed.
+    """
+    path = out / SOURCES
+    if not path.is_file():
+        return None
+    try:
+        return _CHOICES.validate_python(read_sealed(path))
+    except ValueError as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        log.warning("%s is damaged (%s); what is banked is decided anew", path, why)
+        return None
+
+
+_CHOICES = TypeAdapter(dict[str, Choices])
+
+
+def explained(choices: Sequence[Choice]) -> list[str]:
+    """The choices for people: one line for each reason; what trains needs no telling."""
+    groups: dict[tuple[bool, str], list[Choice]] = {}
+    for choice in choices:
+        if choice.reason != TRAINS:
+            groups.setdefault((choice.banked, choice.reason), []).append(choice)
+    lines = []
+    for (banked, reason), group in groups.items():
+        names = ", ".join(f"{choice.source} {choice.want}" for choice in group)
+        size = f" ({size_text(sum(choice.bytes for choice in group))})" if banked else ""
+        lines.append(f"{names}: {'banked' if banked else 'live'}, {reason}{size}")
+    return lines

@@ -1,0 +1,39 @@
+"""What goes into a stage's key about its networks and its data, before anything has trained."""
+
+import torch
+
+from crossdistill.data.dataset import Dataset
+from crossdistill.models import find_model
+from crossdistill.network import Network
+from crossdistill.recipe import Recipe
+from crossdistill.runtime.hashing import fingerprint, key_hash, tensor_hash
+
+
+def initial_key(recipe: Recipe, name: str, network: Network) -> str:
+    """A member at the start of a run: its weights, or what they are drawn from, and its code."""
+    given = recipe.student if name == recipe.learner else recipe.teachers[name]
+    if isinstance(given, Network):
+        # The same weights in another architecture are another network.
+        key = [network.code_text(), network.reads, network.taps, fingerprint(network)]
+        return key_hash([*key, sorted(network.frozen)] if network.frozen else key)
+    settings = given.model_dump(mode="json", exclude={"weights"})
+    if network.has_own_code() or not find_model(given.model).source.startswith("crossdistill."):
+        settings["code"] = network.code_text()
+    if network.frozen:
+        settings["frozen"] = sorted(network.frozen)
+    if given.weights is not None:
+        return key_hash([settings, fingerprint(network)])
+    return key_hash([name, recipe.seed, settings])
+
+
+def views_key(dataset: Dataset) -> str | None:
+    """What makes the views of training rows; of something without a key, what it makes of two of them."""
+    own = dataset.augmentation
+    if own is None:
+        return None
+    if own.key is not None:
+        return own.key
+    rows = dataset.splits["train"][:2]
+    plain = {name: value[rows] for name, value in dataset.inputs.items()}
+    seen = own(plain, rows, torch.ones_like(rows))
+    return key_hash({name: tensor_hash(value) for name, value in seen.items()})

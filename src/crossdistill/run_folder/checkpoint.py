@@ -1,0 +1,169 @@
+"""Saving and finding again: checkpoints inside a stage, and the outcome of a finished one. Atomic, without pickle."""
+
+import logging
+import shlex
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from crossdistill.errors import RunError
+from crossdistill.runtime.files import atomic_folder, read_sealed, write_sealed
+from crossdistill.runtime.hashing import file_hash
+from crossdistill.runtime.tensor_file import load_weights, write_tensors
+
+log = logging.getLogger("crossdistill")
+
+WEIGHTS, STATE, ABOUT = "weights.safetensors", "state.pt", "about.json"
+OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a stage stood: tensors by name, and everything else that its next step depends on."""
+
+    stage: int
+    epoch: int
+    step: int
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write one checkpoint beside the others, then drop all but the newest `keep`.
+
+    Raises:
+        StorageError: it could not be written; the earlier ones are intact.
+    """
+    name = f"{checkpoint.stage:02d}-{checkpoint.epoch:05d}-{checkpoint.step:07d}"
+    # One of the same position is the same to the last bit, or it was damaged and the run has come by here again.
+    shutil.rmtree(folder / name, ignore_errors=True)
+    with atomic_folder(folder / name) as temporary:
+        write_tensors(temporary / WEIGHTS, _apart(checkpoint.tensors))
+        try:
+            torch.save(dict(checkpoint.state), temporary / STATE)
+        except RuntimeError as error:
+            # torch says in C++ that a file could not be written.
+            raise OSError(f"{STATE} was not written: {' '.join(str(error).split())}") from error
+        about = {"stage": checkpoint.stage, "epoch": checkpoint.epoch, "step": checkpoint.step}
+        hashes = {file: file_hash(temporary / file) for file in (WEIGHTS, STATE)}
+        write_sealed(temporary / ABOUT, {**about, "files": hashes})
+    for old in sorted(_complete(folder))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, or None; one that cannot be read is passed over for the one before it."""
+    for path in sorted(_complete(folder), reverse=True):
+        try:
+            about = read_sealed(path / ABOUT)
+            for file, wanted in about.get("files", {}).items():
+                if file_hash(path / file) != wanted:
+                    raise ValueError(f"{file} is not what was written")
+            tensors = load_file(path / WEIGHTS)
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(path / STATE, weights_only=True)
+            return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
+        except Exception as error:  # damage can make each of the three readers raise anything
+            log.warning("%s is damaged (%s: %s) and is passed over", path, type(error).__name__, error)
+    return None
+
+
+def newest_name(folder: Path) -> str | None:
+    """What the newest complete checkpoint is called."""
+    return max((path.name for path in _complete(folder)), default=None)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints: the stage that they belong to has its outcome written."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _complete(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("[0-9]*-*") if (path / ABOUT).is_file()]
+
+
+def flatten(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All parameters and buffers as `module/name`, as copies that later steps do not move."""
+    return {name: value.detach().cpu().clone() for name, value in moving(modules).items()}
+
+
+def moving(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All parameters and buffers as `module/name`, themselves."""
+    return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them: in memory, in order, and each in memory of its own."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        # Tied weights are written twice; a part of a larger tensor by itself.
+        shares = storage.data_ptr() in seen or storage.nbytes() != plain.nbytes
+        seen.add(storage.data_ptr())
+        found[name] = plain.clone() if shares else plain
+    return found
+
+
+def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Load what `flatten` gave and a checkpoint kept, strictly."""
+    for name, module in modules.items():
+        start = f"{name}/"
+        module.load_state_dict({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
+
+
+def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[str, Any]) -> None:
+    """Write what a stage trained, once: one safetensors file for each module, and `outcome.json` with their hashes.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    with atomic_folder(path) as temporary:
+        hashes = {}
+        for name, module in modules.items():
+            file = temporary / f"{name}.safetensors"
+            write_tensors(file, _apart(module.state_dict()))
+            hashes[name] = file_hash(file)
+        write_sealed(temporary / OUTCOME, {**about, "files": hashes})
+
+
+def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict[str, Any] | None:
+    """Bring back a stage's outcome into its modules; None when there is none.
+
+    Raises:
+        RunError: it belongs to another stage, or a file is not what it was when it was written.
+    """
+    file = path / OUTCOME
+    if not file.is_file():
+        return None
+    try:
+        about = read_sealed(file)
+        found, stage, files = about["key"], about["stage"], dict(about["files"])
+        counts = [about[name] for name in ("seconds", "peak_memory_mb", "metrics")]
+        if not all(isinstance(one, int | float) and one >= 0 for one in counts) or type(counts[2]) is not int:
+            raise TypeError("seconds, peak_memory_mb and metrics are numbers")
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; {_again(path)}") from error
+    if found != key:
+        raise RunError(
+            f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, weights that it "
+            "starts from, or the code of your networks or methods, are not what they were. Start anew in another folder"
+        )
+    for name, module in modules.items():
+        weights = path / f"{name}.safetensors"
+        if not weights.is_file() or file_hash(weights) != files.get(name):
+            raise RunError(f"{weights} is damaged: its hash is not the one in {OUTCOME}; {_again(path)}")
+        load_weights(module, weights, f"{name!r} of stage {stage!r}")
+    return about
+
+
+def _again(path: Path) -> str:
+    return f"remove its folder (rm -r {shlex.quote(str(path))}) and go on with --resume, which trains that stage again"

@@ -1,0 +1,141 @@
+"""What a run was started with besides its recipe: decided once, stored, and reused when it is resumed."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossdistill import __version__
+from crossdistill.errors import ResumeError, RunError
+from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.files import read_sealed, write_sealed
+
+ENVIRONMENT = "environment.json"
+MOST_THREADS = 4096
+"""More are no thread count of a machine."""
+
+
+def describe(where: Devices, seed: int) -> dict[str, Any]:
+    """Versions, device, threads, ranks, the state of the working folder's git repository, and the seed."""
+    return {
+        "crossdistill": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": str(where.device),
+        "device_name": torch.cuda.get_device_name(where.device) if where.device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "ranks": where.ranks,
+        "seed": seed,
+        "git": _git_state(),
+    }
+
+
+def stored(out: Path) -> dict[str, Any] | None:
+    """What a run folder says of where its run was started; None when there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    path = out / ENVIRONMENT
+    if not path.is_file():
+        return None
+    try:
+        found = read_sealed(path)
+        torch.device(found["device"])
+        if not (isinstance(found["threads"], int) and 1 <= found["threads"] <= MOST_THREADS):
+            raise ValueError(f"threads: {found['threads']!r}")
+        int(found["seed"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise RunError(
+            f"{path} is damaged: {' '.join(str(error).split())}; without it no resume repeats the run's numbers, so "
+            "start anew in another folder with --out"
+        ) from error
+    return found
+
+
+def store(out: Path, where: Devices, seed: int, recipe: str) -> None:
+    """Remember where a new run is started, and the hash of its recipe.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    write_sealed(out / ENVIRONMENT, {**describe(where, seed), "recipe": recipe})
+
+
+def go_back_to(out: Path, where: Devices) -> None:
+    """Return to what a run was started with (its thread count above all).
+
+    Raises:
+        ResumeError: what the numbers depend on is another one now; says what.
+    """
+    before = stored(out)
+    if before is None:
+        return
+    now = describe(where, before["seed"])
+    for name, what, why in (
+        ("ranks", "the number of processes", "they share the rows of each step, so the numbers would be others"),
+        ("crossdistill", "the version of crossdistill", "another one may compute otherwise"),
+        ("torch", "the version of torch", "another one may round otherwise"),
+    ):
+        if before.get(name) != now[name]:
+            raise ResumeError(
+                f"{out} cannot be resumed: {what} was {before.get(name)} when it was started, and is {now[name]} now; "
+                f"{why}. Resume it as it was started, or start anew in another folder with --out"
+            )
+    if torch.device(before["device"]).type != where.device.type:
+        raise ResumeError(
+            f"{out} was started on {before['device']}, and this is {where.device}; resume it on the same kind of "
+            "device, or start anew in another folder with --out"
+        )
+    torch.set_num_threads(before["threads"])
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit of the working folder's repository, and whether files differ from it; None without one.
+
+    A repository's own settings name programs (`core.fsmonitor`, filters, hooks, transports): none of them is run.
+    """
+    try:
+        own = _git("config", "--show-scope", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process)$")
+    except subprocess.CalledProcessError as error:
+        if error.returncode != 1:  # 1: there are none
+            return None
+        own = ""
+    except (OSError, subprocess.SubprocessError):
+        return None
+    pairs = [line.partition("\t") for line in own.splitlines()]
+    filters = {name.rpartition(".")[0] for scope, _, name in pairs if scope in {"local", "worktree", "command"}}
+    off = [f"{name}.{what}=" for name in sorted(filters) for what in ("clean", "smudge", "process")]
+    off += [f"{name}.required=false" for name in sorted(filters)]
+    try:
+        changed = _git("status", "--porcelain", "--ignore-submodules=all", settings=off)
+        return {"commit": _git("rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*words: str, settings: Sequence[str] = ()) -> str:
+    given = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", "core.pager=cat", *settings)
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "none",
+    }
+    done = subprocess.run(
+        ["git", "--no-pager", *(part for text in given for part in ("-c", text)), *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        env=environment,
+    )
+    return done.stdout.strip()

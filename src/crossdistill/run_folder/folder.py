@@ -1,0 +1,245 @@
+"""Whose a run's folder is: a new run takes it, the same run goes on in it, another one is refused."""
+
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from crossdistill.errors import CrossdistillError, ResumeError, RunError, SettingError, StorageError
+from crossdistill.recipe import LIVE_RECIPE, Recipe
+from crossdistill.report import RESULTS, Report, fault
+from crossdistill.run_folder.environment import go_back_to, store, stored
+from crossdistill.run_folder.student_files import STUDENT_FOLDER, read_config
+from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.files import file_fault, sweep, write_text
+from crossdistill.runtime.hashing import bytes_hash, file_hash
+from crossdistill.runtime.lock import Holder, Lock
+from crossdistill.runtime.plain_yaml import parse_yaml, read_yaml
+
+RECIPE = "recipe.yaml"
+LOCK = ".in-use"
+MOST_LINE = 1000
+SOUND = "sound"
+INITIAL = "initial"
+"""Folder of the first weights of live networks; see `initial.py`."""
+
+Waiting = Callable[[Holder], None]
+
+
+def run_folder(out: Path | str) -> Path:
+    """A run's folder as it was given.
+
+    Raises:
+        SettingError: it is empty, which would be the working folder.
+    """
+    if isinstance(out, str) and not out.strip():
+        raise SettingError("the run's folder is empty; give one, as in --out runs/first (the working folder is '.')")
+    return Path(out)
+
+
+@contextmanager
+def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
+    """Hold a folder in a block: two processes that write into one folder would mix what they compute.
+
+    With `waiting` it is waited for, and said once for whom. What was made for the lock alone goes with it.
+
+    Raises:
+        RunError: another process holds it, or took it over while this one was suspended; names the folder.
+        StorageError: the folder cannot be written.
+    """
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    lock = Lock(out / LOCK)
+    try:
+        if waiting is None and not lock.acquire():
+            holder = lock.holder()
+            who = "a process that began at this moment" if holder is None else holder
+            raise RunError(f"{out} is being computed by {who}; wait for it, or end it and go on with --resume")
+        with lock.held(waiting) if waiting is not None else closing(lock):
+            try:
+                yield
+            finally:
+                if not (out / RECIPE).is_file():
+                    # Kept for a run that did not begin.
+                    shutil.rmtree(out / INITIAL, ignore_errors=True)
+        if lock.lost:
+            raise RunError(
+                f"another process took {out} over while this one was suspended, and both may have written into it; "
+                "remove the folder and run again"
+            )
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+
+
+@contextmanager
+def held_by_all(out: Path, where: Devices, waiting: Waiting | None = None) -> Iterator[None]:
+    """`held`, by all ranks of a run as one: the main rank has the lock."""
+    if where.ranks == 1:
+        with held(out, waiting):
+            yield
+        return
+    lock = held(out, waiting)
+    refused: CrossdistillError | None = None
+    if where.is_main:
+        try:
+            lock.__enter__()
+        except CrossdistillError as error:
+            refused = error
+    said = where.same("" if refused is None else str(refused))
+    if said:
+        raise refused or RunError(said)
+    try:
+        yield
+    finally:
+        if where.is_main:
+            lock.__exit__(None, None, None)
+
+
+def drop_leftover(out: Path) -> None:
+    """Remove what a run that was killed while it gave up its lock left of it, where no process holds it."""
+    lock = Lock(out / LOCK)
+    # A finished run may lie where nothing can be written.
+    with suppress(StorageError):
+        if lock.path.is_file() and lock.acquire():
+            lock.release()
+
+
+def go_on(out: Path, recipe: Recipe, ranks: int = 1) -> str:
+    """What resumes this run: a command, or what a program has to call where no command can make the recipe."""
+    command = "crossdistill" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m crossdistill"
+    if not recipe.live:
+        return f"{command} run {shlex.quote(str(out))} --resume"
+    if recipe.origin is not None:
+        return f"{command} run {recipe.origin} --out {shlex.quote(str(out))} --resume"
+    return f"run(recipe, {str(out)!r}, resume=True) in the program that made the recipe"
+
+
+def unfinished(out: Path) -> str:
+    """What to do about a folder whose run is not finished."""
+    holder = Lock(out / LOCK).holder()
+    if holder is not None:
+        return f"it is being computed by {holder}"
+    with suppress(OSError, UnicodeDecodeError), (out / RECIPE).open(encoding="utf-8") as file:
+        first, second = file.readline(MOST_LINE), file.readline(MOST_LINE).strip()
+        if first.startswith(LIVE_RECIPE):
+            command = second.partition(": ")[2]
+            again = f"{command} --out {shlex.quote(str(out))} --resume" if command else "the program that made it"
+            return f"finish its run with: {again if again.isprintable() else 'the command in its recipe.yaml'}"
+    return f"finish its run with: crossdistill run {shlex.quote(str(out))} --resume"
+
+
+def device_for(out: Path, recipe: Recipe, resume: bool) -> str:
+    """The device to compute on: what "auto" stood for when the run was started, where it goes on."""
+    before = stored(out) if resume and recipe.device == "auto" else None
+    return recipe.device if before is None else str(before["device"]).partition(":")[0]
+
+
+def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> tuple[Report | None, str | None]:
+    """Look whether the folder is free, or this very run's; give the report if that is finished and undamaged.
+
+    The second value says what is damaged in a finished run, which is to be finished again.
+
+    Raises:
+        RunError: it holds a run, and `resume` was not asked for.
+        ResumeError: it holds a run of another recipe, or one that was started elsewhere; says what differs.
+    """
+    path = out / RECIPE
+    if path.is_file():
+        if not resume:
+            raise RunError(
+                f"{out} holds a run already; go on with: {go_on(out, recipe)}. Or choose another folder with --out, or "
+                "remove it"
+            )
+        # The same recipe may have been made in another way.
+        then, now = (plain | {"origin": None} for plain in (_read(path), parse_yaml(recipe.to_yaml())))
+        differences = _differences(then, now)
+        if differences:
+            raise ResumeError(
+                f"{out} was started with another recipe; resume it with the same, or choose another folder. "
+                "What differs:\n" + "\n".join(differences)
+            )
+        unchanged(out)
+        # Looked at by one rank, which may be mending it for all.
+        damage = where.same((_damage(out) or SOUND) if (out / RESULTS).is_file() else "")
+        if damage == SOUND:
+            return Report.load(out), None
+        go_back_to(out, where)
+        where.wait()
+        return None, damage or None
+    where.wait()
+    return None, None
+
+
+def _damage(out: Path) -> str | None:
+    """What a finished run wrote at its end and is not there any more as it was written; None: nothing."""
+    found = fault(out)
+    if found is None:
+        try:
+            read_config(out / STUDENT_FOLDER)
+        except CrossdistillError as error:
+            return str(error)
+    return found
+
+
+def unchanged(out: Path) -> None:
+    """Look whether a run's recipe is what it was started with.
+
+    Raises:
+        RunError: it is not.
+    """
+    before = stored(out)
+    wanted = None if before is None else before.get("recipe")
+    if wanted is not None and (file_fault(out / RECIPE) is not None or file_hash(out / RECIPE) != wanted):
+        raise RunError(
+            f"{out / RECIPE} is damaged or missing: it is not what the run was started with. Bring it back, or "
+            "start anew in another folder with --out"
+        )
+
+
+def take(out: Path, recipe: Recipe, where: Devices) -> None:
+    """Make the folder this run's, once nothing that can be known beforehand stands in its way.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if where.is_main:
+        # What a killed process was writing at that moment; this process alone writes here, but others fill banks.
+        for folder in (out, out / "stages"):
+            for path in folder.glob(".*.tmp"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        sweep(out / "banks")
+        if not (out / RECIPE).is_file():
+            # The recipe comes last: a folder without one holds no run yet.
+            text = recipe.to_yaml()
+            store(out, where, recipe.seed, bytes_hash(text.encode()))
+            write_text(out / RECIPE, text)
+    where.wait()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_yaml(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}; choose another folder") from error
+
+
+def _differences(then: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*then, *(key for key in now if key not in then)]
+        return [
+            line for key in keys for line in _differences(then.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return [
+            line for i, pair in enumerate(zip(then, now, strict=True)) for line in _differences(*pair, f"{path}.{i}")
+        ]
+    if isinstance(then, list) and isinstance(now, list):
+        # Of long lists the names say more than their whole content.
+        then, now = ([one.get("name", one) if isinstance(one, dict) else one for one in some] for some in (then, now))
+    return [] if then == now else [f"  - {path}: was {then!r}, is {now!r}"]

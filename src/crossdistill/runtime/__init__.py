@@ -1,0 +1,1 @@
+"""What every layer stands on: files, hashes, locks, devices, progress. Nothing here knows of distillation."""

@@ -1,0 +1,160 @@
+"""Settings as YAML from anywhere: plain values alone, in bounded time and memory, and every fault with its line.
+
+Read are mappings, lists, text, numbers, true, false and null. Dates stay text. Refused are other tags, keys given
+twice, aliases that multiply, control characters and lone surrogates, and what is too large, too deep or too long.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from crossdistill.errors import SettingError
+from crossdistill.runtime.files import NO_FILE, file_fault
+
+MOST_BYTES = 2**18
+"""Of a file; a recipe has a few thousand."""
+MOST_NODES = 10_000
+"""Values, keys included; an alias counts for all that it stands for."""
+MOST_DEPTH = 40
+MOST_DIGITS = 40
+"""Characters of a number."""
+
+TAG = "tag:yaml.org,2002:"
+PLAIN = {TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+NUMBERS = {TAG + "int", TAG + "float"}
+NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Control characters besides tab and line ends, and halves of characters: no file system or encoding takes them."""
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        SettingError: it is no file, too large, or no YAML of plain values; says in which line.
+    """
+    fault = file_fault(path)
+    if fault is not None:
+        raise SettingError(f"{path} {fault}" if fault != NO_FILE else f"{fault}: {path}")
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise SettingError(f"it has {path.stat().st_size} bytes; {MOST_BYTES} are the most")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingError(f"it is no text: byte {error.start} is no UTF-8") from error
+    return parse_yaml(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values that a text stands for.
+
+    Raises:
+        SettingError: it is too large, or no YAML of plain values; says in which line.
+    """
+    if len(text) > MOST_BYTES:
+        raise SettingError(f"it has {len(text)} characters; {MOST_BYTES} are the most")
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise SettingError(yaml_fault(error)) from error
+    except (ValueError, OverflowError) as error:
+        # The scanner's own: an escape beyond Unicode, a version of thousands of digits.
+        raise SettingError(f"a number in it is none: {' '.join(str(error).split())[:200]}") from error
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong and in which line, on one line."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if mark is None:
+        return " ".join(str(error).split())
+    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with bounds."""
+
+    def __init__(self, text: str) -> None:
+        self._depth = self._count = 0
+        self._sizes: dict[int, int] = {}
+        """Values below each node that is complete, itself included."""
+        super().__init__(text)
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """As PyYAML's, to a limited depth and size."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self._depth, self._count = self._depth + 1, self._count + 1
+        if self._depth > MOST_DEPTH:
+            raise _refused(f"values lie more than {MOST_DEPTH} levels deep", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None:
+            return None
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise _refused(f"the alias *{event.anchor} stands within what it stands for", event)
+        else:
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
+        if max(self._count, self._sizes[id(node)]) > MOST_NODES:
+            raise _refused(f"more than {MOST_NODES} values, counting what aliases stand for", event)
+        return node
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        """The value of a node.
+
+        Raises:
+            ConstructorError: it is none that settings have.
+        """
+        if node.tag not in PLAIN:
+            raise _refused(f"a value is tagged {node.tag.replace(TAG, '!!')}, and settings are plain", node)
+        if node.tag in NUMBERS and len(node.value) > MOST_DIGITS:
+            raise _refused(f"a number of {len(node.value)} characters; {MOST_DIGITS} are the most", node)
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError) as error:
+            raise _refused(f"this is no {_kind(node)}", node) from error
+        if isinstance(value, str) and NO_TEXT.search(value):
+            raise _refused("a text holds control characters or halves of characters", node)
+        return value
+
+    def construct_mapping(self, node: Node, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        if not isinstance(node, MappingNode):
+            raise _refused("this is no mapping", node)
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, ScalarNode):
+                raise _refused("a key is no plain value", key_node)
+            key = self.construct_object(key_node)
+            # `1` and `true` are the same key to Python.
+            if key in seen:
+                raise _refused(f"the key {str(key)[:80]!r} is given twice, first in line {seen[key]}", key_node)
+            seen[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+# Text that other tags would be guessed for (dates, merge keys) stays text.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _parts(node: Node) -> list[Node]:
+    if isinstance(node, MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, SequenceNode) else []
+
+
+def _kind(node: Node) -> str:
+    return node.tag.replace(TAG, "!!")
+
+
+def _refused(problem: str, at: Any) -> ConstructorError:
+    return ConstructorError(None, None, problem, at.start_mark)

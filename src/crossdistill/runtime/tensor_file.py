@@ -1,0 +1,136 @@
+"""Reading safetensors files of any origin: the header is looked at before memory is taken for what it promises."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from crossdistill.errors import DataError, ShapeError
+from crossdistill.runtime.files import file_fault
+
+HEADER_BYTES = 100_000_000
+"""safetensors' own limit."""
+MOST_NAME = 1000
+TYPES = (
+    *("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "C64"),
+    *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"),
+)
+"""Of numbers, as safetensors writes them."""
+
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def read_shapes(path: Path) -> Shapes:
+    """Type (as safetensors writes it) and shape of every tensor, from the header alone.
+
+    Raises:
+        DataError: the file is missing, is no file, or its header is damaged or promises more than the file holds.
+    """
+    fault = file_fault(path)
+    if fault is not None:
+        raise DataError(f"{path}: {fault}")
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(HEADER_BYTES, size - 8):
+                raise ValueError(f"its header promises {length:,} bytes, and {size:,} are there")
+            header = json.loads(file.read(length))
+        return _shapes(header, size - 8 - length)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, struct.error) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: damaged, or no safetensors file: {said}") from error
+
+
+def _shapes(header: Any, held: int) -> Shapes:
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        plain: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+        kind, shape, offsets = plain.get("dtype"), _whole(plain.get("shape")), _whole(plain.get("data_offsets"))
+        room = offsets[1] - offsets[0] if len(offsets) == 2 and offsets[1] <= held else -1
+        if kind not in TYPES or len(name) > MOST_NAME or room < 0 or math.prod(shape) > 8 * room:
+            raise ValueError(f"its header's entry {name[:80]!r} promises what the file does not hold")
+        found[name] = (kind, shape)
+    return found
+
+
+def _whole(value: Any) -> tuple[int, ...]:
+    right = isinstance(value, list) and len(value) <= 64 and all(type(one) is int and 0 <= one < 2**63 for one in value)
+    # As a shape, what is no list of sizes has more numbers than any file.
+    return tuple(value) if right else (2**63,)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, with the permissions that the umask gives: safetensors keeps it to its owner."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path)
+    path.chmod(mode)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        DataError: it is not there, damaged, or no such file; names it.
+    """
+    read_shapes(path)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+        # A header may name types that the reader has no error for.
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: damaged, or no safetensors file: {said}") from error
+
+
+def check_weights(module: nn.Module, path: Path, who: str) -> None:
+    """Whether a safetensors file fits a module, which may be on the device "meta": only the header is read.
+
+    Raises:
+        DataError: the file cannot be read.
+        ShapeError: it does not fit; says which weights are missing, unknown, or of another shape.
+    """
+    found, wanted = read_shapes(path), module.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {found[name][1]} instead of {tuple(value.shape)}"
+            for name, value in wanted.items()
+            # A lazy layer takes its sizes from the file.
+            if name in found and not is_lazy(value) and found[name][1] != tuple(value.shape)
+        ],
+        "of another type": [
+            f"{name} {found[name][0]} instead of {value.dtype}"
+            for name, value in wanted.items()
+            # Any precision of floating point is rounded to the module's; whole numbers are no weights.
+            if name in found and ("F" in found[name][0]) is not value.dtype.is_floating_point
+        ],
+    }
+    said = [f"{what}: {', '.join(n[:3])}{f' and {len(n) - 3} more' * (len(n) > 3)}" for what, n in faults.items() if n]
+    if said:
+        raise ShapeError(f"the weights in {path} do not fit {who}; {'; '.join(said)}")
+
+
+def load_weights(module: nn.Module, path: Path, who: str) -> None:
+    """Load a safetensors file into a module, strictly.
+
+    Raises:
+        DataError: the file cannot be read.
+        ShapeError: it does not fit; says which weights are missing, unknown, of another shape or type.
+    """
+    check_weights(module, path, who)
+    module.load_state_dict(read_weights(path))

@@ -1,0 +1,1 @@
+"""The loops: run a recipe, fit a stage, validate and evaluate."""

@@ -1,0 +1,156 @@
+"""How gradients become steps: PyTorch's optimizers, and its Adam for weights that are too large to handle at once."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+from crossdistill.autograd.factored import LARGE_BYTES, FactoredGradient
+from crossdistill.autograd.mapped import MappedTensor, parts
+from crossdistill.stage import OptimizerConfig
+
+FUSED = ("cpu", "cuda")
+"""Kinds of devices on which optimizers have one kernel for everything."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def optimizer_for(
+    config: OptimizerConfig, groups: list[dict[str, Any]], *, graphed: bool = False, folder: Path | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a stage; `folder` is for moments on disk, by default the system's temporary one."""
+    # A stage of no epochs, which only measures, may have nothing that trains.
+    groups = groups or [{"params": []}]
+    # One pass over the weights instead of a dozen; and a loss scale can skip a step without a look from the host.
+    fused = all(p.is_floating_point() and p.device.type in FUSED for group in groups for p in group["params"])
+    if config.name == "sgd":
+        # Fused momentum fails for a weight whose first gradient comes in a later step than those of others.
+        return torch.optim.SGD(
+            groups,
+            config.learning_rate,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            fused=fused and not config.momentum,
+        )
+    kind = PartedAdamW if config.name == "adamw" else PartedAdam
+    return kind(
+        groups,
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=fused,
+        capturable=graphed,
+        folder=(folder or Path(tempfile.gettempdir())) if config.moments == "disk" else None,
+    )
+
+
+class InParts(torch.optim.Optimizer):
+    """What moves large weights of Adam or AdamW a part at a time, to the same numbers.
+
+    So it does where a gradient is in factors, which are multiplied out for a part alone; and where moments lie in
+    files, of which a part is in memory.
+    """
+
+    _function: Callable[..., None]
+    """Moves tensors, given their gradients and moments."""
+
+    def __init__(self, *arguments: Any, folder: Path | None = None, **options: Any) -> None:
+        """As Adam or AdamW; with a `folder`, the moments of large weights lie in files there."""
+        super().__init__(*arguments, **options)
+        self._folder = folder
+        self._mapped: dict[Tensor, list[MappedTensor]] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move all weights that have a gradient."""
+        large = [(weight, group) for group in self.param_groups for weight in group["params"] if self._apart(weight)]
+        gradients = [weight.grad for weight, _ in large]
+        for weight, group in large:
+            self._move(weight, group)
+            weight.grad = None
+        result = super().step(closure)
+        for (weight, _), gradient in zip(large, gradients, strict=True):
+            weight.grad = gradient
+        return result
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave, moments to where they belong."""
+        super().load_state_dict(state_dict)
+        for weight, state in self.state.items():
+            if self._on_disk(weight) and state:
+                self._place(weight, {name: MappedTensor.copy(state[name], self._disk()) for name in MOMENTS})
+
+    def _apart(self, weight: Tensor) -> bool:
+        return weight.grad is not None and (isinstance(weight.grad, FactoredGradient) or self._on_disk(weight))
+
+    def _on_disk(self, weight: Tensor) -> bool:
+        return self._folder is not None and weight.nbytes >= LARGE_BYTES
+
+    def _disk(self) -> Path:
+        assert self._folder is not None
+        return self._folder
+
+    def _begin(self, weight: Tensor) -> dict[str, Any]:
+        """The state of a weight, which begins with its first gradient."""
+        if not self.state[weight]:
+            self.state[weight]["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            if self._on_disk(weight):
+                self._place(weight, {name: MappedTensor.zeros(weight, self._disk()) for name in MOMENTS})
+            else:
+                self.state[weight] |= {name: torch.zeros_like(weight) for name in MOMENTS}
+        found: dict[str, Any] = self.state[weight]
+        return found
+
+    def _place(self, weight: Tensor, mapped: dict[str, MappedTensor]) -> None:
+        self._mapped[weight] = list(mapped.values())
+        self.state[weight] |= {name: one.tensor for name, one in mapped.items()}
+
+    def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
+        state, gradient = self._begin(weight), weight.grad
+        assert gradient is not None
+        room = torch.empty(0)
+        for part in parts(weight, whole=gradient.width if isinstance(gradient, FactoredGradient) else 1):
+            if isinstance(gradient, FactoredGradient):
+                room = weight.new_empty(weight[part].shape) if room.shape != weight[part].shape else room
+                own = gradient.part(part, out=room)
+            else:
+                own = gradient[part]
+            type(self)._function(
+                [weight[part]],
+                [own],
+                [state[MOMENTS[0]][part]],
+                [state[MOMENTS[1]][part]],
+                [],
+                # Each part counts this step, of which there is one.
+                [state["step"].clone()],
+                fused=group["fused"],
+                capturable=group["capturable"],
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            for one in self._mapped.get(weight, ()):
+                one.release()
+        found_inf = getattr(self, "found_inf", None)
+        state["step"] += 1 if found_inf is None else 1 - found_inf
+
+
+class PartedAdam(InParts, torch.optim.Adam):
+    """`torch.optim.Adam` in parts."""
+
+    _function = staticmethod(adam)
+
+
+class PartedAdamW(InParts, torch.optim.AdamW):
+    """`torch.optim.AdamW` in parts; a class of its own, since Adam learned decoupled decay in torch 2.7 alone."""
+
+    _function = staticmethod(adamw)

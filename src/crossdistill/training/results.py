@@ -1,0 +1,130 @@
+"""What a run leaves behind: the outcomes of its stages, test results, and the student's folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from crossdistill.batch import MISSING_TARGET
+from crossdistill.data.dataset import Dataset
+from crossdistill.network import Network
+from crossdistill.outputs import Want
+from crossdistill.planning.plan import Plan
+from crossdistill.report import PREDICTIONS, Report, Row
+from crossdistill.run_folder.student_files import STUDENT_FOLDER
+from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.files import atomic_file, remove_folder, storage_error
+from crossdistill.student import model_card, save_student
+from crossdistill.teacher import Live
+from crossdistill.training.evaluation import Predictions, chance, predict
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished stage: its name and what its `outcome.json` says."""
+
+    stage: str
+    about: Mapping[str, Any]
+
+
+def finish(
+    plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, split: str = "test", memory: float = 0.0
+) -> Report:
+    """Read the test split (or another), once; write predictions, the student, and last of all `results.json`.
+
+    `memory` is the peak of what came before the first stage, in MB; the row of the student has that of the whole run.
+    """
+    recipe, dataset = plan.recipe, plan.dataset
+    rows = dataset.splits[split]
+    seconds = sum(float(outcome.about["seconds"]) for outcome in outcomes)
+    where.reset_peak()
+    learner = Live(recipe.learner, plan.members[recipe.learner])
+    method = recipe.method or recipe.stages[-1].method.name
+    table = _Table(plan, "accuracy" if split == "test" else f"{split} accuracy")
+    with_target = _fraction(dataset.targets != MISSING_TARGET, dataset)
+    results = [table.row("chance", chance(dataset, split), labelled=with_target)]
+    for name, teacher in plan.teachers.items():
+        found = predict(teacher.asked({Want.LOGITS}), dataset, rows, where.device, only=teacher.modalities)
+        # Of a teacher that sees no such row, which the run has said, there is nothing to tell.
+        results += [table.row(f"teacher:{name}", found, labelled=with_target)] * bool(len(found.targets))
+    student = predict(learner, dataset, rows, where.device, only=learner.modalities, probabilities=True)
+    memory = max(memory, where.peak_memory(), *(float(outcome.about["peak_memory_mb"]) for outcome in outcomes))
+    row = table.row(f"{method}@{recipe.control}" if recipe.control else method, student)
+    results.append(replace(row, seconds=seconds, peak_memory_mb=memory, teachers=recipe.kind, control=recipe.control))
+    report = Report(out, tuple(results))
+    if where.is_main:
+        _save_predictions(out / PREDICTIONS, student)
+        parameters = plan.parameters()[recipe.learner]
+        title = f"{recipe.learner} student of {recipe.name}"
+        foreign = isinstance(recipe.student, Network)
+        card = model_card(dataset, title, report.markdown(), list(recipe.teachers), parameters, foreign=foreign)
+        _remove(out / STUDENT_FOLDER)
+        save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)
+        report.save()
+    where.wait()
+    return report
+
+
+class _Table:
+    """Rows of one run share most of their fields."""
+
+    def __init__(self, plan: Plan, metric: str) -> None:
+        self._plan = plan
+        self._metric = metric
+        data = plan.recipe.data
+        self._labelled = labelled_fraction(data) if isinstance(data, Dataset) else data.labelled
+
+    def row(self, method: str, found: Predictions, *, labelled: float | None = None) -> Row:
+        """One line of results."""
+        accuracy = found.accuracy()
+        return Row(
+            data=self._plan.dataset.name,
+            method=method,
+            teachers=None,
+            student=self._plan.recipe.learner,
+            labelled=self._labelled if labelled is None else labelled,
+            control=None,
+            metric=self._metric,
+            mean=accuracy,
+            std=None,
+            values=(accuracy,),
+            test_rows=len(found.targets),
+            seconds=0.0,
+            peak_memory_mb=0.0,
+        )
+
+
+def labelled_fraction(dataset: Dataset) -> float:
+    """Fraction of all training rows that have a label which the student may use, to four digits."""
+    known = dataset.targets != MISSING_TARGET
+    return _fraction(known if dataset.labelled is None else known & dataset.labelled, dataset)
+
+
+def _fraction(rows: Tensor, dataset: Dataset) -> float:
+    """Of the training rows, to four digits."""
+    return round(float(rows[dataset.splits["train"]].double().mean()), 4)
+
+
+def _remove(student: Path) -> None:
+    """A student that is there is of a kill at the very end, or damaged: it is written again."""
+    if student.is_dir():
+        try:
+            remove_folder(student)
+        except OSError as error:
+            raise storage_error(student, error) from error
+
+
+def _save_predictions(path: Path, found: Predictions) -> None:
+    import numpy as np
+
+    assert found.probabilities is not None
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            ids=found.ids.numpy(),
+            predicted=found.predicted.numpy(),
+            targets=found.targets.numpy(),
+            probabilities=found.probabilities.numpy(),
+        )

@@ -1,0 +1,231 @@
+"""What "trained" means, in one place: gradients, train or eval mode, and the optimizer, for one stage."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.autograd.factored import factored_gradients
+from crossdistill.batch import Batch
+from crossdistill.data.sampler import share_of
+from crossdistill.errors import SettingError
+from crossdistill.method import Progress, Step, module_key
+from crossdistill.nets.batch_statistics import JointStatistics
+from crossdistill.network import Network
+from crossdistill.planning.plan import Job
+from crossdistill.planning.preflight import moving_parts
+from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.precision import Precision
+from crossdistill.stage import OptimizerConfig
+from crossdistill.teacher import Live
+from crossdistill.training.cuda_graphs import CudaGraphs, GraphedStep
+from crossdistill.training.optimizer import InParts, optimizer_for
+
+
+class _Together(nn.Module):
+    """Everything that trains in a stage, as the one module that DDP wraps: its forward is a method's step."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({module_key(name): module for name, module in job.modules().items()})
+        # In a tuple, so that teachers that do not train stay outside.
+        self._job = (job,)
+
+    def forward(self, batch: Batch, progress: Progress) -> Step:
+        job = self._job[0]
+        step: Step = job.method(batch, job.student, job.teachers, progress)
+        # DDP waits for a gradient of everything that it can reach from here: the terms alone may be reached, since the
+        # student's outputs can come from weights (of an embedding, say) that no term reads.
+        return replace(step, student=step.student.detached())
+
+
+class Training:
+    """The moving parts of one stage. Building it freezes everything else, and sets modes."""
+
+    def __init__(self, job: Job, frozen: Iterable[nn.Module], devices: Devices, folder: Path | None = None) -> None:
+        """`folder` is where the optimizer keeps what is to be on disk.
+
+        Raises:
+            SettingError: the stage asks for what these devices do not have.
+        """
+        self.job = job
+        self.devices = devices
+        self.part_rows: int | None = None
+        """Rows of one part of a validation pass; found at the first."""
+        stage = job.stage
+        for module in frozen:
+            module.requires_grad_(False).eval()
+        for part in self._in_train_mode():
+            part.requires_grad_(True).train()
+        for network, _ in job.trained.values():
+            for name in network.frozen:
+                network.module.get_parameter(name).requires_grad_(False)
+        if stage.cuda_graphs and devices.ranks > 1:
+            raise SettingError(f"stage {stage.name!r}: cuda_graphs is for one process, and there are {devices.ranks}")
+        for network in self._running():
+            network.use_compiled(stage.compile)
+        self.precision = Precision(stage.precision, devices.device, keeps_casts=not stage.cuda_graphs)
+        self.weighting = stage.weighting.build(job.groups).to(devices.device)
+        self.parameters = [
+            p for module in (*job.modules().values(), self.weighting) for p in module.parameters() if p.requires_grad
+        ]
+        self.optimizer = optimizer_for(
+            stage.optimizer, self._by_rate(stage.optimizer), graphed=stage.cuda_graphs, folder=folder
+        )
+        # Where one pass gives a weight its whole gradient, and the optimizer at hand is the next to read it.
+        self._factored = (
+            isinstance(self.optimizer, InParts)
+            and (devices.device.type, devices.ranks, stage.micro_batches) == ("cpu", 1, 1)
+            and not self.precision.scales
+            and not self.weighting.needs_separate
+        )
+        self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
+        self._joint = JointStatistics(self._in_train_mode(), devices.exchange) if devices.ranks > 1 else None
+        self.together = devices.wrap(_Together(job))
+        self._graphed = (
+            GraphedStep(lambda batch, progress: self._move([batch], 1, len(batch), progress), CudaGraphs())
+            if stage.cuda_graphs
+            else None
+        )
+
+    def train_mode(self) -> None:
+        """Back to training after a validation pass."""
+        for part in self._in_train_mode():
+            part.train()
+
+    def eval_mode(self) -> None:
+        """Everything fixed, for a validation pass."""
+        for module in self.job.modules().values():
+            module.eval()
+
+    def step(self, rows: Tensor, progress: Progress) -> dict[str, Tensor]:
+        """One optimizer step over the given rows (of all ranks); gives raw and weighted terms, without a host sync."""
+        job, devices = self.job, self.devices
+        parts = share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches)
+        batches = (job.batch(part, progress.epoch, len(rows)).to(devices.device) for part in parts)
+        if self._graphed is not None:
+            logs = self._graphed(next(batches), progress)
+        else:
+            logs = self._move(batches, len(parts), len(rows), progress)
+        with warnings.catch_warnings():
+            if self.precision.scales:
+                # A first step that overflowed is no mistake in the order of calls.
+                warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            self.schedule.step()
+        self.weighting.after_step()
+        return logs
+
+    def _move(self, batches: Iterable[Batch], parts: int, total: int, progress: Progress) -> dict[str, Tensor]:
+        """From the micro-batches of a step to moved weights, and its numbers."""
+        job, devices = self.job, self.devices
+        self.optimizer.zero_grad(set_to_none=True)
+        logs: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            last = number + 1 == parts
+            separate = self.weighting.needs_separate
+            with devices.unsynced(self.together) if separate or not last else nullcontext():
+                joint = nullcontext() if self._joint is None else self._joint.entered()
+                with joint, self.precision.passes(), factored_gradients(self._factored):
+                    step = self.together(batch, progress)
+                self._backward(step, total, parts, progress, last, logs)
+            job.method.after_step(batch, step)
+        self._add_up(logs, [name for name in logs if name not in step.logs])
+        for parameter in self.weighting.parameters():
+            # It is outside of what DDP wraps.
+            if parameter.grad is not None:
+                devices.add_up(parameter.grad).div_(devices.ranks)
+        self.precision.unscale(self.optimizer)
+        if job.stage.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self.parameters, job.stage.clip_norm)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.precision.scales:
+            logs["skipped"] = (~norm.isfinite()).float()
+            norm = norm.where(norm.isfinite(), 0.0)
+        logs["gradient_norm"] = norm
+        self.precision.step(self.optimizer)
+        return logs
+
+    def _backward(
+        self, step: Step, total: int, parts: int, progress: Progress, last: bool, logs: dict[str, Tensor]
+    ) -> None:
+        ranks = self.devices.ranks
+        raw = {name: term.reduced(total, ranks * parts) for name, term in step.terms.items()}
+        weighted = {name: value * step.terms[name].weight for name, value in raw.items()}
+        groups = {name: term.group for name, term in step.terms.items()}
+        separate = self.weighting.needs_separate
+        shown = self.weighting.backward(
+            weighted,
+            groups,
+            self.parameters,
+            # DDP averages over ranks what has to be added up.
+            scale=self.precision.scaled if separate else (lambda value: self.precision.scaled(value) * ranks),
+            reduce=self.devices.add_up if separate and ranks > 1 else None,
+            step=progress.epoch * progress.steps + progress.step,
+            last=last,
+            fraction=1 / (ranks * parts),
+        )
+        for name, value in raw.items():
+            _add(logs, f"raw/{name}", value.detach())
+            _add(logs, f"weighted/{name}", shown[name])
+        _add(logs, "loss", torch.stack([value.reshape(()) for value in shown.values()]).sum())
+        for name, value in step.logs.items():
+            logs[name] = value.detach()
+
+    def _add_up(self, logs: dict[str, Tensor], names: Sequence[str]) -> None:
+        """Make the whole of what each rank knows its part of."""
+        if self.devices.ranks > 1:
+            whole = self.devices.add_up(torch.stack([logs[name].reshape(()) for name in names]))
+            logs.update(zip(names, whole.unbind(), strict=True))
+
+    def _in_train_mode(self) -> list[nn.Module]:
+        """What trains, a member that trains at some taps alone by its layers there."""
+        return [*moving_parts(self.job.trained).values(), self.job.method]
+
+    def _running(self) -> list[Network]:
+        """Networks that run in this stage as a whole."""
+        sources = [source for source in (self.job.student, *self.job.teachers.values()) if isinstance(source, Live)]
+        return list({id(source.network): source.network for source in sources}.values())
+
+    def _by_rate(self, config: OptimizerConfig) -> list[dict[str, Any]]:
+        modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}
+        groups = []
+        for name, module in modules.items():
+            own = [p for p in module.parameters() if p.requires_grad]
+            if own:
+                groups.append({"params": own, "lr": config.rates.get(name, config.learning_rate)})
+        return groups
+
+    def state(self) -> dict[str, Any]:
+        """Everything besides module weights that a resumed stage needs."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            # What it measured in this epoch is of each rank's own rows.
+            "weighting": self.devices.everyone(self.weighting.state_dict()),
+            "precision": self.precision.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.weighting.load_state_dict(state["weighting"][self.devices.rank])
+        self.precision.load_state(state["precision"])
+
+
+def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:
+    logs[name] = logs[name] + value if name in logs else value
+
+
+def _schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)

@@ -1,0 +1,226 @@
+"""`crossdistill bank` on real folders: filling ahead of a run, listing, checking, clearing by age and size."""
+
+import inspect
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from crossdistill.bank.bank import Bank, BankKey
+from crossdistill.bank.fill import fill
+from crossdistill.bank.folder import BankEntry, find_banks, remove, to_prune
+from crossdistill.bank.rows import BankRows
+from crossdistill.cli.bank import bank
+from crossdistill.errors import BankDamaged, BankMissing, SettingError
+from crossdistill.runtime.files import ABANDONED_S
+
+IDS = torch.arange(300)
+RECIPE = """
+from crossdistill.methods import KD, Route, Specialise, Supervised
+from crossdistill.recipe import Recipe
+from crossdistill.stage import Stage
+from crossdistill.testing import toy_dataset
+from crossdistill.testing.toy import toy_cast
+
+def taught():
+    data = toy_dataset()
+    cast = toy_cast(data)
+    student = cast.pop("student-network")
+    stages = [
+        Stage(method=KD(), epochs=3),
+        Stage(method=Supervised(), learner="teacher-0", epochs=1),
+        Stage(name="again", method=KD(), epochs=3),
+    ]
+    return Recipe(data=data, student=student, student_name="pupil", teachers=cast, stages=stages)
+"""
+
+
+def call(*words: str) -> Result:
+    # Before click 8.2 one has to ask for stdout without stderr.
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
+    return CliRunner(**apart).invoke(bank, [*words])
+
+
+def good(*words: str) -> str:
+    result = call(*words)
+    assert result.exit_code == 0, result.exception
+    return str(result.stdout)
+
+
+def make(folder: Path, name: str, rows: int = 300, idle_s: float = 0.0) -> Path:
+    key = BankKey(weights=name, data="d", rows=BankRows(IDS[:rows]).key, want="logits", shape=(4,))
+    made = Bank.create(folder, key, BankRows(IDS[:rows]), {"source": name})
+    fill({"a": made}, lambda ids, _: {"a": (torch.rand(len(ids), 4), None)}, lambda: None, lambda text: None)
+    os.utime(made.path / "bank.json", (time.time() - idle_s,) * 2)
+    return made.path
+
+
+def test_filling_goes_as_far_as_networks_are_final(tmp_path: Path) -> None:
+    file, out = tmp_path / "mine.py", tmp_path / "out"
+    file.write_text(RECIPE)
+    said = good("fill", f"{file}:taught", "--out", str(out))
+    assert said == "to be trained first: supervised-teacher-0, again\n"
+    assert {path.parent for path in find_banks(out)} == {out / "banks"}
+    before = {path: (path / "values.npy").stat().st_mtime_ns for path in find_banks(out)}
+    assert len(before) == 2
+    good("fill", f"{file}:taught", "--out", str(out))
+    assert {path: (path / "values.npy").stat().st_mtime_ns for path in find_banks(out)} == before, "not filled again"
+
+
+def test_filling_needs_a_place(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(RECIPE)
+    result = call("fill", f"{tmp_path / 'mine.py'}:taught")
+    assert isinstance(result.exception, SettingError)
+    assert "say where the banks go: --out DIR" in str(result.exception)
+
+
+def test_listing(tmp_path: Path) -> None:
+    make(tmp_path / "banks", "small", 100, idle_s=3 * 86400)
+    make(tmp_path / "banks", "large", 300)
+    text = good("list", str(tmp_path))
+    lines = text.splitlines()
+    assert "large logits, 300 rows, float32" in lines[0]
+    assert "used     3 d ago" in lines[1]
+    assert lines[2].startswith("2 banks, ")
+    found = json.loads(good("list", str(tmp_path), "--json"))
+    assert sorted(one["source"] for one in found) == ["large", "small"]
+    assert abs(found[0]["idle_s"] - 3 * 86400) < 100 or abs(found[1]["idle_s"] - 3 * 86400) < 100, "looking is no use"
+
+
+def test_a_bank_that_is_not_filled_says_so(tmp_path: Path) -> None:
+    key = BankKey(weights="x", data="d", rows=BankRows(IDS).key, want="logits", shape=(4,))
+    Bank.create(tmp_path, key, BankRows(IDS), {"source": "teacher"})
+    assert "0 of 2 blocks filled" in good("list", str(tmp_path))
+    assert "0 of 2 blocks are filled" in good("check", str(tmp_path))
+
+
+def test_checking_reads_every_value(tmp_path: Path) -> None:
+    path = make(tmp_path, "one")
+    make(tmp_path, "two")
+    assert good("check", str(tmp_path)).endswith("2 banks, none damaged\n")
+    values = np.load(path / "values.npy", mmap_mode="r+")
+    values[7] += 1
+    values.flush()
+    assert good("check", str(tmp_path), "--quick").endswith("none damaged\n")
+    result = call("check", str(tmp_path))
+    assert isinstance(result.exception, BankDamaged)
+    assert "1 of 2 banks are damaged" in str(result.exception)
+    assert f"{path}: bank {path}: block 0 (rows 0 to 255) is not what was written" in result.stdout
+    as_json = json.loads(call("check", str(tmp_path), "--json").stdout)
+    assert [bool(one["fault"]) for one in as_json] == [one["path"] == str(path) for one in as_json]
+
+
+@pytest.mark.parametrize("damage", ["ids", "huge", "flat", "moved", "no ids"])
+def test_checking_compares_a_bank_with_its_own_key(tmp_path: Path, damage: str) -> None:
+    path = make(tmp_path, "one")
+    wanted = {"ids": "do not hold the rows", "moved": "not where its key belongs", "no ids": "cannot be read"}
+    wanted |= dict.fromkeys(("huge", "flat"), "do not hold the rows")
+    if damage == "huge":
+        np.save(path / "ids.npy", IDS.numpy() + 2**60)
+    elif damage == "flat":
+        np.save(path / "view.npy", np.int64(1))
+    elif damage == "ids":
+        np.save(path / "ids.npy", IDS.numpy() + 1)
+    elif damage == "moved":
+        path.rename(tmp_path / "elsewhere")
+    else:
+        (path / "ids.npy").unlink()
+    result = call("check", str(tmp_path))
+    assert result.exit_code == 1
+    assert wanted[damage] in result.stdout
+
+
+def test_clearing_one_bank_by_its_folder(tmp_path: Path) -> None:
+    path, other = make(tmp_path, "one"), make(tmp_path, "two")
+    assert "removed one logits" in good("clear", str(path))
+    assert find_banks(tmp_path) == [other]
+
+
+def test_clearing_several_has_to_be_said(tmp_path: Path) -> None:
+    make(tmp_path, "one")
+    make(tmp_path, "two")
+    result = call("clear", str(tmp_path))
+    assert isinstance(result.exception, SettingError)
+    assert "holds 2 banks: say which with --older AGE, --keep SIZE or --all" in str(result.exception)
+    assert len(find_banks(tmp_path)) == 2
+    assert "would remove" in good("clear", str(tmp_path), "--all", "--dry-run")
+    assert len(find_banks(tmp_path)) == 2
+    good("clear", str(tmp_path), "--all")
+    assert not list(tmp_path.iterdir())
+
+
+def test_clearing_by_age_and_by_size(tmp_path: Path) -> None:
+    paths = {days: make(tmp_path, f"b{days}", idle_s=days * 86400) for days in (1, 5, 20, 40)}
+    good("clear", str(tmp_path), "--older", "30d")
+    assert set(find_banks(tmp_path)) == {paths[1], paths[5], paths[20]}
+    size = sum(file.stat().st_size for file in paths[1].iterdir())
+    good("clear", str(tmp_path), "--keep", str(2 * size + 10))
+    assert set(find_banks(tmp_path)) == {paths[1], paths[5]}, "the longest unused goes first"
+    (paths[1] / "values.npy").write_bytes(b"")
+    good("clear", str(tmp_path), "--older", "4w")
+    assert find_banks(tmp_path) == [paths[5]], "damaged ones go always"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--older", "soon"), ("--older", "3y"), ("--keep", "much"), ("--keep", "1.2.3G")]
+)
+def test_ages_and_sizes_that_are_none(tmp_path: Path, option: str, value: str) -> None:
+    make(tmp_path, "one")
+    result = call("clear", str(tmp_path), option, value)
+    assert isinstance(result.exception, SettingError)
+    assert f"{option}: wanted something like" in str(result.exception)
+    assert repr(value) in str(result.exception)
+
+
+def test_what_is_pruned() -> None:
+    def one(name: str, size: int, idle: float, fault: str | None = None) -> BankEntry:
+        return BankEntry(name, name, "logits", "float32", 1, 1, 1, size, idle, fault)
+
+    entries = [one("new", 10, 1.0), one("old", 10, 9.0), one("bad", 1, 0.0, "x"), one("middle", 30, 5.0)]
+
+    def names(found: list[BankEntry]) -> list[str]:
+        return [each.path for each in found]
+
+    assert names(to_prune(entries)) == ["bad"]
+    assert names(to_prune(entries, older_s=6.0)) == ["old", "bad"]
+    assert names(to_prune(entries, keep=45)) == ["bad", "old"]
+    assert names(to_prune(entries, keep=5)) == ["bad", "old", "middle", "new"]
+    assert names(to_prune(entries, older_s=6.0, keep=10)) == ["old", "bad", "middle"]
+
+
+def test_a_bank_that_is_read_stays_readable_when_it_is_removed(tmp_path: Path) -> None:
+    path = make(tmp_path, "one")
+    key = BankKey(weights="one", data="d", rows=BankRows(IDS).key, want="logits", shape=(4,))
+    opened = Bank.open(path, key, BankRows(IDS))
+    before = opened.read(IDS)
+    assert remove(path) is None
+    assert not path.exists()
+    assert torch.equal(opened.read(IDS), before)
+
+
+def test_a_bank_that_is_being_filled_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path, "one")
+    monkeypatch.setattr("crossdistill.bank.folder.being_filled", lambda path: True)
+    assert f"{path} is being filled now" in good("clear", str(path))
+    assert path.exists()
+
+
+def test_remains_of_killed_processes_are_swept(tmp_path: Path) -> None:
+    make(tmp_path, "one")
+    old, young = tmp_path / ".logits-1.abc.tmp", tmp_path / ".logits-2.abc.tmp"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (time.time() - ABANDONED_S - 60,) * 2)
+    good("clear", str(tmp_path), "--older", "1d")
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_folder_that_is_not_there() -> None:
+    with pytest.raises(BankMissing, match="there is no folder nowhere"):
+        find_banks(Path("nowhere"))

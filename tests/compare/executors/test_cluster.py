@@ -1,0 +1,232 @@
+"""Jobs on other machines: their messages through a folder, their losses, and what is asked of Ray and Slurm."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from crossdistill.compare.executors import cluster as elsewhere
+from crossdistill.compare.executors import messages as mailbox
+from crossdistill.compare.executors.choose import crew, local_workers, place
+from crossdistill.compare.executors.cluster import Ended, Job, Remote
+from crossdistill.compare.executors.local import Message, Pool
+from crossdistill.compare.executors.messages import Inbox, Outbox
+from crossdistill.compare.executors.on_slurm import Resumed, SlurmCluster
+from crossdistill.errors import MissingExtraError, SettingError
+
+
+def work(task: str, send: Callable[[str, Any], None]) -> str:
+    send("begin", ("teacher", 30))
+    send("advance", 10)
+    send("advance", 20)
+    send("trained", "teacher")
+    if task == "bad":
+        raise SettingError("cannot be")
+    return f"did {task}"
+
+
+class Fake:
+    """A cluster that runs a job when it is asked for it, and loses the machines that it is told to lose."""
+
+    def __init__(self, *losses: str) -> None:
+        self.losses = list(losses)
+        self.most = self.running = 0
+        self.closed = False
+
+    def submit(self, job: Job) -> Any:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        return SimpleNamespace(job=job, looks=0)
+
+    def ended(self, handle: Any) -> Ended | None:
+        handle.looks += 1
+        if handle.looks < 2:
+            return None
+        self.running -= 1
+        if handle.job.task in self.losses:
+            self.losses.remove(handle.job.task)
+            return Ended("lost", "its machine is gone")
+        return Ended(*handle.job())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elsewhere, "LOOK_EVERY_S", 0.0)
+
+
+def run(cluster: Fake, tasks: list[str], workers: int, folder: Path) -> list[Message]:
+    waiting = list(range(len(tasks)))
+    return list(Remote(work, cluster, workers, folder).run(tasks, lambda: waiting.pop(0) if waiting else None))
+
+
+def test_messages_come_in_order_and_only_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox, inbox = Outbox(tmp_path / "mail" / "a"), Inbox(tmp_path / "mail" / "a")
+    assert inbox.look() == []
+    outbox("begin", ["teacher", 30])
+    outbox("advance", 10)
+    outbox("advance", 5)
+    # Steps wait for a second, or for the next thing that is said.
+    assert inbox.look() == [("begin", ["teacher", 30])]
+    outbox("trained", "teacher")
+    assert inbox.look() == [("advance", 15), ("trained", "teacher")]
+    with (tmp_path / "mail" / "a").open("a") as file:
+        file.write('["advance"')
+    assert inbox.look() == []
+    with (tmp_path / "mail" / "a").open("a") as file:
+        file.write(", 3]\n")
+    assert inbox.look() == [("advance", 3)]
+    monkeypatch.setattr(mailbox, "WRITE_EVERY_S", 0.0)
+    outbox("advance", 7)
+    assert inbox.look() == [("advance", 7)]
+
+
+def test_all_is_done_with_so_many_jobs_at_a_time(tmp_path: Path) -> None:
+    cluster = Fake()
+    found = run(cluster, ["a", "b", "c", "bad", "d"], 2, tmp_path)
+    assert cluster.most == 2
+    assert cluster.closed
+    ends = {message.task: (message.kind, message.value) for message in found if message.kind in {"done", "failed"}}
+    assert ends == {
+        0: ("done", "did a"),
+        1: ("done", "did b"),
+        2: ("done", "did c"),
+        3: ("failed", "cannot be"),
+        4: ("done", "did d"),
+    }
+    own = [(message.kind, message.value) for message in found if message.task == 0]
+    assert own == [("begin", ["teacher", 30]), ("advance", 30), ("trained", "teacher"), ("done", "did a")]
+
+
+def test_a_task_whose_machine_was_lost_is_tried_once_more(tmp_path: Path) -> None:
+    found = run(Fake("a", "b", "b"), ["a", "b", "c"], 1, tmp_path)
+    kinds = {
+        task: [m.kind for m in found if m.task == task and m.kind in {"lost", "done", "failed"}] for task in range(3)
+    }
+    assert kinds == {0: ["lost", "done"], 1: ["lost", "failed"], 2: ["done"]}
+    assert next(m.value for m in found if m.kind == "failed") == "its machine is gone"
+
+
+def test_jobs_are_dropped_when_nobody_listens_any_more(tmp_path: Path) -> None:
+    cluster = Fake()
+    messages = Remote(work, cluster, 1, tmp_path).run(["a"], iter([0, None]).__next__)
+    next(messages)
+    messages.close()
+    assert cluster.closed
+
+
+@pytest.mark.parametrize(
+    ("on", "found"),
+    [
+        ("local", ("local", {})),
+        ("ray", ("ray", {})),
+        ("ray:address=auto,num_gpus=0.5", ("ray", {"address": "auto", "num_gpus": 0.5})),
+        ("slurm:slurm_partition=gpu,timeout_min=60", ("slurm", {"slurm_partition": "gpu", "timeout_min": 60})),
+    ],
+)
+def test_a_place_has_a_name_and_options(on: str, found: tuple[str, dict[str, Any]]) -> None:
+    assert place(on) == found
+
+
+@pytest.mark.parametrize(
+    ("on", "said"), [("rya", "'ray'"), ("local:a=1", "takes no options"), ("ray:gpu", "FIELD=VALUE")]
+)
+def test_a_place_that_cannot_be_is_refused(on: str, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        place(on)
+
+
+def test_here_are_as_many_workers_as_there_is_work(tmp_path: Path) -> None:
+    made, workers = crew("local", work, 7, 3, tmp_path)
+    assert isinstance(made, Pool)
+    assert workers == 3
+    assert local_workers(5) == 5
+    assert local_workers(None) >= 1
+
+
+@pytest.mark.parametrize(("on", "package", "extra"), [("ray", "ray", "ray"), ("slurm", "submitit", "slurm")])
+def test_without_the_package_its_install_command_is_told(
+    on: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def absent(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(MissingExtraError, match=rf"crossdistill\[{extra}\]"):
+        crew(on, work, 2, 2, tmp_path)
+
+
+def test_a_job_that_slurm_stops_is_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    helpers = SimpleNamespace(DelayedSubmission=lambda job: seen.append(job) or job)
+    monkeypatch.setattr(importlib, "import_module", lambda name: helpers)
+    job = Resumed(Job(work, "a", "mail"))
+    assert job.checkpoint() is job
+    assert seen == [job]
+
+
+class Handle:
+    """A submitit job."""
+
+    def __init__(self, job: Any, end: Any) -> None:
+        self.job, self.end, self.job_id, self.state = job, end, str(id(self)), "TIMEOUT"
+        self.cancelled = False
+
+    def done(self) -> bool:
+        return self.end is not None
+
+    def result(self) -> Any:
+        if isinstance(self.end, Exception):
+            raise self.end
+        return self.end
+
+    def cancel(self, check: bool) -> None:
+        self.cancelled = True
+
+
+def test_slurm_is_asked_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UncompletedJobError(RuntimeError):
+        pass
+
+    class FailedJobError(UncompletedJobError):
+        pass
+
+    given: dict[str, Any] = {}
+    handles: list[Handle] = []
+    ends = iter([("done", "0.5"), FailedJobError("a fault"), UncompletedJobError("log\nslurmstepd: killed"), None])
+
+    class AutoExecutor:
+        def __init__(self, folder: Path, cluster: str) -> None:
+            given.update(folder=folder, cluster=cluster)
+
+        def update_parameters(self, **options: Any) -> None:
+            given.update(options)
+
+        def submit(self, job: Any) -> Handle:
+            handles.append(Handle(job, next(ends)))
+            return handles[-1]
+
+    errors = SimpleNamespace(FailedJobError=FailedJobError, UncompletedJobError=UncompletedJobError)
+    fake = SimpleNamespace(AutoExecutor=AutoExecutor, core=SimpleNamespace(utils=errors))
+    monkeypatch.setattr(importlib, "import_module", lambda name: fake)
+    cluster = SlurmCluster(None, tmp_path, {"slurm_partition": "gpu", "timeout_min": 5})
+    assert given["cluster"] == "slurm"
+    assert given["slurm_partition"] == "gpu"
+    assert given["timeout_min"] == 5
+    assert given["cpus_per_task"] == 1
+    job = Job(work, "a", "mail")
+    found = [cluster.ended(cluster.submit(job)) for _ in range(4)]
+    assert found[:2] == [Ended("done", "0.5"), Ended("failed", "a fault")]
+    assert found[2] == Ended("lost", "its Slurm job ended without a result (TIMEOUT): slurmstepd: killed")
+    assert found[3] is None
+    cluster.close()
+    assert [handle.cancelled for handle in handles] == [False, False, False, True]

@@ -1,0 +1,316 @@
+"""Whole comparisons at tiny sizes, their cells one after another in this process."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from locks import held_elsewhere
+from torch import Tensor
+
+from crossdistill.batch import Batch
+from crossdistill.compare import cell as worker
+from crossdistill.compare import run as comparing
+from crossdistill.compare.dry_run import outline
+from crossdistill.compare.executors.local import Message, Work, attempted
+from crossdistill.compare.grid import Grid
+from crossdistill.compare.run import compare
+from crossdistill.compare.sweep import FIRST_SEED
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.sets.av_digits import AvDigitsConfig
+from crossdistill.errors import NonFiniteError, RecipeError, ResumeError, RunError
+from crossdistill.methods.specialise import Specialise
+from crossdistill.recipes.kit import Kit
+from crossdistill.recipes.plans import PLANS, MethodPlan, pretrained
+from crossdistill.report import Report
+from crossdistill.run_folder.folder import LOCK
+from crossdistill.runtime.files import read_json, read_sealed, write_sealed
+from crossdistill.stage import Stage
+from crossdistill.training import runner
+
+pytestmark = pytest.mark.usefixtures("digits")
+
+
+class Here:
+    """A crew of one, in this process."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.begun: list[Any] = []
+
+    def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
+        """See `Crew`."""
+        while (task := choose()) is not None:
+            self.begun.append(tasks[task])
+            heard: list[Message] = []
+            last = attempted(
+                self.work,
+                tasks[task],
+                lambda kind, value, task=task, heard=heard: heard.append(Message(0, task, kind, value)),
+            )
+            yield from heard
+            yield Message(0, task, *last)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[Here]:
+    """Crews that were asked for: each is of this process."""
+    crews: list[Here] = []
+
+    def crew(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Here, int]:
+        crews.append(Here(work))
+        return crews[-1], 1
+
+    monkeypatch.setattr(comparing, "crew", crew)
+    return crews
+
+
+def grid(**changes: Any) -> Grid:
+    return Grid.parse(
+        "av-digits", **{"methods": "supervised,kd", "students": "image", "seeds": 2, "tiny": True, **changes}
+    )
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the stages that were trained."""
+    keys: list[str] = []
+    fit = runner.fit
+
+    def counting(plan: Any, job: Any, *rest: Any) -> Any:
+        keys.append(job.key)
+        return fit(plan, job, *rest)
+
+    monkeypatch.setattr(runner, "fit", counting)
+    return keys
+
+
+def taps_that_are_not_there(kit: Kit, student: str, teachers: Any) -> tuple[Stage, ...]:
+    method = Specialise(taps=dict.fromkeys(teachers, ("no_such_layer",)))
+    return (*pretrained(kit, teachers), Stage(name="specialise", method=method, epochs=1, trains=()))
+
+
+def test_everything_is_run_once_shared_and_written(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
+    made = grid(labelled="1.0,0.1", control="shuffled")
+    found = compare(made, tmp_path / "c")
+    assert len(here[0].begun) == len(made.cells()) == 10
+    # Two seeds of: the teacher, the student alone on all and on few labels, KD on both, and the control.
+    assert len(fitted) == len(set(fitted)) == 2 * (1 + 2 + 2 + 1)
+    rows = {(r.method, r.teachers, r.labelled): r for r in Report.load(tmp_path / "c").rows}
+    assert set(rows) == {
+        ("chance", None, 1.0), ("teacher:mm", None, 1.0), ("supervised", None, 1.0), ("kd", "mm", 1.0),
+        ("supervised", None, 0.1), ("kd", "mm", 0.1), ("kd@shuffled", "mm", 0.1),
+    }  # fmt: skip
+    assert all(len(row.values) == 2 for row in rows.values())
+    assert {pair.setting.title for pair in found.findings.verdicts.pairs} == {"kd (mm)"}
+    assert found.findings.failed == found.findings.refused == {}
+    assert "kd@shuffled" in found.text()
+    cost = next(cost for setting, cost in found.findings.collected.costs.items() if setting.title == "kd (mm)")
+    assert cost.trained > cost.parameters > 0
+
+
+def test_a_finished_comparison_repeats_nothing(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
+    compare(grid(seeds=1), tmp_path / "c")
+    first = (tmp_path / "c" / "results.json").read_bytes()
+    fitted.clear()
+    compare(grid(seeds=1), tmp_path / "c", resume=True)
+    assert fitted == []
+    assert len(here) == 1, "no workers were asked for again"
+    assert (tmp_path / "c" / "results.json").read_bytes() == first
+
+
+def test_a_cell_that_failed_is_in_its_place_and_resuming_finishes_it_alone(
+    tmp_path: Path, here: list[Here], fitted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = worker.run
+
+    def failing(recipe: Any, out: Path, **rest: Any) -> Any:
+        if out.name == "kd-image-mm-1-seed0":
+            raise NonFiniteError("NaN in batch 7")
+        return real(recipe, out, **rest)
+
+    monkeypatch.setattr(worker, "run", failing)
+    found = compare(grid(), tmp_path / "c").findings
+    assert found.failed == {"kd-image-mm-1-seed0": "NaN in batch 7"}
+    assert found.refused == {}
+    assert next(row for row in found.collected.rows if row.method == "kd").values == (pytest.approx(0, abs=1),)
+    assert "kd-image-mm-1-seed0" in (tmp_path / "c" / "report.md").read_text()
+    monkeypatch.setattr(worker, "run", real)
+    fitted.clear()
+    whole = compare(grid(), tmp_path / "c", resume=True).findings
+    assert [task["cell"]["method"] for task in here[-1].begun] == ["kd"]
+    assert len(fitted) == 2
+    assert whole.failed == {}
+    assert len(next(row for row in whole.collected.rows if row.method == "kd").values) == 2
+
+
+def test_a_method_that_cannot_apply_is_refused_before_anything_trains_and_the_rest_runs(
+    tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
+    found = compare(grid(methods="supervised,hopeless,kd", seeds=1), tmp_path / "c").findings
+    assert list(found.refused) == ["hopeless-image-mm-1-seed0"]
+    assert "no_such_layer" in found.refused["hopeless-image-mm-1-seed0"]
+    assert found.failed == {}
+    assert [task["cell"]["method"] for task in here[0].begun] == ["supervised", "kd"]
+    assert not (tmp_path / "c" / "cells" / "hopeless-image-mm-1-seed0").exists()
+    text = (tmp_path / "c" / "report.md").read_text()
+    assert "| hopeless | mm | cannot apply |" in text
+    assert "## Cannot apply" in text
+    assert "## Failed" not in text
+
+
+def test_where_nothing_can_run_the_folder_stays_free(
+    tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
+    with pytest.raises(RecipeError, match="no_such_layer"):
+        compare(grid(methods="hopeless"), tmp_path / "c")
+    with pytest.raises(RecipeError, match="no method of the comparison has this field"):
+        compare(grid(sweep=("temprature=1,2",)), tmp_path / "c")
+    assert here == []
+    compare(grid(methods="supervised", seeds=1), tmp_path / "c")
+
+
+def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
+    tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[str, set[int]] = {"trials": set(), "cells": set()}
+    phase = ["trials"]
+    batch, train = Dataset.batch, worker.train
+
+    def spying(self: Dataset, rows: Tensor, *rest: Any, **more: Any) -> Batch:
+        read[phase[0]] |= set(rows.tolist())
+        return batch(self, rows, *rest, **more)
+
+    def telling(task: dict[str, Any], send: Any) -> str:
+        phase[0] = "trials" if "tuning" in Path(task["out"]).parts else "cells"
+        return train(task, send)
+
+    monkeypatch.setattr(Dataset, "batch", spying)
+    monkeypatch.setattr("crossdistill.compare.run.train", telling)
+    made = grid(sweep=("temperature=1,4",), control="shuffled")
+    found = compare(made, tmp_path / "c").findings
+    trials, cells = (crew.begun for crew in here)
+    assert len(trials) == 2
+    assert {task["cell"]["seed"] for task in trials} == {FIRST_SEED}
+    assert {task["split"] for task in trials} == {"validation"}
+
+    splits = AvDigitsConfig().tiny().load().splits
+    test, validation = set(splits["test"].tolist()), set(splits["validation"].tolist())
+    assert validation <= read["trials"]
+    assert not test & read["trials"]
+    assert test <= read["cells"], "the spy sees what is read"
+
+    chosen = {one["method"]: one for one in found.tuning}
+    assert [len(trial["seeds"]) for trial in chosen["kd"]["trials"]] == [1, 1]
+    assert chosen["supervised"]["chosen"] == {}
+    assert chosen["supervised"]["missing"] == ["temperature"]
+    best = max(chosen["kd"]["trials"], key=lambda trial: trial["validation_accuracy"][0])
+    assert chosen["kd"]["chosen"] == best["values"]
+    used = {tuple(task["cell"]["settings"]) for task in cells if task["cell"]["method"] == "kd"}
+    assert used == {tuple(chosen["kd"]["settings"])}
+    assert len([task for task in cells if task["cell"]["control"]]) == 2
+    assert json.loads((tmp_path / "c" / "tuning.json").read_text()) == list(found.tuning)
+    assert found.split_moves is False
+    again = compare(made, tmp_path / "c", resume=True).findings
+    assert again.tuning == found.tuning
+    assert len(here) == 2, "neither trials nor cells are repeated"
+
+
+def test_a_setting_whose_trials_failed_fails_and_the_rest_is_compared(
+    tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = worker.run
+
+    def failing(recipe: Any, out: Path, **rest: Any) -> Any:
+        if out.parent.name == "tuning" and out.name.startswith("kd"):
+            raise NonFiniteError("NaN in batch 7")
+        return real(recipe, out, **rest)
+
+    monkeypatch.setattr(worker, "run", failing)
+    found = compare(grid(sweep=("learning_rate=0.001,0.01",), seeds=1), tmp_path / "c").findings
+    assert list(found.failed) == ["kd-image-mm-1-seed0"]
+    assert "none of its trials could be finished" in found.failed["kd-image-mm-1-seed0"]
+    assert "NaN in batch 7" in found.failed["kd-image-mm-1-seed0"]
+    assert [row.method for row in found.collected.rows if row.seconds] == ["supervised"]
+
+
+def test_a_budget_is_kept_when_it_was_chosen(tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = grid(methods="supervised", budget=60.0, seeds=2)
+    found = compare(made, tmp_path / "c").findings
+    assert found.pick is not None
+    assert (found.pick.seeds, found.pick.epochs) == (2, 1.0)
+    assert "Picked for a budget of 60 minutes: 2 seeds" in (tmp_path / "c" / "report.md").read_text()
+    path = tmp_path / "c" / "budget.json"
+    picked = read_sealed(path)
+    path.write_text(json.dumps(read_json(path) | {"seeds": 1}))
+    with pytest.raises(RunError, match=r"budget\.json"):
+        compare(made, tmp_path / "c", resume=True)
+    write_sealed(path, picked | {"seeds": 1})
+    monkeypatch.setattr("crossdistill.compare.run.fitted", lambda *rest: pytest.fail("it was picked already"))
+    again = compare(made, tmp_path / "c", resume=True).findings
+    assert again.grid.seeds == 1
+
+
+def test_another_comparison_in_the_folder_is_refused(tmp_path: Path, here: list[Here]) -> None:
+    compare(grid(methods="supervised", seeds=2), tmp_path / "c")
+    with pytest.raises(RunError, match="holds a comparison already; go on with --resume"):
+        compare(grid(methods="supervised", seeds=2), tmp_path / "c")
+    with pytest.raises(ResumeError, match="seeds: was 2, is 1"):
+        compare(grid(methods="supervised", seeds=1), tmp_path / "c", resume=True)
+    with pytest.raises(ResumeError, match=r"methods: was \['supervised'\], is \['kd'\]"):
+        compare(grid(methods="kd", seeds=2), tmp_path / "c", resume=True)
+    with pytest.raises(ResumeError, match="budget: was None, is 60"):
+        compare(grid(methods="supervised", seeds=2, budget=60.0), tmp_path / "c", resume=True)
+
+
+def test_a_cell_that_cannot_run_is_refused_by_itself_and_a_lost_setting_ends_all(
+    tmp_path: Path, here: list[Here], fitted: list[str]
+) -> None:
+    wrong = ("stages.kdsvd.method.taps=[conv1]",)
+    found = compare(grid(methods="supervised,kdsvd", seeds=1, settings=wrong), tmp_path / "c").findings
+    assert list(found.refused) == ["kdsvd-image-mm-1-seed0"]
+    assert "they are compared one by one" in found.refused["kdsvd-image-mm-1-seed0"]
+    assert len(fitted) == 1
+    with pytest.raises(RecipeError, match="no method here has a stage 'kdsv'; did you mean 'kdsvd'"):
+        compare(grid(methods="kdsvd", settings=("stages.kdsv.epochs=1",)), tmp_path / "d")
+
+
+def test_a_comparison_may_grow_and_repeats_nothing(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
+    compare(grid(methods="supervised", seeds=1), tmp_path / "c")
+    compare(grid(methods="supervised,kd", seeds=2), tmp_path / "c", resume=True)
+    assert len(fitted) == len(set(fitted)) == 2 * 3
+    assert {row.method for row in Report.load(tmp_path / "c").rows} == {"chance", "teacher:mm", "supervised", "kd"}
+    compare(grid(methods="supervised,kd", seeds=2, labelled="1.0,0.1"), tmp_path / "c", resume=True)
+    assert len(fitted) == len(set(fitted)) == 2 * 5
+
+
+def test_the_order_of_settings_does_not_matter(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
+    settings = ("channels_last=true", "checkpoints.keep=2")
+    compare(grid(methods="supervised", seeds=1, settings=settings), tmp_path / "c")
+    compare(grid(methods="supervised", seeds=1, settings=settings[::-1]), tmp_path / "c", resume=True)
+    assert len(fitted) == 1
+    with pytest.raises(ResumeError, match="settings: was"):
+        compare(grid(methods="supervised", seeds=1, settings=settings[:1]), tmp_path / "c", resume=True)
+
+
+def test_a_folder_that_somebody_computes_is_refused_with_who(tmp_path: Path, here: list[Here]) -> None:
+    held_elsewhere(tmp_path / "c" / LOCK)
+    with pytest.raises(RunError, match="is being computed by process 7 on elsewhere"):
+        compare(grid(methods="supervised", seeds=1), tmp_path / "c")
+
+
+def test_the_outline_says_what_is_shared_how_long_and_what_cannot_apply(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
+    text = outline(grid(methods="supervised,kd,hopeless", labelled="1.0,0.1", sweep=("temperature=1,4",)), 2, "local")
+    assert "12 cells on 2 seeds; nothing is trained or written" in text
+    assert "supervised-mm (for 2), kd" in text
+    assert "12 stages are asked for, 10 are trained" in text
+    assert "kd (mm), image, 100% of the labels: 2 trials" in text
+    assert "has no temperature, skipped" in text
+    assert "with 2 workers, from a few timed steps" in text
+    assert "hopeless-image-mm-1-seed0: stages.specialise: " in text

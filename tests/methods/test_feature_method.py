@@ -1,0 +1,140 @@
+"""Which layers meet: chosen from sizes, or named; and what is refused."""
+
+import pytest
+import torch
+
+from crossdistill.errors import ApplicabilityError, SettingError, SignalError
+from crossdistill.method import STUDENT, DataSpec
+from crossdistill.methods.at import AT
+from crossdistill.methods.feature_method import Choice, Pair, chosen, met
+from crossdistill.methods.loss_weights import Mixed, Weighted
+from crossdistill.methods.pkt import PKT
+from crossdistill.methods.sp import SP
+from crossdistill.outputs import Outputs, OutputSpec, Want
+
+# As LeNet5 shows itself: maps, a map of one position, vectors, the logits under a name.
+LENET = OutputSpec(
+    logits=(10,),
+    features={"conv1": (6, 28, 28), "conv2": (16, 10, 10), "conv3": (120, 1, 1), "fc1": (84,), "fc2": (10,)},
+)
+SOUND = OutputSpec(logits=(10,), features={"a": (15, 156), "b": (32, 52), "c": (64, 17), "d": (320,)})
+VECTORS = OutputSpec(logits=(10,), features={"joint": (596,), "fc1": (298,)})
+EMBEDS = OutputSpec(logits=(10,), embedding=(768,), features={"last": (12, 4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("choice", "spec", "wanted"),
+    [
+        ("maps", LENET, ["conv1", "conv2"]),
+        ("maps", SOUND, ["a", "b", "c"]),
+        ("maps", VECTORS, []),
+        ("last", LENET, ["conv2"]),
+        ("last", VECTORS, ["fc1"]),
+        ("vector", LENET, ["fc1"]),
+        ("vector", SOUND, ["d"]),
+        ("hints", LENET, ["conv2", "fc1"]),
+        ("hints", VECTORS, ["joint", "fc1"]),
+        ("hints", EMBEDS, ["last"]),
+        ("all", LENET, ["conv1", "conv2", "conv3", "fc1"]),
+        ("all", OutputSpec(logits=(10,)), []),
+    ],
+)
+def test_layers_are_chosen_by_their_sizes(choice: Choice, spec: OutputSpec, wanted: list[str]) -> None:
+    assert [want.tap for want in chosen(choice, spec)] == wanted
+
+
+def test_an_embedding_is_the_vector_where_there_is_one() -> None:
+    assert chosen("vector", EMBEDS) == {Want.EMBEDDING: (768,)}
+    assert chosen("last", EMBEDS) == {Want.feature("last"): (12, 4, 4)}
+
+
+def test_the_deepest_meet_where_one_network_has_more() -> None:
+    pairs = AT().pairs("maps", LENET, {"sound": SOUND})["sound"]
+    assert [(pair.student.tap, pair.teacher.tap) for pair in pairs] == [("conv1", "b"), ("conv2", "c")]
+    assert (pairs[0].mine, pairs[0].theirs) == ((6, 28, 28), (32, 52))
+
+
+def test_named_layers_are_taken_as_they_are_named() -> None:
+    config = AT(taps=("conv2", "conv1"), teacher_taps={"sound": ("a", "c")})
+    pairs = config.pairs("maps", LENET, {"sound": SOUND, "other": LENET})
+    assert [(pair.student.tap, pair.teacher.tap) for pair in pairs["sound"]] == [("conv2", "a"), ("conv1", "c")]
+    assert [pair.teacher.tap for pair in pairs["other"]] == ["conv1", "conv2"]
+
+
+def test_a_method_asks_for_the_layers_that_meet() -> None:
+    method = AT().build(LENET, {"sound": SOUND}, DataSpec(8, 10))
+    assert method.needs() == {
+        STUDENT: frozenset({Want.LOGITS, Want.feature("conv1"), Want.feature("conv2")}),
+        "sound": frozenset({Want.feature("b"), Want.feature("c")}),
+    }
+    assert PKT().build(LENET, {"big": EMBEDS}, DataSpec(8, 10)).needs()["big"] == frozenset({Want.EMBEDDING})
+    assert SP().build(VECTORS, {"big": EMBEDS}, DataSpec(8, 10)).needs()["big"] == frozenset({Want.feature("last")})
+
+
+@pytest.mark.parametrize(
+    ("config", "student", "teachers", "message"),
+    [
+        (AT(), LENET, {}, "at needs at least one teacher"),
+        (
+            AT(),
+            LENET,
+            {"mm": VECTORS},
+            r"at needs 1 or more spatial features .* teacher 'mm' shows 0; .* joint \(596,\)",
+        ),
+        (AT(), OutputSpec(logits=(10,)), {"mm": LENET}, "the student shows 0; its taps are: none"),
+        (
+            AT(taps=("fc1",)),
+            LENET,
+            {"mm": LENET},
+            r"at compares spatial features .* of the student are named: fc1 \(84,\)",
+        ),
+        (AT(taps=()), LENET, {"mm": LENET}, "of the student are named: none"),
+    ],
+)
+def test_what_cannot_apply_is_refused_with_the_reason(
+    config: AT, student: OutputSpec, teachers: dict[str, OutputSpec], message: str
+) -> None:
+    with pytest.raises(ApplicabilityError, match=message):
+        config.pairs("maps", student, teachers)
+
+
+def test_wrong_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(SignalError, match="the student has no tap 'conv4'; did you mean"):
+        AT(taps=("conv4",)).pairs("maps", LENET, {"mm": LENET})
+    with pytest.raises(SettingError, match="at: teacher_taps: no teacher 'nm'; did you mean 'mm'"):
+        AT(teacher_taps={"nm": ("conv1",)}).pairs("maps", LENET, {"mm": LENET})
+    with pytest.raises(SettingError, match=r"2 layers of the student are named .* and 1 of teacher 'mm'"):
+        AT(taps=("conv1", "conv2"), teacher_taps={"mm": ("conv1",)}).pairs("maps", LENET, {"mm": LENET})
+
+
+def test_features_meet_on_the_rows_that_both_saw() -> None:
+    pair = Pair(Want.feature("x"), Want.EMBEDDING, (2,), (3,))
+    mine, theirs = torch.randn(3, 2, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    student = Outputs("student", features={"x": mine}, rows=torch.tensor([0, 2, 5]))
+    teacher = Outputs("teacher", embedding=theirs, rows=torch.tensor([1, 5]))
+    (one,), (other,), rows = met([pair], student, teacher)
+    assert rows is not None
+    assert rows.tolist() == [5]
+    assert torch.equal(one, mine[2:])
+    assert torch.equal(other, theirs[1:])
+    assert (one.requires_grad, other.requires_grad) == (True, False)
+
+
+def test_shares_of_both_protocols() -> None:
+    class A(Mixed):
+        name: str = "a"
+
+        def build(self, *_: object) -> None:
+            return None
+
+    class B(Weighted):
+        name: str = "b"
+
+        def build(self, *_: object) -> None:
+            return None
+
+    assert [A().shares_at(epoch) for epoch in (0, 29, 30, 60)] == [(0.5, 0.5), (0.5, 0.5), (0.75, 0.25), (0.875, 0.125)]
+    assert A(decay_every=None, alpha=0.9).shares_at(99) == (pytest.approx(0.1), 0.9)
+    assert A(fixed=(0.1, 9.0)).shares_at(40) == (0.1, 9.0)
+    assert B(weight=4.0, weight_task=0.5).shares_at(0) == (0.5, 4.0)
+    assert [B(weight=4.0, warm_up=20).shares_at(epoch)[1] for epoch in (0, 9, 19, 99)] == [0.2, 2.0, 4.0, 4.0]

@@ -1,0 +1,251 @@
+"""Whole runs on toy data: what stands still, what is selected, where a stage starts, and any number of members."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scaled import Scaled
+from torch import Tensor, nn
+
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import FrozenError, NonFiniteError
+from crossdistill.method import STUDENT
+from crossdistill.methods.collaborate import Collaborate
+from crossdistill.methods.kd import KD
+from crossdistill.methods.specialise import Specialise
+from crossdistill.network import Network
+from crossdistill.planning import part_size
+from crossdistill.recipe import Recipe
+from crossdistill.report import Report
+from crossdistill.stage import OptimizerConfig, Stage
+from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.training.runner import run
+
+DATA = toy_dataset()
+
+
+def copies(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def moved(before: Mapping[str, Tensor], module: nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def small(data: Dataset = DATA, *, normalised: bool = False, teachers: int = 2, **changes: Any) -> Recipe:
+    cast = toy_cast(data, teachers, normalised=normalised)
+    name, student = next(iter(cast.items()))
+    given: dict[str, Any] = {
+        "data": data,
+        "student": student,
+        "student_name": name,
+        "teachers": {other: network for other, network in cast.items() if other != name},
+        "stages": (Stage(method=KD(), epochs=2, batch_size=48),),
+    }
+    return Recipe(**(given | changes))
+
+
+def trained(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """What the last stage left: weights by `file/name`, and its outcome."""
+    run(recipe, out)
+    folder = sorted((out / "stages").iterdir())[-1]
+    files = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+    return {**files, "outcome": json.loads((folder / "outcome.json").read_text())}
+
+
+def test_a_frozen_teacher_with_batch_norm_stands_still(tmp_path: Path) -> None:
+    recipe = small(normalised=True)
+    teachers: Mapping[str, Any] = recipe.teachers
+    for network in teachers.values():
+        network.train()
+    before = {name: copies(network) for name, network in teachers.items()}
+    run(recipe, tmp_path / "run")
+    for name, network in teachers.items():
+        assert moved(before[name], network) == set()
+        assert all(module.training for module in network.modules())
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_layers_of_a_teacher_may_train_alone(tmp_path: Path) -> None:
+    stage = Stage(method=Collaborate(), epochs=1, trains=("student", "teacher-0:hidden"), select="last")
+    recipe = small(stages=(stage,))
+    before = copies(recipe.teachers["teacher-0"])
+    found = trained(recipe, tmp_path / "run")["teacher-0"]
+    assert {name for name, value in found.items() if not torch.equal(value, before[name])} == {
+        "module.hidden.weight",
+        "module.hidden.bias",
+    }
+
+
+@pytest.mark.parametrize("wicked", ["moves a weight", "moves a buffer"])
+def test_a_frozen_teacher_that_moved_is_a_fault(wicked: str, tmp_path: Path) -> None:
+    recipe = small(normalised=True, stages=(Stage(source="live", method=Scaled(wicked=wicked), epochs=1),))
+    with pytest.raises(FrozenError, match="stage 'scaled' moved 'teacher-0', which does not train in it"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_the_rest_of_a_member_is_watched_too(tmp_path: Path) -> None:
+    """Also what hangs on the outermost module, where no layer is that could be looked at."""
+    stage = Stage(
+        source="live", method=Scaled(wicked="moves a weight"), epochs=1, trains=("student", "teacher-0:hidden")
+    )
+
+    class Outer(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+            self.inner, self.hidden = inner, nn.Linear(4, 4)
+
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return self.hidden(self.gain * self.inner(first, second)[0])
+
+    recipe = small(stages=(stage,), teachers=1)
+    inner: Any = recipe.teachers["teacher-0"]
+    outer = Network(Outer(inner.module), inner.reads, ("hidden",))
+    with pytest.raises(FrozenError, match=r"moved 'teacher-0\.gain', which does not train"):
+        run(recipe.model_copy(update={"teachers": {"teacher-0": outer}}), tmp_path / "run")
+
+
+def test_nan_in_a_term_names_the_rows(tmp_path: Path) -> None:
+    recipe = small(stages=(Stage(source="live", method=Scaled(wicked="nan"), epochs=1, batch_size=24),))
+    with pytest.raises(
+        NonFiniteError, match=r"stage 'scaled', epoch 0, step 2: NaN or Inf in .*raw/nan.*sample ids \["
+    ):
+        run(recipe, tmp_path / "run")
+
+
+def test_the_best_epoch_is_kept_and_a_tie_changes_nothing(tmp_path: Path) -> None:
+    values = "judges [3.0, 1.0, 2.0, 1.0]"
+    stage = Stage(source="live", method=Scaled(wicked=values), epochs=4, steps=1)
+    best = trained(small(stages=(stage,)), tmp_path / "best")
+    assert best["outcome"]["selected"] == {STUDENT: {"epoch": 1, "value": 1.0}}
+    assert [one[STUDENT] for one in best["outcome"]["history"]] == [3.0, 1.0, 2.0, 1.0]
+    two = trained(small(stages=(stage.model_copy(update={"epochs": 2, "select": "last"}),)), tmp_path / "two")
+    assert all(torch.equal(value, two["student-network"][key]) for key, value in best["student-network"].items())
+    last = trained(small(stages=(stage.model_copy(update={"select": "last"}),)), tmp_path / "last")
+    assert last["outcome"]["selected"] == {}
+    assert any(not torch.equal(value, last["student-network"][key]) for key, value in best["student-network"].items())
+
+
+def test_a_fresh_stage_starts_from_the_runs_beginning(tmp_path: Path) -> None:
+    first = Stage(name="first", method=KD(), epochs=1)
+    second = Stage(name="second", method=KD(temperature=2), epochs=2)
+    alone = trained(small(stages=(second,)), tmp_path / "alone")["student-network"]
+    after = trained(small(stages=(first, second)), tmp_path / "after")["student-network"]
+    fresh = trained(small(stages=(first, second.model_copy(update={"fresh": True}))), tmp_path / "fresh")[
+        "student-network"
+    ]
+    assert all(torch.equal(value, fresh[key]) for key, value in alone.items())
+    assert any(not torch.equal(value, fresh[key]) for key, value in after.items())
+
+
+def test_a_stage_of_no_epochs_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    recipe = small(stages=(Stage(method=KD(), epochs=0),))
+    student: Any = recipe.student
+    before = copies(student)
+    found = trained(recipe, tmp_path / "run")["student-network"]
+    assert all(torch.equal(value, found[name]) for name, value in before.items())
+
+
+def everything(data: Dataset, teachers: int) -> Recipe:
+    """All stages of MST-Distill and a last one of plain distillation."""
+    cast = toy_cast(data, teachers)
+    (name, student), *others = cast.items()
+    named = dict(others)
+    stages = (
+        Stage(method=Collaborate(), epochs=1, trains=("student", *named), select="last"),
+        Stage(method=Specialise(taps=dict.fromkeys(named, ("joint", "hidden"))), epochs=1, trains=()),
+        Stage(method="route", epochs=1),
+        Stage(method="kd", epochs=1, teachers=tuple(named)),
+    )
+    return Recipe(data=data, student=student, student_name=name, teachers=named, stages=stages).tiny()
+
+
+def test_what_a_method_measures_first_counts_as_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = KD.build
+
+    def slow(self: KD, *rest: Any) -> Any:
+        method = built(self, *rest)
+        monkeypatch.setattr(type(method), "measure", lambda *_: time.sleep(0.5))
+        return method
+
+    monkeypatch.setattr(KD, "build", slow)
+    assert trained(small(stages=(Stage(method=KD(), epochs=0),)), tmp_path / "run")["outcome"]["seconds"] >= 0.5
+
+
+@pytest.mark.parametrize(("modalities", "teachers"), [(3, 5), (1, 2)])
+def test_any_number_of_modalities_and_of_teachers(modalities: int, teachers: int, tmp_path: Path) -> None:
+    names = ("first", "second", "third")[:modalities]
+    data = toy_dataset(names, rows=160, labelled=0.5, without_target=0.1, absent=dict.fromkeys(names[1:], 0.3))
+    report = run(everything(data, teachers), tmp_path / "run")
+    methods = [row.method for row in report.rows]
+    graduates = [f"teacher:teacher-{i}@{tap}" for i in range(teachers) for tap in ("joint", "hidden")]
+    assert methods[0] == "chance"
+    assert set(methods) == {"chance", "kd", *(f"teacher:teacher-{i}" for i in range(teachers)), *graduates}
+    assert all(0 <= row.mean <= 1 for row in report.rows)
+    assert Report.load(tmp_path / "run") == report
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"collaborate", "specialise", "route", "kd"}
+    pairs = [name for name in lines[0] if name.startswith("raw/kl/")]
+    assert len(pairs) == (teachers + 1) * teachers
+
+
+def test_a_student_may_read_several_modalities(tmp_path: Path) -> None:
+    data = toy_dataset(("first", "second", "third"), rows=120, absent={"second": 0.4})
+    cast = toy_cast(data, 3)
+    recipe = Recipe(
+        data=data,
+        student=cast["teacher-0"],
+        teachers={"one": cast["teacher-1"], "two": cast["student-network"]},
+        stages=(Stage(method="kd", epochs=1),),
+    )
+    assert recipe.learner == "first+second+third"
+    report = run(recipe, tmp_path / "run")
+    assert report.rows[-1].student == "first+second+third"
+
+
+def test_how_many_rows_are_looked_at_together_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name, bytes_ in (("many", 2**24), ("few", 1)):
+        monkeypatch.setattr(part_size, "PART_BYTES", {"cpu": bytes_})
+        monkeypatch.setattr(part_size, "FEW_ROWS", 3)
+        report = run(everything(DATA, 2), tmp_path / name)
+        outcomes = sorted((tmp_path / name).glob("stages/*/outcome.json"))
+        histories = [epoch for path in outcomes for epoch in json.loads(path.read_text())["history"]]
+        found.append(({row.method: row.values for row in report.rows}, histories))
+    assert found[0][0] == found[1][0]
+    assert len(found[0][1]) == 4
+    for many, few in zip(found[0][1], found[1][1], strict=True):
+        assert many == pytest.approx(few, rel=1e-5)
+
+
+def test_training_learns_what_the_toy_data_hold(tmp_path: Path) -> None:
+    """The whole machine, not only its parts: a student that was taught is far above chance, and above its start."""
+    data = toy_dataset(rows=400, noise=0.7)
+    report = run(
+        small(
+            data,
+            stages=(
+                Stage(
+                    method="supervised",
+                    learner="teacher-0",
+                    teachers=(),
+                    epochs=8,
+                    optimizer=OptimizerConfig(learning_rate=1e-2),
+                ),
+                Stage(method="kd", teachers=("teacher-0",), epochs=8, optimizer=OptimizerConfig(learning_rate=1e-2)),
+            ),
+        ),
+        tmp_path / "run",
+    )
+    found = {row.method: row.mean for row in report.rows}
+    assert found["chance"] < 0.4
+    assert found["teacher:teacher-0"] > 0.85
+    assert found["kd"] > 0.7
+    assert found["teacher:teacher-1"] < 0.6, "it was never trained"
