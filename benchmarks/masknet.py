@@ -15,10 +15,10 @@ from reference_way import PlainMask
 from torch import Tensor, nn
 
 from crossdistill.autograd.factored import FactoredGradient, factored_gradients
-from crossdistill.autograd.immediate import eagerly, eagerly_in_blocks
+from crossdistill.autograd.immediate import immediately, immediately_in_blocks
 from crossdistill.nets import MaskNet1d, low_rank_mask_for
 from crossdistill.nets.mask_together import opened_together
-from crossdistill.training.optimizer import PartedAdam
+from crossdistill.training.optimizer import ChunkedAdam
 
 LENGTH, WIDTH, HEADS = 596, 297, 3
 FEW, MANY = 32, 128
@@ -48,11 +48,11 @@ def by_block(mask: nn.Module, value: Tensor, weights: Tensor, keep: Keep = _just
         def of_block(block: slice, *given: Tensor) -> list[Tensor]:
             return [(torch.sigmoid(opened.logits(*given)[0]) * weights[block]).sum(1)]
 
-        return eagerly_in_blocks(of_block, tokens, opened.shared, list(opened.blocks()), rows)
+        return immediately_in_blocks(of_block, tokens, opened.shared, list(opened.blocks()), rows)
 
     def loss() -> Tensor:
         with factored_gradients():
-            return eagerly(compute, [list(mask.parameters())], rows)[0].sum() / rows
+            return immediately(compute, [list(mask.parameters())], rows)[0].sum() / rows
 
     return loss
 
@@ -133,7 +133,7 @@ def main() -> None:
         passes(folded, own),
         passes(folded, called(folded, value, weights)),
         passes(small, by_block(small, value, weights)),
-        passes(folded, own, PartedAdam(folded.parameters(), 1e-6, fused=True)),
+        passes(folded, own, ChunkedAdam(folded.parameters(), 1e-6, fused=True)),
         passes(plain, theirs, torch.optim.Adam(plain.parameters(), 1e-6, fused=True)),
     ]
     # What is slow for the first time is slow in one round of several.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.teacher import Live, Teacher
 
 
@@ -28,18 +28,18 @@ class _Scaled(Method):
         self.config, self.teachers = config, teachers
         self.scale = nn.Parameter(torch.ones(()))
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
-        terms = {"task": task_term(outputs, batch), "scale": Term(outputs.need(Want.LOGITS).sum(1) * self.scale, 0.1)}
+        terms = {"task": task_term(outputs, batch), "scale": Term(outputs.need(Signal.LOGITS).sum(1) * self.scale, 0.1)}
         for name in self.teachers:
             terms[f"task/{name}"] = task_term(teachers[name](batch), batch, hidden=False)
         if torch.is_grad_enabled():
             self._wicked(teachers, progress)
         if self.config.wicked == "nan" and progress.step == 2:
-            terms["nan"] = Term(outputs.need(Want.LOGITS).sum(1) * torch.nan)
+            terms["nan"] = Term(outputs.need(Signal.LOGITS).sum(1) * torch.nan)
         return Step(terms, outputs)
 
     def _wicked(self, teachers: Mapping[str, Teacher], progress: Progress) -> None:

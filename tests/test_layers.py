@@ -126,7 +126,7 @@ def test_every_module_has_a_layer() -> None:
 
 def test_the_imports_are_seen() -> None:
     seen = {(one.by, one.of) for one in imports()}
-    assert ("weighting.dot", "weighting.descent") in seen
+    assert ("weighting.dot", "weighting.weighting") in seen
     assert ("method", "losses.cross_entropy") in seen
 
 

@@ -16,7 +16,7 @@ from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.testing import FakeTeacher
 
 SPEC = OutputSpec(logits=(4,), features={"fc": (12,)})
@@ -70,7 +70,7 @@ def test_by_default_the_student_is_judged_with_every_target() -> None:
     batch = rows_of(labelled=torch.zeros(8, dtype=torch.bool))
     student = FakeTeacher("image", SPEC)
     found = method.validate(batch, student, {})
-    wanted = torch.nn.functional.cross_entropy(student(batch).need(Want.LOGITS), batch.targets, reduction="none")
+    wanted = torch.nn.functional.cross_entropy(student(batch).need(Signal.LOGITS), batch.targets, reduction="none")
     assert set(found) == {STUDENT}
     assert torch.allclose(found[STUDENT], wanted)
 
@@ -78,7 +78,7 @@ def test_by_default_the_student_is_judged_with_every_target() -> None:
 def test_a_method_asks_for_what_it_needs_and_nothing_else() -> None:
     fakes = {name: FakeTeacher(name, SPEC) for name in ("a", "b", "c")}
     method = KD().build(SPEC, dict.fromkeys(fakes, SPEC), DATA)
-    assert method.needs() == dict.fromkeys((STUDENT, "a", "b", "c"), frozenset({Want.LOGITS}))
+    assert method.needs() == dict.fromkeys((STUDENT, "a", "b", "c"), frozenset({Signal.LOGITS}))
     step = method(rows_of(), FakeTeacher("student", SPEC), fakes, Progress())
     assert list(step.terms) == ["task", "kd/a", "kd/b", "kd/c"]
     assert [len(fake.record.ids) for fake in fakes.values()] == [1, 1, 1]
@@ -110,7 +110,7 @@ def test_routing_takes_teachers_that_saw_the_row() -> None:
     there = {"a": [True, True, False, False], "b": [True, False, True, False]}
     fakes = {
         name: FakeTeacher(
-            name, SPEC, (name,), given={Want.LOGITS: torch.full((4, 4), torch.nan).index_fill_(0, seen, i)}
+            name, SPEC, (name,), given={Signal.LOGITS: torch.full((4, 4), torch.nan).index_fill_(0, seen, i)}
         )
         for i, (name, mask) in enumerate(there.items())
         for seen in [torch.tensor(mask).nonzero().flatten()]
@@ -166,7 +166,7 @@ def test_masks_are_named_after_their_teacher_and_tap_also_with_dots() -> None:
     spec = OutputSpec(logits=(4,), features={"block.1.fc": (12,), "fc": (12,)})
     method = Specialise(taps={"a": ("block.1.fc", "fc")}).build(SPEC, {"a": spec}, DATA)
     assert list(method.parts()) == ["a@block.1.fc", "a@fc"]
-    assert method.needs()["a"] == {Want.cut("block.1.fc"), Want.cut("fc")}
+    assert method.needs()["a"] == {Signal.cut("block.1.fc"), Signal.cut("fc")}
 
 
 @pytest.mark.parametrize("name", list(METHODS))

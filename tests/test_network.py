@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
-from crossdistill.errors import ShapeError, SignalError, TapError
+from crossdistill.errors import SettingError, ShapeError, SignalError, TapError
 from crossdistill.network import Network, default_give
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 
 
 class Two(nn.Module):
@@ -48,7 +48,7 @@ def batch(**inputs: Any) -> Batch:
 def test_inputs_reach_the_module_in_the_order_of_reads() -> None:
     module, rows = Two(), batch()
     network = Network(module, ("a", "b"))
-    assert torch.equal(network(rows).need(Want.LOGITS), module(rows.inputs["a"], rows.inputs["b"]))
+    assert torch.equal(network(rows).need(Signal.LOGITS), module(rows.inputs["a"], rows.inputs["b"]))
     with pytest.raises(ShapeError):
         Network(module, ("b", "a"))(rows)
 
@@ -63,14 +63,16 @@ def test_an_input_of_several_tensors_arrives_by_name() -> None:
             return (tokens * mask).sum(1, keepdim=True)
 
     rows = batch(text={"mask": torch.ones(4, 3), "tokens": torch.arange(12.0).view(4, 3)})
-    assert Network(Text(), ("text",))(rows).need(Want.LOGITS).flatten().tolist() == [3, 12, 21, 30]
+    assert Network(Text(), ("text",))(rows).need(Signal.LOGITS).flatten().tolist() == [3, 12, 21, 30]
 
 
 def test_call_says_how_a_batch_reaches_the_module() -> None:
-    network = Network(Two(), ("a", "b"), call=lambda rows: ((rows.inputs["a"],), {"right": 0 * rows.inputs["b"]}))
+    zeros = Network(
+        Two(), ("a", "b"), input_adapter=lambda rows: ((rows.inputs["a"],), {"right": 0 * rows.inputs["b"]})
+    )
     rows = batch()
-    wanted = network.module(rows.inputs["a"], torch.zeros(4, 2))
-    assert torch.equal(network(rows).need(Want.LOGITS), wanted)
+    wanted = zeros.module(rows.inputs["a"], torch.zeros(4, 2))
+    assert torch.equal(zeros(rows).need(Signal.LOGITS), wanted)
 
 
 class ModelOutput(OrderedDict[str, Any]):
@@ -114,7 +116,7 @@ def test_usual_results_are_understood(make: Any, logits: float | None, embedding
 
 @pytest.mark.parametrize("make", [lambda x: "text", lambda x: None, lambda x: {"scores": x}, lambda x: Foreign()])
 def test_other_results_ask_for_give(make: Any) -> None:
-    with pytest.raises(SignalError, match=r"'Gives' returned a \w+, .* pass give="):
+    with pytest.raises(SignalError, match=r"'Gives' returned a \w+, .* pass output_adapter="):
         Network(Gives(make), ("a",))(batch())
 
 
@@ -122,8 +124,8 @@ def test_give_reads_any_result() -> None:
     def give(result: Any) -> Mapping[str, Tensor | None]:
         return {"logits": result["scores"]}
 
-    network = Network(Gives(lambda x: {"scores": x}), ("a",), give=give)
-    assert network(batch()).need(Want.LOGITS).shape == (4, 4)
+    network = Network(Gives(lambda x: {"scores": x}), ("a",), output_adapter=give)
+    assert network(batch()).need(Signal.LOGITS).shape == (4, 4)
 
 
 def test_default_give_names_whose_result_it_was() -> None:
@@ -133,10 +135,10 @@ def test_default_give_names_whose_result_it_was() -> None:
 
 def test_taps_show_what_came_out_of_a_layer() -> None:
     network, rows = Network(Two(), ("a", "b"), ("left", "head.0", "head")), batch()
-    found = network(rows, {Want.LOGITS, Want.feature("left"), Want.feature("head.0"), Want.feature("head")})
+    found = network(rows, {Signal.LOGITS, Signal.feature("left"), Signal.feature("head.0"), Signal.feature("head")})
     assert torch.equal(found.features["left"], network.module.left(rows.inputs["a"]))
-    assert torch.equal(found.features["head"], found.need(Want.LOGITS))
-    assert torch.equal(network.module.head[1](found.features["head.0"]), found.need(Want.LOGITS))
+    assert torch.equal(found.features["head"], found.need(Signal.LOGITS))
+    assert torch.equal(network.module.head[1](found.features["head.0"]), found.need(Signal.LOGITS))
     assert not any(module._forward_hooks for module in network.modules()), "hooks are gone afterwards"
 
 
@@ -151,7 +153,7 @@ def test_a_tap_that_the_next_layer_overwrites_is_still_what_the_layer_gave() -> 
 
     network, rows = Network(InPlace(), ("a",), ("first",)), batch()
     for _ in range(2):
-        found = network(rows, {Want.LOGITS, Want.feature("first")}).features["first"]
+        found = network(rows, {Signal.LOGITS, Signal.feature("first")}).features["first"]
         assert torch.equal(found, network.module.first(rows.inputs["a"]))
         assert bool((found < 0).any())
 
@@ -159,7 +161,7 @@ def test_a_tap_that_the_next_layer_overwrites_is_still_what_the_layer_gave() -> 
 def test_hooks_go_away_when_the_module_fails() -> None:
     network = Network(Two(), ("a", "b"), ("left",))
     with pytest.raises(ShapeError):
-        network(batch(a=torch.randn(4, 3), b=torch.randn(4, 7)), {Want.feature("left")})
+        network(batch(a=torch.randn(4, 3), b=torch.randn(4, 7)), {Signal.feature("left")})
     assert not any(module._forward_hooks for module in network.modules())
 
 
@@ -177,12 +179,12 @@ def test_the_nearest_layer_is_named() -> None:
 def test_a_layer_that_was_not_named_as_a_tap_cannot_be_asked_for() -> None:
     network = Network(Two(), ("a", "b"), ("left",))
     with pytest.raises(TapError, match=r"Two has no tap 'right'; .*known: left"):
-        network(batch(), {Want.feature("right")})
+        network(batch(), {Signal.feature("right")})
 
 
 def test_a_tap_that_never_runs_is_said() -> None:
     with pytest.raises(TapError, match=r"never ran the layers \['unused'\]"):
-        Network(Two(), ("a", "b"), ("unused",))(batch(), {Want.feature("unused")})
+        Network(Two(), ("a", "b"), ("unused",))(batch(), {Signal.feature("unused")})
 
 
 def test_a_tap_gives_one_tensor() -> None:
@@ -195,7 +197,7 @@ def test_a_tap_gives_one_tensor() -> None:
             return self.cell(x[None])[0][0]
 
     with pytest.raises(TapError, match="'cell' gives a tuple"):
-        Network(Recurrent(), ("a",), ("cell",))(batch(), {Want.feature("cell")})
+        Network(Recurrent(), ("a",), ("cell",))(batch(), {Signal.feature("cell")})
 
 
 def test_a_refused_input_says_who_and_which_shapes() -> None:
@@ -221,9 +223,21 @@ def test_sizes_are_measured_without_a_trace() -> None:
 
 def test_edits_replace_the_value_at_a_tap() -> None:
     network, rows = Network(Two(), ("a", "b"), ("left", "head.0")), batch()
-    found = network.edited(rows, {"head.0": lambda value: 2 * value}).need(Want.LOGITS)
-    inner = network(rows, {Want.feature("head.0")}).features["head.0"]
+    found = network.edited(rows, {"head.0": lambda value: 2 * value}).need(Signal.LOGITS)
+    inner = network(rows, {Signal.feature("head.0")}).features["head.0"]
     assert torch.equal(found, network.module.head[1](2 * inner))
     with pytest.raises(TapError):
         network.edited(rows, {"right": lambda value: value})
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_old_names_of_the_adapters_work_with_a_warning() -> None:
+    rows = batch()
+    with pytest.warns(DeprecationWarning, match="input_adapter"):
+        old = Network(nn.Linear(6, 4), "a", call=lambda batch: ((batch.inputs["a"] * 2,), {}))
+    with pytest.warns(DeprecationWarning, match="output_adapter"):
+        Network(nn.Linear(6, 4), "a", give=lambda result: {"logits": result})
+    with pytest.raises(SettingError, match="input_adapter"):
+        Network(nn.Linear(6, 4), "a", call=lambda batch: ((), {}), input_adapter=lambda batch: ((), {}))
+    new = Network(old.module, "a", input_adapter=lambda batch: ((batch.inputs["a"] * 2,), {}))
+    assert torch.equal(old(rows).need(Signal.LOGITS), new(rows).need(Signal.LOGITS))

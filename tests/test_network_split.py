@@ -11,7 +11,7 @@ from torch.nn import functional
 from crossdistill.batch import Batch
 from crossdistill.errors import SplitError, TapError
 from crossdistill.network import Network
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 
 
 class Plain(nn.Module):
@@ -157,13 +157,13 @@ def test_a_rewritten_tap_reaches_the_result_as_a_hook_would(kind: type[nn.Module
     stem, tail = network.split(tap)
     cut = stem(rows())
     wanted = network.edited(rows(), {tap: lambda value: value * 1.5 - 0.2})
-    assert torch.equal(tail(cut.rewritten(cut.value * 1.5 - 0.2)).need(Want.LOGITS), wanted.need(Want.LOGITS))
+    assert torch.equal(tail(cut.rewritten(cut.value * 1.5 - 0.2)).need(Signal.LOGITS), wanted.need(Signal.LOGITS))
 
 
 @pytest.mark.parametrize(("kind", "tap"), CUTTABLE, ids=lambda value: getattr(value, "__name__", value))
 def test_the_value_at_the_cut_is_what_the_layer_gave(kind: type[nn.Module], tap: str) -> None:
     network = Network(kind().eval(), ("a",), (tap,))
-    found = network(rows(), {Want.feature(tap), Want.cut(tap)})
+    found = network(rows(), {Signal.feature(tap), Signal.cut(tap)})
     assert torch.equal(found.cuts[tap].value, found.features[tap])
 
 
@@ -172,7 +172,7 @@ def test_gradient_flows_through_the_tail_of_a_frozen_network() -> None:
     stem, tail = network.split("first")
     cut = stem(rows())
     value = cut.value.clone().requires_grad_()
-    tail(cut.rewritten(value)).need(Want.LOGITS).square().sum().backward()
+    tail(cut.rewritten(value)).need(Signal.LOGITS).square().sum().backward()
     assert value.grad is not None
     assert bool((value.grad != 0).any())
 
@@ -183,10 +183,10 @@ def test_weights_are_shared_with_the_network() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(1.7)
-    assert torch.equal(tail(stem(rows())).need(Want.LOGITS), network(rows()).need(Want.LOGITS))
+    assert torch.equal(tail(stem(rows())).need(Signal.LOGITS), network(rows()).need(Signal.LOGITS))
     network.to(torch.float64)
     double = Batch({"a": torch.randn(3, 6, dtype=torch.float64)}, torch.arange(3))
-    assert tail(stem(double)).need(Want.LOGITS).dtype == torch.float64
+    assert tail(stem(double)).need(Signal.LOGITS).dtype == torch.float64
 
 
 def test_several_taps_are_cut_in_one_pass() -> None:
@@ -196,16 +196,16 @@ def test_several_taps_are_cut_in_one_pass() -> None:
     network.module.first.inner.first.register_forward_hook(lambda *_: calls.append(1))
     cuts = network.cuts(rows(), list(network.taps))
     assert len(calls) == 1
-    whole = network(rows()).need(Want.LOGITS)
+    whole = network(rows()).need(Signal.LOGITS)
     for tap, cut in cuts.items():
-        assert torch.equal(network.split(tap)[1](cut).need(Want.LOGITS), whole), tap
+        assert torch.equal(network.split(tap)[1](cut).need(Signal.LOGITS), whole), tap
 
 
 def test_a_layer_and_a_layer_inside_it_are_both_taps() -> None:
     network = Network(Nested().eval(), ("a",), ("first.inner.first", "first.inner"))
-    whole = network(rows()).need(Want.LOGITS)
+    whole = network(rows()).need(Signal.LOGITS)
     for tap, cut in network.cuts(rows(), ["first.inner", "first.inner.first"]).items():
-        assert torch.equal(network.split(tap)[1](cut).need(Want.LOGITS), whole), tap
+        assert torch.equal(network.split(tap)[1](cut).need(Signal.LOGITS), whole), tap
 
 
 def test_the_stem_stops_at_the_tap() -> None:
@@ -232,9 +232,9 @@ def test_dropout_of_the_tail_follows_the_mode_of_the_network() -> None:
     network = Network(Normalised().eval(), ("a",), ("first",))
     stem, tail = network.split("first")
     cut = stem(rows())
-    assert torch.equal(tail(cut).need(Want.LOGITS), tail(cut).need(Want.LOGITS))
+    assert torch.equal(tail(cut).need(Signal.LOGITS), tail(cut).need(Signal.LOGITS))
     network.module.drop.train()
-    assert not torch.equal(tail(cut).need(Want.LOGITS), tail(cut).need(Want.LOGITS))
+    assert not torch.equal(tail(cut).need(Signal.LOGITS), tail(cut).need(Signal.LOGITS))
 
 
 def test_verifying_leaves_modes_and_statistics_alone() -> None:

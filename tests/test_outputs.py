@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import SignalError
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, aligned, spread
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, aligned, spread
 
 
 def seen(name: str, rows: list[int] | None, number: int = 6) -> Outputs:
@@ -16,10 +16,10 @@ def seen(name: str, rows: list[int] | None, number: int = 6) -> Outputs:
 
 
 def test_wants_are_names_that_can_be_compared() -> None:
-    assert str(Want.LOGITS) == "logits"
-    assert str(Want.feature("fc1")) == "feature:fc1"
-    assert Want.feature("fc1") == Want.feature("fc1") != Want.cut("fc1")
-    assert sorted({Want.feature("b"), Want.LOGITS, Want.feature("a")})[0] == Want.feature("a")
+    assert str(Signal.LOGITS) == "logits"
+    assert str(Signal.feature("fc1")) == "feature:fc1"
+    assert Signal.feature("fc1") == Signal.feature("fc1") != Signal.cut("fc1")
+    assert sorted({Signal.feature("b"), Signal.LOGITS, Signal.feature("a")})[0] == Signal.feature("a")
 
 
 def test_sizes_name_what_is_missing() -> None:
@@ -35,14 +35,14 @@ def test_sizes_name_what_is_missing() -> None:
 def test_what_is_needed_comes_or_its_absence_is_explained() -> None:
     cut = Cut(torch.ones(2, 3), (torch.zeros(2),))
     outputs = Outputs("mm", embedding=torch.zeros(2, 4), features={"fc1": torch.ones(2, 5)}, cuts={"conv": cut})
-    assert outputs.need(Want.EMBEDDING).shape == (2, 4)
-    assert outputs.need(Want.feature("fc1")).shape == (2, 5)
-    assert outputs.need(Want.cut("conv")) is cut.value
-    for want in (Want.LOGITS, Want.feature("conv"), Want.cut("fc1")):
-        with pytest.raises(SignalError, match=f"'mm' gave no {want}; it gave embedding, feature:fc1, cut:conv"):
-            outputs.need(want)
+    assert outputs.need(Signal.EMBEDDING).shape == (2, 4)
+    assert outputs.need(Signal.feature("fc1")).shape == (2, 5)
+    assert outputs.need(Signal.cut("conv")) is cut.value
+    for signal in (Signal.LOGITS, Signal.feature("conv"), Signal.cut("fc1")):
+        with pytest.raises(SignalError, match=f"'mm' gave no {signal}; it gave embedding, feature:fc1, cut:conv"):
+            outputs.need(signal)
     with pytest.raises(SignalError, match="it gave nothing"):
-        Outputs("mm").need(Want.LOGITS)
+        Outputs("mm").need(Signal.LOGITS)
 
 
 def test_a_rewritten_cut_keeps_what_else_is_live() -> None:
@@ -106,7 +106,9 @@ def test_detached_outputs_are_cut_off_everywhere() -> None:
     value = torch.ones(2, 3, requires_grad=True) * 2
     whole = Outputs("a", value, value, {"fc1": value}, {"fc1": Cut(value, (value,))}, rows=torch.tensor([0, 1]))
     cut_off = whole.detached()
-    found = [cut_off.need(want) for want in (Want.LOGITS, Want.EMBEDDING, Want.feature("fc1"), Want.cut("fc1"))]
+    found = [
+        cut_off.need(signal) for signal in (Signal.LOGITS, Signal.EMBEDDING, Signal.feature("fc1"), Signal.cut("fc1"))
+    ]
     assert not any(tensor.requires_grad for tensor in found)
     assert all(torch.equal(tensor, value) for tensor in found)
     assert cut_off.rows is whole.rows

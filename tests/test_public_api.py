@@ -30,6 +30,7 @@ PUBLIC = [
     "Recipe",
     "Report",
     "Row",
+    "Signal",
     "Stage",
     "Step",
     "Student",
@@ -37,7 +38,6 @@ PUBLIC = [
     "Term",
     "Variation",
     "Variations",
-    "Want",
     "__version__",
     "compare",
     "list_methods",
@@ -78,3 +78,8 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
 def test_d_dir_shows_the_public_names() -> None:
     assert dir(crossdistill) == sorted(crossdistill.__all__)
+
+
+def test_the_old_name_of_signal_works_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="Signal"):
+        assert crossdistill.Want is crossdistill.Signal

@@ -50,7 +50,9 @@ class Foreign(nn.Module):
 
 
 def foreign() -> Network:
-    return Network(Foreign(), ("first", "second"), ("norm",), give=lambda result: {"logits": result["scores"]})
+    return Network(
+        Foreign(), ("first", "second"), ("norm",), output_adapter=lambda result: {"logits": result["scores"]}
+    )
 
 
 def test_a_student_of_the_table_comes_back(tmp_path: Path) -> None:

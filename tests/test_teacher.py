@@ -12,7 +12,7 @@ from crossdistill.batch import Batch
 from crossdistill.errors import SplitError
 from crossdistill.nets.mask import apply_mask, mask_for
 from crossdistill.network import Network
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.teacher import Live, Masked, Shuffled, Teacher
 from crossdistill.testing import FakeTeacher, toy_cast, toy_dataset, toy_network
 
@@ -54,16 +54,16 @@ def batch(present: Mapping[str, list[bool]] | None = None, rows: int = 6) -> Bat
     return Batch(inputs, torch.arange(rows), targets=torch.arange(rows) % 4, present=masks)
 
 
-def live(reads: tuple[str, ...] = ("first",), wants: set[Want] | None = None, *, trained: bool = False) -> Live:
+def live(reads: tuple[str, ...] = ("first",), signals: set[Signal] | None = None, *, trained: bool = False) -> Live:
     network = toy_network(reads)
     network.probe(batch())
-    return Live("teacher", network, wants or {Want.LOGITS}, trained=trained)
+    return Live("teacher", network, signals or {Signal.LOGITS}, trained=trained)
 
 
 def of_module(module: nn.Module, tap: str = "first") -> Live:
     network = Network(module.eval(), ("first",), (tap,))
     network.probe(batch())
-    return Live("teacher", network, {Want.cut(tap)})
+    return Live("teacher", network, {Signal.cut(tap)})
 
 
 def test_all_sources_are_teachers() -> None:
@@ -81,7 +81,7 @@ def test_a_network_without_sizes_is_refused() -> None:
 
 def test_what_is_asked_is_given_under_the_own_name() -> None:
     base = live()
-    outputs = base.asked({Want.feature("hidden"), Want.cut("joint")})(batch())
+    outputs = base.select({Signal.feature("hidden"), Signal.cut("joint")})(batch())
     assert outputs.source == "teacher"
     assert {"feature:hidden", "cut:joint"} <= set(outputs.given())
     assert set(base(batch()).features) == set()
@@ -90,10 +90,10 @@ def test_what_is_asked_is_given_under_the_own_name() -> None:
 @pytest.mark.parametrize("trained", [True, False])
 def test_only_a_trained_network_has_gradient(trained: bool) -> None:
     base = live(trained=trained)
-    assert base(batch()).need(Want.LOGITS).requires_grad is trained
-    assert base.asked({Want.LOGITS}).trained is trained
+    assert base(batch()).need(Signal.LOGITS).requires_grad is trained
+    assert base.select({Signal.LOGITS}).trained is trained
     with torch.no_grad():
-        assert not base(batch()).need(Want.LOGITS).requires_grad
+        assert not base(batch()).need(Signal.LOGITS).requires_grad
 
 
 def test_rows_without_the_modality_are_not_computed() -> None:
@@ -102,45 +102,45 @@ def test_rows_without_the_modality_are_not_computed() -> None:
         outputs = live(reads)(batch(present))
         assert outputs.rows is not None
         assert outputs.rows.tolist() == wanted
-        assert outputs.need(Want.LOGITS).shape == (len(wanted), 4)
-        assert bool(outputs.need(Want.LOGITS).isfinite().all())
+        assert outputs.need(Signal.LOGITS).shape == (len(wanted), 4)
+        assert bool(outputs.need(Signal.LOGITS).isfinite().all())
     assert live(("first",))(batch()).rows is None
 
 
 def test_when_everything_is_absent_nothing_runs_and_shapes_stand() -> None:
-    base = live(("first",), {Want.LOGITS, Want.EMBEDDING, Want.feature("hidden"), Want.cut("joint")})
+    base = live(("first",), {Signal.LOGITS, Signal.EMBEDDING, Signal.feature("hidden"), Signal.cut("joint")})
     runs = []
     base.network.module.register_forward_hook(lambda *_: runs.append(1))
     outputs = base(batch({"first": [False] * 6}))
     assert runs == []
-    assert outputs.need(Want.LOGITS).shape == (0, 4)
-    assert outputs.need(Want.EMBEDDING).shape == (0, 6)
-    assert outputs.need(Want.feature("hidden")).shape == (0, 12)
-    assert base.tail("joint")(outputs.cuts["joint"]).need(Want.LOGITS).shape == (0, 4)
+    assert outputs.need(Signal.LOGITS).shape == (0, 4)
+    assert outputs.need(Signal.EMBEDDING).shape == (0, 6)
+    assert outputs.need(Signal.feature("hidden")).shape == (0, 12)
+    assert base.tail("joint")(outputs.cuts["joint"]).need(Signal.LOGITS).shape == (0, 4)
 
 
 def test_rows_that_are_all_absent_give_zero_gradients_not_none() -> None:
     base = live(trained=True)
     with torch.no_grad():
         next(base.network.parameters()).fill_(torch.inf)
-    base(batch({"first": [False] * 6})).need(Want.LOGITS).sum().backward()
+    base(batch({"first": [False] * 6})).need(Signal.LOGITS).sum().backward()
     gradients = [parameter.grad for parameter in base.network.parameters()]
     assert all(gradient is not None and bool((gradient == 0).all()) for gradient in gradients)
 
 
 def test_gradient_reaches_a_mask_also_when_no_row_is_there() -> None:
-    base = live(("first",), {Want.cut("joint")})
+    base = live(("first",), {Signal.cut("joint")})
     cut = base(batch({"first": [False] * 6})).cuts["joint"]
     mask = mask_for((12,))
-    base.tail("joint")(cut.rewritten(apply_mask(cut.value, mask(cut.value)))).need(Want.LOGITS).sum().backward()
+    base.tail("joint")(cut.rewritten(apply_mask(cut.value, mask(cut.value)))).need(Signal.LOGITS).sum().backward()
     assert all(parameter.grad is not None for parameter in mask.parameters())
 
 
 def test_a_tail_goes_on_from_a_rewritten_cut() -> None:
-    base = live(("first", "second"), {Want.cut("joint")})
+    base = live(("first", "second"), {Signal.cut("joint")})
     cut = base(batch()).cuts["joint"]
     wanted = base.network.edited(batch(), {"joint": lambda value: 3 * value})
-    assert torch.equal(base.tail("joint")(cut.rewritten(3 * cut.value)).need(Want.LOGITS), wanted.need(Want.LOGITS))
+    assert torch.equal(base.tail("joint")(cut.rewritten(3 * cut.value)).need(Signal.LOGITS), wanted.need(Signal.LOGITS))
 
 
 @pytest.mark.parametrize("kind", [Again, Twofold])
@@ -154,9 +154,9 @@ def test_what_cannot_be_cut_runs_whole_again_and_says_so_once(
         module.gain = 2.0
     with caplog.at_level(logging.WARNING, "crossdistill"):
         for _ in range(3):
-            cut = base.asked({Want.cut("first")})(batch()).cuts["first"]
-            found = base.tail("first")(cut.rewritten(0.5 * cut.value)).need(Want.LOGITS)
-    wanted = base.network.edited(batch(), {"first": lambda value: 0.5 * cut.value}).need(Want.LOGITS)
+            cut = base.select({Signal.cut("first")})(batch()).cuts["first"]
+            found = base.tail("first")(cut.rewritten(0.5 * cut.value)).need(Signal.LOGITS)
+    wanted = base.network.edited(batch(), {"first": lambda value: 0.5 * cut.value}).need(Signal.LOGITS)
     assert torch.equal(found, wanted)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "all of it runs again" in caplog.text
@@ -166,7 +166,7 @@ def test_the_fallback_carries_gradient_to_the_cut() -> None:
     base = of_module(Again())
     cut = base(batch()).cuts["first"]
     value = cut.value.detach().requires_grad_()
-    base.tail("first")(cut.rewritten(value)).need(Want.LOGITS).sum().backward()
+    base.tail("first")(cut.rewritten(value)).need(Signal.LOGITS).sum().backward()
     assert value.grad is not None
     assert bool((value.grad != 0).any())
 
@@ -175,7 +175,7 @@ def test_the_fallback_reads_present_rows_alone() -> None:
     base = of_module(Again())
     cut = base(batch({"first": [True, False, False, True, False, False]})).cuts["first"]
     assert cut.value.shape == (2, 6)
-    assert bool(base.tail("first")(cut).need(Want.LOGITS).isfinite().all())
+    assert bool(base.tail("first")(cut).need(Signal.LOGITS).isfinite().all())
 
 
 def masks(*taps: str) -> dict[str, nn.Module]:
@@ -184,25 +184,25 @@ def masks(*taps: str) -> dict[str, nn.Module]:
 
 
 def test_a_masked_teacher_is_the_edited_network() -> None:
-    base, worn = live(("first",)), masks("joint")
-    found = Masked("teacher@joint", base, worn)(batch())
-    wanted = base.network.edited(batch(), {"joint": lambda value: apply_mask(value, worn["joint"](value))})
+    base, own = live(("first",)), masks("joint")
+    found = Masked("teacher@joint", base, own)(batch())
+    wanted = base.network.edited(batch(), {"joint": lambda value: apply_mask(value, own["joint"](value))})
     assert found.source == "teacher@joint"
-    assert torch.allclose(found.need(Want.LOGITS), wanted.need(Want.LOGITS), atol=1e-6)
-    assert not torch.allclose(found.need(Want.LOGITS), base(batch()).need(Want.LOGITS), atol=1e-3)
-    assert not found.need(Want.LOGITS).requires_grad
+    assert torch.allclose(found.need(Signal.LOGITS), wanted.need(Signal.LOGITS), atol=1e-6)
+    assert not torch.allclose(found.need(Signal.LOGITS), base(batch()).need(Signal.LOGITS), atol=1e-3)
+    assert not found.need(Signal.LOGITS).requires_grad
 
 
 def test_stacked_masks_act_each_on_what_those_before_left() -> None:
-    base, worn = live(("first",)), masks("joint", "hidden")
-    found = Masked("stacked", base, worn)(batch()).need(Want.LOGITS)
+    base, own = live(("first",)), masks("joint", "hidden")
+    found = Masked("stacked", base, own)(batch()).need(Signal.LOGITS)
     module = base.network.module
     with torch.no_grad():
         joint = torch.relu(module.inputs[0](batch().inputs["first"]))
-        hidden = module.hidden(apply_mask(joint, worn["joint"](joint)))
-        by_hand = module.logits(torch.relu(apply_mask(hidden, worn["hidden"](hidden))))
+        hidden = module.hidden(apply_mask(joint, own["joint"](joint)))
+        by_hand = module.logits(torch.relu(apply_mask(hidden, own["hidden"](hidden))))
     assert torch.allclose(found, by_hand, atol=1e-6)
-    single = Masked("single", base, {"hidden": worn["hidden"]})(batch()).need(Want.LOGITS)
+    single = Masked("single", base, {"hidden": own["hidden"]})(batch()).need(Signal.LOGITS)
     assert not torch.allclose(found, single, atol=1e-4)
 
 
@@ -214,25 +214,25 @@ def test_a_masked_teacher_reads_present_rows_alone(taps: tuple[str, ...], there:
     assert outputs.source == "masked"
     assert outputs.rows is not None
     assert outputs.rows.tolist() == [row for row, seen in enumerate(there) if seen]
-    assert bool(outputs.need(Want.LOGITS).isfinite().all())
-    whole = Masked("masked", base, masks(*taps))(batch()).need(Want.LOGITS)
-    assert torch.allclose(outputs.need(Want.LOGITS), whole[outputs.rows], atol=1e-6)
+    assert bool(outputs.need(Signal.LOGITS).isfinite().all())
+    whole = Masked("masked", base, masks(*taps))(batch()).need(Signal.LOGITS)
+    assert torch.allclose(outputs.need(Signal.LOGITS), whole[outputs.rows], atol=1e-6)
 
 
 def test_a_masked_teacher_over_a_network_that_cannot_be_cut() -> None:
     base = of_module(Again())
     torch.manual_seed(0)
     mask = mask_for((6,))
-    found = Masked("masked", base, {"first": mask})(batch()).need(Want.LOGITS)
+    found = Masked("masked", base, {"first": mask})(batch()).need(Signal.LOGITS)
     with torch.no_grad():
         value = base(batch()).cuts["first"].value
         wanted = base.network.edited(batch(), {"first": lambda _: apply_mask(value, mask(value))})
-    assert torch.allclose(found, wanted.need(Want.LOGITS))
+    assert torch.allclose(found, wanted.need(Signal.LOGITS))
 
 
 def test_a_masked_teacher_is_not_cut_again() -> None:
     masked = Masked("teacher@joint", live(), masks("joint"))
-    assert masked.asked({Want.LOGITS}) is masked
+    assert masked.select({Signal.LOGITS}) is masked
     assert masked.spec.features == {}
     with pytest.raises(SplitError, match="'teacher@joint' is a masked teacher; cut its base 'teacher' at 'hidden'"):
         masked.tail("hidden")
@@ -250,37 +250,41 @@ def test_the_shuffled_control_looks_at_other_rows_whole() -> None:
     assert looked_at.total_rows == 99
     assert looked_at.targets is not None
     assert torch.equal(looked_at.targets, data.targets[partner[rows]])
-    wanted = network(data.batch(partner[rows])).need(Want.LOGITS)
-    assert torch.equal(control(data.batch(rows)).need(Want.LOGITS), wanted)
-    asked = control.asked({Want.feature("hidden")})
+    wanted = network(data.batch(partner[rows])).need(Signal.LOGITS)
+    assert torch.equal(control(data.batch(rows)).need(Signal.LOGITS), wanted)
+    asked = control.select({Signal.feature("hidden")})
     assert isinstance(asked, Shuffled)
     assert torch.equal(asked.sees(data.batch(rows)).ids, looked_at.ids)
 
 
 def test_a_fake_teacher_gives_the_same_for_an_id_wherever_it_stands() -> None:
     spec = OutputSpec(logits=(4,), embedding=(5,), features={"conv": (2, 3, 3)})
-    fake = FakeTeacher("fake", spec, wants={Want.LOGITS, Want.EMBEDDING, Want.feature("conv"), Want.cut("conv")})
+    fake = FakeTeacher(
+        "fake", spec, signals={Signal.LOGITS, Signal.EMBEDDING, Signal.feature("conv"), Signal.cut("conv")}
+    )
     whole, part = fake(batch()), fake(batch().select(torch.tensor([4, 1])))
-    for want, shape in ((Want.LOGITS, (4,)), (Want.EMBEDDING, (5,)), (Want.feature("conv"), (2, 3, 3))):
-        assert whole.need(want).shape == (6, *shape)
-        assert torch.equal(part.need(want), whole.need(want)[[4, 1]])
-        assert len(whole.need(want).flatten(1).unique(dim=0)) == 6, "no two rows are alike"
-    assert not torch.equal(FakeTeacher("other", spec)(batch()).need(Want.LOGITS), whole.need(Want.LOGITS))
-    assert torch.equal(FakeTeacher("fake", spec)(batch()).need(Want.LOGITS), whole.need(Want.LOGITS))
+    for signal, shape in ((Signal.LOGITS, (4,)), (Signal.EMBEDDING, (5,)), (Signal.feature("conv"), (2, 3, 3))):
+        assert whole.need(signal).shape == (6, *shape)
+        assert torch.equal(part.need(signal), whole.need(signal)[[4, 1]])
+        assert len(whole.need(signal).flatten(1).unique(dim=0)) == 6, "no two rows are alike"
+    assert not torch.equal(FakeTeacher("other", spec)(batch()).need(Signal.LOGITS), whole.need(Signal.LOGITS))
+    assert torch.equal(FakeTeacher("fake", spec)(batch()).need(Signal.LOGITS), whole.need(Signal.LOGITS))
     go_on = fake.tail("conv")
-    assert torch.equal(go_on(part.cuts["conv"]).need(Want.LOGITS), go_on(whole.cuts["conv"]).need(Want.LOGITS)[[4, 1]])
+    assert torch.equal(
+        go_on(part.cuts["conv"]).need(Signal.LOGITS), go_on(whole.cuts["conv"]).need(Signal.LOGITS)[[4, 1]]
+    )
 
 
 def test_a_fake_teacher_remembers_what_it_was_asked() -> None:
     fake = FakeTeacher("fake", OutputSpec(logits=(4,), features={"conv": (3,)}), ("first",))
-    asked = fake.asked({Want.feature("conv")})
+    asked = fake.select({Signal.feature("conv")})
     outputs = asked(batch({"first": [True, False, True, False, False, True]}))
     assert outputs.given() == ["feature:conv"]
-    assert fake.record.wants == [frozenset({Want.feature("conv")})]
+    assert fake.record.signals == [frozenset({Signal.feature("conv")})]
     assert [ids.tolist() for ids in fake.record.ids] == [[0, 2, 5]]
 
 
 def test_a_fake_teacher_gives_rows_of_your_own() -> None:
     own = torch.randn(6, 4)
-    fake = FakeTeacher("fake", OutputSpec(logits=(4,)), given={Want.LOGITS: own})
-    assert torch.equal(fake(batch().select(torch.tensor([5, 2]))).need(Want.LOGITS), own[[5, 2]])
+    fake = FakeTeacher("fake", OutputSpec(logits=(4,)), given={Signal.LOGITS: own})
+    assert torch.equal(fake(batch().select(torch.tensor([5, 2]))).need(Signal.LOGITS), own[[5, 2]])

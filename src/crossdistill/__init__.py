@@ -4,6 +4,7 @@ Names are imported when they are first used, so that the command line can answer
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from crossdistill.methods import list_methods
     from crossdistill.models import list_models
     from crossdistill.network import Network
-    from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+    from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
     from crossdistill.recipe import NetworkConfig, Recipe
     from crossdistill.report import Report, Row
     from crossdistill.stage import OptimizerConfig, Stage
@@ -48,6 +49,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Report": "report",
     "Row": "report",
+    "Signal": "outputs",
     "Stage": "stage",
     "Step": "method",
     "Student": "student",
@@ -55,7 +57,6 @@ _HOMES = {
     "Term": "method",
     "Variation": "data.augmentation",
     "Variations": "data.augmentation",
-    "Want": "outputs",
     "list_methods": "methods",
     "list_models": "models",
     "load_student": "student",
@@ -86,6 +87,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Row",
+    "Signal",
     "Stage",
     "Step",
     "Student",
@@ -93,7 +95,6 @@ __all__ = [
     "Term",
     "Variation",
     "Variations",
-    "Want",
     "__version__",
     "compare",
     "list_methods",
@@ -106,6 +107,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Want":
+        warnings.warn("Want is called Signal now; the old name goes with version 0.2", DeprecationWarning, 2)
+        name = "Signal"
     if name in _MODULES:
         return importlib.import_module(f"crossdistill.{name}")
     if name not in _HOMES:

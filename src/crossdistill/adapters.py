@@ -2,11 +2,12 @@
 
 import re
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,23 @@ ACTIVATIONS = (
 
 LOW = frozenset({torch.float16, torch.bfloat16})
 """Types of weights whose outputs are given in float32."""
+
+
+Adapter = TypeVar("Adapter")
+
+
+def renamed(before: str, old: Adapter | None, name: str, new: Adapter | None) -> Adapter | None:
+    """The value of an argument that had another name, which is accepted with a warning.
+
+    Raises:
+        SettingError: both names were given.
+    """
+    if old is None:
+        return new
+    if new is not None:
+        raise SettingError(f"{before} is the old name of {name}; give {name} alone")
+    warnings.warn(f"{before}= is called {name}= now; the old name goes with version 0.2", DeprecationWarning, 3)
+    return old
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -110,7 +128,7 @@ def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
     """Logits and embedding out of a tensor, a tuple or a mapping such as transformers' ModelOutput.
 
     Raises:
-        SignalError: nothing of that kind was found; says to pass `give=`.
+        SignalError: nothing of that kind was found; says to pass `output_adapter=`.
     """
     if isinstance(result, Tensor):
         return {"logits": result}
@@ -125,7 +143,7 @@ def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
         return {"logits": result[0], "embedding": result[1] if len(result) > 1 else None}
     raise SignalError(
         f"network {who!r} returned a {type(result).__name__}, out of which no logits or embedding could be read; "
-        "pass give=, a function from that result to {'logits': tensor, 'embedding': tensor}"
+        "pass output_adapter=, a function from that result to {'logits': tensor, 'embedding': tensor}"
     )
 
 

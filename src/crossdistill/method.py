@@ -1,6 +1,7 @@
 """One algorithm's step: what it needs, what it adds, and the terms that it gives."""
 
 import abc
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.losses.cross_entropy import cross_entropy
 from crossdistill.network import Network
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 
 STUDENT = "student"
@@ -115,7 +116,7 @@ class Method(nn.Module, abc.ABC):
     """The learner and the trained teachers could change places: the stage can be shared by runs that differ in that."""
 
     @abc.abstractmethod
-    def needs(self) -> Mapping[str, frozenset[Want]]:
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
         """What is read of whom, by name; `STUDENT` is the network that learns."""
 
     @abc.abstractmethod
@@ -133,7 +134,7 @@ class Method(nn.Module, abc.ABC):
         """
         outputs = student(batch)
         assert batch.targets is not None
-        rows = cross_entropy(outputs.need(Want.LOGITS), outputs.of(batch.targets))
+        rows = cross_entropy(outputs.need(Signal.LOGITS), outputs.of(batch.targets))
         return {STUDENT: rows[outputs.of(batch.has_target())]}
 
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
@@ -146,7 +147,17 @@ class Method(nn.Module, abc.ABC):
         """Numbers to log of a whole epoch, from the sums of its steps' logs."""
         return {}
 
-    def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "graduates" in vars(cls):
+            warnings.warn(
+                f"{cls.__name__}.graduates is called next_teachers now; the old name goes with version 0.2",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.next_teachers = vars(cls)["graduates"]  # type: ignore[method-assign]
+
+    def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         """The teachers of the next stage."""
         return teachers
 
@@ -212,6 +223,6 @@ def task_term(
 ) -> Term:
     """Cross-entropy (nats) on labelled rows; `hidden` obeys the student's hidden labels, teachers keep theirs."""
     assert batch.targets is not None
-    rows: Float[Tensor, " R"] = cross_entropy(outputs.need(Want.LOGITS), outputs.of(batch.targets))
+    rows: Float[Tensor, " R"] = cross_entropy(outputs.need(Signal.LOGITS), outputs.of(batch.targets))
     known = outputs.of(batch.student_rows() if hidden else batch.has_target())
     return Term(rows.where(known, 0.0), weight, "task", fraction)

@@ -17,18 +17,19 @@ from crossdistill.adapters import (
     detached_values,
     first_rows,
     refused_input,
+    renamed,
     usable,
 )
 from crossdistill.batch import Batch
 from crossdistill.errors import CrossdistillError, SettingError, SplitError, TapError, nearest
 from crossdistill.network_split import CutGraph, ReplayedCut
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
 from crossdistill.runtime.code_key import CodeKey, code_key
 from crossdistill.runtime.hashing import structure
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
-Call = Callable[[Batch], Arguments]
-Give = Callable[[Any], Mapping[str, Tensor | None]]
+InputAdapter = Callable[[Batch], Arguments]
+OutputAdapter = Callable[[Any], Mapping[str, Tensor | None]]
 Stem = Callable[[Batch], Cut]
 Tail = Callable[[Cut], Outputs]
 
@@ -38,7 +39,7 @@ class Network(nn.Module):
 
     `reads` are modalities of a batch, in the order of the module's arguments. `taps` are names of submodules whose
     outputs can be read or rewritten (module outputs, so before an activation that follows as another layer).
-    `call` replaces the default way from a batch to the module's arguments; `give` replaces the default way from
+    `input_adapter` replaces the default way from a batch to the module's arguments; `output_adapter` that from
     its result to `{"logits": ..., "embedding": ...}` (a tensor is logits; a tuple is logits, embedding; a mapping
     such as transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, or else the mean over
     the steps of `last_hidden_state`).
@@ -62,13 +63,15 @@ class Network(nn.Module):
         module: nn.Module | None = None,
         reads: Sequence[str] = (),
         taps: Sequence[str] = (),
-        call: Call | None = None,
-        give: Give | None = None,
+        input_adapter: InputAdapter | None = None,
+        output_adapter: OutputAdapter | None = None,
         spec: OutputSpec | None = None,
         *,
         factory: Callable[[], nn.Module] | None = None,
         needs: Literal["all", "any"] = "all",
         absent: Mapping[str, Tensor] | None = None,
+        call: InputAdapter | None = None,
+        give: OutputAdapter | None = None,
     ) -> None:
         super().__init__()
         self.reads = (reads,) if isinstance(reads, str) else tuple(reads)
@@ -78,8 +81,8 @@ class Network(nn.Module):
         self.absent = dict(absent or {})
         self.taps = tuple(taps)
         self.spec = spec
-        self._call = call
-        self._give = give
+        self._input_adapter = renamed("call", call, "input_adapter", input_adapter)
+        self._output_adapter = renamed("give", give, "output_adapter", output_adapter)
         self._graphs: dict[int, CutGraph | ReplayedCut] = {}
         self._compiled: tuple[Callable[..., Any], ...] = ()
         self._overwritten: set[str] = set()
@@ -115,7 +118,7 @@ class Network(nn.Module):
         memo |= {key: value for key, value in detached_values(self).items() if key not in memo}
         found = memo[id(self)] = type(self).__new__(type(self))
         state = {**self.__dict__, "_graphs": {}, "_compiled": ()}
-        with closures_of_copy(self, (self._call, self._give), memo):
+        with closures_of_copy(self, (self._input_adapter, self._output_adapter), memo):
             found.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
         return found
 
@@ -123,7 +126,7 @@ class Network(nn.Module):
         self, module: nn.Module | None, factory: Callable[[], Any] | None, taps: Sequence[str] | None = None
     ) -> "Network":
         """The same network with another module, or with one that is still to be made, or with other taps."""
-        rest = (self.reads, self.taps if taps is None else taps, self._call, self._give)
+        rest = (self.reads, self.taps if taps is None else taps, self._input_adapter, self._output_adapter)
         make = factory if module is None else None
         found = Network(module, *rest, factory=make, needs=self.needs, absent=self.absent)
         found.factory = factory
@@ -147,22 +150,22 @@ class Network(nn.Module):
         return self.code().own
 
     def code(self) -> CodeKey:
-        """The key of its module, `call` and `give`, part by part."""
+        """The key of its module and its adapters, part by part."""
         filled = {} if self.needs == "all" else {"needs": self.needs, "absent": self.absent}
-        return code_key(module=self.module, call=self._call, give=self._give, **filled)
+        return code_key(module=self.module, call=self._input_adapter, give=self._output_adapter, **filled)
 
-    def forward(self, batch: Batch, wants: Iterable[Want] = (Want.LOGITS,)) -> Outputs:
+    def forward(self, batch: Batch, signals: Iterable[Signal] = (Signal.LOGITS,)) -> Outputs:
         """Outputs for all rows of `batch`: at least what `wants` names.
 
         Raises:
             SignalError: the batch lacks a modality, or the network lacks a tap.
             ShapeError: the module refused its input; says who, and the shapes it was given.
         """
-        wants = frozenset(wants)
-        cuts = self.cuts(batch, [want.tap for want in sorted(wants) if want.kind == "cut"])
-        if all(want.kind == "cut" for want in wants):
+        signals = frozenset(signals)
+        cuts = self.cuts(batch, [signal.tap for signal in sorted(signals) if signal.kind == "cut"])
+        if all(signal.kind == "cut" for signal in signals):
             return Outputs(self.name, cuts=cuts)
-        result, seen = self._run_reading(batch, sorted(want.tap for want in wants if want.kind == "feature"))
+        result, seen = self._run_reading(batch, sorted(signal.tap for signal in signals if signal.kind == "feature"))
         return self.outputs(result, seen, cuts)
 
     def cuts(self, batch: Batch, taps: Sequence[str]) -> dict[str, Cut]:
@@ -213,15 +216,15 @@ class Network(nn.Module):
         self, result: Any, features: Mapping[str, Tensor] | None = None, cuts: Mapping[str, Cut] | None = None
     ) -> Outputs:
         """A module's own result, as Outputs."""
-        given = self._give(result) if self._give is not None else default_give(result, self.name)
+        given = self._output_adapter(result) if self._output_adapter is not None else default_give(result, self.name)
         logits, embedding = (self._whole(given.get(name)) for name in ("logits", "embedding"))
         seen = {tap: self._whole(value) for tap, value in (features or {}).items()}
         return Outputs(self.name, logits, embedding, seen, dict(cuts or {}))
 
     def arguments(self, batch: Batch) -> Arguments:
         """How this batch reaches the module: positional and keyword arguments."""
-        if self._call is not None:
-            return self._call(batch)
+        if self._input_adapter is not None:
+            return self._input_adapter(batch)
         args: list[Any] = []
         named: dict[str, Any] = {}
         for modality in self.reads:
@@ -260,7 +263,7 @@ class Network(nn.Module):
         was = self.training
         self.eval()
         with torch.no_grad():
-            outputs = self(batch, {Want.LOGITS, *map(Want.feature, self.taps)})
+            outputs = self(batch, {Signal.LOGITS, *map(Signal.feature, self.taps)})
         self.train(was)
 
         def shape(value: Tensor | None) -> tuple[int, ...] | None:

@@ -170,7 +170,7 @@ class _Over(BaseException):
     """Ends a pass once its last cut is reached; no `except Exception` of a user's forward holds it up."""
 
 
-class _Again:
+class _Recompute:
     """In the place of an output that cannot be kept: the layer runs again."""
 
 
@@ -257,7 +257,7 @@ class _Recorder:
             finally:
                 self._depth -= 1
             if not self.times and not self._depth:
-                calls.append(_Again if _touched(given, result) else _copied(result))
+                calls.append(_Recompute if _touched(given, result) else _copied(result))
             return result
 
         return run
@@ -288,8 +288,8 @@ def _replaying(module: nn.Module, tap: str, value: Tensor, recording: Recording)
 
         def run(*args: Any, **named: Any) -> Any:
             nonlocal depth
-            found = _Again if reached or depth else next(left, _Again)
-            if found is not _Again:
+            found = _Recompute if reached or depth else next(left, _Recompute)
+            if found is not _Recompute:
                 return _copied(found)
             depth += 1
             try:
@@ -348,25 +348,25 @@ def _touched(given: Sequence[tuple[Tensor, int]], result: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """A copy whose tensors nothing done in place can spoil; `_Again` of what is no plain structure of tensors."""
+    """A copy whose tensors nothing done in place can spoil; `_Recompute` of what is no plain structure of tensors."""
     if isinstance(value, Tensor):
         return value.clone()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
         parts = [_copied(one) for one in value]
-        if any(one is _Again for one in parts):
-            return _Again
+        if any(one is _Recompute for one in parts):
+            return _Recompute
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, Mapping):
         named = {key: _copied(one) for key, one in value.items()}
-        if any(one is _Again for one in named.values()):
-            return _Again
+        if any(one is _Recompute for one in named.values()):
+            return _Recompute
         if type(value) is dict:
             return named
         # transformers' ModelOutput is made by its fields.
-        return type(value)(**named) if hasattr(value, "to_tuple") else _Again
-    return _Again
+        return type(value)(**named) if hasattr(value, "to_tuple") else _Recompute
+    return _Recompute
 
 
 def _runs(module: nn.Module, tap: str, times: int) -> SplitError:

@@ -12,22 +12,22 @@ from crossdistill.errors import SignalError, nearest
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Want:
+class Signal:
     """One thing asked of a network: its logits, its embedding, the value at a tap, or an exact cut at a tap."""
 
     kind: str
     tap: str = ""
 
-    LOGITS: ClassVar["Want"]
-    EMBEDDING: ClassVar["Want"]
+    LOGITS: ClassVar["Signal"]
+    EMBEDDING: ClassVar["Signal"]
 
     @classmethod
-    def feature(cls, tap: str) -> "Want":
+    def feature(cls, tap: str) -> "Signal":
         """The value at a named layer."""
         return cls("feature", tap)
 
     @classmethod
-    def cut(cls, tap: str) -> "Want":
+    def cut(cls, tap: str) -> "Signal":
         """The value at a named layer and all else that is live there, so that the network can go on from it."""
         return cls("cut", tap)
 
@@ -36,8 +36,8 @@ class Want:
         return f"{self.kind}:{self.tap}" if self.tap else self.kind
 
 
-Want.LOGITS = Want("logits")
-Want.EMBEDDING = Want("embedding")
+Signal.LOGITS = Signal("logits")
+Signal.EMBEDDING = Signal("embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +103,28 @@ class Outputs:
     rows: Int64[Tensor, " R"] | None = None
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def need(self, want: Want) -> Tensor:
+    def need(self, signal: Signal) -> Tensor:
         """The tensor asked for.
 
         Raises:
             SignalError: this source did not give it; names what it gave.
         """
         found: Tensor | None
-        if want.kind == "feature":
-            found = self.features.get(want.tap)
-        elif want.kind == "cut":
-            found = self.cuts[want.tap].value if want.tap in self.cuts else None
+        if signal.kind == "feature":
+            found = self.features.get(signal.tap)
+        elif signal.kind == "cut":
+            found = self.cuts[signal.tap].value if signal.tap in self.cuts else None
         else:
-            found = self.embedding if want == Want.EMBEDDING else self.logits
+            found = self.embedding if signal == Signal.EMBEDDING else self.logits
         if found is None:
-            raise SignalError(f"{self.source!r} gave no {want}; it gave {', '.join(self.given()) or 'nothing'}")
+            raise SignalError(f"{self.source!r} gave no {signal}; it gave {', '.join(self.given()) or 'nothing'}")
         return found
 
     def given(self) -> list[str]:
         """Names of everything that is here, for messages."""
-        names = [str(Want.LOGITS)] * (self.logits is not None) + [str(Want.EMBEDDING)] * (self.embedding is not None)
+        names = [str(Signal.LOGITS)] * (self.logits is not None) + [str(Signal.EMBEDDING)] * (
+            self.embedding is not None
+        )
         return names + [f"feature:{tap}" for tap in self.features] + [f"cut:{tap}" for tap in self.cuts]
 
     def detached(self) -> "Outputs":
@@ -160,12 +162,12 @@ def picked(value: Tensor, rows: Tensor | None) -> Tensor:
 def aligned(one: Outputs, other: Outputs) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits of two sources on the rows that both saw, and those rows (None: all rows of the batch)."""
     mine, theirs, rows = shared_rows(one, other)
-    return picked(one.need(Want.LOGITS), mine), picked(other.need(Want.LOGITS), theirs), rows
+    return picked(one.need(Signal.LOGITS), mine), picked(other.need(Signal.LOGITS), theirs), rows
 
 
 def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:
     """Logits laid out over all rows of the batch, zeros where the source saw nothing, and the mask of rows it saw."""
-    logits = outputs.need(Want.LOGITS)
+    logits = outputs.need(Signal.LOGITS)
     if outputs.rows is None:
         return logits, torch.ones(num_rows, dtype=torch.bool, device=logits.device)
     whole = logits.new_zeros((num_rows, *logits.shape[1:])).index_copy(0, outputs.rows, logits)

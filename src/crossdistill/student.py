@@ -17,7 +17,7 @@ from crossdistill.errors import DataError, NonFiniteError, RunError, SettingErro
 from crossdistill.models import MODELS, build_network, check_options, is_model
 from crossdistill.models.own_network import made
 from crossdistill.network import Network
-from crossdistill.outputs import Outputs, Want
+from crossdistill.outputs import Outputs, Signal
 from crossdistill.recipe import NetworkConfig
 from crossdistill.report import foreign
 from crossdistill.run_folder.folder import RECIPE, unfinished
@@ -78,7 +78,7 @@ class Student:
                 )
         rows = len(next(iter(inputs.values()), ()))
         outputs: Outputs = self.network(Batch(dict(inputs), torch.arange(rows)))
-        return outputs.need(Want.LOGITS)
+        return outputs.need(Signal.LOGITS)
 
     def predict(self, examples: Example | Sequence[Example]) -> list[Prediction]:
         """The class of each example: files, or arrays and tensors in memory, prepared exactly as in training.
@@ -253,7 +253,7 @@ def _of_table(path: Path, config: StudentConfig) -> Network:
 def _check_inputs(path: Path, config: StudentConfig, empty: Network) -> None:
     """Whether a network takes inputs of the shapes that a config names: it is run on the device "meta"."""
     inputs = {name: torch.empty(1, *spec.shape, device="meta") for name, spec in config.inputs.items()}
-    logits = empty.eval()(Batch(inputs, torch.empty(1, dtype=torch.int64, device="meta"))).need(Want.LOGITS)
+    logits = empty.eval()(Batch(inputs, torch.empty(1, dtype=torch.int64, device="meta"))).need(Signal.LOGITS)
     if logits.shape[1:] != (len(config.classes),):
         raise ShapeError(f"{path}: {empty.name} gives {logits.shape[1:]}, for {len(config.classes)} classes")
 

@@ -15,7 +15,7 @@ from crossdistill.nets.batch_statistics import batch_statistics, is_joint, stand
 from crossdistill.nets.fill import Fill
 from crossdistill.nets.mask import apply_mask
 from crossdistill.network import Network
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
 from crossdistill.runtime.code_key import code_key
 from crossdistill.runtime.hashing import structure
 
@@ -37,7 +37,7 @@ class Teacher(Protocol):
         """What was asked for, for the rows whose modalities are present."""
         ...
 
-    def asked(self, wants: Iterable[Want]) -> "Teacher":
+    def select(self, signals: Iterable[Signal]) -> "Teacher":
         """The same source, asked for these things."""
         ...
 
@@ -75,7 +75,7 @@ class Live:
     """
 
     def __init__(
-        self, name: str, network: Network, wants: Iterable[Want] = (Want.LOGITS,), *, trained: bool = False
+        self, name: str, network: Network, signals: Iterable[Signal] = (Signal.LOGITS,), *, trained: bool = False
     ) -> None:
         if network.spec is None:
             raise ValueError(
@@ -85,13 +85,13 @@ class Live:
         self.network = network
         self.modalities = network.reads
         self.spec = network.spec
-        self.wants = frozenset(wants)
+        self.signals = frozenset(signals)
         self.trained = trained
         self._uncut: set[str] = set()
 
-    def asked(self, wants: Iterable[Want]) -> "Live":
+    def select(self, signals: Iterable[Signal]) -> "Live":
         """The same network, asked for these things."""
-        found = Live(self.name, self.network, wants, trained=self.trained)
+        found = Live(self.name, self.network, signals, trained=self.trained)
         # One finds out for all that a tap cannot be cut: who runs the stem need not be who goes on from there.
         found._uncut = self._uncut
         return found
@@ -140,7 +140,7 @@ class Live:
         return exact(cut)
 
     def _run(self, batch: Batch) -> Outputs:
-        cuts = {want.tap for want in self.wants if want.kind == "cut"}
+        cuts = {signal.tap for signal in self.signals if signal.kind == "cut"}
         try:
             exact = self.network.cuts(batch, sorted(cuts - self._uncut))
         except SplitError as error:
@@ -148,8 +148,8 @@ class Live:
                 self._run_whole(tap, error)
             exact = {}
         # Where no exact cut exists, the cut carries the batch, and going on from it means running all of it again.
-        other = {Want.feature(tap) for tap in cuts & self._uncut}
-        plain = {want for want in self.wants if want.kind != "cut"} | other
+        other = {Signal.feature(tap) for tap in cuts & self._uncut}
+        plain = {signal for signal in self.signals if signal.kind != "cut"} | other
         outputs = self.network(batch, plain) if plain else Outputs(self.name)
         whole = {tap: Cut(outputs.features[tap], (batch,)) for tap in cuts & self._uncut}
         return replace(outputs, cuts={**exact, **whole})
@@ -187,13 +187,13 @@ class Live:
 
     def _empty(self, anchor: Tensor) -> Outputs:
         """Outputs for no rows, without running a network that may refuse them (batch norm does)."""
-        taps = {want.tap: _no_rows(self.spec.features[want.tap], anchor) for want in self.wants if want.tap}
+        taps = {signal.tap: _no_rows(self.spec.features[signal.tap], anchor) for signal in self.signals if signal.tap}
         return Outputs(
             self.name,
             None if self.spec.logits is None else _no_rows(self.spec.logits, anchor),
             None if self.spec.embedding is None else _no_rows(self.spec.embedding, anchor),
             taps,
-            {want.tap: Cut(taps[want.tap]) for want in self.wants if want.kind == "cut"},
+            {signal.tap: Cut(taps[signal.tap]) for signal in self.signals if signal.kind == "cut"},
         )
 
 
@@ -230,7 +230,7 @@ class Masked:
         self.modalities = base.modalities
         self.spec = OutputSpec(logits=base.spec.logits, embedding=base.spec.embedding)
 
-    def asked(self, wants: Iterable[Want]) -> "Masked":
+    def select(self, signals: Iterable[Signal]) -> "Masked":
         """The same teacher: it always gives logits (and the embedding, where its base does)."""
         return self
 
@@ -243,7 +243,7 @@ class Masked:
         raise SplitError(f"{self.name!r} is a masked teacher; cut its base {self.base.name!r} at {tap!r} instead")
 
     def wiring(self) -> Any | None:
-        """See `Keyed`: the base's, and which masks are worn where."""
+        """See `Keyed`: the base's, and which masks stand at which taps."""
         if self.unkeyed():
             return None
         masks = [[tap, structure(mask), code_key(mask=mask).text()] for tap, mask in self.masks.items()]
@@ -268,21 +268,21 @@ class Masked:
             shapes = (self.spec.logits, self.spec.embedding)
             logits, embedding = (None if s is None else cut.value.new_zeros((0, *s)) for s in shapes)
             return Outputs(self.name, logits, embedding, rows=given.rows)
-        outputs = self.base.tail(tap)(cut.rewritten(self._bent(cut.value, mask)))
+        outputs = self.base.tail(tap)(cut.rewritten(self._rewritten(cut.value, mask)))
         return replace(outputs, source=self.name, rows=given.rows)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs of the base with its taps masked."""
         if len(self.masks) == 1:
-            return self.continued(self.base.asked(map(Want.cut, self.masks))(batch))
+            return self.continued(self.base.select(map(Signal.cut, self.masks))(batch))
         rows, part = self.base.network.usable(batch)
         if len(part) == 0:
-            return replace(self.base.asked({Want.LOGITS})(batch), source=self.name)
-        edits = {tap: lambda value, mask=mask: self._bent(value, mask) for tap, mask in self.masks.items()}
+            return replace(self.base.select({Signal.LOGITS})(batch), source=self.name)
+        edits = {tap: lambda value, mask=mask: self._rewritten(value, mask) for tap, mask in self.masks.items()}
         return replace(self.base.network.edited(part, edits), source=self.name, rows=rows)
 
-    def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
+    def _rewritten(self, value: Tensor, mask: nn.Module) -> Tensor:
         """What goes on from a tap instead of its value."""
         return apply_mask(value, mask(value))
 
@@ -295,7 +295,7 @@ class Filled(Masked):
         alone = all(isinstance(fill, Fill) and fill.by_row for fill in self.masks.values())
         return [*super().unkeyed(), *([] if alone else ["what it gives for a row depends on the rest of the batch"])]
 
-    def _bent(self, value: Tensor, mask: nn.Module) -> Tensor:
+    def _rewritten(self, value: Tensor, mask: nn.Module) -> Tensor:
         """The value as its `Fill` leaves it."""
         filled: Tensor = mask(value)
         return filled
@@ -313,9 +313,9 @@ class Shuffled:
         self.partner = partner
         self.fetch = fetch
 
-    def asked(self, wants: Iterable[Want]) -> "Shuffled":
+    def select(self, signals: Iterable[Signal]) -> "Shuffled":
         """The same control over the base, asked for these things."""
-        return Shuffled(self.base.asked(wants), self.partner, self.fetch)
+        return Shuffled(self.base.select(signals), self.partner, self.fetch)
 
     def partner_of(self, ids: Tensor) -> Tensor:
         """The sample ids that are looked at instead of these."""

@@ -67,7 +67,7 @@ def test_all_faults_of_all_settings_at_once_in_a_real_process(tmp_path: Path) ->
         ("stages.kd.learner=imag", ["no member is called 'imag'; did you mean 'image'"]),
         ("stages.kd.trains=[studnt]", ["no member is called 'studnt'; did you mean 'student'"]),
         ("data.augmentation.inputs.image.shfit=[1]", ["inputs.image has no field 'shfit'; did you mean 'shift'"]),
-        ("data.augmentation.inputs.image.hide=[2]", ["hide: wanted fractions in [0, 1], found [2.0]"]),
+        ("data.augmentation.inputs.image.mask=[2]", ["mask: wanted fractions in [0, 1], found [2.0]"]),
         ("stages.kd.epochs=1.5", ["wanted a whole number, found 1.5"]),
         ("stages.kd.epochs=[1]", ["wanted a whole number, found [1]"]),
         ("stages.kd.batch_size=0", ["wanted at least 1, found 0"]),

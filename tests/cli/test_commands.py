@@ -17,7 +17,7 @@ from crossdistill import load_student
 from crossdistill.methods import METHODS
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make, names
-from crossdistill.recipes.plans import PLANS
+from crossdistill.recipes.stages import PLANS
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 COLUMNS = [

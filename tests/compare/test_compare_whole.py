@@ -21,8 +21,8 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.errors import NonFiniteError, RecipeError, ResumeError, RunError
 from crossdistill.methods.specialise import Specialise
-from crossdistill.recipes.kit import Kit
-from crossdistill.recipes.plans import PLANS, MethodPlan, pretrained
+from crossdistill.recipes.setup import ExperimentSetup
+from crossdistill.recipes.stages import PLANS, MethodPlan, pretrained
 from crossdistill.report import Report
 from crossdistill.run_folder.folder import LOCK
 from crossdistill.runtime.files import read_json, read_sealed, write_sealed
@@ -86,9 +86,9 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return keys
 
 
-def taps_that_are_not_there(kit: Kit, student: str, teachers: Any) -> tuple[Stage, ...]:
+def taps_that_are_not_there(setup: ExperimentSetup, student: str, teachers: Any) -> tuple[Stage, ...]:
     method = Specialise(taps=dict.fromkeys(teachers, ("no_such_layer",)))
-    return (*pretrained(kit, teachers), Stage(name="specialise", method=method, epochs=1, trains=()))
+    return (*pretrained(setup, teachers), Stage(name="specialise", method=method, epochs=1, trains=()))
 
 
 def test_everything_is_run_once_shared_and_written(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from crossdistill.compare.grid import Cell, Grid, percent, standard_methods, unplaced
 from crossdistill.errors import RecipeError, SettingError
-from crossdistill.recipes.plans import PLANS
+from crossdistill.recipes.stages import PLANS
 
 
 def grid(**changes: Any) -> Grid:

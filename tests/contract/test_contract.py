@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Live, Teacher
 from crossdistill.testing import CLAUSES, check_method, check_ranks, toy_dataset, toy_network
 from crossdistill.testing.contract import hold
@@ -25,8 +25,8 @@ class Honest(Method):
         self.teachers = teachers
         self.scale = nn.Parameter(torch.ones(classes))
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
@@ -39,8 +39,8 @@ class Honest(Method):
 
     def on_both(self, student: Outputs, teacher: Outputs, rows: int) -> tuple[Tensor, Tensor]:
         seen = [torch.arange(rows) if one.rows is None else one.rows for one in (student, teacher)]
-        mine = student.need(Want.LOGITS)[torch.isin(seen[0], seen[1])]
-        return mine, teacher.need(Want.LOGITS)[torch.isin(seen[1], seen[0])]
+        mine = student.need(Signal.LOGITS)[torch.isin(seen[0], seen[1])]
+        return mine, teacher.need(Signal.LOGITS)[torch.isin(seen[1], seen[0])]
 
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         return {}
@@ -94,13 +94,13 @@ class KeepsWeights(Honest):
 
 class ReadsUndeclared(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
-        return {"embedding": Term(student.need(Want.EMBEDDING).square().sum(1))}
+        return {"embedding": Term(student.need(Signal.EMBEDDING).square().sum(1))}
 
 
 class PeeksUndeclared(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         there = student.embedding is not None
-        return {"peek": Term(student.need(Want.LOGITS).square().sum(1) * (2.0 if there else 1.0))}
+        return {"peek": Term(student.need(Signal.LOGITS).square().sum(1) * (2.0 if there else 1.0))}
 
 
 class TimesZero(Honest):
@@ -116,7 +116,7 @@ class ReadsAbsent(Honest):
         value = batch.read("second")
         assert isinstance(value, Tensor)
         weight = value.nan_to_num(100.0).flatten(1).mean(1)
-        return {"energy": Term(student.of(weight) * student.need(Want.LOGITS).square().sum(1), 0.01)}
+        return {"energy": Term(student.of(weight) * student.need(Signal.LOGITS).square().sum(1), 0.01)}
 
 
 class ReadsHiddenLabels(Honest):
@@ -127,12 +127,12 @@ class ReadsHiddenLabels(Honest):
 class NeedsLabels(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         assert batch.targets is not None
-        return {"more": Term(student.need(Want.LOGITS).gather(1, student.of(batch.targets)[:, None])[:, 0])}
+        return {"more": Term(student.need(Signal.LOGITS).gather(1, student.of(batch.targets)[:, None])[:, 0])}
 
 
 class ComparesRows(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
-        logits = student.need(Want.LOGITS)
+        logits = student.need(Signal.LOGITS)
         return {"spread": Term((logits - logits.mean(0)).square().sum(1))}
 
 
@@ -142,7 +142,7 @@ class MovesInForward(Honest):
         self.register_buffer("centre", torch.zeros(classes))
 
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
-        logits = student.need(Want.LOGITS)
+        logits = student.need(Signal.LOGITS)
         with torch.no_grad():
             self.centre += 0.1 * logits.sum(0)
         return {}
@@ -153,18 +153,18 @@ class CountsInForward(Honest):
 
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         self.calls += 1
-        return {"calls": Term(student.need(Want.LOGITS).square().sum(1) * self.calls)}
+        return {"calls": Term(student.need(Signal.LOGITS).square().sum(1) * self.calls)}
 
 
 class NeedsTwo(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         second = teachers[self.teachers[1]](batch)
-        return {"second": Term(second.need(Want.LOGITS).square().sum(1))}
+        return {"second": Term(second.need(Signal.LOGITS).square().sum(1))}
 
 
 class CountsRows(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
-        logits = student.need(Want.LOGITS)
+        logits = student.need(Signal.LOGITS)
         return {"place": Term(logits.square().sum(1) * torch.arange(len(logits)))}
 
 
@@ -172,7 +172,7 @@ class Forgets(Honest):
     steps = 0
 
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
-        return {"more": Term(student.need(Want.LOGITS).square().sum(1) * self.steps)}
+        return {"more": Term(student.need(Signal.LOGITS).square().sum(1) * self.steps)}
 
     def after_step(self, batch: Batch, step: Step) -> None:
         self.steps += 1
@@ -198,7 +198,7 @@ class ReadsInputs(Honest):
 class TellsSourcesApart(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         live = sum(isinstance(one, Live) for one in teachers.values())
-        return {"more": Term(student.need(Want.LOGITS).sum(1) * live)}
+        return {"more": Term(student.need(Signal.LOGITS).sum(1) * live)}
 
 
 BROKEN: list[tuple[type[Honest], str, str]] = [
@@ -277,7 +277,7 @@ class SumsOverRanks(Honest):
     batch_relational: ClassVar[bool] = True
 
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
-        logits = student.need(Want.LOGITS)
+        logits = student.need(Signal.LOGITS)
         return {"spread": Term((logits - logits.mean(0)).square().sum() / max(1, len(logits)))}
 
 

@@ -11,7 +11,7 @@ from crossdistill.data.augmentation import Augmentation, OwnAugmentation, Variat
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.row_random import RowRandom
 from crossdistill.data.sets.av_digits import AvDigitsConfig
-from crossdistill.runtime.hashing import derived_seed
+from crossdistill.runtime.hashing import derived_seed, key_hash
 from crossdistill.testing import toy_dataset
 
 IDS = torch.arange(40)
@@ -52,7 +52,7 @@ def test_a_flip_mirrors_about_half_of_the_rows() -> None:
 
 
 def test_hidden_pieces_are_the_mean() -> None:
-    found, numbers = varied(Variation(hide=(0.0, 0.6))), drawn("hide", 2, 2)
+    found, numbers = varied(Variation(mask=(0.0, 0.6))), drawn("hide", 2, 2)
     hidden = 0
     for row in range(len(VALUE)):
         size = float(numbers[row, 1, 0]) * 0.6 * 7
@@ -85,7 +85,7 @@ def test_every_change_leaves_the_type_as_it_is() -> None:
     assert whole({"x": (VALUE * 9).to(torch.uint8)}, IDS, VIEW)["x"].dtype == torch.uint8
 
 
-ALL = Variation(shift=(2,), flip=True, hide=(0.3, 0.3), gain=0.2, noise=0.1)
+ALL = Variation(shift=(2,), flip=True, mask=(0.3, 0.3), gain=0.2, noise=0.1)
 
 
 def test_a_view_depends_on_the_row_and_its_number_alone() -> None:
@@ -171,7 +171,7 @@ def test_the_key_has_every_setting() -> None:
         *(Variations(inputs={name: Variation(noise=0.1)}) for name in ("x", "y")),
         *(
             Variations(inputs={"x": Variation(**one)})
-            for one in ({"shift": (1,)}, {"flip": True}, {"hide": (0.1,)}, {"gain": 0.1})
+            for one in ({"shift": (1,)}, {"flip": True}, {"mask": (0.1,)}, {"gain": 0.1})
         ),
     ]
     assert len({one.key for one in settings}) == len(settings)
@@ -181,7 +181,7 @@ def test_the_key_has_every_setting() -> None:
     ("settings", "message"),
     [
         ({"shift": [-1]}, "numbers of places of at least 0"),
-        ({"hide": [1.5]}, r"fractions in \[0, 1\], found \[1.5\]"),
+        ({"mask": [1.5]}, r"fractions in \[0, 1\], found \[1.5\]"),
         ({"noise": -1}, "greater than or equal to 0"),
         ({"blur": 1}, "Extra inputs"),
     ],
@@ -199,7 +199,7 @@ def test_settings_that_are_not_for_the_data() -> None:
     assert wrong.faults(inputs) == [
         "augmentation.inputs: the data have no 'imgae'; did you mean 'image'? known: image, words",
         "augmentation.inputs.image: shift has 4 numbers, but a row of 'image' has 3 dimensions",
-        "augmentation.inputs.words: gain, noise and hide are for fractions, and 'words' is torch.int64",
+        "augmentation.inputs.words: gain, noise and mask are for fractions, and 'words' is torch.int64",
     ]
     (nothing,) = Variations(views=3, inputs={"image": Variation()}).faults(inputs)
     assert "it has settings, but nothing is varied; set data.augmentation.inputs.MODALITY.CHANGE" in nothing
@@ -211,3 +211,12 @@ def test_a_data_set_of_the_table_takes_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert AvDigitsConfig().load().augmentation is None
     variations = Variations(inputs={"first": Variation(noise=0.1)}, views=2)
     assert AvDigitsConfig(augmentation=variations).load().augmentation == variations
+
+
+def test_hide_is_the_old_name_of_mask() -> None:
+    with pytest.warns(DeprecationWarning, match="mask"):
+        old = Variation.model_validate({"hide": [0.3]})
+    assert old == Variation(mask=(0.3,))
+    # The key of before the field was renamed.
+    key = Variations(inputs={"image": old}, views=2).key
+    assert key == key_hash(["variations", {"image": {"hide": [0.3]}}, 2, 0])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 from crossdistill.testing import FakeTeacher
 
@@ -44,9 +44,9 @@ class Cast:
         torch.manual_seed(0)
         self.method: Method = config.build(student, specs, data_of() if data is None else data)
         needs = self.method.needs()
-        self.student = FakeTeacher("student", student).asked(needs[STUDENT])
+        self.student = FakeTeacher("student", student).select(needs[STUDENT])
         fakes = {name: FakeTeacher(name, spec, (name,) if name in absent else ()) for name, spec in specs.items()}
-        self.teachers: dict[str, Teacher] = {name: fake.asked(needs[name]) for name, fake in fakes.items()}
+        self.teachers: dict[str, Teacher] = {name: fake.select(needs[name]) for name, fake in fakes.items()}
 
     def step(self, batch: Batch | None = None, progress: Progress | None = None) -> Step:
         batch = rows_of() if batch is None else batch
@@ -66,7 +66,7 @@ class Cast:
         return source(rows_of() if batch is None else batch)
 
     def features(self, name: str, *taps: str) -> list[Tensor]:
-        return [self.outputs(name).need(Want.feature(tap)) for tap in taps]
+        return [self.outputs(name).need(Signal.feature(tap)) for tap in taps]
 
     def logits(self, name: str) -> Tensor:
-        return self.outputs(name).need(Want.LOGITS)
+        return self.outputs(name).need(Signal.LOGITS)

@@ -9,7 +9,7 @@ from crossdistill.losses import cross_entropy, distillation_kl, kendall_tau_b, n
 from crossdistill.method import STUDENT
 from crossdistill.methods.c2kd import C2KD
 from crossdistill.nets.proxy import DenseProxy, VectorProxy
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 
 
 def proxies(cast: Cast) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ def test_proxies_suit_the_networks() -> None:
     targets = torch.randint(0, 4, (8, 6, 4))
     step = dense.step(rows_of(targets=targets))
     assert all(term.value.shape == (8,) and bool(term.value.isfinite().all()) for term in step.terms.values())
-    assert dense.method.needs()[STUDENT] == frozenset({Want.LOGITS, Want.feature("late")})
+    assert dense.method.needs()[STUDENT] == frozenset({Signal.LOGITS, Signal.feature("late")})
 
 
 def test_a_network_without_features_is_refused() -> None:

@@ -6,11 +6,11 @@ import torch
 from crossdistill.errors import ApplicabilityError, SettingError, SignalError
 from crossdistill.method import STUDENT, DataSpec
 from crossdistill.methods.at import AT
-from crossdistill.methods.feature_method import Choice, Pair, chosen, met
+from crossdistill.methods.feature_method import BankChoice, Pair, chosen, met
 from crossdistill.methods.loss_weights import Mixed, Weighted
 from crossdistill.methods.pkt import PKT
 from crossdistill.methods.sp import SP
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 
 # As LeNet5 shows itself: maps, a map of one position, vectors, the logits under a name.
 LENET = OutputSpec(
@@ -39,13 +39,13 @@ EMBEDS = OutputSpec(logits=(10,), embedding=(768,), features={"last": (12, 4, 4)
         ("all", OutputSpec(logits=(10,)), []),
     ],
 )
-def test_layers_are_chosen_by_their_sizes(choice: Choice, spec: OutputSpec, wanted: list[str]) -> None:
-    assert [want.tap for want in chosen(choice, spec)] == wanted
+def test_layers_are_chosen_by_their_sizes(choice: BankChoice, spec: OutputSpec, wanted: list[str]) -> None:
+    assert [signal.tap for signal in chosen(choice, spec)] == wanted
 
 
 def test_an_embedding_is_the_vector_where_there_is_one() -> None:
-    assert chosen("vector", EMBEDS) == {Want.EMBEDDING: (768,)}
-    assert chosen("last", EMBEDS) == {Want.feature("last"): (12, 4, 4)}
+    assert chosen("vector", EMBEDS) == {Signal.EMBEDDING: (768,)}
+    assert chosen("last", EMBEDS) == {Signal.feature("last"): (12, 4, 4)}
 
 
 def test_the_deepest_meet_where_one_network_has_more() -> None:
@@ -64,11 +64,11 @@ def test_named_layers_are_taken_as_they_are_named() -> None:
 def test_a_method_asks_for_the_layers_that_meet() -> None:
     method = AT().build(LENET, {"sound": SOUND}, DataSpec(8, 10))
     assert method.needs() == {
-        STUDENT: frozenset({Want.LOGITS, Want.feature("conv1"), Want.feature("conv2")}),
-        "sound": frozenset({Want.feature("b"), Want.feature("c")}),
+        STUDENT: frozenset({Signal.LOGITS, Signal.feature("conv1"), Signal.feature("conv2")}),
+        "sound": frozenset({Signal.feature("b"), Signal.feature("c")}),
     }
-    assert PKT().build(LENET, {"big": EMBEDS}, DataSpec(8, 10)).needs()["big"] == frozenset({Want.EMBEDDING})
-    assert SP().build(VECTORS, {"big": EMBEDS}, DataSpec(8, 10)).needs()["big"] == frozenset({Want.feature("last")})
+    assert PKT().build(LENET, {"big": EMBEDS}, DataSpec(8, 10)).needs()["big"] == frozenset({Signal.EMBEDDING})
+    assert SP().build(VECTORS, {"big": EMBEDS}, DataSpec(8, 10)).needs()["big"] == frozenset({Signal.feature("last")})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_wrong_names_are_refused_with_the_nearest() -> None:
 
 
 def test_features_meet_on_the_rows_that_both_saw() -> None:
-    pair = Pair(Want.feature("x"), Want.EMBEDDING, (2,), (3,))
+    pair = Pair(Signal.feature("x"), Signal.EMBEDDING, (2,), (3,))
     mine, theirs = torch.randn(3, 2, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     student = Outputs("student", features={"x": mine}, rows=torch.tensor([0, 2, 5]))
     teacher = Outputs("teacher", embedding=theirs, rows=torch.tensor([1, 5]))

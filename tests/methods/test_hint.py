@@ -7,7 +7,7 @@ from stand_ins import OTHER, Cast, rows_of
 from crossdistill.losses import squared_error
 from crossdistill.method import STUDENT
 from crossdistill.methods.hint import Hint
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 
 
 def hints(cast: Cast, teacher: str) -> torch.Tensor:
@@ -24,7 +24,7 @@ def hints(cast: Cast, teacher: str) -> torch.Tensor:
 def test_the_terms_by_hand(regressors: str) -> None:
     cast = Cast(Hint.model_validate({"regressors": regressors}), {"a": OTHER, "b": OTHER})
     assert cast.weights() == {"hint/a": 0.5, "hint/b": 0.5}
-    assert cast.method.needs()[STUDENT] == frozenset({Want.feature("late"), Want.feature("fc")})
+    assert cast.method.needs()[STUDENT] == frozenset({Signal.feature("late"), Signal.feature("fc")})
     torch.testing.assert_close(cast.value("hint/b"), hints(cast, "b"))
     found = cast.method.validate(rows_of(), cast.student, cast.teachers)[STUDENT]
     torch.testing.assert_close(found, (hints(cast, "a") + hints(cast, "b")) / 2)
@@ -44,7 +44,7 @@ def test_a_row_is_judged_by_the_teachers_that_saw_it() -> None:
 def test_the_student_gets_its_gradient_through_the_regressors() -> None:
     cast = Cast(Hint())
     leaf = torch.randn(8, 7, requires_grad=True)
-    cast.student.given = {Want.feature("fc"): leaf}
+    cast.student.given = {Signal.feature("fc"): leaf}
     cast.value("hint/mm").sum().backward()
     assert leaf.grad is not None
     assert bool(leaf.grad.abs().sum() > 0)

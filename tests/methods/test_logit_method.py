@@ -12,7 +12,7 @@ from crossdistill.losses import standardised
 from crossdistill.method import DataSpec, Progress
 from crossdistill.methods.kd import KD
 from crossdistill.methods.logit_method import LogitConfig, lesson_term, lessons, student_targets
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Shuffled, Teacher
 from crossdistill.testing import FakeTeacher
 
@@ -30,7 +30,7 @@ def cast(number: int = 3, modalities: tuple[str, ...] = ()) -> dict[str, Teacher
 
 
 def given_by(teachers: dict[str, Teacher], batch: Batch) -> Tensor:
-    return torch.stack([teacher(batch).need(Want.LOGITS) for teacher in teachers.values()])
+    return torch.stack([teacher(batch).need(Signal.LOGITS) for teacher in teachers.values()])
 
 
 def student() -> Outputs:
@@ -74,7 +74,7 @@ def test_a_row_seen_by_a_teacher_of_no_weight_alone_is_taught_by_that_one() -> N
     teachers = cast(2, ("rare",))
     config = KD(combine="weighted", teacher_weights={"t1": 0.0})
     (lesson,) = lessons(config, student(), batch, teachers)
-    wanted = teachers["t1"](batch).need(Want.LOGITS)[2]
+    wanted = teachers["t1"](batch).need(Signal.LOGITS)[2]
     torch.testing.assert_close(lesson.at(1.0)[2].softmax(0), wanted.softmax(0))
 
 
@@ -160,7 +160,7 @@ def test_standardised_logits_on_both_sides() -> None:
     torch.testing.assert_close(lesson.at(2.0), wanted)
     specs = dict.fromkeys(teachers, SPEC)
     pupil = FakeTeacher("student", SPEC)
-    scaled = FakeTeacher("student", SPEC, given={Want.LOGITS: 5 * pupil(batch).need(Want.LOGITS) + 3})
+    scaled = FakeTeacher("student", SPEC, given={Signal.LOGITS: 5 * pupil(batch).need(Signal.LOGITS) + 3})
     method = KD(standardise=True).build(SPEC, specs, DataSpec(ROWS, 4))
     one, two = (method(batch, each, teachers, Progress()).terms["kd/t0"].value for each in (pupil, scaled))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)

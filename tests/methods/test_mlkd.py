@@ -12,7 +12,7 @@ from crossdistill.errors import SignalError
 from crossdistill.losses import class_correlation, distillation_kl, row_correlation
 from crossdistill.method import Progress
 from crossdistill.methods.mlkd import MLKD
-from crossdistill.outputs import Cut, Outputs, Want
+from crossdistill.outputs import Cut, Outputs, Signal
 
 EVERY = (4.0, 3.0, 5.0, 2.0, 6.0)
 
@@ -31,7 +31,7 @@ class Seeing:
         assert isinstance(value, Tensor)
         return Outputs(self.name, logits=value[:, :4] * self.scale + value[:, 4:])
 
-    def asked(self, wants: Iterable[Want]) -> "Seeing":
+    def select(self, signals: Iterable[Signal]) -> "Seeing":
         return self
 
     def sees(self, batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ from crossdistill.losses.spatial import same_space
 from crossdistill.method import DataSpec, Progress
 from crossdistill.methods.ofd import OFD
 from crossdistill.network import Network
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.teacher import Live, Shuffled, Teacher
 from crossdistill.testing import toy_dataset
 
@@ -60,7 +60,7 @@ def test_margins_of_a_real_teacher(margins: str, shuffled: bool) -> None:
     nn.init.normal_(norm.bias)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     spec = network.probe(dataset.example())
-    teacher: Teacher = Live("mm", network, {Want.feature("block"), Want.feature("bare")})
+    teacher: Teacher = Live("mm", network, {Signal.feature("block"), Signal.feature("bare")})
     if shuffled:
         teacher = Shuffled(teacher, torch.arange(len(dataset)), dataset.batch)
     method = OFD.model_validate({"margins": margins}).build(spec, {"mm": spec}, DataSpec(8, 4))

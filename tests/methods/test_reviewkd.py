@@ -33,6 +33,6 @@ def test_a_perfect_student_has_no_loss() -> None:
     fused = review(cast.features("student", "early", "late"))
     given = dict(zip(("first", "second"), fused, strict=True))
     teacher = cast.teachers["mm"]
-    teacher.given = {want: given[want.tap].detach() for want in cast.method.needs()["mm"]}
+    teacher.given = {signal: given[signal.tap].detach() for signal in cast.method.needs()["mm"]}
     assert float(cast.value("reviewkd/mm").detach().abs().max()) < 1e-10
     assert torch.is_tensor(fused[0])

@@ -11,7 +11,7 @@ from crossdistill.data.sampler import Order
 from crossdistill.errors import ApplicabilityError
 from crossdistill.methods.salience import Salience
 from crossdistill.network import Network
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.planning.sources import decide
 from crossdistill.stage import Stage
 from crossdistill.teacher import Filled, Live
@@ -50,7 +50,7 @@ def cast(spatial: bool = False) -> tuple[Network, OutputSpec]:
 def test_units_that_carry_the_agreement_are_salient(spatial: bool) -> None:
     network, spec = cast(spatial)
     dataset = noise()
-    teacher = Live("mm", network, {Want.LOGITS, Want.cut("units")})
+    teacher = Live("mm", network, {Signal.LOGITS, Signal.cut("units")})
     student = Live("student", network)
     method = Salience(fraction=0.5, repeats=3).build(spec, {"mm": spec}, data_of())
     batches = [dataset.batch(part) for part in torch.arange(600).split(250)]
@@ -64,11 +64,11 @@ def test_units_that_carry_the_agreement_are_salient(spatial: bool) -> None:
     everything = dataset.batch(torch.arange(600))
     values = teacher(everything).cuts["units"].value
     torch.testing.assert_close(fill.get_buffer("mean"), values.mean(0))
-    (graduate,) = method.graduates({"mm": teacher}).values()
+    (graduate,) = method.next_teachers({"mm": teacher}).values()
     assert isinstance(graduate, Filled)
     assert graduate.name == "mm@units"
-    logits = graduate(everything).need(Want.LOGITS)
-    whole = teacher(everything).need(Want.LOGITS)
+    logits = graduate(everything).need(Signal.LOGITS)
+    whole = teacher(everything).need(Signal.LOGITS)
     torch.testing.assert_close(logits[:, [1, 3]], whole[:, [1, 3]])
     assert float(logits[:, [0, 2]].std(0).max()) < 1e-6
 
@@ -76,12 +76,12 @@ def test_units_that_carry_the_agreement_are_salient(spatial: bool) -> None:
 def test_the_released_code_fills_and_measures_nothing() -> None:
     network, spec = cast()
     dataset = noise()
-    teacher = Live("mm", network, {Want.LOGITS, Want.cut("units")})
+    teacher = Live("mm", network, {Signal.LOGITS, Signal.cut("units")})
     method = Salience(fill="none").build(spec, {"mm": spec}, data_of())
     method.measure([], teacher, {"mm": teacher})
-    (graduate,) = method.graduates({"mm": teacher}).values()
+    (graduate,) = method.next_teachers({"mm": teacher}).values()
     batch = dataset.batch(torch.arange(9))
-    assert torch.equal(graduate(batch).need(Want.LOGITS), teacher(batch).need(Want.LOGITS))
+    assert torch.equal(graduate(batch).need(Signal.LOGITS), teacher(batch).need(Signal.LOGITS))
 
 
 @pytest.mark.parametrize(("fill", "banked"), [("mean", True), ("batch", False), ("none", True)])
@@ -90,9 +90,9 @@ def test_a_teacher_filled_by_the_batch_is_not_banked(fill: str, banked: bool) ->
     dataset = noise()
     base = Live("mm", network)
     method = Salience.model_validate({"fill": fill}).build(spec, {"mm": spec}, data_of())
-    teachers = method.graduates({"mm": base})
+    teachers = method.next_teachers({"mm": base})
     order = Order(dataset.splits["train"], len(dataset.splits["train"]), 8, 0)
-    needs = {"mm@units": frozenset({Want.LOGITS})}
+    needs = {"mm@units": frozenset({Signal.LOGITS})}
     stage = Stage.model_validate({"method": "kd", "epochs": 50})
     choices = decide(stage, Live("student", network, trained=True), teachers, needs, dataset, order, BankSettings())
     (choice,) = (one for one in choices if one.source == "mm@units")
@@ -100,8 +100,8 @@ def test_a_teacher_filled_by_the_batch_is_not_banked(fill: str, banked: bool) ->
 
 
 def test_the_layer_is_the_last_one_unless_it_is_named() -> None:
-    assert Salience().build(SPEC, {"a": SPEC}, data_of()).needs()["a"] == frozenset({Want.LOGITS, Want.cut("fc")})
+    assert Salience().build(SPEC, {"a": SPEC}, data_of()).needs()["a"] == frozenset({Signal.LOGITS, Signal.cut("fc")})
     named = Salience(taps={"a": "late"}).build(SPEC, {"a": SPEC}, data_of())
-    assert named.needs()["a"] == frozenset({Want.LOGITS, Want.cut("late")})
+    assert named.needs()["a"] == frozenset({Signal.LOGITS, Signal.cut("late")})
     with pytest.raises(ApplicabilityError, match="teacher 'a' shows no tap"):
         Salience().build(SPEC, {"a": OutputSpec(logits=(4,))}, data_of())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crossdistill.autograd.immediate import eagerly, eagerly_in_blocks
+from crossdistill.autograd.immediate import immediately, immediately_in_blocks
 from crossdistill.nets import attention, mask_for
 from crossdistill.nets.attention import embedded, joint_weight, opened, opened_tokens
 from crossdistill.nets.mask_together import opened_together
@@ -122,9 +122,9 @@ def test_gradients_taken_block_by_block_are_the_same(
         def of_block(block: slice, *given: Tensor) -> list[Tensor]:
             return list((torch.sigmoid(passes.logits(*given)) * weights[:, block]).sum(2).unbind())
 
-        return eagerly_in_blocks(of_block, passes.rows, passes.shared, list(passes.blocks()), ROWS)
+        return immediately_in_blocks(of_block, passes.rows, passes.shared, list(passes.blocks()), ROWS)
 
-    found = eagerly(compute, parameters, ROWS)
+    found = immediately(compute, parameters, ROWS)
     wanted = [(mask(value) * weight).sum(1) for mask, value, weight in zip(masks, values, weights, strict=True)]
     flat = [one for own in parameters for one in own]
     # Each network's values with a weight of their own.
@@ -148,10 +148,10 @@ def test_block_by_block_one_block_is_kept_at_a_time(monkeypatch: pytest.MonkeyPa
 
     def compute() -> list[Tensor]:
         passes = opened_together([mask], [torch.randn(ROWS, 24)])
-        return eagerly_in_blocks(
+        return immediately_in_blocks(
             lambda _, *given: [passes.logits(*given).sum((0, 2))], passes.rows, passes.shared, list(passes.blocks()), 5
         )
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        eagerly(compute, [list(mask.parameters())], ROWS)
+        immediately(compute, [list(mask.parameters())], ROWS)
     assert held == [0, 1], "attention weights that are held in the end, and at most"

@@ -18,11 +18,11 @@ def test_published_size_of_the_dense_gate() -> None:
 
 def test_the_released_gate_is_affine_and_the_default_one_is_not() -> None:
     first, second = torch.randn(2, 5, 10, dtype=torch.float64) * 3
-    affine, bent = GateNet(10, 4, activation=False).double(), GateNet(10, 4).double()
-    bent.load_state_dict(affine.state_dict())
+    affine, curved = GateNet(10, 4, activation=False).double(), GateNet(10, 4).double()
+    curved.load_state_dict(affine.state_dict())
     torch.testing.assert_close(affine((first + second) / 2), (affine(first) + affine(second)) / 2)
-    assert float((bent((first + second) / 2) - (bent(first) + bent(second)) / 2).detach().abs().max()) > 1e-3
-    torch.testing.assert_close(bent(first), bent.fc2(bent.fc1(first).clamp(min=0)))
+    assert float((curved((first + second) / 2) - (curved(first) + curved(second)) / 2).detach().abs().max()) > 1e-3
+    torch.testing.assert_close(curved(first), curved.fc2(curved.fc1(first).clamp(min=0)))
 
 
 def test_the_dense_gate_step_by_step() -> None:

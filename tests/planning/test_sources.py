@@ -16,10 +16,10 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import BankDamaged, RecipeError
 from crossdistill.methods import KD, Collaborate, Route, Specialise, Supervised
 from crossdistill.network import Network
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.planning.attach_banks import supply
 from crossdistill.planning.plan import Plan, prepare
-from crossdistill.planning.sources import Choice, choices_key, explained, load_choices
+from crossdistill.planning.sources import BankChoice, choices_key, explained, load_choices
 from crossdistill.recipe import Recipe
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
@@ -71,7 +71,7 @@ def planned(made: Recipe, chosen: Any = None) -> Plan:
     return prepare(made, made.data, torch.device("cpu"), chosen)
 
 
-def choices(made: Recipe, number: int = 0) -> dict[str, Choice]:
+def choices(made: Recipe, number: int = 0) -> dict[str, BankChoice]:
     return {f"{one.source} {one.want}": one for one in planned(made).jobs[number].choices}
 
 
@@ -202,8 +202,10 @@ def test_a_network_that_no_key_can_tell_apart_is_live() -> None:
         return (torch.as_tensor(batch.inputs["first"]) * torch.rand((), generator=source),), {}
 
     module = toy_cast(toy_dataset())["student-network"].module
-    named = Network(module, ("first",), call=lambda batch: ((batch.inputs["first"],), {}))
-    found = choices(recipe(stage(KD()), teachers={"odd": Network(module, ("first",), call=call), "plain": named}))
+    named = Network(module, ("first",), input_adapter=lambda batch: ((batch.inputs["first"],), {}))
+    found = choices(
+        recipe(stage(KD()), teachers={"odd": Network(module, ("first",), input_adapter=call), "plain": named})
+    )
     assert found["plain logits"].banked
     assert not found["odd logits"].banked
     assert "no key" in found["odd logits"].reason
@@ -321,8 +323,8 @@ def _stop(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def vars_of(choice: Choice) -> dict[str, Any]:
-    return {name: getattr(choice, name) for name in Choice.__dataclass_fields__}
+def vars_of(choice: BankChoice) -> dict[str, Any]:
+    return {name: getattr(choice, name) for name in BankChoice.__dataclass_fields__}
 
 
 def test_runs_share_a_folder_of_banks(tmp_path: Path) -> None:
@@ -363,8 +365,8 @@ def test_the_student_of_a_teacher_that_is_asked_for_more(tmp_path: Path) -> None
     batch = data.batch(data.splits["train"][:7], only=job.reads)
     assert job.reads == {"first", "second"}
     found = job.teachers["teacher-0"](batch)
-    live = Live("teacher-0", plan.members["teacher-0"], {Want.cut("joint"), Want.cut("hidden")})(batch)
+    live = Live("teacher-0", plan.members["teacher-0"], {Signal.cut("joint"), Signal.cut("hidden")})(batch)
     for tap in ("joint", "hidden"):
         torch.testing.assert_close(found.cuts[tap].value, live.cuts[tap].value)
-        logits = job.teachers["teacher-0"].tail(tap)(found.cuts[tap]).need(Want.LOGITS)
-        torch.testing.assert_close(logits, plan.members["teacher-0"](batch).need(Want.LOGITS))
+        logits = job.teachers["teacher-0"].tail(tap)(found.cuts[tap]).need(Signal.LOGITS)
+        torch.testing.assert_close(logits, plan.members["teacher-0"](batch).need(Signal.LOGITS))

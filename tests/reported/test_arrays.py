@@ -96,7 +96,11 @@ def test_c_arrays_of_other_types_stay_what_they_are(kind: Any) -> None:
         (np.array(1.0), ShapeError, ["()"]),
         (VALUES[:0], ShapeError, ["image 30", "audio 0", "targets 30"]),
         (VALUES[:, :0], ShapeError, ["(30, 0)"]),
-        ({"input_ids": VALUES, "mask": VALUES}, ShapeError, ["'input_ids'", "reads=('input_ids', 'mask')", "call="]),
+        (
+            {"input_ids": VALUES, "mask": VALUES},
+            ShapeError,
+            ["'input_ids'", "('input_ids', 'mask')", "input_adapter="],
+        ),
         ([[1, 2]] * 29 + [[1]], ShapeError, ["row 29", "(1,)", "(2,)"]),
         ([[[1], [2, 3]]] * ROWS, ShapeError, ["row 0"]),
         ([np.ones(3)] * 29 + [np.ones(2)], ShapeError, ["row 29", "(2,)", "(3,)"]),

@@ -16,7 +16,7 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import ApplicabilityError, RecipeError
 from crossdistill.method import STUDENT, DataSpec, Progress
 from crossdistill.methods import Supervised
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.recipe import Recipe
 from crossdistill.stage import Stage
 from crossdistill.testing import FakeTeacher, toy_network
@@ -27,7 +27,7 @@ GIVEN = (0.5, 2.0, 7.0)
 
 
 def given(logits: Tensor) -> FakeTeacher:
-    return FakeTeacher("given", OutputSpec((3,)), given={Want.LOGITS: logits})
+    return FakeTeacher("given", OutputSpec((3,)), given={Signal.LOGITS: logits})
 
 
 def step_of(weights: Any, logits: Tensor, rows: Tensor, targets: Tensor = TARGETS, known: Tensor = TARGETS) -> Any:

@@ -130,7 +130,10 @@ def test_a3_call_and_give_that_hold_the_module_run_on_its_copy(tmp_path: Path) -
         def forward(self, logits: Tensor) -> Tensor:
             return logits
 
-    run(recipe(Network(Passes(), "first", call=lambda batch: ((module(batch.inputs["first"]),), {}))), tmp_path / "run")
+    run(
+        recipe(Network(Passes(), "first", input_adapter=lambda batch: ((module(batch.inputs["first"]),), {}))),
+        tmp_path / "run",
+    )
     assert not torch.equal(trained(tmp_path / "run")["inner.bias"], module.bias)
 
 
@@ -149,7 +152,7 @@ class _Listed(nn.Module):
 
 def _head_outside() -> Network:
     head = nn.Linear(8, 4)
-    return Network(nn.Linear(6, 8), "first", give=lambda result: {"logits": head(result)})
+    return Network(nn.Linear(6, 8), "first", output_adapter=lambda result: {"logits": head(result)})
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_a3_weights_that_the_module_does_not_have_are_refused(
 
 def test_a3_frozen_weights_beside_the_module_are_taken(tmp_path: Path) -> None:
     head = nn.Linear(8, 4).requires_grad_(False)
-    student = Network(nn.Linear(6, 8), "first", give=lambda result: {"logits": head(result)})
+    student = Network(nn.Linear(6, 8), "first", output_adapter=lambda result: {"logits": head(result)})
     assert run(recipe(student), tmp_path / "run")
 
 

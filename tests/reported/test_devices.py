@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crossdistill.errors import SettingError
 from crossdistill.runtime.distributed import devices
 from crossdistill.stage import OptimizerConfig
-from crossdistill.training.optimizer import PartedAdam, optimizer_for
+from crossdistill.training.optimizer import ChunkedAdam, optimizer_for
 
 
 def refusal(wanted: str) -> str:
@@ -62,7 +62,7 @@ def test_e_device_number_beyond_those_there(monkeypatch: pytest.MonkeyPatch) -> 
     assert "2 CUDA devices" in text
 
 
-MOVE = "crossdistill.training.optimizer.PartedAdam._function"
+MOVE = "crossdistill.training.optimizer.ChunkedAdam._function"
 
 
 def older(function: Callable[..., Any]) -> Any:
@@ -84,7 +84,7 @@ def test_e_optimizer_takes_no_argument_that_old_torches_lack(
     """torch 2.6's Adam has no decoupled decay, neither its class nor its function."""
     if name == "adam":
         # AdamW of newer torches is itself an Adam with decoupled decay.
-        for where, own in (("torch.optim.Adam.__init__", torch.optim.Adam.__init__), (MOVE, PartedAdam._function)):
+        for where, own in (("torch.optim.Adam.__init__", torch.optim.Adam.__init__), (MOVE, ChunkedAdam._function)):
             monkeypatch.setattr(where, older(own))
     monkeypatch.setattr("crossdistill.training.optimizer.LARGE_BYTES", 1)
     config = OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.5, moments=moments)

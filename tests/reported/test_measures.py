@@ -104,7 +104,7 @@ def test_a4_another_order_of_classes_is_named(tmp_path: Path, caplog: pytest.Log
     run(recipe.model_copy(update={"teachers": {"teacher-0": turned}}), tmp_path / "run")
     (record,) = [record for record in caplog.records if "chance" in record.getMessage()]
     assert "order" in record.getMessage()
-    assert "give=" in record.getMessage()
+    assert "output_adapter=" in record.getMessage()
 
 
 class Turned(nn.Module):

@@ -127,7 +127,7 @@ def programs(tmp_path: Path) -> Any:
 
 def _network(program: ModuleType) -> Network:
     torch.manual_seed(0)
-    return Network(program.Net(), "first", taps=("layer",), call=program.call)
+    return Network(program.Net(), "first", taps=("layer",), input_adapter=program.call)
 
 
 def _key(network: Network) -> str:

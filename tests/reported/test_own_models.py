@@ -40,7 +40,7 @@ def own(width: int = 5, shift: float = 0.0, seed: int = 0) -> Recipe:
     data = toy_dataset(("first", "second"), rows=120)
     if shift:
         data = Dataset.from_arrays("toy", {n: t + shift for n, t in data.inputs.items()}, data.targets)
-    student = Network(Mine(width), "first", give=lambda result: {"logits": result["scores"]})
+    student = Network(Mine(width), "first", output_adapter=lambda result: {"logits": result["scores"]})
     stages = [Stage(method=Supervised(), epochs=1)]
     return Recipe(data=data, student=student, student_name="mine", seed=seed, stages=stages)
 

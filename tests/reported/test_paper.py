@@ -22,11 +22,11 @@ from crossdistill.losses import balance_kl, distillation_kl
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step
 from crossdistill.methods.route import Route
 from crossdistill.nets import proxy_for
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.recipes import make
-from crossdistill.recipes.kit import Kit, Length
 from crossdistill.recipes.mst_distill import SWITCHES, Switch
-from crossdistill.recipes.plans import preset_notes, recipe
+from crossdistill.recipes.setup import ExperimentSetup, Length
+from crossdistill.recipes.stages import preset_notes, recipe
 from crossdistill.testing import FakeTeacher
 from crossdistill.training.metrics import measure
 
@@ -58,7 +58,7 @@ def test_b1_the_balance_term_reaches_the_student() -> None:
     gradients = {}
     for detached in (None, False, True):
         logits = torch.linspace(-1, 1, ROWS * 4).reshape(ROWS, 4).sin().requires_grad_()
-        student = FakeTeacher("student", SPEC, given={Want.LOGITS: logits})
+        student = FakeTeacher("student", SPEC, given={Signal.LOGITS: logits})
         given = {} if detached is None else {"gate_detached": detached}
         method = built(Route(**given), "a", "b", "c")
         one_step(method, student, fakes("a", "b", "c")).terms["balance"].value.backward()
@@ -90,12 +90,12 @@ def test_b3_the_mean_of_teachers_by_hand() -> None:
     batch = batch_of({"a": there < 2, "b": (there == 0) | (there == 2)})
     step = method(batch, student, teachers, Progress(epoch=5))
     assert (step.terms["task"].weight, step.terms["distil"].weight) == (1.0, 0.25)
-    own = student(batch).need(Want.LOGITS)
+    own = student(batch).need(Signal.LOGITS)
     wanted = torch.zeros(ROWS)
     for row in range(ROWS):
         seen = [name for name, mask in batch.present.items() if bool(mask[row])]
         for name in seen:
-            theirs = FakeTeacher(name, SPEC)(batch).need(Want.LOGITS)
+            theirs = FakeTeacher(name, SPEC)(batch).need(Signal.LOGITS)
             wanted[row] += distillation_kl(own[row : row + 1], theirs[row : row + 1], 3.0)[0] / len(seen)
     torch.testing.assert_close(step.terms["distil"].value, wanted)
 
@@ -143,7 +143,7 @@ def test_b8_the_hard_share_of_each_teacher_by_hand() -> None:
     batch = batch_of({"a": there < 6, "b": there < 3, "c": there < 8})
     student, teachers = FakeTeacher("student", SPEC), fakes("a", "b", "c", modal=True)
     logs = one_step(method, student, teachers, batch).logs
-    gate = method.get_submodule("gate")(student(batch).need(Want.LOGITS))
+    gate = method.get_submodule("gate")(student(batch).need(Signal.LOGITS))
     counts = dict.fromkeys(("a", "b", "c"), 0)
     for row in range(ROWS):
         seen = [index for index, name in enumerate(counts) if bool(batch.present[name][row])]
@@ -169,7 +169,7 @@ def test_b8_every_epoch_has_the_hard_shares(tmp_path: Path) -> None:
         assert line | {f"chosen/{name}": count / total for name, count in counts.items()} == line
 
 
-def three_modalities(**changes: Any) -> Kit:
+def three_modalities(**changes: Any) -> ExperimentSetup:
     length = Length(epochs=1, learning_rate=0.01)
     audio = NetworkConfig(model="small-audio")
     networks = {"image": NetworkConfig(model="small-image"), "audio": audio, "radar": audio}
@@ -181,7 +181,7 @@ def three_modalities(**changes: Any) -> Kit:
         "taps": taps | dict.fromkeys(("audio", "radar"), ("conv3", "fc1")),
         **dict.fromkeys(("supervised", "collaborate", "specialise", "distil"), length),
     }
-    return Kit(**(given | changes))
+    return ExperimentSetup(**(given | changes))
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from crossdistill.methods.kd import KD
 from crossdistill.methods.logit_method import ON_FEATURES, LogitConfig
 from crossdistill.methods.ofa import OFA
 from crossdistill.models import build_network
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.recipes import make
-from crossdistill.recipes.plans import PLANS
+from crossdistill.recipes.stages import PLANS
 from crossdistill.testing import FakeTeacher, toy_dataset
 
 AFTER = ("at", "nst", "sp", "vid", "kdsvd", "rkd", "crd", "pkt", "ofa")
@@ -76,14 +76,14 @@ def test_b6_own_networks_are_read_before_or_after_their_activation() -> None:
     network = Network(Layers(), "first", taps=("a", "a_act", "b", "b_act", "c", "end"))
     spec = network.probe(toy_dataset({"first": (1, 6, 6)}).example())
     assert spec.activated == {"a": "a_act", "b": "b_act"}
-    assert [want.tap for want in chosen("maps", spec, METHODS["at"].activation)] == ["a_act", "b_act", "c"]
-    assert [want.tap for want in chosen("maps", spec, METHODS["ofd"].activation)] == ["a", "b", "c"]
+    assert [signal.tap for signal in chosen("maps", spec, METHODS["at"].activation)] == ["a_act", "b_act", "c"]
+    assert [signal.tap for signal in chosen("maps", spec, METHODS["ofd"].activation)] == ["a", "b", "c"]
 
 
 def test_b6_methods_choose_by_themselves_what_they_want() -> None:
     spec = OutputSpec((4,), None, {"a": (3, 6, 6), "a_act": (3, 6, 6)}, {"a": "a_act"})
-    assert Want.feature("a_act") in chosen("maps", spec)
-    assert Want.feature("a") in chosen("maps", spec, "before")
+    assert Signal.feature("a_act") in chosen("maps", spec)
+    assert Signal.feature("a") in chosen("maps", spec, "before")
 
 
 class Branches(nn.Module):
@@ -170,7 +170,7 @@ def test_a10_whatever_accepts_two_classes_gives_a_gradient_from_the_teacher(name
     except ApplicabilityError:
         assert name == "dkd"
         return
-    student, teacher = (FakeTeacher(who, TWO, wants=_signals(0), given=_signals(n)) for n, who in enumerate("st"))
+    student, teacher = (FakeTeacher(who, TWO, signals=_signals(0), given=_signals(n)) for n, who in enumerate("st"))
     batch = Batch(inputs={}, ids=torch.arange(8), targets=torch.arange(8) % 2)
     step = method(batch, student, {"t": teacher}, Progress(epoch=1))
     signal = sum((t.reduced(8) * t.weight).sum() for key, t in step.terms.items() if not key.startswith("task"))
@@ -180,10 +180,14 @@ def test_a10_whatever_accepts_two_classes_gives_a_gradient_from_the_teacher(name
     assert any(one is not None and one.abs().max() > 1e-7 for one in gradients), f"{name} moves nothing"
 
 
-def _signals(seed: int) -> dict[Want, Tensor]:
+def _signals(seed: int) -> dict[Signal, Tensor]:
     source = torch.Generator().manual_seed(seed)
-    shapes = {Want.LOGITS: (2,), Want.EMBEDDING: (5,), **{Want.feature(tap): s for tap, s in TWO.features.items()}}
-    return {want: torch.randn((8, *shape), generator=source).requires_grad_() for want, shape in shapes.items()}
+    shapes = {
+        Signal.LOGITS: (2,),
+        Signal.EMBEDDING: (5,),
+        **{Signal.feature(tap): s for tap, s in TWO.features.items()},
+    }
+    return {signal: torch.randn((8, *shape), generator=source).requires_grad_() for signal, shape in shapes.items()}
 
 
 def test_a10_a_single_class_is_refused() -> None:
@@ -225,13 +229,13 @@ FEATURES = [name for name, one in METHODS.items() if issubclass(one, FeatureConf
 
 def test_c_class_counts_that_differ_come_with_a_cure() -> None:
     student, teacher = OutputSpec((4,)), OutputSpec((1000,))
-    with pytest.raises(ApplicabilityError, match=r"1000.*give=lambda") as caught:
+    with pytest.raises(ApplicabilityError, match=r"1000.*output_adapter=lambda") as caught:
         KD().build(student, {"big": teacher}, DataSpec(rows=20, classes=4))
     assert all(name in str(caught.value) for name in FEATURES)
     assert set(FEATURES) == set(ON_FEATURES)
     with pytest.raises(ApplicabilityError) as caught:
         KD().build(teacher, {"small": student}, DataSpec(rows=20, classes=1000))
-    assert "give=" not in str(caught.value)
+    assert "output_adapter=" not in str(caught.value)
 
 
 class Maps(nn.Module):
@@ -256,7 +260,7 @@ def test_c_class_counts_do_not_matter_to_methods_on_features(name: str, classes:
 
 
 def test_c_class_counts_are_cured_by_a_map_of_classes(tmp_path: Path) -> None:
-    teacher = Network(Maps(1000), "first", give=lambda logits: {"logits": logits[:, [7, 1, 3, 999]]})
+    teacher = Network(Maps(1000), "first", output_adapter=lambda logits: {"logits": logits[:, [7, 1, 3, 999]]})
     recipe = Recipe(
         name="mapped",
         data=AvDigitsConfig(),

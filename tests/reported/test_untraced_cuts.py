@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from crossdistill import Network, Recipe, Stage, run
 from crossdistill.batch import Batch
 from crossdistill.errors import SplitError
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.runtime.progress import Quiet
 from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
@@ -102,7 +102,7 @@ def live(make: Callable[[], nn.Module], *taps: str) -> Live:
     network = Network(make().eval(), "a", taps)
     network.probe(rows())
     network.requires_grad_(False)
-    return Live("t", network, map(Want.cut, taps))
+    return Live("t", network, map(Signal.cut, taps))
 
 
 @pytest.mark.parametrize(("make", "tap", "count"), CASES)
@@ -115,12 +115,12 @@ def test_d_a_cut_between_layers_is_the_whole_bit_for_bit(
         cut = teacher(batch).cuts[tap]
         # Another batch in between: nothing of a pass may be left in the network.
         teacher(rows(99))
-        wanted = teacher.network(batch, [Want.LOGITS])
+        wanted = teacher.network(batch, [Signal.LOGITS])
         found = teacher.tail(tap)(cut)
-        assert torch.equal(found.need(Want.LOGITS), wanted.need(Want.LOGITS))
+        assert torch.equal(found.need(Signal.LOGITS), wanted.need(Signal.LOGITS))
         edited = teacher.network.edited(batch, {tap: lambda value: 0.5 * value})
         assert torch.equal(
-            teacher.tail(tap)(cut.rewritten(0.5 * cut.value)).need(Want.LOGITS), edited.need(Want.LOGITS)
+            teacher.tail(tap)(cut.rewritten(0.5 * cut.value)).need(Signal.LOGITS), edited.need(Signal.LOGITS)
         )
     assert not caplog.records, "nothing runs twice, so nothing is said"
 
@@ -149,7 +149,7 @@ def test_d_gradient_flows_through_the_cut_and_into_nothing_else() -> None:
     teacher = live(ViT, "blocks.1")
     cut = teacher(rows()).cuts["blocks.1"]
     value = cut.value.detach().requires_grad_()
-    teacher.tail("blocks.1")(cut.rewritten(value)).need(Want.LOGITS).sum().backward()
+    teacher.tail("blocks.1")(cut.rewritten(value)).need(Signal.LOGITS).sum().backward()
     assert value.grad is not None
     assert bool((value.grad != 0).any())
     assert all(parameter.grad is None for parameter in teacher.network.parameters())
@@ -158,12 +158,12 @@ def test_d_gradient_flows_through_the_cut_and_into_nothing_else() -> None:
 def test_d_several_taps_in_one_pass() -> None:
     taps = ("blocks.0", "blocks.2", "blocks.2.mlp")
     teacher = live(ViT, *taps)
-    wanted = teacher.network(rows(), [Want.LOGITS]).need(Want.LOGITS)
+    wanted = teacher.network(rows(), [Signal.LOGITS]).need(Signal.LOGITS)
     for _ in range(2):
         cuts = teacher(rows()).cuts
         assert set(cuts) == set(taps)
         for tap, cut in cuts.items():
-            assert torch.equal(teacher.tail(tap)(cut).need(Want.LOGITS), wanted)
+            assert torch.equal(teacher.tail(tap)(cut).need(Signal.LOGITS), wanted)
 
 
 class Again(ViT):
@@ -203,14 +203,14 @@ def test_d_what_cannot_be_replayed_runs_whole_and_says_what_that_costs(
     torch.manual_seed(0)
     network = Network(make().eval(), "a", ("blocks.0",))
     network.probe(rows())
-    teacher = Live("t", network, [Want.cut("blocks.0")])
+    teacher = Live("t", network, [Signal.cut("blocks.0")])
     if make is Again:
         with pytest.raises(SplitError, match=r"blocks\.0.* 2 times"):
             network.cuts(rows(), ["blocks.0"])
     cut = teacher(rows()).cuts["blocks.0"]
     teacher(rows(5))
-    found = teacher.tail("blocks.0")(cut.rewritten(0.5 * cut.value)).need(Want.LOGITS)
-    wanted = network.edited(rows(), {"blocks.0": lambda value: 0.5 * cut.value}).need(Want.LOGITS)
+    found = teacher.tail("blocks.0")(cut.rewritten(0.5 * cut.value)).need(Signal.LOGITS)
+    wanted = network.edited(rows(), {"blocks.0": lambda value: 0.5 * cut.value}).need(Signal.LOGITS)
     assert torch.equal(found, wanted)
     if make is Again:
         assert "runs again" in caplog.text

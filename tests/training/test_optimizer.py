@@ -12,7 +12,7 @@ from crossdistill.autograd.factored import FactoredGradient, factored_gradients
 from crossdistill.nets import MaskNet1d
 from crossdistill.stage import OptimizerConfig
 from crossdistill.training import optimizer
-from crossdistill.training.optimizer import PartedAdam, optimizer_for
+from crossdistill.training.optimizer import ChunkedAdam, optimizer_for
 
 STEPS = 4
 
@@ -76,7 +76,7 @@ def test_a_resumed_optimizer_goes_on_as_if_nothing_was(tmp_path: Path, moments: 
 
 def test_large_moments_alone_lie_in_files(tmp_path: Path) -> None:
     mask = MaskNet1d(32, 15)
-    moves = PartedAdam(mask.parameters(), folder=tmp_path, fused=True)
+    moves = ChunkedAdam(mask.parameters(), folder=tmp_path, fused=True)
     train(mask, moves, range(1), factored=True)
     assert set(moves._mapped) == {own for own in mask.parameters() if own.numel() * 4 >= 1024}
     assert moves.state[mask.embed.weight]["exp_avg"].any()
@@ -84,7 +84,7 @@ def test_large_moments_alone_lie_in_files(tmp_path: Path) -> None:
 
 def test_an_overflow_skips_parts_too(tmp_path: Path) -> None:
     mask = MaskNet1d(32, 15)
-    moves = PartedAdam(mask.parameters(), folder=tmp_path, fused=True)
+    moves = ChunkedAdam(mask.parameters(), folder=tmp_path, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     before = copy.deepcopy(mask)
     scaler.scale(mask(torch.randn(40, 32)).sum() * torch.inf).backward()

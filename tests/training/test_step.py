@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crossdistill.data.dataset import Dataset
 from crossdistill.method import MethodConfig
 from crossdistill.methods.kd import KD
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.stage import OptimizerConfig
 from crossdistill.testing import toy_dataset
 from crossdistill.testing.ranks import compare_with_one
@@ -187,6 +187,6 @@ def test_few_labels_do_not_make_the_task_small() -> None:
     batch = case.batch(train)
     value = case.forward(batch).terms["task"].reduced(len(train))
     labelled = train[::4]
-    logits = case.job.student(data.batch(labelled)).need(Want.LOGITS)
+    logits = case.job.student(data.batch(labelled)).need(Signal.LOGITS)
     wanted = nn.functional.cross_entropy(logits, data.targets[labelled])
     assert value.item() == pytest.approx(wanted.item(), rel=1e-5)

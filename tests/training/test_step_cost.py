@@ -19,7 +19,7 @@ from crossdistill.errors import NonFiniteError, RecipeError, SettingError, Shape
 from crossdistill.method import Progress
 from crossdistill.methods import KD, Route, Specialise, Supervised
 from crossdistill.network import Network
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.planning.preflight import graph_faults
 from crossdistill.recipe import Recipe
 from crossdistill.run_folder.loggers import Tracking
@@ -259,7 +259,7 @@ def test_whole_passes_are_compiled_and_taps_are_not(monkeypatch: pytest.MonkeyPa
     names = list(network.state_dict())
     network.use_compiled(True)
     network(batch)
-    network(batch, {Want.LOGITS, Want.feature("1")})
+    network(batch, {Signal.LOGITS, Signal.feature("1")})
     network.cuts(batch, ["1"])
     assert calls == [5]
     assert list(network.state_dict()) == names

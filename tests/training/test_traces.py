@@ -16,11 +16,11 @@ import pytest
 
 from crossdistill import NetworkConfig, OptimizerConfig, Recipe, run
 from crossdistill.data.config import DataConfig
-from crossdistill.data.content import Progress
+from crossdistill.data.content import OnProgress
 from crossdistill.data.dataset import Dataset
 from crossdistill.recipes import av_digits, make
-from crossdistill.recipes.kit import Kit, Length
-from crossdistill.recipes.plans import PLANS, recipe
+from crossdistill.recipes.setup import ExperimentSetup, Length
+from crossdistill.recipes.stages import PLANS, recipe
 from crossdistill.testing import toy_dataset
 
 PUBLISHED = ("supervised", "kd", "mst-distill")
@@ -40,7 +40,7 @@ class ToyConfig(DataConfig):
     name: Literal["toy"] = "toy"
     shapes: Mapping[str, tuple[int, ...]] = {"image": (1, 8, 8), "audio": (1, 32, 32)}
 
-    def build(self, progress: Progress) -> Dataset:
+    def build(self, progress: OnProgress) -> Dataset:
         return toy_dataset(self.shapes, rows=100, classes=10, labelled=0.67)
 
     def cached(self) -> None:
@@ -52,19 +52,19 @@ class ToyConfig(DataConfig):
 
 def _recipe(method: str) -> Recipe:
     length = Length(epochs=2, learning_rate=0.02)
-    kit = Kit(
+    setup = ExperimentSetup(
         data=ToyConfig(),
         networks={"image": NetworkConfig(model="small-image"), "audio": NetworkConfig(model="small-audio")},
         multimodal=NetworkConfig(model="small-mm"),
         taps={"image": ("conv2", "fc1"), "audio": ("conv3", "fc1"), "mm": ("concat_identity", "fc1")},
-        activated=av_digits.kit().activated,
+        activated=av_digits.setup().activated,
         batch_size=24,
         supervised=length,
         collaborate=length,
         specialise=length,
         distil=length,
     )
-    return _plain(recipe(kit, method, student="image", teachers=None, seed=0, control=None))
+    return _plain(recipe(setup, method, student="image", teachers=None, seed=0, control=None))
 
 
 def _published(method: str) -> Recipe:

@@ -71,7 +71,7 @@ class Problem:
         pairs = [(own.grad, own) for own in self.parameters]
         return torch.cat([(torch.zeros_like(own) if one is None else one).flatten() for one, own in pairs])
 
-    def descend(self, rate: float = 0.05) -> None:
+    def backprop(self, rate: float = 0.05) -> None:
         with torch.no_grad():
             for own in self.parameters:
                 if own.grad is not None:
@@ -126,7 +126,7 @@ def test_ranks_agree_through_one_reduction(name: str) -> None:
         return tensor
 
     built(name).backward(parts.terms(slice(0, 3)), GROUPS, parts.parameters, reduce=keep)
-    parts.descend(0.0)
+    parts.backprop(0.0)
     rank = built(name)
     rank.backward(parts.terms(slice(3, 8)), GROUPS, parts.parameters, reduce=lambda tensor: tensor + sent[0])
     assert len(sent) == 1
@@ -157,7 +157,7 @@ def test_state_dict_continues_exactly(name: str) -> None:
         for epoch in epochs:
             for step in range(3):
                 weighting.backward(problem.terms(), GROUPS, problem.parameters, step=3 * epoch + step)
-                problem.descend()
+                problem.backprop()
                 with torch.no_grad():
                     for own in weighting.parameters():
                         assert own.grad is not None
@@ -247,7 +247,7 @@ def test_loss_ratio_follows_liu() -> None:
             )
             weighting.backward(problem.terms(), GROUPS, problem.parameters)
             torch.testing.assert_close(problem.laid_down(), expected, rtol=1e-6, atol=1e-9)
-            problem.descend()
+            problem.backprop()
             weighting.after_step()
         weighting.after_epoch()
         history.append([sum(column) / 3 for column in zip(*seen, strict=True)])
@@ -277,7 +277,7 @@ def test_gradnorm_follows_chen() -> None:
         ]
         moved = [max(w, 0.0) for w in moved]
         factors = [3 * w / sum(moved) for w in moved]
-        problem.descend()
+        problem.backprop()
         weighting.after_step()
         assert [weight.item() for weight in weighting.weights().values()] == pytest.approx(factors, rel=1e-9)
     assert max(factors) - min(factors) > 0.05

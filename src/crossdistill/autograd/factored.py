@@ -3,7 +3,7 @@
 A layer's gradient over B rows is a product of two matrices with B rows each. Where the layer is a mask network's
 projector (105 million weights at AV-MNIST's sizes) and a batch has 64 rows, the factors take a tenth of what the
 product does, which would be written once and read twice. They stay apart until the optimizer multiplies them out, a
-part of the weights at a time (`optimizer.PartedAdam`). Whatever else is done to such a gradient is done to the product.
+part of the weights at a time (`ChunkedAdam`). Whatever else is done to such a gradient is done to the product.
 
 Shapes: T tokens of width d, B rows, L numbers in; the weight is (T · d, L).
 """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def eagerly(
+def immediately(
     compute: Callable[[], Sequence[Tensor]], owned: Sequence[Sequence[nn.Parameter]], total_rows: int
 ) -> list[Tensor]:
     """Values row by row (one tensor of rows for each entry of `owned`), with their gradients taken at once.
@@ -70,7 +70,7 @@ class _Eager(torch.autograd.Function):
         return (None, None, None, *gradients)
 
 
-def eagerly_in_blocks(
+def immediately_in_blocks(
     compute: Callable[..., Sequence[Tensor]],
     rows: Float[Tensor, "G B *any"],
     shared: Sequence[Tensor],
@@ -79,10 +79,10 @@ def eagerly_in_blocks(
 ) -> list[Tensor]:
     """`compute(block, rows[:, block], *shared)`, G tensors of values row by row, with its gradients taken at once.
 
-    Inside `eagerly` this goes further: what a block of rows keeps for its backward pass is gone before the next block
-    begins. Values k depend on `rows[k]` and on `shared`, and on nothing else that needs a gradient; shared tensors that
-    begin with a dimension of G are of values k each, others are of all values, which then need one weight. The memory
-    of `rows` is used up: their gradient takes it over.
+    Inside `immediately` this goes further: what a block of rows keeps for its backward pass is gone before the next
+    block begins. Values k depend on `rows[k]` and on `shared`, and on nothing else that needs a gradient; shared
+    tensors that begin with a dimension of G are of values k each, others are of all values, which then need one weight.
+    The memory of `rows` is used up: their gradient takes it over.
     """
     if not torch.is_grad_enabled():
         parts = [compute(block, rows[:, block], *shared) for block in blocks]

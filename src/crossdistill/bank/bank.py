@@ -30,7 +30,7 @@ from torch import Tensor
 
 from crossdistill.bank.rows import BankRows
 from crossdistill.errors import BankDamaged, BankMissing, BankStale, StorageError
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.runtime.files import atomic_folder, reserve, write_json
 from crossdistill.runtime.hashing import key_hash
 
@@ -127,7 +127,7 @@ class Bank:
         self.path = path
         self.key = key
         self.rows = rows
-        self.want = Want(*key.want.split(":", 1))
+        self.want = Signal(*key.want.split(":", 1))
         self._held: Tensor | None = None
         self._seen: Tensor | None = None
         self._all_seen = True

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossdistill.bank.bank import Bank
 from crossdistill.batch import Batch
-from crossdistill.outputs import Cut, Outputs, Want
+from crossdistill.outputs import Cut, Outputs, Signal
 from crossdistill.teacher import Fetch, Shuffled, Teacher
 
 
@@ -19,26 +19,26 @@ class Banked:
     own tail.
     """
 
-    def __init__(self, live: Teacher, banks: Mapping[Want, Bank], wants: Iterable[Want]) -> None:
+    def __init__(self, live: Teacher, banks: Mapping[Signal, Bank], signals: Iterable[Signal]) -> None:
         self.name = live.name
         self.modalities = live.modalities
         self.spec = live.spec
         self.live = live
         self.banks = dict(banks)
-        self.wants = frozenset(wants)
-        rest = self.wants - set(self.banks)
-        self._rest = live.asked(rest) if rest else None
-        self._read = [(want, self.banks[want]) for want in sorted(self.wants & set(self.banks))]
-        self._types = {want: getattr(torch, bank.key.gives) for want, bank in self._read}
+        self.signals = frozenset(signals)
+        rest = self.signals - set(self.banks)
+        self._rest = live.select(rest) if rest else None
+        self._read = [(signal, self.banks[signal]) for signal in sorted(self.signals & set(self.banks))]
+        self._types = {signal: getattr(torch, bank.key.gives) for signal, bank in self._read}
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Modalities that a batch has to bring: none, when everything asked for is banked."""
         return () if self._rest is None else self.modalities
 
-    def asked(self, wants: Iterable[Want]) -> "Banked":
+    def select(self, signals: Iterable[Signal]) -> "Banked":
         """The same source, asked for these things."""
-        return Banked(self.live, self.banks, wants)
+        return Banked(self.live, self.banks, signals)
 
     def sees(self, batch: Batch) -> Batch:
         """The batch itself."""
@@ -62,13 +62,13 @@ class Banked:
         seen = first.seen(at)
         rows = None if seen is None else seen.nonzero().flatten()
         at = at if rows is None else at.index_select(0, rows)
-        found = {want: bank.take(at).to(self._types[want]) for want, bank in self._read}
-        cuts = {want.tap: Cut(value) for want, value in found.items() if want.kind == "cut"}
-        features = {want.tap: value for want, value in found.items() if want.kind == "feature"}
+        found = {signal: bank.take(at).to(self._types[signal]) for signal, bank in self._read}
+        cuts = {signal.tap: Cut(value) for signal, value in found.items() if signal.kind == "cut"}
+        features = {signal.tap: value for signal, value in found.items() if signal.kind == "feature"}
         return replace(
             outputs,
-            logits=found.get(Want.LOGITS, outputs.logits),
-            embedding=found.get(Want.EMBEDDING, outputs.embedding),
+            logits=found.get(Signal.LOGITS, outputs.logits),
+            embedding=found.get(Signal.EMBEDDING, outputs.embedding),
             features={**outputs.features, **features},
             cuts={**outputs.cuts, **cuts},
             rows=rows,
@@ -82,9 +82,9 @@ class ShuffledBanked(Shuffled):
         super().__init__(base, partner, fetch)
         self._banked = base
 
-    def asked(self, wants: Iterable[Want]) -> Shuffled:
+    def select(self, signals: Iterable[Signal]) -> Shuffled:
         """The same control over the base, asked for these things."""
-        return shuffled(self._banked.asked(wants), self.partner, self.fetch)
+        return shuffled(self._banked.select(signals), self.partner, self.fetch)
 
     def __call__(self, batch: Batch) -> Outputs:
         """The base's outputs for the partners' rows."""

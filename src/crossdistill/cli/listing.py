@@ -23,7 +23,7 @@ WIDE = 200
 def recipes(as_json: AsJson = False) -> None:
     """Short names of experiments."""
     from crossdistill.recipes import FAMILIES
-    from crossdistill.recipes.plans import PLANS
+    from crossdistill.recipes.stages import PLANS
 
     rows = [
         {
@@ -45,7 +45,7 @@ def methods(as_json: AsJson = False) -> None:
     from dataclasses import asdict
 
     from crossdistill.methods import find, list_methods
-    from crossdistill.recipes.plans import PLANS
+    from crossdistill.recipes.stages import PLANS
 
     rows = [
         {

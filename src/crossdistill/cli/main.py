@@ -88,7 +88,7 @@ def run_command(
     """Train a recipe, and evaluate its student once at the end."""
     _offline(offline)
     from crossdistill.recipes import make
-    from crossdistill.recipes.plans import preset_notes
+    from crossdistill.recipes.stages import preset_notes
     from crossdistill.runtime.interruption import Interruption
     from crossdistill.runtime.progress import Quiet, Terminal
     from crossdistill.training.estimate import forecast

@@ -11,7 +11,7 @@ from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.overrides import sentences
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import FAMILIES, family_kit, make
-from crossdistill.recipes.plans import PLANS
+from crossdistill.recipes.stages import PLANS
 
 SEED_LIMIT = 10_000
 

@@ -37,7 +37,7 @@ def as_input(name: str, modality: str, value: Any) -> Tensor:
         raise ShapeError(
             f"{where} is a mapping of {', '.join(map(repr, value))}; every tensor is a modality of its own: "
             f"inputs={{{parts}}} and Network(module, reads={tuple(value)!r}), which is given them in "
-            "that order, or `call=`, which names them"
+            "that order, or `input_adapter=`, which names them"
         )
     tensor = as_tensor(value, where)
     if tensor.ndim < 2:

@@ -1,12 +1,13 @@
 """Augmentation: training rows in seeded views, so that what frozen networks give of them can be kept."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from crossdistill.data.row_random import RowRandom
@@ -48,11 +49,19 @@ class Variation(BaseModel):
 
     shift: tuple[int, ...] = Field((), description="moved along its last dimensions by up to so many places")
     flip: bool = Field(False, description="mirrored along its last dimension, in about half of the views")
-    hide: tuple[float, ...] = Field(
+    mask: tuple[float, ...] = Field(
         (), description="up to this fraction of its last dimensions, in one piece of each, set to the row's mean"
     )
     gain: float = Field(0.0, ge=0, description="multiplied by 1 ± so much")
     noise: float = Field(0.0, ge=0, description="Gaussian noise of this standard deviation is added")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "hide" in value and "mask" not in value:
+            warnings.warn("hide is called mask now; the old name goes with version 0.2", DeprecationWarning, 4)
+            value = {("mask" if name == "hide" else name): own for name, own in value.items()}
+        return value
 
     def model_post_init(self, context: Any) -> None:
         """Refuse amounts that cannot be.
@@ -62,8 +71,8 @@ class Variation(BaseModel):
         """
         if any(most < 0 for most in self.shift):
             raise ValueError(f"shift: wanted numbers of places of at least 0, found {list(self.shift)}")
-        if any(not 0 <= most <= 1 for most in self.hide):
-            raise ValueError(f"hide: wanted fractions in [0, 1], found {list(self.hide)}")
+        if any(not 0 <= most <= 1 for most in self.mask):
+            raise ValueError(f"mask: wanted fractions in [0, 1], found {list(self.mask)}")
 
     def __call__(self, value: Tensor, draw: Callable[[str], RowRandom]) -> Tensor:
         """Rows (B, ...) varied; `draw` gives the random numbers for one kind of change."""
@@ -71,8 +80,9 @@ class Variation(BaseModel):
             value = _shifted(value, self.shift, draw("shift"))
         if self.flip:
             value = torch.where(_beside(draw("flip").uniform(1)[:, 0] < 0.5, value), value.flip(-1), value)
-        if any(self.hide):
-            value = _hidden(value, self.hide, draw("hide"))
+        if any(self.mask):
+            # The name that draws had before the field was renamed: the same seed gives the same views.
+            value = _masked(value, self.mask, draw("hide"))
         if self.gain:
             value = value * _beside(1 + self.gain * (2 * draw("gain").uniform(1)[:, 0] - 1), value).to(value.dtype)
         if self.noise:
@@ -83,11 +93,11 @@ class Variation(BaseModel):
         """Why rows like these cannot be varied so."""
         found = [
             f"{what} has {len(own)} numbers, but a row of {modality!r} has {value.ndim - 1} dimensions"
-            for what, own in (("shift", self.shift), ("hide", self.hide))
+            for what, own in (("shift", self.shift), ("mask", self.mask))
             if len(own) > value.ndim - 1
         ]
-        whole = not value.is_floating_point() and (self.gain or self.noise or any(self.hide))
-        return found + ([f"gain, noise and hide are for fractions, and {modality!r} is {value.dtype}"] if whole else [])
+        whole = not value.is_floating_point() and (self.gain or self.noise or any(self.mask))
+        return found + ([f"gain, noise and mask are for fractions, and {modality!r} is {value.dtype}"] if whole else [])
 
 
 class Variations(BaseModel):
@@ -107,6 +117,10 @@ class Variations(BaseModel):
     def key(self) -> str | None:
         """Its settings."""
         settings = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in self.inputs.items()}
+        for one in settings.values():
+            if "mask" in one:
+                # Banks of before the field was renamed are found.
+                one["hide"] = one.pop("mask")
         return key_hash(["variations", settings, self.views, self.seed])
 
     def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
@@ -214,7 +228,7 @@ def _shifted(value: Tensor, most: tuple[int, ...], random: RowRandom) -> Tensor:
     return value
 
 
-def _hidden(value: Tensor, most: tuple[float, ...], random: RowRandom) -> Tensor:
+def _masked(value: Tensor, most: tuple[float, ...], random: RowRandom) -> Tensor:
     drawn = random.uniform(len(most), 2)
     mean = _beside(value.flatten(1).mean(1), value)
     for number, own in enumerate(most):

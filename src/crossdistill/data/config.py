@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.cache import CacheEntry
-from crossdistill.data.content import Progress, quiet
+from crossdistill.data.content import OnProgress, quiet
 from crossdistill.data.dataset import Dataset, hide_labels
 from crossdistill.errors import DataError
 
@@ -36,7 +36,7 @@ class DataConfig(BaseModel, abc.ABC):
         default=Variations(), description="training rows varied, in seeded views; by default as they are"
     )
 
-    def load(self, progress: Progress | None = None) -> Dataset:
+    def load(self, progress: OnProgress | None = None) -> Dataset:
         """The data: from the cache folder where they are there, else built and kept."""
         built = self.build(progress or quiet)
         if self.augmentation != Variations():
@@ -44,7 +44,7 @@ class DataConfig(BaseModel, abc.ABC):
         return hide_labels(built, self.labelled, self.seed if self.label_seed is None else self.label_seed)
 
     @abc.abstractmethod
-    def build(self, progress: Progress) -> Dataset:
+    def build(self, progress: OnProgress) -> Dataset:
         """The data with every label."""
 
     @abc.abstractmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from crossdistill.batch import InputSpec
 from crossdistill.errors import DataError
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with a description, how many are done, and how many there are."""
 
 ROWS_AT_ONCE = 4096
@@ -31,7 +31,7 @@ def quiet(description: str, done: int, total: int) -> None:
 class Content:
     """sha256 of what is added, tensor by tensor and text by text; floating-point inputs are checked on the way."""
 
-    def __init__(self, name: str, progress: Progress, rows: int) -> None:
+    def __init__(self, name: str, progress: OnProgress, rows: int) -> None:
         self._name = name
         self._progress = progress
         self._digest = hashlib.sha256()
@@ -88,7 +88,7 @@ def hash_content(
     labels: Mapping[str, Tensor | None],
     classes: Sequence[str],
     domain: Sequence[str] | None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> str:
     """sha256 over everything that a student could learn from or be measured on, and over how it is described.
 
@@ -186,7 +186,7 @@ def _not_finite(block: Tensor, present: Tensor | None, start: int) -> list[int]:
 
 
 @contextmanager
-def _shown(progress: Progress | None, size: int) -> Iterator[Progress]:
+def _shown(progress: OnProgress | None, size: int) -> Iterator[OnProgress]:
     if progress is not None or size < BAR_BYTES or not sys.stderr.isatty():
         yield progress or quiet
         return

@@ -14,7 +14,7 @@ from torch import Tensor
 from crossdistill.batch import MISSING_TARGET, Batch, InputSpec
 from crossdistill.data.arrays import as_domain, as_groups, as_input, as_mask, as_rows, check_lengths, length_of
 from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
-from crossdistill.data.content import Progress, content_sample, hash_content
+from crossdistill.data.content import OnProgress, content_sample, hash_content
 from crossdistill.data.input_options import check_described
 from crossdistill.data.labels import as_targets
 from crossdistill.data.remarks import described, remarks
@@ -128,7 +128,7 @@ class Dataset:
         about: str = "",
         licences: Sequence[Licence] = (),
         augmentation: Augmentation | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> "Dataset":
         """A data set from your own arrays (numpy, torch, pandas, nested lists), one per modality, examples first.
 
@@ -287,7 +287,7 @@ def hide_labels(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
     return replace(dataset, labelled=kept)
 
 
-def content_fingerprint(dataset: Dataset, progress: Progress | None = None) -> str:
+def content_fingerprint(dataset: Dataset, progress: OnProgress | None = None) -> str:
     """sha256 over everything that a student could learn from or be measured on, and over how it is described.
 
     Raises:

@@ -14,7 +14,7 @@ from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term,
 from crossdistill.methods.feature_method import FeatureConfig, Pair
 from crossdistill.methods.logit_method import require_same_logits, student_targets
 from crossdistill.nets.proxy import proxy_for
-from crossdistill.outputs import Outputs, OutputSpec, Want, picked, shared_rows
+from crossdistill.outputs import Outputs, OutputSpec, Signal, picked, shared_rows
 from crossdistill.teacher import Teacher
 
 
@@ -64,22 +64,22 @@ class _C2KD(Method):
         self.mine = proxy_for(first.mine, logits)
         self.theirs = nn.ModuleDict({module_key(name): proxy_for(p.theirs, logits) for name, p in pairs.items()})
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        theirs = {name: frozenset({Want.LOGITS, pair.teacher}) for name, pair in self.pairs.items()}
-        return {STUDENT: frozenset({Want.LOGITS, self.tap}), **theirs}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        theirs = {name: frozenset({Signal.LOGITS, pair.teacher}) for name, pair in self.pairs.items()}
+        return {STUDENT: frozenset({Signal.LOGITS, self.tap}), **theirs}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
         own = Outputs(student.name, self.mine(outputs.need(self.tap), progress.gather), rows=outputs.rows)
         terms = {"task/student": task_term(outputs, batch, fraction=self.labelled_fraction)}
-        terms |= _both_ways("student", outputs.need(Want.LOGITS), own.need(Want.LOGITS))
+        terms |= _both_ways("student", outputs.need(Signal.LOGITS), own.need(Signal.LOGITS))
         passed = []
         for name, pair in self.pairs.items():
             given = teachers[name](batch)
             terms[f"task/{name}"] = task_term(given, teachers[name].sees(batch), hidden=False)
             proxy = self.theirs[module_key(name)]
             other = Outputs(name, proxy(given.need(pair.teacher), progress.gather), rows=given.rows)
-            terms |= _both_ways(name, given.need(Want.LOGITS), other.need(Want.LOGITS))
+            terms |= _both_ways(name, given.need(Signal.LOGITS), other.need(Signal.LOGITS))
             found, gate = self._between(name, batch, own, other, progress)
             terms |= found
             passed.append(gate.sum() / max(1, len(gate)))
@@ -90,7 +90,7 @@ class _C2KD(Method):
     ) -> tuple[dict[str, Term], Tensor]:
         """What the proxies say to each other besides the target, on rows both saw; and all ranks' rows that passed."""
         left, right, _ = shared_rows(student, teacher)
-        mine, theirs = picked(student.need(Want.LOGITS), left), picked(teacher.need(Want.LOGITS), right)
+        mine, theirs = picked(student.need(Signal.LOGITS), left), picked(teacher.need(Signal.LOGITS), right)
         gate = kendall_tau_b(mine.detach(), theirs.detach()) > self.config.threshold
         everyone = progress.gather(gate.to(mine.dtype))
         if self.config.gate != "rows":

@@ -13,7 +13,7 @@ from crossdistill.losses.collaborative import collaborative_terms
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
 from crossdistill.methods.logit_method import require_same_logits
-from crossdistill.outputs import OutputSpec, Want, spread
+from crossdistill.outputs import OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 
 
@@ -56,8 +56,8 @@ class _Collaborate(Method):
         self.teachers = teachers
         self.labelled_fraction = labelled_fraction
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config = self.config

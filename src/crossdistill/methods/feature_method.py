@@ -35,7 +35,7 @@ from crossdistill.errors import ApplicabilityError, SettingError, nearest
 from crossdistill.losses.spatial import as_map, as_vector, pooled_vector, same_space
 from crossdistill.method import STUDENT, Activation, MethodConfig, Progress, Term
 from crossdistill.methods.loss_weights import Shares, Signals, Taught
-from crossdistill.outputs import Outputs, OutputSpec, Want, picked, shared_rows
+from crossdistill.outputs import Outputs, OutputSpec, Signal, picked, shared_rows
 from crossdistill.teacher import Teacher
 
 Shape = tuple[int, ...]
@@ -43,7 +43,7 @@ Shape = tuple[int, ...]
 VectorOf = Literal["mean", "max-pooled"]
 """How a map becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
 
-Choice = Literal["maps", "last", "vector", "hints", "all"]
+LayerChoice = Literal["maps", "last", "vector", "hints", "all"]
 """What is taken of a network whose layers are not named, out of its taps in the order in which they run, leaving out
 those that have the logits' shape, and, of a layer that is tapped before and after its activation, the one that the
 method does not want (`MethodConfig.activation`):
@@ -58,8 +58,8 @@ method does not want (`MethodConfig.activation`):
 class Pair:
     """One feature of the student beside one of a teacher, each with its shape."""
 
-    student: Want
-    teacher: Want
+    student: Signal
+    teacher: Signal
     mine: Shape
     theirs: Shape
 
@@ -68,13 +68,13 @@ class FeatureConfig(MethodConfig):
     """Settings of every method that compares features: where they are read."""
 
     taps: tuple[str, ...] | None = None
-    """The student's layers, in the order in which they run; None: chosen, see `Choice`."""
+    """The student's layers, in the order in which they run; None: chosen, see `LayerChoice`."""
     teacher_taps: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """The teachers' layers, by teacher; of one that is not named they are chosen."""
 
     def pairs(
         self,
-        choice: Choice,
+        choice: LayerChoice,
         student: OutputSpec,
         teachers: Mapping[str, OutputSpec],
         *,
@@ -110,12 +110,12 @@ class FeatureConfig(MethodConfig):
         return found
 
     def _features(
-        self, choice: Choice, spec: OutputSpec, taps: Sequence[str] | None, who: str, least: int, flat: bool
-    ) -> dict[Want, Shape]:
+        self, choice: LayerChoice, spec: OutputSpec, taps: Sequence[str] | None, who: str, least: int, flat: bool
+    ) -> dict[Signal, Shape]:
         if taps is not None:
-            named = {Want.feature(tap): spec.feature(tap, who) for tap in taps}
+            named = {Signal.feature(tap): spec.feature(tap, who) for tap in taps}
             strict = choice == "maps" and not flat
-            wrong = [f"{want.tap} {shape}" for want, shape in named.items() if strict and not is_map(shape)]
+            wrong = [f"{signal.tap} {shape}" for signal, shape in named.items() if strict and not is_map(shape)]
             if wrong or not named:
                 raise ApplicabilityError(
                     f"{self.name} compares spatial features (more than one position); of {who} are named: "
@@ -172,18 +172,18 @@ def is_map(shape: Shape) -> bool:
     return prod(shape[1:]) > 1
 
 
-def chosen(choice: Choice, spec: OutputSpec, activation: Activation = "after") -> dict[Want, Shape]:
+def chosen(choice: LayerChoice, spec: OutputSpec, activation: Activation = "after") -> dict[Signal, Shape]:
     """Features of a network by the rule, with their shapes; none where it has none."""
     unwanted = set(spec.activated) if activation == "after" else set(spec.activated.values())
     shapes = {tap: shape for tap, shape in spec.features.items() if tap not in unwanted}
-    every = {Want.feature(tap): shape for tap, shape in shapes.items() if shape != spec.logits}
-    maps = {want: shape for want, shape in every.items() if is_map(shape)}
+    every = {Signal.feature(tap): shape for tap, shape in shapes.items() if shape != spec.logits}
+    maps = {signal: shape for signal, shape in every.items() if is_map(shape)}
     if choice == "maps":
         return maps
     if choice == "last" and maps:
         return dict([list(maps.items())[-1]])
     if choice in {"last", "vector"}:
-        embedding = {Want.EMBEDDING: spec.embedding} if spec.embedding is not None else {}
+        embedding = {Signal.EMBEDDING: spec.embedding} if spec.embedding is not None else {}
         return embedding or dict(list(every.items())[-1:])
     if choice == "hints" and len(every) > 1:
         return dict([list(every.items())[(len(every) - 1) // 2], list(every.items())[-1]])
@@ -197,11 +197,11 @@ class PairedMethod(Taught):
         super().__init__(config, pairs, labelled_fraction)
         self.pairs = {name: tuple(found) for name, found in pairs.items()}
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
         """The features on both sides, and the student's logits for its task."""
         mine = {pair.student for found in self.pairs.values() for pair in found}
         theirs = {name: frozenset(pair.teacher for pair in found) for name, found in self.pairs.items()}
-        return {STUDENT: frozenset({Want.LOGITS, *mine}), **theirs}
+        return {STUDENT: frozenset({Signal.LOGITS, *mine}), **theirs}
 
 
 class FeatureMethod(PairedMethod):

@@ -11,7 +11,7 @@ from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key
 from crossdistill.methods.feature_method import FeatureConfig, Pair, met
 from crossdistill.nets.regressor import regressor
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 
 
@@ -48,7 +48,7 @@ class _Hint(Method):
             }
         )
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
         mine = {pair.student for found in self.pairs.values() for pair in found}
         theirs = {name: frozenset(pair.teacher for pair in found) for name, found in self.pairs.items()}
         return {STUDENT: frozenset(mine), **theirs}

@@ -16,7 +16,7 @@ from crossdistill.losses.kl import log_probabilities
 from crossdistill.losses.standardise import standardised
 from crossdistill.method import MethodConfig, Progress, Term
 from crossdistill.methods.loss_weights import Shares, Signals, Taught
-from crossdistill.outputs import Outputs, OutputSpec, Want, spread
+from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 
 ON_FEATURES = ("at", "crd", "hint", "kdsvd", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid")
@@ -169,7 +169,7 @@ class LogitMethod(Taught):
     def signals(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher], progress: Progress) -> Signals:
         """A comparison with each lesson."""
         given = lessons(self.config, student, batch, {name: teachers[name] for name in self.teachers})
-        logits = student.need(Want.LOGITS)
+        logits = student.need(Signal.LOGITS)
         logits = standardised(logits) if self.config.standardise else logits
         pupil = Pupil(student, logits, student_targets(student, batch), progress)
         terms: dict[str, Term] = {}
@@ -230,6 +230,6 @@ def _cure(name: str, teacher: OutputSpec, student: OutputSpec) -> str:
         return f"To keep this teacher, {features}"
     return (
         f"If the student's {student.classes} classes are among the teacher's {teacher.classes}, map them: wrap "
-        f"{name!r} in Network(module, reads, give=lambda z: {{'logits': z[:, ids]}}), where ids are its numbers of "
-        f"the student's classes, in the student's order. Else {features}"
+        f"{name!r} in Network(module, reads, output_adapter=lambda z: {{'logits': z[:, ids]}}), where ids are its "
+        f"numbers of the student's classes, in the student's order. Else {features}"
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.method import STUDENT, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.outputs import Outputs, Want
+from crossdistill.outputs import Outputs, Signal
 from crossdistill.teacher import Teacher
 
 Signals = tuple[Mapping[str, Term], Mapping[str, Tensor]]
@@ -71,9 +71,9 @@ class Taught(Method):
         self.teachers = tuple(teachers)
         self.labelled_fraction = labelled_fraction
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
         """Logits of everybody."""
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
 
     @abc.abstractmethod
     def signals(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher], progress: Progress) -> Signals:

@@ -15,7 +15,7 @@ from crossdistill.losses.standardise import standardised
 from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, Progress, Step, task_term
 from crossdistill.methods.logit_method import Lesson, LogitConfig, lesson_term, lessons, seen_everywhere
 from crossdistill.methods.loss_weights import Weighted
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 
 
@@ -57,8 +57,8 @@ class _MLKD(Method):
         self.teachers = tuple(teachers)
         self.labelled_fraction = labelled_fraction
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config = self.config
@@ -79,7 +79,7 @@ class _MLKD(Method):
         for first, second, raw in zip(on_weak, on_strong, plain, strict=True):
             rows, classes = self._masks(raw, progress)
             found = self._rows((weak, first), (strong, second), rows, progress)
-            found |= self._correlations(weak.need(Want.LOGITS), raw, rows, classes, progress)
+            found |= self._correlations(weak.need(Signal.LOGITS), raw, rows, classes, progress)
             for name, value in found.items():
                 term = lesson_term(first, value)
                 terms[f"{name}/{first.name}"] = replace(term, weight=term.weight * distil)
@@ -111,7 +111,7 @@ class _MLKD(Method):
         }
 
     def _divergence(self, student: Outputs, lesson: Lesson, temperature: float) -> Tensor:
-        logits = student.need(Want.LOGITS)
+        logits = student.need(Signal.LOGITS)
         logits = standardised(logits) if self.config.standardise else logits
         return distillation_kl(logits, lesson.at(temperature), temperature)
 

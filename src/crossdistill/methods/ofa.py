@@ -15,7 +15,7 @@ from crossdistill.methods.feature_method import chosen
 from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil
 from crossdistill.methods.loss_weights import Mixed
 from crossdistill.nets.projector import logit_projector
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 
 
 class OFA(Mixed, LogitConfig):
@@ -44,7 +44,7 @@ class OFA(Mixed, LogitConfig):
             ApplicabilityError: the student shows no tap besides its logits; or dense logits.
         """
         self.check(student, teachers, dense=False)
-        taps = self.taps if self.taps is not None else [want.tap for want in chosen("all", student)]
+        taps = self.taps if self.taps is not None else [signal.tap for signal in chosen("all", student)]
         shapes = {tap: student.feature(tap, "the student") for tap in taps}
         if not shapes:
             raise ApplicabilityError("ofa needs one stage of the student at least; it shows no tap besides its logits")
@@ -67,15 +67,15 @@ class _OFA(LogitMethod):
         self.taps = tuple(shapes)
         self.projectors = nn.ModuleDict({module_key(tap): logit_projector(s, classes) for tap, s in shapes.items()})
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return {**super().needs(), STUDENT: frozenset({Want.LOGITS, *map(Want.feature, self.taps)})}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return {**super().needs(), STUDENT: frozenset({Signal.LOGITS, *map(Signal.feature, self.taps)})}
 
     def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
         config = self.config
         teacher = lesson.at(config.temperature)
         terms = {}
         for tap in self.taps:
-            logits = self.projectors[module_key(tap)](pupil.outputs.need(Want.feature(tap)), pupil.progress.gather)
+            logits = self.projectors[module_key(tap)](pupil.outputs.need(Signal.feature(tap)), pupil.progress.gather)
             logits = standardised(logits) if config.standardise else logits
             terms[f"ofa-{tap}"] = ofa(logits, teacher, pupil.targets, config.epsilon, config.temperature)
         if config.stages == "mean":

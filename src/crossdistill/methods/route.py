@@ -14,7 +14,7 @@ from crossdistill.losses.routing import picked_teachers, routed_kl, weighted_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
 from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.nets.gate import GateNet, GateNetDense
-from crossdistill.outputs import Outputs, OutputSpec, Want, spread
+from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 
 
@@ -95,12 +95,12 @@ class _Mean(Method):
         self.teachers = teachers
         self.labelled_fraction = labelled_fraction
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Want.LOGITS}))
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
-        mine = outputs.need(Want.LOGITS)
+        mine = outputs.need(Signal.LOGITS)
         given, seen = self._teachers(batch, outputs, teachers)
         config, everyone = self.config, len(self.teachers)
         # A choice of all teachers, whatever its order.
@@ -140,7 +140,7 @@ class _Route(_Mean):
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config = self.config
         outputs = student(batch)
-        mine = outputs.need(Want.LOGITS)
+        mine = outputs.need(Signal.LOGITS)
         gate = self.gate(mine.detach() if config.gate_detached else mine)
         given, seen = self._teachers(batch, outputs, teachers)
         # A teacher that did not see a row cannot be chosen for it.

@@ -15,7 +15,7 @@ from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progres
 from crossdistill.methods.feature_method import chosen
 from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.nets.fill import Fill, FillWith
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, aligned
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, aligned
 from crossdistill.teacher import Filled, Live, Teacher
 
 
@@ -51,7 +51,7 @@ class Salience(MethodConfig):
         require_same_logits(self.name, student, teachers)
         taps: dict[str, str] = {}
         for name, spec in teachers.items():
-            last = [want.tap for want in chosen("all", spec)][-1:]
+            last = [signal.tap for signal in chosen("all", spec)][-1:]
             if name not in self.taps and not last:
                 raise ApplicabilityError(f"salience fills units of a layer, and teacher {name!r} shows no tap")
             taps[name] = self.taps.get(name) or last[0]
@@ -67,9 +67,9 @@ class _Salience(Method):
         self.fills = nn.ModuleDict({module_key(name): Fill(shape, config.fill) for name, shape in shapes.items()})
         self._seed = int(torch.randint(2**62, ()))
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        cuts = {name: frozenset({Want.LOGITS, Want.cut(tap)}) for name, tap in self.taps.items()}
-        return {STUDENT: frozenset({Want.LOGITS}), **cuts}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        cuts = {name: frozenset({Signal.LOGITS, Signal.cut(tap)}) for name, tap in self.taps.items()}
+        return {STUDENT: frozenset({Signal.LOGITS}), **cuts}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
@@ -90,12 +90,12 @@ class _Salience(Method):
                 found[name].mean(cut.value)
                 for unit in range(cut.value.shape[1]):
                     for _ in range(self.config.repeats):
-                        bent = tail(_permuted(cut, unit, source))
-                        found[name].salience(unit, _apart(outputs, Outputs(name, bent.logits, rows=given.rows)))
+                        permuted = tail(_permuted(cut, unit, source))
+                        found[name].salience(unit, _apart(outputs, Outputs(name, permuted.logits, rows=given.rows)))
         for one in found.values():
             one.settle(self.config.fraction)
 
-    def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+    def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         graduated: dict[str, Teacher] = {}
         for name, tap in self.taps.items():
             base = teachers[name]

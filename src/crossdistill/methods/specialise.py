@@ -1,4 +1,4 @@
-"""MST-Distill's second stage: masks that bend frozen teachers towards the student (Li et al., 2025, Eq. 5-8)."""
+"""MST-Distill's second stage: masks that adapt frozen teachers to the student (Li et al., 2025, Eq. 5-8)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.autograd.immediate import eagerly, eagerly_in_blocks
+from crossdistill.autograd.immediate import immediately, immediately_in_blocks
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError, ShapeError
 from crossdistill.losses.kl import distillation_kl
@@ -21,7 +21,7 @@ from crossdistill.nets.mask import apply_mask, mask_for, mask_units, mask_width
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
 from crossdistill.nets.mask_together import masks_of, opened_together, together
 from crossdistill.network import Network
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Want, picked, shared_rows
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, picked, shared_rows
 from crossdistill.teacher import Live, Masked, Teacher
 
 
@@ -51,7 +51,7 @@ class Specialise(MethodConfig):
     """Of "low_rank"; None: the largest that leaves 1/50 of the projector (1 for taps below 52 units, which no rank
     makes that small)."""
     stacked: bool = False
-    """Let the graduates of one teacher wear the masks of those before them too (a fault of the released code)."""
+    """Give each masked teacher the masks of the ones before it too (a fault of the released code)."""
 
     def settled(
         self, networks: Mapping[str, Network], batch: Batch
@@ -126,9 +126,9 @@ class _Specialise(Method):
         """The mask at one tap of one teacher."""
         return self.masks[module_key(graduate(teacher, tap))]
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        cuts = {name: frozenset(map(Want.cut, taps)) for name, taps in self.taps.items()}
-        return {STUDENT: frozenset({Want.LOGITS}), **cuts}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        cuts = {name: frozenset(map(Signal.cut, taps)) for name, taps in self.taps.items()}
+        return {STUDENT: frozenset({Signal.LOGITS}), **cuts}
 
     def parts(self) -> Mapping[str, nn.Module]:
         if self.config.select == "joint":
@@ -149,14 +149,14 @@ class _Specialise(Method):
         assert isinstance(total, Tensor)
         return {"masks": total}
 
-    def graduates(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+    def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         found: dict[str, Teacher] = {}
         for name, taps in self.taps.items():
             base = teachers[name]
             assert isinstance(base, Live), "masks are put on networks, not on other sources"
             for index, tap in enumerate(taps):
-                worn = taps[: index + 1] if self.config.stacked else (tap,)
-                masks = {each: self.mask(name, each) for each in worn}
+                applied = taps[: index + 1] if self.config.stacked else (tap,)
+                masks = {each: self.mask(name, each) for each in applied}
                 found[graduate(name, tap)] = Masked(graduate(name, tap), base, masks)
         return found
 
@@ -168,33 +168,33 @@ class _Specialise(Method):
         Stems run once for all masks of a teacher. Then masks of equal shape run as one, and one such group after
         another, each with its gradient taken before the next begins.
         """
-        worn = self._worn(batch, student, teachers)
+        masked_taps = self._masked_taps(batch, student, teachers)
         found: dict[str, Tensor] = {}
-        for group in together([one.mask for one in worn], [one.cut.value for one in worn]):
-            members = [worn[number] for number in group]
-            values = eagerly(
-                partial(self._bend, members, batch.total_rows),
+        for group in together([one.mask for one in masked_taps], [one.cut.value for one in masked_taps]):
+            members = [masked_taps[number] for number in group]
+            values = immediately(
+                partial(self._group_divergences, members, batch.total_rows),
                 [list(one.mask.parameters()) for one in members],
                 batch.total_rows,
             )
             found |= {one.name: value for one, value in zip(members, values, strict=True)}
-        return {one.name: found[one.name] for one in worn}
+        return {one.name: found[one.name] for one in masked_taps}
 
-    def _worn(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> list["_Worn"]:
+    def _masked_taps(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> list["_MaskedTap"]:
         found = []
         for name, taps in self.taps.items():
             teacher = teachers[name]
             if isinstance(teacher, Live) and teacher.trained:
-                raise SettingError(f"specialise bends frozen teachers, and {name!r} trains; leave it out of `trains`")
+                raise SettingError(f"specialise masks frozen teachers, and {name!r} trains; leave it out of `trains`")
             given = teacher(batch)
             seen, theirs, _ = shared_rows(given, student)
-            target = picked(student.need(Want.LOGITS), theirs).detach()
+            target = picked(student.need(Signal.LOGITS), theirs).detach()
             for tap in taps:
                 mask, tail = self.mask(name, tap), teacher.tail(tap)
-                found.append(_Worn(graduate(name, tap), mask, given.cuts[tap], tail, seen, target))
+                found.append(_MaskedTap(graduate(name, tap), mask, given.cuts[tap], tail, seen, target))
         return found
 
-    def _bend(self, members: Sequence["_Worn"], total_rows: int) -> list[Tensor]:
+    def _group_divergences(self, members: Sequence["_MaskedTap"], total_rows: int) -> list[Tensor]:
         networks, values = [one.mask for one in members], [one.cut.value for one in members]
         if not torch.is_grad_enabled() or not all(one.by_row() for one in members):
             masks = masks_of(networks, values)
@@ -205,16 +205,16 @@ class _Specialise(Method):
             masks = torch.sigmoid(opened.logits(*given)).unbind()
             return [self._divergence(one.part(block), mask) for one, mask in zip(members, masks, strict=True)]
 
-        return eagerly_in_blocks(of_block, opened.rows, opened.shared, list(opened.blocks()), total_rows)
+        return immediately_in_blocks(of_block, opened.rows, opened.shared, list(opened.blocks()), total_rows)
 
-    def _divergence(self, worn: "_Worn", mask: Tensor) -> Float[Tensor, " R"]:
-        bent = worn.tail(worn.cut.rewritten(apply_mask(worn.cut.value, mask)))
-        theirs = picked(bent.need(Want.LOGITS), worn.seen)
-        return distillation_kl(theirs, worn.target, self.config.temperature, squared=self.config.squared)
+    def _divergence(self, at: "_MaskedTap", mask: Tensor) -> Float[Tensor, " R"]:
+        masked = at.tail(at.cut.rewritten(apply_mask(at.cut.value, mask)))
+        theirs = picked(masked.need(Signal.LOGITS), at.seen)
+        return distillation_kl(theirs, at.target, self.config.temperature, squared=self.config.squared)
 
 
 @dataclass(frozen=True, slots=True)
-class _Worn:
+class _MaskedTap:
     """One mask in one step: what it acts on, how the teacher goes on from there, and what it should say then."""
 
     name: str
@@ -229,7 +229,7 @@ class _Worn:
         """Whether some rows can go on without the others: nothing else crosses the cut, and each row has a target."""
         return self.seen is None and not self.cut.context and len(self.cut.value) > 0
 
-    def part(self, block: slice) -> "_Worn":
+    def part(self, block: slice) -> "_MaskedTap":
         """Some rows alone."""
         return replace(self, cut=Cut(self.cut.value[block]), target=self.target[block])
 

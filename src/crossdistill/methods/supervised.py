@@ -12,7 +12,7 @@ from torch import Tensor
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, task_term
-from crossdistill.outputs import Outputs, OutputSpec, Want
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 
 
@@ -69,8 +69,8 @@ class _Supervised(Method):
         # Made of the data again wherever the method is, so nothing is saved.
         self.register_buffer("weights", weights, persistent=False)
 
-    def needs(self) -> Mapping[str, frozenset[Want]]:
-        return {STUDENT: frozenset({Want.LOGITS})}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return {STUDENT: frozenset({Signal.LOGITS})}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)

@@ -6,7 +6,7 @@ values s, means o = A s and the gradient g to them,
     to s: Aᵀ g,    to q: g ⊙ (R k),    to k: Rᵀ (g ⊙ q),    where R = A ⊙ (s - o).
 
 A block is small enough to stay in the cache, and between the passes there are two ways. Whoever takes gradients block
-by block (`eager_gradient.eagerly_in_blocks`) keeps a block's weights until its backward pass, and nothing is computed
+by block (`immediate.immediately_in_blocks`) keeps a block's weights until its backward pass, and nothing is computed
 twice. A mask network that is called like any module keeps what comes in alone: tokens; the rest is made again.
 
 Widths are padded to multiples of 8 with zeros, which change no product: at d = 297 matrix products are a third faster.
@@ -35,7 +35,7 @@ LARGE_BLOCK = 2**25
 """... and elsewhere, where the number of launches counts."""
 
 
-class Room:
+class Workspace:
     """Memory for one block of rows, taken once: on the CPU, fresh memory costs more than what is computed in it.
 
     What a block keeps for its backward pass lies there too: that pass has to be over before the next block begins.
@@ -54,7 +54,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class PartialForward:
     """A pass of mask networks, stopped before the attention: what rows bring, and what is the same for all of them."""
 
     rows: Float[Tensor, "G B *any"]
@@ -67,14 +67,14 @@ class Opened:
     head_width: int
     least: int = 1
     """Rows of a block at least."""
-    room: Room = field(default_factory=Room)
+    room: Workspace = field(default_factory=Workspace)
 
     def logits(self, rows: Float[Tensor, "G n *any"], constant: Tensor, *shared: Tensor) -> Float[Tensor, "G n L"]:
         """What the sigmoid turns into the masks of some rows; their attention weights are kept for the backward pass.
 
         That has to be over before `logits` is called again.
         """
-        apply: Callable[[Tensor, int, int, Room], Tensor] = _Average.apply
+        apply: Callable[[Tensor, int, int, Workspace], Tensor] = _Average.apply
         with torch.autocast(rows.device.type, enabled=False):
             joint = self.joint(self.room, rows, *shared)
             return apply(joint.flatten(0, 1), self.heads, self.head_width, self.room).view(joint.shape[:3]) + constant
@@ -88,11 +88,11 @@ class Opened:
 
     def all_logits(self) -> Float[Tensor, "G B L"]:
         """`logits` of all rows, of which no weights are kept."""
-        apply: Callable[..., Tensor] = _Again.apply
+        apply: Callable[..., Tensor] = _Recompute.apply
         return apply(self.logits, list(self.blocks()), self.rows, *self.shared)
 
 
-def opened(vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear) -> Opened:
+def opened(vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear) -> PartialForward:
     """The pass of one mask network; half precision where autocast says so, softmax in float32 all the same."""
     dtype = pass_dtype(vector)
     with torch.autocast(vector.device.type, enabled=False):
@@ -101,10 +101,10 @@ def opened(vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAtte
     return opened_tokens(tokens.unsqueeze(0), weight, constant, mha.num_heads)
 
 
-def opened_tokens(tokens: Float[Tensor, "G B L d"], weight: Tensor, constant: Tensor, heads: int) -> Opened:
+def opened_tokens(tokens: Float[Tensor, "G B L d"], weight: Tensor, constant: Tensor, heads: int) -> PartialForward:
     """The pass of networks whose rows are tokens."""
     length, width = tokens.shape[2:]
-    return Opened(tokens, (constant, weight.to(tokens.dtype)), _from_tokens, length, heads, width // heads)
+    return PartialForward(tokens, (constant, weight.to(tokens.dtype)), _from_tokens, length, heads, width // heads)
 
 
 def pass_dtype(vector: Tensor) -> torch.dtype:
@@ -160,14 +160,14 @@ def _aligned(width: int) -> int:
     return -(-width // 8) * 8
 
 
-def _from_tokens(room: Room, tokens: Float[Tensor, "G n L d"], weight: Tensor) -> Float[Tensor, "G n L two_h_E"]:
-    apply: Callable[[Room, Tensor, Tensor], Tensor] = _FromTokens.apply
+def _from_tokens(room: Workspace, tokens: Float[Tensor, "G n L d"], weight: Tensor) -> Float[Tensor, "G n L two_h_E"]:
+    apply: Callable[[Workspace, Tensor, Tensor], Tensor] = _FromTokens.apply
     return apply(room, tokens, weight)
 
 
 class _FromTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, room: Room, tokens: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, room: Workspace, tokens: Tensor, weight: Tensor) -> Tensor:
         padded = _padded(room, tokens, weight.shape[2])
         joint = room("joint", tokens, *padded.shape[:2], weight.shape[1])
         torch.bmm(padded, weight.transpose(1, 2), out=joint)
@@ -187,7 +187,7 @@ class _FromTokens(torch.autograd.Function):
         return None, to_padded.view(*tokens.shape[:3], -1)[..., : tokens.shape[3]], to_weight
 
 
-def _padded(room: Room, tokens: Float[Tensor, "G n L d"], columns: int) -> Float[Tensor, "G n_L columns"]:
+def _padded(room: Workspace, tokens: Float[Tensor, "G n L d"], columns: int) -> Float[Tensor, "G n_L columns"]:
     """Tokens with a column of ones for the bias, and as many of zeros as are missing."""
     groups, rows, length, width = tokens.shape
     found = room("padded", tokens, groups, rows, length, columns)
@@ -221,7 +221,7 @@ class _Average(torch.autograd.Function):
     """(N, L, 2hE) -> (N, L): the means of the scalars by the attention's weights, summed over heads."""
 
     @staticmethod
-    def forward(ctx: Any, joint: Tensor, heads: int, head_width: int, room: Room) -> Tensor:
+    def forward(ctx: Any, joint: Tensor, heads: int, head_width: int, room: Workspace) -> Tensor:
         query, key = _by_head(joint, heads)
         rows, length = joint.shape[:2]
         scores = room("weights", joint, heads, rows, length, length)
@@ -253,14 +253,14 @@ class _Average(torch.autograd.Function):
         apart = ctx.room("apart", weights, rows, length, length)
         by_head = (one.view(heads, rows, *one.shape[1:]) for one in (weights, value.unsqueeze(1), mean.unsqueeze(2)))
         for head, (own, scalar, average) in enumerate(zip(*by_head, strict=True)):
-            bent = torch.sub(scalar, average, out=apart).mul_(own).to(dtype)
-            torch.bmm(bent, key[head], out=to_query[head])
-            torch.bmm(bent.transpose(1, 2), pulled[head], out=to_key[head])
+            weighted = torch.sub(scalar, average, out=apart).mul_(own).to(dtype)
+            torch.bmm(weighted, key[head], out=to_query[head])
+            torch.bmm(weighted.transpose(1, 2), pulled[head], out=to_key[head])
         to_query.mul_(factor)[..., ctx.head_width] = to_value
         return to_joint, None, None, None
 
 
-class _Again(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):
     """`compute` of rows (G, B, ...) and of what they share, in blocks that are computed again in the backward pass."""
 
     @staticmethod

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crossdistill.errors import SettingError, ShapeError
-from crossdistill.nets.attention import Opened, opened
+from crossdistill.nets.attention import PartialForward, opened
 
 
 def mask_width(length: int, heads: int, width_factor: int) -> int:
@@ -98,7 +98,7 @@ class MaskNet(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+    def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
         """The pass from there, stopped before the attention."""
 
     def forward(self, value: Float[Tensor, "B *shape"]) -> Float[Tensor, "B L"]:
@@ -133,7 +133,7 @@ class MaskNet1d(MaskNet):
         """The value itself, (B, L) or (B, L, 1, 1), flattened."""
         return flat_vector(value, self.embed.in_features)
 
-    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+    def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
         """The pass with tokens."""
         return opened(vector, self.embed, self.mha, self.fc)
 
@@ -158,7 +158,7 @@ class MaskNet2d(MaskNet):
         """The map reduced over space."""
         return reduced_maps(value, self.embed.in_features, self.spatial_reduce)
 
-    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+    def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
         """The pass with tokens."""
         return opened(vector, self.embed, self.mha, self.fc)
 
@@ -189,7 +189,7 @@ class MaskNetTokens(MaskNet):
         """The tokens reduced over the sequence."""
         return reduced_tokens(value, self.embed.in_features, self.token_reduce)
 
-    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+    def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
         """The pass with tokens."""
         return opened(vector, self.embed, self.mha, self.fc)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossdistill.errors import SettingError
-from crossdistill.nets.attention import Opened, Room, folded, pass_dtype
+from crossdistill.nets.attention import PartialForward, Workspace, folded, pass_dtype
 from crossdistill.nets.mask import (
     MaskNet,
     SpatialReduction,
@@ -97,7 +97,7 @@ class LowRankMaskNet1d(MaskNet):
         """The value itself, (B, L) or (B, L, 1, 1), flattened."""
         return flat_vector(value, self.embed.down.in_features)
 
-    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+    def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
         """The pass with codes."""
         return _opened(vector, self.embed, self.mha, self.fc)
 
@@ -122,7 +122,7 @@ class LowRankMaskNet2d(MaskNet):
         """The map reduced over space."""
         return reduced_maps(value, self.embed.down.in_features, self.spatial_reduce)
 
-    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+    def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
         """The pass with codes."""
         return _opened(vector, self.embed, self.mha, self.fc)
 
@@ -147,12 +147,12 @@ class LowRankMaskNetTokens(MaskNet):
         """The tokens reduced over the sequence."""
         return reduced_tokens(value, self.embed.down.in_features, self.token_reduce)
 
-    def opened(self, vector: Float[Tensor, "B L"]) -> Opened:
+    def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
         """The pass with codes."""
         return _opened(vector, self.embed, self.mha, self.fc)
 
 
-def _opened(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention, fc: nn.Linear) -> Opened:
+def _opened(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention, fc: nn.Linear) -> PartialForward:
     """What rows bring is a code of r numbers; what reads tokens is multiplied out for codes, once for all rows."""
     length, width = embed.down.in_features, mha.embed_dim
     dtype = pass_dtype(vector)
@@ -163,11 +163,11 @@ def _opened(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention,
         from_code = torch.matmul(weight[:, :width], embed.up.weight.view(length, width, -1)).to(dtype)
     shared = (constant, from_code, weight[:, width].to(dtype))
     heads = mha.num_heads
-    return Opened(code.unsqueeze(0), shared, _from_codes, length, heads, width // heads, least=LEAST_ROWS)
+    return PartialForward(code.unsqueeze(0), shared, _from_codes, length, heads, width // heads, least=LEAST_ROWS)
 
 
 def _from_codes(
-    _room: Room, code: Float[Tensor, "1 n r"], from_code: Tensor, bias: Tensor
+    _room: Workspace, code: Float[Tensor, "1 n r"], from_code: Tensor, bias: Tensor
 ) -> Float[Tensor, "1 n L two_h_E"]:
     joint = functional.linear(code.squeeze(0), from_code.flatten(0, 1), bias.repeat(len(from_code)))
     return joint.view(1, len(joint), *from_code.shape[:2])

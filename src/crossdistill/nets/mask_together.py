@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crossdistill.nets.attention import Opened, joint_weight, opened_tokens
+from crossdistill.nets.attention import PartialForward, joint_weight, opened_tokens
 from crossdistill.nets.batch_statistics import is_joint
 from crossdistill.nets.mask import MaskNet, MaskNet1d, MaskNet2d, MaskNetTokens
 
@@ -53,7 +53,7 @@ def masks_of(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> list[Tenso
     return list(torch.sigmoid(opened_together(masks, values).all_logits()).unbind())
 
 
-def opened_together(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> Opened:
+def opened_together(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> PartialForward:
     """The pass of all networks for their own values, stopped before the attention; several have to be of equal shape.
 
     There has to be a row at least.
@@ -68,7 +68,7 @@ def opened_together(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> Ope
     return _opened(torch.stack(vectors), full)
 
 
-def _opened(vectors: Float[Tensor, "G B L"], masks: Sequence[Full]) -> Opened:
+def _opened(vectors: Float[Tensor, "G B L"], masks: Sequence[Full]) -> PartialForward:
     """`attention.opened` with a leading dimension of networks."""
 
     def stacked(pick: Callable[[Full], Tensor]) -> Tensor:

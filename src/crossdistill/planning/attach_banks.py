@@ -16,10 +16,10 @@ from crossdistill.bank.teacher import Banked, shuffled
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import BankError, BankMissing
-from crossdistill.outputs import Outputs, Want
+from crossdistill.outputs import Outputs, Signal
 from crossdistill.planning.part_size import rows_at_once
 from crossdistill.planning.plan import Job
-from crossdistill.planning.sources import Choice, banked_rows, explained, wanted_shape
+from crossdistill.planning.sources import BankChoice, banked_rows, explained, wanted_shape
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.hashing import fingerprint, key_hash
 from crossdistill.runtime.progress import Display, counted
@@ -36,7 +36,7 @@ class _Item:
 
     name: str
     teacher: Teacher
-    want: Want
+    want: Signal
     key: BankKey
 
     @property
@@ -44,7 +44,7 @@ class _Item:
         return f"{self.name} {self.want}"
 
 
-def supply(job: Job, settings: BankSettings, folder: Path, where: Devices, display: Display) -> tuple[Job, float]:
+def supply(job: Job, settings: BankSettings, folder: Path, devices: Devices, display: Display) -> tuple[Job, float]:
     """The same stage with banks in the place of what its choices bank, and the seconds that this took.
 
     Banks are opened in the folder of all banks, and what is missing in them is filled; choices and estimates are said.
@@ -61,22 +61,22 @@ def supply(job: Job, settings: BankSettings, folder: Path, where: Devices, displ
     began = time.monotonic()
     everyone = {job.student.name: job.student, **job.teachers}
     rows = banked_rows(job.dataset)
-    items = _items(everyone, chosen, job.dataset, rows, where.device)
+    items = _items(everyone, chosen, job.dataset, rows, devices.device)
     banks: dict[str, Bank] = {}
     for base, group in _by_network(items):
-        produce = _Producer(base, group, job.dataset, where.device)
+        produce = _Producer(base, group, job.dataset, devices.device)
         produce.read_from(_cuts(base, group, folder, rows))
         banks |= _filled(job.stage.name, group, produce, folder, rows, display)
     held = settings.memory
     for item in sorted(items, key=lambda item: (item.key.bytes(len(rows)), item.label)):
         held -= item.key.bytes(len(rows))
         if held >= 0:
-            banks[item.label].hold(where.device)
+            banks[item.label].hold(devices.device)
     found = {
         name: _in_place(teacher, {i.want: banks[i.label] for i in items if i.name == name}, job.choices)
         for name, teacher in everyone.items()
     }
-    where.wait()
+    devices.wait()
     supplied = replace(
         job,
         student=found[job.student.name],
@@ -86,17 +86,17 @@ def supply(job: Job, settings: BankSettings, folder: Path, where: Devices, displ
     return supplied, time.monotonic() - began
 
 
-def _in_place(teacher: Teacher, banks: Mapping[Want, Bank], choices: Sequence[Choice]) -> Teacher:
+def _in_place(teacher: Teacher, banks: Mapping[Signal, Bank], choices: Sequence[BankChoice]) -> Teacher:
     if not banks:
         return teacher
-    wants = [_want(choice) for choice in choices if choice.source == teacher.name]
+    signals = [_signal(choice) for choice in choices if choice.source == teacher.name]
     if isinstance(teacher, Shuffled):
-        return shuffled(Banked(teacher.base, banks, wants), teacher.partner, teacher.fetch)
-    return Banked(teacher, banks, wants)
+        return shuffled(Banked(teacher.base, banks, signals), teacher.partner, teacher.fetch)
+    return Banked(teacher, banks, signals)
 
 
-def _want(choice: Choice) -> Want:
-    return Want(*choice.want.split(":", 1))
+def _signal(choice: BankChoice) -> Signal:
+    return Signal(*choice.want.split(":", 1))
 
 
 def reads_of(teacher: Teacher) -> tuple[str, ...]:
@@ -107,7 +107,11 @@ def reads_of(teacher: Teacher) -> tuple[str, ...]:
 
 
 def _items(
-    everyone: Mapping[str, Teacher], chosen: Sequence[Choice], dataset: Dataset, rows: BankRows, device: torch.device
+    everyone: Mapping[str, Teacher],
+    chosen: Sequence[BankChoice],
+    dataset: Dataset,
+    rows: BankRows,
+    device: torch.device,
 ) -> list[_Item]:
     views = None if dataset.augmentation is None else dataset.augmentation.key
     weights: dict[str, str] = {}
@@ -117,7 +121,7 @@ def _items(
         teacher = teacher.base if isinstance(teacher, Shuffled) else teacher
         if choice.source not in weights:
             weights[choice.source] = identity(teacher)
-        want = _want(choice)
+        signal = _signal(choice)
         key = BankKey(
             weights=weights[choice.source],
             data=dataset.fingerprint,
@@ -125,12 +129,12 @@ def _items(
             transform=views or "none",
             views=rows.views - 1,
             want=choice.want,
-            shape=wanted_shape(teacher.spec, want, teacher.name),
+            shape=wanted_shape(teacher.spec, signal, teacher.name),
             gives=_type(teacher),
             dtype=choice.dtype,
             computed=f"torch {torch.__version__}, {device.type}{_format(teacher)}",
         )
-        items.append(_Item(choice.source, teacher, want, key))
+        items.append(_Item(choice.source, teacher, signal, key))
     return items
 
 
@@ -177,16 +181,16 @@ class _Producer:
         self._items = items
         self._dataset = dataset
         self._device = device
-        wants = {item.want for item in items if item.teacher is base or isinstance(item.teacher, Live)}
-        wants |= {Want.cut(tap) for item in items for tap in _masked_tap(item.teacher)}
-        self._base = base.asked(wants) if wants else None
+        signals = {item.want for item in items if item.teacher is base or isinstance(item.teacher, Live)}
+        signals |= {Signal.cut(tap) for item in items for tap in _masked_tap(item.teacher)}
+        self._base = base.select(signals) if signals else None
         self._reads = {modality for item in items for modality in item.teacher.modalities}
         self._rows = BLOCK_ROWS
 
-    def read_from(self, cuts: Mapping[Want, Bank]) -> None:
+    def read_from(self, cuts: Mapping[Signal, Bank]) -> None:
         """Take cuts from banks that are there already: they hold the same numbers, block by block."""
         if cuts and isinstance(self._base, Live):
-            banked = Banked(self._base, cuts, self._base.wants)
+            banked = Banked(self._base, cuts, self._base.signals)
             alone = {m for item in self._items if self._runs_alone(item.teacher) for m in item.teacher.modalities}
             self._base, self._reads = banked, alone | set(banked.reads)
 
@@ -255,22 +259,22 @@ def _masked_tap(teacher: Teacher) -> tuple[str, ...]:
     return tuple(teacher.masks) if isinstance(teacher, Masked) and len(teacher.masks) == 1 else ()
 
 
-def _cuts(base: Teacher, items: Sequence[_Item], folder: Path, rows: BankRows) -> dict[Want, Bank]:
+def _cuts(base: Teacher, items: Sequence[_Item], folder: Path, rows: BankRows) -> dict[Signal, Bank]:
     """Complete banks of the base's cuts, as an earlier stage left them; half precision would change the numbers."""
     taps = {tap for item in items for tap in _masked_tap(item.teacher)}
     if not taps or not isinstance(base, Live):
         return {}
     weights, gives = identity(base), _type(base)
-    found: dict[Want, Bank] = {}
-    for want in map(Want.cut, sorted(taps)):
-        shape = wanted_shape(base.spec, want, base.name)
-        key = replace(items[0].key, weights=weights, want=str(want), shape=shape, gives=gives, dtype=gives)
+    found: dict[Signal, Bank] = {}
+    for signal in map(Signal.cut, sorted(taps)):
+        shape = wanted_shape(base.spec, signal, base.name)
+        key = replace(items[0].key, weights=weights, want=str(signal), shape=shape, gives=gives, dtype=gives)
         try:
             bank = Bank.open(folder / key.folder, key, rows)
         except BankMissing:
             continue
         if not bank.missing():
-            found[want] = bank
+            found[signal] = bank
     return found
 
 

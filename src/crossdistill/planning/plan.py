@@ -15,7 +15,7 @@ from crossdistill.method import STUDENT, Method
 from crossdistill.models.own_network import complete, draw, frozen_weights, watch
 from crossdistill.nets.batch_statistics import batch_statistics
 from crossdistill.network import Network
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.planning.preflight import (
     check_data,
     check_learner,
@@ -43,7 +43,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One stage, ready to run: its method, its cast, its data, and the key under which others find its outcome."""
+    """One stage, ready to run: its method, its members, its data, and the key under which others find its outcome."""
 
     index: int
     stage: Stage
@@ -127,18 +127,18 @@ def prepare(
     if len(members) <= len(recipe.teachers):
         raise RecipeError(recipe.name, faults)
     faults += check_tested(members[recipe.learner], dataset)
-    cast = _Cast(recipe, dataset, members, device, chosen or {}, ranks)
+    planner = _Planner(recipe, dataset, members, device, chosen or {}, ranks)
     jobs = []
     for index, stage in enumerate(recipe.stages):
         try:
-            jobs.append(cast.job(index, stage))
+            jobs.append(planner.job(index, stage))
         except CrossdistillError as error:
             faults += _faults(f"stages.{stage.name}", error)
             if stage.method.graduating:
                 break  # what comes after needs the teachers that graduate here
     if faults:
         raise RecipeError(recipe.name, faults)
-    return Plan(recipe, dataset, members, tuple(jobs), cast.known)
+    return Plan(recipe, dataset, members, tuple(jobs), planner.known)
 
 
 def _member(name: str, given: NetworkConfig | Network, dataset: Dataset, seed: int) -> Network:
@@ -171,7 +171,7 @@ def _faults(where: str, error: CrossdistillError) -> list[str]:
     return [f"{where}: {fault}" for fault in (error.faults if isinstance(error, RecipeError) else [str(error)])]
 
 
-class _Cast:
+class _Planner:
     """Who is who while stages are built one after another."""
 
     def __init__(
@@ -196,7 +196,7 @@ class _Cast:
         self.unkeyed = {name: network.unkeyed() for name, network in members.items() if network.has_own_code()}
 
     def job(self, index: int, stage: Stage) -> Job:
-        """The next stage; moves the cast on to its graduates."""
+        """The next stage; moves on to the teachers that it leaves."""
         recipe = self.recipe
         learner = recipe.learner if stage.learner == STUDENT else stage.learner
         stage, teachers = self._settled(stage, self._teachers(stage, learner))
@@ -208,15 +208,17 @@ class _Cast:
             torch.manual_seed(derived_seed("method", recipe.seed, stage.name))
             specs = {name: teacher.spec for name, teacher in teachers.items()}
             method = stage.method.build(_spec(self.members[learner]), specs, spec).to(self.device)
-        wants = dict(method.needs())
-        student = Live(learner, self.members[learner], wants.pop(STUDENT, {Want.LOGITS}), trained=learner in trained)
+        signals = dict(method.needs())
+        student = Live(
+            learner, self.members[learner], signals.pop(STUDENT, {Signal.LOGITS}), trained=learner in trained
+        )
         asked: dict[str, Teacher] = {}
-        for name, wanted in wants.items():
+        for name, wanted in signals.items():
             teacher = teachers[name]
             asked[name] = (
                 Live(name, teacher.network, wanted, trained=True)
                 if name in trained and isinstance(teacher, Live)
-                else teacher.asked(wanted)
+                else teacher.select(wanted)
             )
         teaches = learner == recipe.learner and learner in trained and bool(asked)
         if recipe.control == "shuffled" and teaches:
@@ -233,7 +235,7 @@ class _Cast:
         code = code_key(method=type(method), settings=type(stage.method), data=type(recipe.data))
         key = self._key(stage, method, learner, trained, asked, teaches, choices, code, order)
         unkeyed = self._unkeyed({learner, *trained}, asked, code)
-        graduated = dict(method.graduates(teachers)) if wants else teachers
+        graduated = dict(method.next_teachers(teachers)) if signals else teachers
         for name in {*trained, *(set(graduated) - set(teachers))}:
             self.provenance[name], self.unkeyed[name] = key_hash([key, name]), unkeyed
         self.known |= graduated
@@ -349,7 +351,7 @@ class _Cast:
         # Where the roles could be swapped, only who hides labels, or is judged, remembers who the student is.
         role = None if method.symmetric and stage.select == "last" else learner
         sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
-        cast = {name: self.provenance[name] for name in {learner, *trained}} | sources
+        provenance = {name: self.provenance[name] for name in {learner, *trained}} | sources
         # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
         banked, views = choices_key(choices), views_key(self.dataset)
         return key_hash(
@@ -364,7 +366,7 @@ class _Cast:
                 "trained": sorted(
                     f"{name}:{tap}" for name, (_, taps) in trained.items() for tap in sorted(taps) or [""]
                 ),
-                "cast": cast,
+                "cast": provenance,
                 "layout": "channels last" if self.recipe.channels_last else None,
                 "control": self.recipe.control if teaches else None,
                 **({"banked": banked} if banked else {}),

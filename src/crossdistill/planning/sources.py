@@ -18,7 +18,7 @@ from crossdistill.data.sampler import Order
 from crossdistill.errors import SettingError, SplitError
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
-from crossdistill.outputs import OutputSpec, Want
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.runtime.files import read_sealed, write_sealed
 from crossdistill.stage import Stage
 from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
@@ -33,7 +33,7 @@ TRAINS = "it trains in this stage"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BankChoice:
     """One output of one network in one stage: from a bank or live, why, and how many bytes its bank takes."""
 
     source: str
@@ -48,7 +48,7 @@ class Choice:
         return f"{self.source} {self.want}: {'banked' if self.banked else 'live'}, {self.reason}"
 
 
-Choices = tuple[Choice, ...]
+Choices = tuple[BankChoice, ...]
 
 
 def banked_rows(dataset: Dataset) -> BankRows:
@@ -68,7 +68,7 @@ def decide(
     stage: Stage,
     student: Live,
     teachers: Mapping[str, Teacher],
-    needs: Mapping[str, frozenset[Want]],
+    needs: Mapping[str, frozenset[Signal]],
     dataset: Dataset,
     order: Order,
     settings: BankSettings,
@@ -82,8 +82,8 @@ def decide(
         SettingError: the stage's source is "banked", and something that it reads cannot be; one line for each.
     """
     sources: dict[str, Teacher] = {student.name: student, **teachers}
-    asked = {student.name if name == STUDENT else name: wants for name, wants in needs.items()}
-    asked.setdefault(student.name, frozenset({Want.LOGITS}))
+    asked = {student.name if name == STUDENT else name: signals for name, signals in needs.items()}
+    asked.setdefault(student.name, frozenset({Signal.LOGITS}))
     num_rows = len(banked_rows(dataset))
     item_bytes = {"float32": 4, "float16": 2, "bfloat16": 2}[settings.dtype]
     looked = stage.epochs * (min(order.steps * order.batch_size, order.num_rows) + len(dataset.splits["validation"]))
@@ -92,12 +92,12 @@ def decide(
     if stage.source == "auto" and looked <= num_rows:
         once = f"the stage looks at {looked:,} rows in all, and a bank would be filled for {num_rows:,}"
         why = {name: reason or once for name, reason in why.items()}
-    found: dict[tuple[str, Want], Choice] = {}
-    for name, wants in asked.items():
-        for want in wants:
-            reason = why[name] or _unbankable(unshuffled(sources[name]), want, dataset)
-            size = 0 if reason else num_rows * item_bytes * _numbers(sources[name].spec, want, name)
-            found[name, want] = Choice(name, str(want), not reason, reason or "", size, settings.dtype)
+    found: dict[tuple[str, Signal], BankChoice] = {}
+    for name, signals in asked.items():
+        for signal in signals:
+            reason = why[name] or _unbankable(unshuffled(sources[name]), signal, dataset)
+            size = 0 if reason else num_rows * item_bytes * _numbers(sources[name].spec, signal, name)
+            found[name, signal] = BankChoice(name, str(signal), not reason, reason or "", size, settings.dtype)
     left = settings.budget
     for at, choice in sorted(found.items(), key=lambda item: (item[1].bytes, item[0])):
         if not choice.banked:
@@ -110,7 +110,7 @@ def decide(
             else f"its bank of {num_rows:,} rows would take {size_text(choice.bytes)}, and bank.budget leaves "
             f"{size_text(left)} of {size_text(settings.budget)}"
         )
-        found[at] = Choice(choice.source, choice.want, fits, reason, choice.bytes, settings.dtype)
+        found[at] = BankChoice(choice.source, choice.want, fits, reason, choice.bytes, settings.dtype)
     choices = tuple(found[at] for at in sorted(found))
     if stage.source == "banked":
         learns = student.name if student.trained else None
@@ -164,15 +164,15 @@ def _never(stage: Stage, teacher: Teacher, moving: Collection[nn.Module]) -> str
     return f"no key would tell its outputs from another's: {'; '.join(unkeyed[:3])}" if unkeyed else None
 
 
-def _unbankable(teacher: Teacher, want: Want, dataset: Dataset) -> str | None:
+def _unbankable(teacher: Teacher, signal: Signal, dataset: Dataset) -> str | None:
     """Why this one output cannot be kept as rows of numbers."""
-    if want.kind != "cut":
+    if signal.kind != "cut":
         return None
     if not isinstance(teacher, Live):
         return "only a network is cut"
     try:
-        others = _others_at(teacher.network, want.tap, dataset)
-        why = teacher.network.replays(want.tap)
+        others = _others_at(teacher.network, signal.tap, dataset)
+        why = teacher.network.replays(signal.tap)
         if why is not None:
             return (
                 f"{why}. It is cut between its layers: what they gave before the cut is held for each batch, "
@@ -196,21 +196,21 @@ def _others_at(network: Network, tap: str, dataset: Dataset) -> int:
             module.training = mode
 
 
-def _numbers(spec: OutputSpec, want: Want, who: str) -> int:
-    return torch.Size(wanted_shape(spec, want, who)).numel()
+def _numbers(spec: OutputSpec, signal: Signal, who: str) -> int:
+    return torch.Size(wanted_shape(spec, signal, who)).numel()
 
 
-def wanted_shape(spec: OutputSpec, want: Want, who: str) -> tuple[int, ...]:
+def wanted_shape(spec: OutputSpec, signal: Signal, who: str) -> tuple[int, ...]:
     """Shape of one row of an output.
 
     Raises:
         SettingError: the network does not give it.
     """
-    if want.tap:
-        return tuple(spec.feature(want.tap, who))
-    shape = spec.logits if want == Want.LOGITS else spec.embedding
+    if signal.tap:
+        return tuple(spec.feature(signal.tap, who))
+    shape = spec.logits if signal == Signal.LOGITS else spec.embedding
     if shape is None:
-        raise SettingError(f"{who!r} gives no {want}")
+        raise SettingError(f"{who!r} gives no {signal}")
     return tuple(shape)
 
 
@@ -219,7 +219,7 @@ def unshuffled(teacher: Teacher) -> Teacher:
     return teacher.base if isinstance(teacher, Shuffled) else teacher
 
 
-def choices_key(choices: Sequence[Choice]) -> Any:
+def choices_key(choices: Sequence[BankChoice]) -> Any:
     """What the choices change in a stage's numbers: None when everything is live."""
     return sorted([choice.source, choice.want, choice.dtype] for choice in choices if choice.banked) or None
 
@@ -252,9 +252,9 @@ def load_choices(out: Path) -> dict[str, Choices] | None:
 _CHOICES = TypeAdapter(dict[str, Choices])
 
 
-def explained(choices: Sequence[Choice]) -> list[str]:
+def explained(choices: Sequence[BankChoice]) -> list[str]:
     """The choices for people: one line for each reason; what trains needs no telling."""
-    groups: dict[tuple[bool, str], list[Choice]] = {}
+    groups: dict[tuple[bool, str], list[BankChoice]] = {}
     for choice in choices:
         if choice.reason != TRAINS:
             groups.setdefault((choice.banked, choice.reason), []).append(choice)

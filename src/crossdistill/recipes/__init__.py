@@ -15,9 +15,9 @@ from pydantic import ValidationError, validate_call
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.overrides import below, explained, parse_override, sentences
 from crossdistill.recipe import Recipe
-from crossdistill.recipes.kit import Kit
-from crossdistill.recipes.plans import PLANS
 from crossdistill.recipes.recipe_file import load_file
+from crossdistill.recipes.setup import ExperimentSetup
+from crossdistill.recipes.stages import PLANS
 
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
@@ -28,10 +28,10 @@ FAMILIES: Mapping[str, str] = {
 Maker = Callable[..., Recipe]
 
 
-def family_kit(data: str) -> Kit:
+def family_kit(data: str) -> ExperimentSetup:
     """What the recipes for these data share, at its defaults."""
     source, _, _ = FAMILIES[data].partition(":")
-    made: Kit = importlib.import_module(source).kit()
+    made: ExperimentSetup = importlib.import_module(source).setup()
     return made
 
 

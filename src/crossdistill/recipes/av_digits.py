@@ -7,17 +7,17 @@ from typing import Literal
 
 from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, activated, kd_for, route_for
-from crossdistill.recipes.plans import recipe
+from crossdistill.recipes.setup import ExperimentSetup, Fraction, Kind, Length, Seed, activated, kd_for, route_for
+from crossdistill.recipes.stages import recipe
 
 
-def kit(*, labelled: float = 1.0, seed: int = 0) -> Kit:
+def setup(*, labelled: float = 1.0, seed: int = 0) -> ExperimentSetup:
     """Small siblings of the AV-MNIST networks. The split is fixed; `seed` draws weights, order and kept labels.
 
     At all labels the weights are the published ones. With few, weights and temperature were chosen on validation, at
     5 % and seed 0, from a handful for each method (LOG.md): teachers weigh more, since labels say little.
     """
-    return Kit(
+    return ExperimentSetup(
         data=AvDigitsConfig(labelled=labelled, label_seed=seed),
         networks={"image": NetworkConfig(model="small-image"), "audio": NetworkConfig(model="small-audio")},
         multimodal=NetworkConfig(model="small-mm"),
@@ -52,5 +52,5 @@ def av_digits(
     seed: Seed = 0,
 ) -> Recipe:
     """A method on `av-digits`; accuracy is what its tables report."""
-    made = kit(labelled=labelled, seed=seed)
+    made = setup(labelled=labelled, seed=seed)
     return recipe(made, method, student=student, teachers=teachers, seed=seed, control=control)

@@ -10,11 +10,11 @@ from typing import Literal
 
 from crossdistill.data.sets.av_mnist import AvMnistConfig
 from crossdistill.recipe import NetworkConfig, Recipe
-from crossdistill.recipes.kit import Fraction, Kind, Kit, Length, Seed, activated, kd_for, route_for
-from crossdistill.recipes.plans import recipe
+from crossdistill.recipes.setup import ExperimentSetup, Fraction, Kind, Length, Seed, activated, kd_for, route_for
+from crossdistill.recipes.stages import recipe
 
 
-def kit(
+def setup(
     *,
     labelled: float = 1.0,
     seed: int = 0,
@@ -24,14 +24,14 @@ def kit(
     batch_size: int = 512,
     width_factor: int = 2,
     channels_last: bool = False,
-) -> Kit:
+) -> ExperimentSetup:
     """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` draws the split too, as the paper's does.
 
     `rows`, `epochs` (of every stage), `learning_rate`, `batch_size`, `width_factor` and `channels_last` suit it to a
     machine without an accelerator; their defaults are the published ones.
     """
     length = Length(epochs=epochs, learning_rate=learning_rate)
-    return Kit(
+    return ExperimentSetup(
         data=AvMnistConfig(labelled=labelled, seed=seed, rows=rows),
         networks={"image": NetworkConfig(model="lenet5"), "audio": NetworkConfig(model="three-layer-cnn-a")},
         multimodal=NetworkConfig(model="cnn-i"),
@@ -83,7 +83,7 @@ def av_mnist(
     channels_last: bool = False,
 ) -> Recipe:
     """A method on `av-mnist`; `data.root` or CROSSDISTILL_DATA says where the data are."""
-    made = kit(
+    made = setup(
         labelled=labelled,
         seed=seed,
         rows=rows,

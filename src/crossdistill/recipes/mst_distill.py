@@ -4,7 +4,7 @@
 the released code does; `SWITCHES` is the table in which they differ.
 
 Every ablation (Table 3) weighs the teachers in the same way, cross-entropy + λ1 · divergence with the schedule of the
-kit's `route`: those without routing take the mean over all teachers instead of the picked ones.
+setup's `route`: those without routing take the mean over all teachers instead of the picked ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
-from crossdistill.recipes.kit import Kit
 from crossdistill.recipes.parts import Difference, MethodPlan, pretrained, stage_of, taps_of
+from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.stage import Stage
 
 
@@ -56,7 +56,7 @@ FEW_LABELS = Difference(
     "route.weight_distil, weight_task, temperature, distil_decay_every",
     "by labels",
     "published",
-    "below half of the labels validation chose a larger, constant share of the teachers (recipes/kit.py)",
+    "below half of the labels validation chose a larger, constant share of the teachers (recipes/setup.py)",
 )
 
 
@@ -67,23 +67,25 @@ def differences(preset: Literal["release", "default"]) -> tuple[Difference, ...]
     return (*own, FEW_LABELS) if preset == "default" else own
 
 
-def mst_distill(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def mst_distill(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """All members together, then masks for the teachers, then the student with its gate (Li et al., 2025)."""
-    return (_collaborate(kit, teachers), _specialise(kit, teachers), _route(kit))
+    return (_collaborate(setup, teachers), _specialise(setup, teachers), _route(setup))
 
 
-def mst_distill_paper(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def mst_distill_paper(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MST-Distill with its equations to the letter: no T² factor, published weights whatever the labels."""
-    return _preset("paper", kit, student, teachers)
+    return _preset("paper", setup, student, teachers)
 
 
-def mst_distill_release(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def mst_distill_release(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MST-Distill with every parity switch of the released code (its faults included)."""
-    return _preset("release", kit, student, teachers)
+    return _preset("release", setup, student, teachers)
 
 
-def _preset(preset: Literal["paper", "release"], kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    published = kit.model_copy(update={"route": Route()})
+def _preset(
+    preset: Literal["paper", "release"], setup: ExperimentSetup, student: str, teachers: Sequence[str]
+) -> tuple[Stage, ...]:
+    published = setup.model_copy(update={"route": Route()})
     stages = mst_distill(published, student, teachers)
     return tuple(one.model_copy(update={"method": _switched(one.method, preset)}) for one in stages)
 
@@ -94,49 +96,49 @@ def _switched(method: MethodConfig, preset: str) -> MethodConfig:
     return method.model_copy(update=own)
 
 
-def mean_of_diverse(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def mean_of_diverse(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (a): none of the three stages, the mean of diverse pretrained teachers."""
-    return (*pretrained(kit, teachers), _mean(kit))
+    return (*pretrained(setup, teachers), _mean(setup))
 
 
-def routed_only(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def routed_only(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (b): routing alone, over the pretrained teachers."""
-    return (*pretrained(kit, teachers), _route(kit))
+    return (*pretrained(setup, teachers), _route(setup))
 
 
-def collaborated_routed(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def collaborated_routed(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (c): collaboration and routing, without masks."""
-    return (_collaborate(kit, teachers), _route(kit))
+    return (_collaborate(setup, teachers), _route(setup))
 
 
-def specialised_routed(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def specialised_routed(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (d): masks and routing, over pretrained teachers and a student that was trained alone."""
-    alone = stage_of(f"supervised-{student}", Supervised(), kit, kit.supervised, teachers=())
-    return (*pretrained(kit, teachers), alone, _specialise(kit, teachers), _route(kit))
+    alone = stage_of(f"supervised-{student}", Supervised(), setup, setup.supervised, teachers=())
+    return (*pretrained(setup, teachers), alone, _specialise(setup, teachers), _route(setup))
 
 
-def collaborated_specialised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def collaborated_specialised(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (e): collaboration and masks, then the mean of the specialised teachers instead of routing."""
-    return (_collaborate(kit, teachers), _specialise(kit, teachers), _mean(kit))
+    return (_collaborate(setup, teachers), _specialise(setup, teachers), _mean(setup))
 
 
-def _collaborate(kit: Kit, teachers: Sequence[str]) -> Stage:
+def _collaborate(setup: ExperimentSetup, teachers: Sequence[str]) -> Stage:
     # The reference neither validates nor selects here: the last weights go on.
     trains = (STUDENT, *teachers)
-    return stage_of("collaborate", Collaborate(), kit, kit.collaborate, trains=trains, select="last")
+    return stage_of("collaborate", Collaborate(), setup, setup.collaborate, trains=trains, select="last")
 
 
-def _specialise(kit: Kit, teachers: Sequence[str]) -> Stage:
-    method = Specialise(taps=taps_of(kit, teachers), width_factor=kit.width_factor)
-    return stage_of("specialise", method, kit, kit.specialise, trains=())
+def _specialise(setup: ExperimentSetup, teachers: Sequence[str]) -> Stage:
+    method = Specialise(taps=taps_of(setup, teachers), width_factor=setup.width_factor)
+    return stage_of("specialise", method, setup, setup.specialise, trains=())
 
 
-def _route(kit: Kit) -> Stage:
-    return stage_of("route", kit.route, kit, kit.distil)
+def _route(setup: ExperimentSetup) -> Stage:
+    return stage_of("route", setup.route, setup, setup.distil)
 
 
-def _mean(kit: Kit) -> Stage:
-    return stage_of("mean", kit.route.model_copy(update={"routing": "mean"}), kit, kit.distil)
+def _mean(setup: ExperimentSetup) -> Stage:
+    return stage_of("mean", setup.route.model_copy(update={"routing": "mean"}), setup, setup.distil)
 
 
 MST_DISTILL: Mapping[str, MethodPlan] = {

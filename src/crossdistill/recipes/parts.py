@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossdistill.methods.supervised import Supervised
-from crossdistill.recipes.kit import Kind, Kit, Length
+from crossdistill.recipes.setup import ExperimentSetup, Kind, Length
 from crossdistill.stage import Stage
 
-Stages = Callable[[Kit, str, Sequence[str]], tuple[Stage, ...]]
+Stages = Callable[[ExperimentSetup, str, Sequence[str]], tuple[Stage, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class MethodPlan:
         return (self.described or self.stages.__doc__ or "").strip().split("\n")[0]
 
 
-def pretrained(kit: Kit, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def pretrained(setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """One supervised stage for each teacher; shared by every recipe that uses the same teacher."""
     return tuple(
         Stage(
@@ -53,26 +53,26 @@ def pretrained(kit: Kit, teachers: Sequence[str]) -> tuple[Stage, ...]:
             method=Supervised(),
             learner=name,
             teachers=(),
-            epochs=kit.supervised.epochs,
-            batch_size=kit.batch_size,
-            optimizer=kit.optimizer(kit.supervised),
+            epochs=setup.supervised.epochs,
+            batch_size=setup.batch_size,
+            optimizer=setup.optimizer(setup.supervised),
         )
         for name in teachers
     )
 
 
-def stage_of(name: str, method: Any, kit: Kit, length: Length, **settings: Any) -> Stage:
-    """A stage of the kit's batch size and optimizer."""
+def stage_of(name: str, method: Any, setup: ExperimentSetup, length: Length, **settings: Any) -> Stage:
+    """A stage of the setup's batch size and optimizer."""
     return Stage(
         name=name,
         method=method,
         epochs=length.epochs,
-        batch_size=kit.batch_size,
-        optimizer=kit.optimizer(length),
+        batch_size=setup.batch_size,
+        optimizer=setup.optimizer(length),
         **settings,
     )
 
 
-def taps_of(kit: Kit, teachers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def taps_of(setup: ExperimentSetup, teachers: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The intermediate and the penultimate layer of each teacher."""
-    return {name: kit.taps[name] for name in teachers}
+    return {name: setup.taps[name] for name in teachers}

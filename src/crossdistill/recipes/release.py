@@ -13,91 +13,91 @@ from crossdistill.errors import SettingError
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import C2KD, CRD, DML, KD, MLLD, OFA, RKD, Hint, Salience
 from crossdistill.methods.collaborate import Collaborate
-from crossdistill.recipes.kit import Kit, Length
 from crossdistill.recipes.mst_distill import differences
 from crossdistill.recipes.parts import Difference, MethodPlan, pretrained, stage_of
+from crossdistill.recipes.setup import ExperimentSetup, Length
 from crossdistill.stage import OptimizerConfig, Stage
 
 Layers = Mapping[str, tuple[str, ...]]
 
 
-def kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """KD as MST-Distill's released code compares with it."""
-    return _taught(KD(), kit, teachers)
+    return _taught(KD(), setup, teachers)
 
 
-def mlld(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def mlld(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MLLD as MST-Distill's released code compares with it: means, one view, no masks."""
-    return _taught(MLLD(), kit, teachers)
+    return _taught(MLLD(), setup, teachers)
 
 
-def fitnets(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """FitNets as MST-Distill's released code compares with it: the hinted layers alone train, before their ReLU."""
     if len(teachers) != 1:
         raise SettingError(f"fitnets-release has one teacher, since its layers differ by teacher; not {list(teachers)}")
-    mine, theirs = kit.hints.get(student, {}).get(teachers[0], (kit.taps[student], kit.taps[teachers[0]]))
+    mine, theirs = setup.hints.get(student, {}).get(teachers[0], (setup.taps[student], setup.taps[teachers[0]]))
     method = Hint(taps=mine, teacher_taps={teachers[0]: theirs}, regressors="released")
-    length = Length(epochs=kit.distil.epochs, learning_rate=max(kit.distil.learning_rate, 1e-3))
+    length = Length(epochs=setup.distil.epochs, learning_rate=max(setup.distil.learning_rate, 1e-3))
     trains = tuple(f"{STUDENT}:{tap}" for tap in mine)
-    hint = stage_of("hint", method, kit, length, teachers=tuple(teachers), trains=trains)
-    return (*pretrained(kit, teachers), hint, stage_of("kd", KD(), kit, kit.distil, teachers=tuple(teachers)))
+    hint = stage_of("hint", method, setup, length, teachers=tuple(teachers), trains=trains)
+    return (*pretrained(setup, teachers), hint, stage_of("kd", KD(), setup, setup.distil, teachers=tuple(teachers)))
 
 
-def ofa(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def ofa(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """OFA as MST-Distill's released code compares with it: the mean over stages, no term of the last logits."""
-    taps = dict.fromkeys([*(kit.spatial(student, student, "before") or ()), kit.taps[student][-1]])
-    return _taught(OFA(taps=tuple(taps), stages="mean", final_epsilon=None), kit, teachers)
+    taps = dict.fromkeys([*(setup.spatial(student, student, "before") or ()), setup.taps[student][-1]])
+    return _taught(OFA(taps=tuple(taps), stages="mean", final_epsilon=None), setup, teachers)
 
 
-def rkd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def rkd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """RKD as MST-Distill's released code compares with it: unit vectors, the teacher's by a map that never learns."""
-    mine, theirs = _late(kit, student, teachers)
-    return _taught(RKD(taps=mine, teacher_taps=theirs, maps="max-pooled", width=128), kit, teachers)
+    mine, theirs = _late(setup, student, teachers)
+    return _taught(RKD(taps=mine, teacher_taps=theirs, maps="max-pooled", width=128), setup, teachers)
 
 
-def crd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def crd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """CRD as MST-Distill's released code compares with it: 4,096 negatives, layers before their activation."""
-    mine, theirs = _late(kit, student, teachers)
-    return _taught(CRD(taps=mine, teacher_taps=theirs, maps="max-pooled"), kit, teachers)
+    mine, theirs = _late(setup, student, teachers)
+    return _taught(CRD(taps=mine, teacher_taps=theirs, maps="max-pooled"), setup, teachers)
 
 
-def dml(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """DML as MST-Distill's own first stage computes it with detached teachers; no code of it was released."""
-    return (stage_of("dml", DML(), kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
+    return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
 
 
-def mgdfr(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MGDFR as MST-Distill's released code compares with it: no unit is filled, so it is KD after co-training."""
     together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
-    agree = stage_of("agree", Collaborate(distance="mse-released"), kit, kit.collaborate, **together)
-    sgd = OptimizerConfig(name="sgd", learning_rate=10 * kit.collaborate.learning_rate, momentum=0.9)
-    salience = Salience(taps={name: kit.taps[name][-1] for name in teachers}, fill="none")
+    agree = stage_of("agree", Collaborate(distance="mse-released"), setup, setup.collaborate, **together)
+    sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
+    salience = Salience(taps={name: setup.taps[name][-1] for name in teachers}, fill="none")
     return (
         agree.model_copy(update={"optimizer": sgd}),
-        stage_of("salience", salience, kit, Length(epochs=0, learning_rate=1e-3), trains=()),
-        stage_of("kd", KD(), kit, kit.distil, fresh=True),
+        stage_of("salience", salience, setup, Length(epochs=0, learning_rate=1e-3), trains=()),
+        stage_of("kd", KD(), setup, setup.distil, fresh=True),
     )
 
 
-def c2kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """C2KD as MST-Distill's released code compares with it: a constant rate, layers before their activation."""
-    taps = {name: (kit.unflattened.get(name) or kit.taps[name][-1],) for name in (student, *teachers)}
+    taps = {name: (setup.unflattened.get(name) or setup.taps[name][-1],) for name in (student, *teachers)}
     method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
-    stage = stage_of("c2kd", method, kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers))
+    stage = stage_of("c2kd", method, setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers))
     sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
-    return (*pretrained(kit, teachers), stage.model_copy(update={"optimizer": sgd}))
+    return (*pretrained(setup, teachers), stage.model_copy(update={"optimizer": sgd}))
 
 
-def _taught(method: MethodConfig, kit: Kit, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def _taught(method: MethodConfig, setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, ...]:
     return (
-        *pretrained(kit, teachers),
-        stage_of(method.name, method, kit, kit.distil, teachers=tuple(teachers)),
+        *pretrained(setup, teachers),
+        stage_of(method.name, method, setup, setup.distil, teachers=tuple(teachers)),
     )
 
 
-def _late(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[tuple[str, ...], Layers]:
+def _late(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[tuple[str, ...], Layers]:
     """The last of each network's named layers, before its activation."""
-    return kit.taps[student][-1:], {name: kit.taps[name][-1:] for name in teachers}
+    return setup.taps[student][-1:], {name: setup.taps[name][-1:] for name in teachers}
 
 
 def _differ(*own: tuple[str, Any, Any, str]) -> tuple[Difference, ...]:

@@ -19,17 +19,19 @@ MOST_THREADS = 4096
 """More are no thread count of a machine."""
 
 
-def describe(where: Devices, seed: int) -> dict[str, Any]:
+def describe(devices: Devices, seed: int) -> dict[str, Any]:
     """Versions, device, threads, ranks, the state of the working folder's git repository, and the seed."""
     return {
         "crossdistill": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "device": str(where.device),
-        "device_name": torch.cuda.get_device_name(where.device) if where.device.type == "cuda" else platform.machine(),
+        "device": str(devices.device),
+        "device_name": torch.cuda.get_device_name(devices.device)
+        if devices.device.type == "cuda"
+        else platform.machine(),
         "threads": torch.get_num_threads(),
-        "ranks": where.ranks,
+        "ranks": devices.ranks,
         "seed": seed,
         "git": _git_state(),
     }
@@ -58,16 +60,16 @@ def stored(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def store(out: Path, where: Devices, seed: int, recipe: str) -> None:
+def store(out: Path, devices: Devices, seed: int, recipe: str) -> None:
     """Remember where a new run is started, and the hash of its recipe.
 
     Raises:
         StorageError: it could not be written.
     """
-    write_sealed(out / ENVIRONMENT, {**describe(where, seed), "recipe": recipe})
+    write_sealed(out / ENVIRONMENT, {**describe(devices, seed), "recipe": recipe})
 
 
-def go_back_to(out: Path, where: Devices) -> None:
+def go_back_to(out: Path, devices: Devices) -> None:
     """Return to what a run was started with (its thread count above all).
 
     Raises:
@@ -76,7 +78,7 @@ def go_back_to(out: Path, where: Devices) -> None:
     before = stored(out)
     if before is None:
         return
-    now = describe(where, before["seed"])
+    now = describe(devices, before["seed"])
     for name, what, why in (
         ("ranks", "the number of processes", "they share the rows of each step, so the numbers would be others"),
         ("crossdistill", "the version of crossdistill", "another one may compute otherwise"),
@@ -87,9 +89,9 @@ def go_back_to(out: Path, where: Devices) -> None:
                 f"{out} cannot be resumed: {what} was {before.get(name)} when it was started, and is {now[name]} now; "
                 f"{why}. Resume it as it was started, or start anew in another folder with --out"
             )
-    if torch.device(before["device"]).type != where.device.type:
+    if torch.device(before["device"]).type != devices.device.type:
         raise ResumeError(
-            f"{out} was started on {before['device']}, and this is {where.device}; resume it on the same kind of "
+            f"{out} was started on {before['device']}, and this is {devices.device}; resume it on the same kind of "
             "device, or start anew in another folder with --out"
         )
     torch.set_num_threads(before["threads"])

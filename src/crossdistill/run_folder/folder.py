@@ -75,26 +75,26 @@ def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def held_by_all(out: Path, where: Devices, waiting: Waiting | None = None) -> Iterator[None]:
+def held_by_all(out: Path, devices: Devices, waiting: Waiting | None = None) -> Iterator[None]:
     """`held`, by all ranks of a run as one: the main rank has the lock."""
-    if where.ranks == 1:
+    if devices.ranks == 1:
         with held(out, waiting):
             yield
         return
     lock = held(out, waiting)
     refused: CrossdistillError | None = None
-    if where.is_main:
+    if devices.is_main:
         try:
             lock.__enter__()
         except CrossdistillError as error:
             refused = error
-    said = where.same("" if refused is None else str(refused))
+    said = devices.same("" if refused is None else str(refused))
     if said:
         raise refused or RunError(said)
     try:
         yield
     finally:
-        if where.is_main:
+        if devices.is_main:
             lock.__exit__(None, None, None)
 
 
@@ -137,7 +137,7 @@ def device_for(out: Path, recipe: Recipe, resume: bool) -> str:
     return recipe.device if before is None else str(before["device"]).partition(":")[0]
 
 
-def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> tuple[Report | None, str | None]:
+def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[Report | None, str | None]:
     """Look whether the folder is free, or this very run's; give the report if that is finished and undamaged.
 
     The second value says what is damaged in a finished run, which is to be finished again.
@@ -163,13 +163,13 @@ def examine(out: Path, recipe: Recipe, resume: bool, where: Devices) -> tuple[Re
             )
         unchanged(out)
         # Looked at by one rank, which may be mending it for all.
-        damage = where.same((_damage(out) or SOUND) if (out / RESULTS).is_file() else "")
+        damage = devices.same((_damage(out) or SOUND) if (out / RESULTS).is_file() else "")
         if damage == SOUND:
             return Report.load(out), None
-        go_back_to(out, where)
-        where.wait()
+        go_back_to(out, devices)
+        devices.wait()
         return None, damage or None
-    where.wait()
+    devices.wait()
     return None, None
 
 
@@ -199,13 +199,13 @@ def unchanged(out: Path) -> None:
         )
 
 
-def take(out: Path, recipe: Recipe, where: Devices) -> None:
+def take(out: Path, recipe: Recipe, devices: Devices) -> None:
     """Make the folder this run's, once nothing that can be known beforehand stands in its way.
 
     Raises:
         StorageError: it cannot be written.
     """
-    if where.is_main:
+    if devices.is_main:
         # What a killed process was writing at that moment; this process alone writes here, but others fill banks.
         for folder in (out, out / "stages"):
             for path in folder.glob(".*.tmp"):
@@ -217,9 +217,9 @@ def take(out: Path, recipe: Recipe, where: Devices) -> None:
         if not (out / RECIPE).is_file():
             # The recipe comes last: a folder without one holds no run yet.
             text = recipe.to_yaml()
-            store(out, where, recipe.seed, bytes_hash(text.encode()))
+            store(out, devices, recipe.seed, bytes_hash(text.encode()))
             write_text(out / RECIPE, text)
-    where.wait()
+    devices.wait()
 
 
 def _read(path: Path) -> dict[str, Any]:

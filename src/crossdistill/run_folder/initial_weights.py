@@ -24,7 +24,7 @@ from crossdistill.runtime.tensor_file import load_weights, write_tensors
 PRINTS = "fingerprints.json"
 
 
-def begun(recipe: Recipe, dataset: Dataset, out: Path, where: Devices, say: Callable[[str], None]) -> Recipe:
+def begun(recipe: Recipe, dataset: Dataset, out: Path, devices: Devices, say: Callable[[str], None]) -> Recipe:
     """The recipe as this run began: live networks that train are copies, with the weights that they had then.
 
     The program's own networks so stay as they were, and a second run of the same recipe begins where this one did.
@@ -44,17 +44,17 @@ def begun(recipe: Recipe, dataset: Dataset, out: Path, where: Devices, say: Call
     _say_what_is_not_meant(recipe, live, say)
     moving = set(recipe.undrawn)
     folder = out / INITIAL
-    if where.is_main and not (out / RECIPE).is_file():
+    if devices.is_main and not (out / RECIPE).is_file():
         # Left by a run that could not begin.
         shutil.rmtree(folder, ignore_errors=True)
-    if where.is_main and not folder.is_dir():
+    if devices.is_main and not folder.is_dir():
         with atomic_folder(folder) as temporary:
             for name in sorted(moving):
                 state = live[name].module.state_dict()
                 weights = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
                 write_tensors(temporary / f"{name}.safetensors", weights)
             write_sealed(temporary / PRINTS, {name: fingerprint(network) for name, network in live.items()})
-    where.wait()
+    devices.wait()
     known = _known(folder, live)
     found: dict[str, Network] = {}
     for name, network in live.items():

@@ -33,7 +33,7 @@ CHANGING = (torch.Generator, random.Random, np.random.Generator, np.random.Rando
 """Each use leaves another state."""
 KNOWN_AS = {
     "crossdistill.autograd.factored": "crossdistill.factored_gradient",
-    "crossdistill.autograd.immediate": "crossdistill.eager_gradient",
+    "crossdistill.autograd.immediate": "crossdistill.immediate",
     "crossdistill.data.sampler": "crossdistill.order",
     "crossdistill.methods.feature_method": "crossdistill.taps",
     "crossdistill.methods.logit_method": "crossdistill.combination",

@@ -18,7 +18,7 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, SignalError
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
-from crossdistill.outputs import Cut, Outputs, Want
+from crossdistill.outputs import Cut, Outputs, Signal
 from crossdistill.planning.sources import TRAINS
 from crossdistill.runtime.hashing import fingerprint
 from crossdistill.teacher import Live, Teacher
@@ -106,7 +106,7 @@ def hold(contract: Contract, clause: str, check: Callable[[Contract], None]) -> 
     Raises:
         AssertionError: it does not hold; says who broke which clause, and what was seen.
     """
-    who = contract.config(list(contract.cast(3))[1:]).name
+    who = contract.config(list(contract.members(3))[1:]).name
     try:
         check(contract)
     except AssertionError as error:
@@ -178,21 +178,21 @@ def _reachable(method: nn.Module) -> Iterator[tuple[str, Any]]:
 class _Curtain:
     """Behind it a source gives nothing but what the method declared in `needs()`."""
 
-    def __init__(self, base: Teacher, wants: Iterable[Want]) -> None:
+    def __init__(self, base: Teacher, signals: Iterable[Signal]) -> None:
         self.base = base
         self.name = base.name
         self.modalities = base.modalities
         self.spec = base.spec
-        self.wants = frozenset(wants)
+        self.signals = frozenset(signals)
 
-    def asked(self, wants: Iterable[Want]) -> "_Curtain":
-        return _Curtain(self.base.asked(wants), wants)
+    def select(self, signals: Iterable[Signal]) -> "_Curtain":
+        return _Curtain(self.base.select(signals), signals)
 
     def sees(self, batch: Batch) -> Batch:
         return self.base.sees(batch)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        if Want.cut(tap) not in self.wants:
+        if Signal.cut(tap) not in self.signals:
             raise SignalError(f"the cut at {tap!r} of {self.name!r} is continued, but needs() does not name it")
         return self.base.tail(tap)
 
@@ -200,10 +200,10 @@ class _Curtain:
         given = self.base(batch)
         return replace(
             given,
-            logits=given.logits if Want.LOGITS in self.wants else None,
-            embedding=given.embedding if Want.EMBEDDING in self.wants else None,
-            features={tap: value for tap, value in given.features.items() if Want.feature(tap) in self.wants},
-            cuts={tap: cut for tap, cut in given.cuts.items() if Want.cut(tap) in self.wants},
+            logits=given.logits if Signal.LOGITS in self.signals else None,
+            embedding=given.embedding if Signal.EMBEDDING in self.signals else None,
+            features={tap: value for tap, value in given.features.items() if Signal.feature(tap) in self.signals},
+            cuts={tap: cut for tap, cut in given.cuts.items() if Signal.cut(tap) in self.signals},
         )
 
 
@@ -214,7 +214,7 @@ def _needs_is_true(contract: Contract) -> None:
     assert not strangers, f"needs() names {strangers}, who are not there"
     batch = run.batch()
     whole = run.terms(batch)
-    student = _Curtain(run.job.student, needs.get(STUDENT, {Want.LOGITS}))
+    student = _Curtain(run.job.student, needs.get(STUDENT, {Signal.LOGITS}))
     teachers = {name: _Curtain(source, needs[name]) for name, source in run.job.teachers.items() if name in needs}
     torch.manual_seed(0)
     step = run.job.method(batch, student, teachers, run.progress)
@@ -291,11 +291,11 @@ def _any_number_of_teachers(contract: Contract) -> None:
         run = Rehearsal(contract, teachers=number)
         logs = run.step(run.rows())
         assert bool(logs["loss"].isfinite()), f"With {number} teachers the loss is {logs['loss']}"
-        graduates = run.job.method.graduates({name: Live(name, one) for name, one in run.teachers.items()})
-        for name, one in graduates.items():
-            assert isinstance(one, Teacher), f"{name!r} graduates, but is no Teacher: {type(one).__name__}"
-            logits = one.asked({Want.LOGITS})(run.batch()).need(Want.LOGITS)
-            assert logits.shape[0] == ROWS, f"{name!r} graduates, but gives {tuple(logits.shape)} for {ROWS} rows"
+        following = run.job.method.next_teachers({name: Live(name, one) for name, one in run.teachers.items()})
+        for name, one in following.items():
+            assert isinstance(one, Teacher), f"{name!r} is a next teacher, but is no Teacher: {type(one).__name__}"
+            logits = one.select({Signal.LOGITS})(run.batch()).need(Signal.LOGITS)
+            assert logits.shape[0] == ROWS, f"{name!r} gives {tuple(logits.shape)} for {ROWS} rows"
 
 
 def _order_is_free(contract: Contract) -> None:

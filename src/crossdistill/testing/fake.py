@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from crossdistill.batch import Batch
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Want
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
 from crossdistill.runtime.hashing import derived_seed
 
 
@@ -16,7 +16,7 @@ from crossdistill.runtime.hashing import derived_seed
 class Record:
     """What a fake teacher was asked: the wants of each `asked`, and the sample ids of each call that it answered."""
 
-    wants: list[frozenset[Want]] = field(default_factory=list)
+    signals: list[frozenset[Signal]] = field(default_factory=list)
     ids: list[Int64[Tensor, " R"]] = field(default_factory=list)
 
 
@@ -36,8 +36,8 @@ class FakeTeacher:
         spec: OutputSpec,
         modalities: tuple[str, ...] = (),
         *,
-        wants: Iterable[Want] | None = None,
-        given: Mapping[Want, Tensor] | None = None,
+        signals: Iterable[Signal] | None = None,
+        given: Mapping[Signal, Tensor] | None = None,
         record: Record | None = None,
     ) -> None:
         self.name = name
@@ -45,13 +45,13 @@ class FakeTeacher:
         self.modalities = modalities
         self.given = dict(given or {})
         self.record = Record() if record is None else record
-        self._wants = frozenset({Want.LOGITS} if wants is None else wants)
+        self._wants = frozenset({Signal.LOGITS} if signals is None else signals)
 
-    def asked(self, wants: Iterable[Want]) -> "FakeTeacher":
+    def select(self, signals: Iterable[Signal]) -> "FakeTeacher":
         """The same teacher, asked for these things; notes that it was."""
-        wants = frozenset(wants)
-        self.record.wants.append(wants)
-        return FakeTeacher(self.name, self.spec, self.modalities, wants=wants, given=self.given, record=self.record)
+        signals = frozenset(signals)
+        self.record.signals.append(signals)
+        return FakeTeacher(self.name, self.spec, self.modalities, signals=signals, given=self.given, record=self.record)
 
     def sees(self, batch: Batch) -> Batch:
         """The batch itself."""
@@ -67,13 +67,13 @@ class FakeTeacher:
         rows = None if present is None else present.nonzero().flatten()
         ids = batch.ids if rows is None else batch.ids[rows]
         self.record.ids.append(ids)
-        kinds = {want.kind for want in self._wants}
+        kinds = {signal.kind for signal in self._wants}
         return Outputs(
             self.name,
-            logits=self._value(Want.LOGITS, ids, self.spec.logits) if "logits" in kinds else None,
-            embedding=self._value(Want.EMBEDDING, ids, self.spec.embedding) if "embedding" in kinds else None,
-            features={want.tap: self._at(want.tap, ids) for want in self._wants if want.kind == "feature"},
-            cuts={want.tap: Cut(self._at(want.tap, ids)) for want in self._wants if want.kind == "cut"},
+            logits=self._value(Signal.LOGITS, ids, self.spec.logits) if "logits" in kinds else None,
+            embedding=self._value(Signal.EMBEDDING, ids, self.spec.embedding) if "embedding" in kinds else None,
+            features={signal.tap: self._at(signal.tap, ids) for signal in self._wants if signal.kind == "feature"},
+            cuts={signal.tap: Cut(self._at(signal.tap, ids)) for signal in self._wants if signal.kind == "cut"},
             rows=rows,
         )
 
@@ -91,16 +91,16 @@ class FakeTeacher:
         return go_on
 
     def _at(self, tap: str, ids: Tensor) -> Tensor:
-        found = self._value(Want.feature(tap), ids, self.spec.feature(tap, self.name))
+        found = self._value(Signal.feature(tap), ids, self.spec.feature(tap, self.name))
         assert found is not None
         return found
 
-    def _value(self, want: Want, ids: Tensor, shape: tuple[int, ...] | None) -> Tensor | None:
-        if want in self.given:
-            return self.given[want].to(ids.device)[ids]
+    def _value(self, signal: Signal, ids: Tensor, shape: tuple[int, ...] | None) -> Tensor | None:
+        if signal in self.given:
+            return self.given[signal].to(ids.device)[ids]
         if shape is None:
             return None
-        return self._waves(ids, torch.Size(shape).numel(), str(want)).reshape(len(ids), *shape)
+        return self._waves(ids, torch.Size(shape).numel(), str(signal)).reshape(len(ids), *shape)
 
     def _waves(self, ids: Tensor, size: int, what: str) -> Tensor:
         """One row of `size` numbers for each id: incommensurable waves, so that no two rows are alike."""

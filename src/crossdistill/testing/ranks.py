@@ -27,7 +27,7 @@ def compare_with_one(contract: Contract, ranks: int, tolerance: float) -> None:
     """
     # A function of the teachers' names cannot be sent to another process, the settings that it makes can.
     number = contract.numbers[0]
-    names = list(contract.cast(number))[1:]
+    names = list(contract.members(number))[1:]
     fixed = replace(contract, settings=contract.config(names))
     with tempfile.TemporaryDirectory() as folder:
         _start(fixed, number, ranks, Path(folder))

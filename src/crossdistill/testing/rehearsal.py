@@ -47,7 +47,7 @@ class Contract:
     given: Mapping[str, Network] | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
 
-    def cast(self, teachers: int, *, normalised: bool = False) -> dict[str, Network]:
+    def members(self, teachers: int, *, normalised: bool = False) -> dict[str, Network]:
         """Fresh copies of the student and of the first so many teachers."""
         if self.given is None:
             return toy_cast(self.dataset, teachers, normalised=normalised)
@@ -79,9 +79,9 @@ class Contract:
 
     def build(self, teachers: int) -> None:
         """Build the method for so many teachers, and see whether it refuses."""
-        cast = self.cast(teachers)
-        student, *others = [network.probe(self.dataset.example()) for network in cast.values()]
-        names = list(cast)[1:]
+        members = self.members(teachers)
+        student, *others = [network.probe(self.dataset.example()) for network in members.values()]
+        names = list(members)[1:]
         specs: dict[str, OutputSpec] = dict(zip(names, others, strict=True))
         train = self.dataset.splits["train"]
         data = DataSpec(len(train), len(self.dataset.classes), self.dataset.targets[train], train)
@@ -102,8 +102,8 @@ class Rehearsal:
         seed: int = 0,
         **stage: Any,
     ) -> None:
-        cast = contract.cast(contract.numbers[0] if teachers is None else teachers, normalised=normalised)
-        student, *others = cast
+        members = contract.members(contract.numbers[0] if teachers is None else teachers, normalised=normalised)
+        student, *others = members
         trains = {"student": (STUDENT,), "method": (), "all": (STUDENT, *others)}[contract.trains]
         settings: dict[str, Any] = {
             "name": "rehearsal",
@@ -116,9 +116,9 @@ class Rehearsal:
         recipe = Recipe(
             name="rehearsal",
             data=contract.dataset if dataset is None else dataset,
-            student=cast[student],
+            student=members[student],
             student_name=student,
-            teachers={name: cast[name] for name in others},
+            teachers={name: members[name] for name in others},
             stages=(Stage.model_validate(settings | dict(contract.stage) | stage),),
             seed=seed,
         )

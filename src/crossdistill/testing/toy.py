@@ -125,12 +125,12 @@ def toy_cast(dataset: Dataset, teachers: int = 2, *, normalised: bool = False, s
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in dataset.inputs.items()}
     reads = [tuple(names), *((name,) for name in reversed(names))]
     reads += [(one, two) for one, two in pairwise([*names, names[0]])]
-    cast = {"student-network": (names[0],), **{f"teacher-{i}": reads[i % len(reads)] for i in range(teachers)}}
+    members = {"student-network": (names[0],), **{f"teacher-{i}": reads[i % len(reads)] for i in range(teachers)}}
     return {
         name: toy_network(
             each, shapes=shapes, classes=len(dataset.classes), normalised=normalised, seed=seed + 1 + number
         )
-        for number, (name, each) in enumerate(cast.items())
+        for number, (name, each) in enumerate(members.items())
     }
 
 
@@ -172,11 +172,11 @@ def toy_map_cast(dataset: Dataset, teachers: int = 3, *, seed: int = 0) -> dict[
     """As `toy_cast`, with convolutional networks, for data whose examples are maps (`TOY_MAPS`)."""
     names = list(dataset.inputs)
     reads = [(names[0],), tuple(names), *((name,) for name in reversed(names))]
-    cast: dict[str, Network] = {}
+    members: dict[str, Network] = {}
     for number, each in enumerate(reads[: teachers + 1]):
         name = f"teacher-{number - 1}" if number else "student-network"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("toy maps", seed, number))
             module = ToyMaps([tuple(dataset.inputs[n].shape[1:]) for n in each], len(dataset.classes), 12 + 2 * number)
-        cast[name] = Network(module, each, TOY_MAP_TAPS)
-    return cast
+        members[name] = Network(module, each, TOY_MAP_TAPS)
+    return members

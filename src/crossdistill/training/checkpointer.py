@@ -110,12 +110,12 @@ class Saver:
         training: Training,
         state: Found,
         folder: Path,
-        where: Devices,
+        devices: Devices,
         tracking: Tracking,
     ) -> None:
         self._settings = recipe.checkpoints
         self._job, self._training, self._state = job, training, state
-        self._folder, self._where, self._tracking = folder, where, tracking
+        self._folder, self._where, self._tracking = folder, devices, tracking
         self._began = self._last = time.monotonic()
 
     def seconds(self) -> float:

@@ -123,21 +123,21 @@ def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -
     )
 
 
-def forecast_stage(plan: Plan, job: Job, where: Devices, timed_steps: int = TIMED_STEPS) -> StageForecast:
+def forecast_stage(plan: Plan, job: Job, devices: Devices, timed_steps: int = TIMED_STEPS) -> StageForecast:
     """Time a few steps of one stage, on the weights that are there; they move."""
-    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where)
+    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices)
     order, epochs = job.order, job.stage.epochs
-    where.reset_peak()
+    devices.reset_peak()
     times = []
     every = itertools.chain.from_iterable(order.epoch(epoch) for epoch in itertools.count())
     # A stage of no epochs only looks through the data, which is not projected.
     for step, rows in enumerate(itertools.islice(every, timed_steps + 1 if epochs else 0)):
         began = time.perf_counter()
-        training.step(rows, Progress(0, max(1, epochs), step, order.steps, where.gather))
+        training.step(rows, Progress(0, max(1, epochs), step, order.steps, devices.gather))
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
     if epochs:
-        validate(job, training, where)
+        validate(job, training, devices)
     validation = time.perf_counter() - began
     # The first step pays for allocations and for torch's own late imports.
     later = times[1:] or [0.0]
@@ -152,7 +152,7 @@ def forecast_stage(plan: Plan, job: Job, where: Devices, timed_steps: int = TIME
         epochs,
         epochs * order.steps,
         epochs * (order.steps * steady + validation),
-        where.peak_memory(),
+        devices.peak_memory(),
         tuple(job.teachers),
     )
 

@@ -13,7 +13,7 @@ from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, nearest
 from crossdistill.network import Network
-from crossdistill.outputs import Cut, Outputs, Want
+from crossdistill.outputs import Cut, Outputs, Signal
 from crossdistill.planning.part_size import rows_at_once
 from crossdistill.recipe import Recipe
 from crossdistill.student import load_student
@@ -78,7 +78,7 @@ def predict(
         assert batch.targets is not None
         known = outputs.of(batch.targets)
         keep = known != MISSING_TARGET
-        logits = outputs.need(Want.LOGITS)
+        logits = outputs.need(Signal.LOGITS)
         predicted.append(logits.argmax(1)[keep])
         targets.append(known[keep])
         ids.append(outputs.of(batch.ids)[keep])
@@ -108,9 +108,9 @@ class Overheard:
             self.counts = self.counts.to(counts.device) + counts
         return outputs
 
-    def asked(self, wants: Iterable[Want]) -> Teacher:
+    def select(self, signals: Iterable[Signal]) -> Teacher:
         """The source, asked for these things; no longer listened to."""
-        return self._source.asked(wants)
+        return self._source.select(signals)
 
     def sees(self, batch: Batch) -> Batch:
         """The rows that the source looks at."""

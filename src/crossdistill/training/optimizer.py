@@ -36,7 +36,7 @@ def optimizer_for(
             weight_decay=config.weight_decay,
             fused=fused and not config.momentum,
         )
-    kind = PartedAdamW if config.name == "adamw" else PartedAdam
+    kind = PartedAdamW if config.name == "adamw" else ChunkedAdam
     return kind(
         groups,
         config.learning_rate,
@@ -144,7 +144,7 @@ class InParts(torch.optim.Optimizer):
         state["step"] += 1 if found_inf is None else 1 - found_inf
 
 
-class PartedAdam(InParts, torch.optim.Adam):
+class ChunkedAdam(InParts, torch.optim.Adam):
     """`torch.optim.Adam` in parts."""
 
     _function = staticmethod(adam)

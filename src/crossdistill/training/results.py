@@ -10,7 +10,7 @@ from torch import Tensor
 from crossdistill.batch import MISSING_TARGET
 from crossdistill.data.dataset import Dataset
 from crossdistill.network import Network
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Plan
 from crossdistill.report import PREDICTIONS, Report, Row
 from crossdistill.run_folder.student_files import STUDENT_FOLDER
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def finish(
-    plan: Plan, out: Path, outcomes: Sequence[Outcome], where: Devices, split: str = "test", memory: float = 0.0
+    plan: Plan, out: Path, outcomes: Sequence[Outcome], devices: Devices, split: str = "test", memory: float = 0.0
 ) -> Report:
     """Read the test split (or another), once; write predictions, the student, and last of all `results.json`.
 
@@ -39,22 +39,22 @@ def finish(
     recipe, dataset = plan.recipe, plan.dataset
     rows = dataset.splits[split]
     seconds = sum(float(outcome.about["seconds"]) for outcome in outcomes)
-    where.reset_peak()
+    devices.reset_peak()
     learner = Live(recipe.learner, plan.members[recipe.learner])
     method = recipe.method or recipe.stages[-1].method.name
     table = _Table(plan, "accuracy" if split == "test" else f"{split} accuracy")
     with_target = _fraction(dataset.targets != MISSING_TARGET, dataset)
     results = [table.row("chance", chance(dataset, split), labelled=with_target)]
     for name, teacher in plan.teachers.items():
-        found = predict(teacher.asked({Want.LOGITS}), dataset, rows, where.device, only=teacher.modalities)
+        found = predict(teacher.select({Signal.LOGITS}), dataset, rows, devices.device, only=teacher.modalities)
         # Of a teacher that sees no such row, which the run has said, there is nothing to tell.
         results += [table.row(f"teacher:{name}", found, labelled=with_target)] * bool(len(found.targets))
-    student = predict(learner, dataset, rows, where.device, only=learner.modalities, probabilities=True)
-    memory = max(memory, where.peak_memory(), *(float(outcome.about["peak_memory_mb"]) for outcome in outcomes))
+    student = predict(learner, dataset, rows, devices.device, only=learner.modalities, probabilities=True)
+    memory = max(memory, devices.peak_memory(), *(float(outcome.about["peak_memory_mb"]) for outcome in outcomes))
     row = table.row(f"{method}@{recipe.control}" if recipe.control else method, student)
     results.append(replace(row, seconds=seconds, peak_memory_mb=memory, teachers=recipe.kind, control=recipe.control))
     report = Report(out, tuple(results))
-    if where.is_main:
+    if devices.is_main:
         _save_predictions(out / PREDICTIONS, student)
         parameters = plan.parameters()[recipe.learner]
         title = f"{recipe.learner} student of {recipe.name}"
@@ -63,7 +63,7 @@ def finish(
         _remove(out / STUDENT_FOLDER)
         save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)
         report.save()
-    where.wait()
+    devices.wait()
     return report
 
 

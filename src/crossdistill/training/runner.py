@@ -123,37 +123,37 @@ def _computed(
     share: Path | None,
     banks: Path | None,
     dataset: Dataset | None,
-    where: Devices,
+    devices: Devices,
     display: Display,
     stop: Stop,
     split: str,
 ) -> Report:
     """All stages, and the results; the folder is held."""
-    where.reset_peak()
+    devices.reset_peak()
     require(recipe.tracking)
     if dataset is None:
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
     for line in filter(None, (dataset.how_split, *dataset.remarks())):
         display.say(f"data {dataset.name!r}: {line}")
     decided = load_choices(out) if resume else None
-    plan = prepare(begun(recipe, dataset, out, where, display.say), dataset, where.device, decided, where.ranks)
+    plan = prepare(begun(recipe, dataset, out, devices, display.say), dataset, devices.device, decided, devices.ranks)
     trained = {name for job in plan.jobs for name in job.trained}
     for line in (*absences(dataset, plan.members), *standing_still(plan.members, trained)):
         display.say(line)
-    take(out, recipe, where)
+    take(out, recipe, devices)
     for job in plan.jobs:
         chosen = job.stage.method.chosen_besides(recipe.stages[job.index].method)
         if chosen:
             display.say(f"{job.stage.name}: chosen: {chosen}")
-    if where.is_main:
+    if devices.is_main:
         save_choices(out, {job.folder: job.choices for job in plan.jobs})
     banks = banks or (share or out) / "banks"
-    outcomes, memory = [], where.peak_memory()
-    with Tracking(out, recipe.tracking, recipe.name, silent=not where.is_main) as tracking:
-        check = TeacherCheck(plan, where, display)
+    outcomes, memory = [], devices.peak_memory()
+    with Tracking(out, recipe.tracking, recipe.name, silent=not devices.is_main) as tracking:
+        check = TeacherCheck(plan, devices, display)
         for job in plan.jobs:
-            outcomes.append(_stage(plan, job, out, share, banks, where, tracking, display, check, stop))
-    return finish(plan, out, outcomes, where, split, memory)
+            outcomes.append(_stage(plan, job, out, share, banks, devices, tracking, display, check, stop))
+    return finish(plan, out, outcomes, devices, split, memory)
 
 
 def _stage(
@@ -162,7 +162,7 @@ def _stage(
     out: Path,
     share: Path | None,
     banks: Path,
-    where: Devices,
+    devices: Devices,
     tracking: Tracking,
     display: Display,
     check: TeacherCheck,
@@ -173,27 +173,27 @@ def _stage(
     if share is not None and job.unkeyed:
         display.say(f"{job.stage.name}: not shared with other runs, since no key says all of it: {_first(job.unkeyed)}")
         share = None
-    about = load_outcome(own, modules, job.key) or _shared(job, own, share, where, tracking, display)
+    about = load_outcome(own, modules, job.key) or _shared(job, own, share, devices, tracking, display)
     if about is None:
         # Several ranks are one run: runs of one rank alone look out for each other.
-        lock = Lock(share / "locks" / job.key) if share is not None and where.ranks == 1 else None
+        lock = Lock(share / "locks" / job.key) if share is not None and devices.ranks == 1 else None
         with nullcontext() if lock is None else lock.held(_waiting(job, display)):
             # Whoever held the lock before may have trained it.
-            about = None if lock is None else _shared(job, own, share, where, tracking, display)
+            about = None if lock is None else _shared(job, own, share, devices, tracking, display)
             if about is None:
-                where.reset_peak()
-                supplied, seconds = supply(job, plan.recipe.bank, banks, where, display)
+                devices.reset_peak()
+                supplied, seconds = supply(job, plan.recipe.bank, banks, devices, display)
                 teachers = check.before(supplied)
-                about = fit(plan, supplied, out, where, tracking, display, stop)
+                about = fit(plan, supplied, out, devices, tracking, display, stop)
                 about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds, "teachers": teachers}
-                where.wait()
-                if where.is_main:
+                devices.wait()
+                if devices.is_main:
                     for folder in [own, *([] if share is None else [share / job.key])]:
                         save_outcome(folder, modules, about)
-                where.wait()
+                devices.wait()
     tracking.settled = int(about["metrics"])
     check.after(job, about)
-    if where.is_main:
+    if devices.is_main:
         drop_checkpoints(out / "checkpoints")
     for module in modules.values():
         module.requires_grad_(False).eval()
@@ -205,14 +205,14 @@ def _first(reasons: Sequence[str]) -> str:
 
 
 def _shared(
-    job: Job, own: Path, share: Path | None, where: Devices, tracking: Tracking, display: Display
+    job: Job, own: Path, share: Path | None, devices: Devices, tracking: Tracking, display: Display
 ) -> dict[str, Any] | None:
     """Take a stage's outcome over from the shared folder, if there is one and it lies there."""
     about = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
     if about is not None:
         display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
         about |= {"metrics": tracking.position()}
-        if where.is_main:
+        if devices.is_main:
             save_outcome(own, job.modules(), about)
     return about
 
@@ -222,7 +222,7 @@ def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
 
 
 def fit(
-    plan: Plan, job: Job, out: Path, where: Devices, tracking: Tracking, display: Display, stop: Stop = _never
+    plan: Plan, job: Job, out: Path, devices: Devices, tracking: Tracking, display: Display, stop: Stop = _never
 ) -> dict[str, Any]:
     """Train one stage from its start, or from its newest checkpoint; leaves the selected state in the modules.
 
@@ -236,12 +236,12 @@ def fit(
     if job.initial is not None:
         restore({job.student.name: plan.members[job.student.name]}, job.initial)
     before = _still(plan, job)
-    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], where, out)
+    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices, out)
     state = Found(out)
-    saver = Saver(plan.recipe, job, training, state, out / "checkpoints", where, tracking)
-    _measure(plan, job, training, where)
+    saver = Saver(plan.recipe, job, training, state, out / "checkpoints", devices, tracking)
+    _measure(plan, job, training, devices)
     parts = parts_of(job)
-    watch = Watch(stage.name, where.device.type, tracking, saver.kept, state.totals)
+    watch = Watch(stage.name, devices.device.type, tracking, saver.kept, state.totals)
     pace = Pace(stage, watch)
     start = saver.resume()
     if start != (0, 0):
@@ -251,11 +251,11 @@ def fit(
     for epoch in range(start[0], stage.epochs):
         first = start[1] if epoch == start[0] else 0
         for step, rows in enumerate(job.order.epoch(epoch, first), first):
-            progress = Progress(epoch, stage.epochs, step, steps, where.gather)
+            progress = Progress(epoch, stage.epochs, step, steps, devices.gather)
             looking = watch.add(rows, progress, training.step(rows, progress))
             display.advance()
             # Several ranks have to agree, for which they wait for each other.
-            stopping = where.same(str(stop())) == "True" if looking or where.ranks == 1 else False
+            stopping = devices.same(str(stop())) == "True" if looking or devices.ranks == 1 else False
             if looking or stopping or saver.due(step):
                 watch.look()
                 display.status(pace.text(epoch))
@@ -264,11 +264,11 @@ def fit(
             if stopping:
                 raise StoppedError(
                     f"stopped in stage {stage.name!r}, epoch {epoch}, after step {step}, and saved; go on with: "
-                    f"{go_on(out, plan.recipe, where.ranks)}"
+                    f"{go_on(out, plan.recipe, devices.ranks)}"
                 )
         watch.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
-        training.weighting.after_epoch(where.add_up if where.ranks > 1 else None)
-        found = validate(job, training, where)
+        training.weighting.after_epoch(devices.add_up if devices.ranks > 1 else None)
+        found = validate(job, training, devices)
         pace.validated(epoch, steps, found)
         state.history.append({"epoch": epoch, **found})
         state.consider(epoch, found, parts if stage.select == "best" else {})
@@ -283,20 +283,20 @@ def fit(
         "key": job.key,
         "stage": stage.name,
         "seconds": saver.seconds(),
-        "peak_memory_mb": where.peak_memory(),
+        "peak_memory_mb": devices.peak_memory(),
         "selected": state.chosen(),
         "history": state.history,
         "metrics": tracking.position(),
     }
 
 
-def _measure(plan: Plan, job: Job, training: Training, where: Devices) -> None:
+def _measure(plan: Plan, job: Job, training: Training, devices: Devices) -> None:
     """The method's own pass over the training data, for those that have one."""
     if type(job.method).measure is not Method.measure:
-        job.method.measure(_looked_through(plan, job, training, where), job.student, job.teachers)
+        job.method.measure(_looked_through(plan, job, training, devices), job.student, job.teachers)
 
 
-def _looked_through(plan: Plan, job: Job, training: Training, where: Devices) -> Iterator[Batch]:
+def _looked_through(plan: Plan, job: Job, training: Training, devices: Devices) -> Iterator[Batch]:
     """The training rows in a random order of the recipe's seed, since methods may look at a batch as a sample."""
     source = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
     train = job.dataset.splits["train"]
@@ -306,53 +306,53 @@ def _looked_through(plan: Plan, job: Job, training: Training, where: Devices) ->
 
     def few(number: int) -> Batch:
         part = None if view is None else view[:number]
-        return job.dataset.batch(rows[:number], only=job.reads, view=part).to(where.device)
+        return job.dataset.batch(rows[:number], only=job.reads, view=part).to(devices.device)
 
     def everybody(batch: Batch) -> list[Outputs]:
         return [source(batch) for source in (job.student, *job.teachers.values())]
 
     training.eval_mode()
-    size = rows_at_once(everybody, few, len(rows), where.device, compiled=job.stage.compile)
+    size = rows_at_once(everybody, few, len(rows), devices.device, compiled=job.stage.compile)
     training.train_mode()
-    return batches(job.dataset, rows, where.device, size, only=job.reads, view=view)
+    return batches(job.dataset, rows, devices.device, size, only=job.reads, view=view)
 
 
 @torch.no_grad()
-def validate(job: Job, training: Training, where: Devices) -> dict[str, float]:
+def validate(job: Job, training: Training, devices: Devices) -> dict[str, float]:
     """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks.
 
     "accuracy" is the learner's, where it trains and the method looks at its logits.
     """
-    where.agree(job.modules().values())
+    devices.agree(job.modules().values())
     training.eval_mode()
     totals: dict[str, Tensor] = {}
     bad: list[int] = []
-    rows = job.dataset.splits["validation"][where.rank :: where.ranks]
+    rows = job.dataset.splits["validation"][devices.rank :: devices.ranks]
     if training.part_rows is None:
         training.part_rows = rows_at_once(
             lambda batch: job.method.validate(batch, job.student, job.teachers),
-            lambda number: job.dataset.batch(rows[:number], only=job.reads).to(where.device),
+            lambda number: job.dataset.batch(rows[:number], only=job.reads).to(devices.device),
             len(rows),
-            where.device,
+            devices.device,
             compiled=job.stage.compile,
         )
     student = Overheard(job.student)
-    for batch in batches(job.dataset, rows, where.device, training.part_rows, only=job.reads):
+    for batch in batches(job.dataset, rows, devices.device, training.part_rows, only=job.reads):
         for name, values in job.method.validate(batch, student, job.teachers).items():
             pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             totals[name] = totals[name] + pair if name in totals else pair
             if not values.isfinite().all():
                 bad += (batch.ids[~values.isfinite()] if len(values) == len(batch) else batch.ids).tolist()
     training.train_mode()
-    everywhere = torch.tensor(sorted({row for part in where.everyone(bad) for row in part}))
+    everywhere = torch.tensor(sorted({row for part in devices.everyone(bad) for row in part}))
     if len(everywhere):
         raise NonFiniteError(
             f"stage {job.stage.name!r}: NaN or Inf on the validation split, for the sample ids {shown(everywhere)}; "
             "look at these samples; if they are sound, lower the learning rate or set clip_norm"
         )
     if job.student.name in job.trained:
-        totals["accuracy"] = student.counts.to(where.device)
-    whole = {name: where.add_up(pair) for name, pair in totals.items()}
+        totals["accuracy"] = student.counts.to(devices.device)
+    whole = {name: devices.add_up(pair) for name, pair in totals.items()}
     # A part that no row of the split speaks of (its modality is absent there) is not judged.
     return {name: float(pair[0] / pair[1]) for name, pair in whole.items() if float(pair[1])}
 

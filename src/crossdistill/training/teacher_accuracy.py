@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.network import Network
-from crossdistill.outputs import Want
+from crossdistill.outputs import Signal
 from crossdistill.planning.attach_banks import modules_of, reads_of
 from crossdistill.planning.plan import Job, Plan
 from crossdistill.planning.sources import unshuffled
@@ -58,8 +58,8 @@ def above_chance(right: int, rows: int, chance: float) -> bool:
 class TeacherCheck:
     """The teachers of a run, each measured once before it teaches; one that trains is measured again afterwards."""
 
-    def __init__(self, plan: Plan, where: Devices, display: Display) -> None:
-        self._plan, self._where, self._display = plan, where, display
+    def __init__(self, plan: Plan, devices: Devices, display: Display) -> None:
+        self._plan, self._where, self._display = plan, devices, display
         self._known: dict[str, dict[str, Any]] = {}
         self._trained: set[str] = set()
 
@@ -111,7 +111,7 @@ class TeacherCheck:
         where, rows = self._where, job.dataset.splits["validation"]
         for module in modules_of(self._plan.teachers.get(teacher.name, teacher)):
             module.eval()
-        source = teacher.asked({Want.LOGITS})
+        source = teacher.select({Signal.LOGITS})
         with torch.random.fork_rng([where.device] if where.device.type == "cuda" else []):
             own = predict(source, job.dataset, rows[where.rank :: where.ranks], where.device, only=reads_of(source))
         parts = where.everyone((own.ids, own.predicted, own.targets))
@@ -130,7 +130,7 @@ class TeacherCheck:
             log.warning(
                 "stage %r: teacher %r (%s) is right about many more rows once its classes are renamed, each to another "
                 "one, so some of its logits seem to stand in another order than the data's classes (%s, ...): put them "
-                "into this order (Network(give=...))",
+                "into this order (Network(output_adapter=...))",
                 job.stage.name, name, one.text(), ", ".join(self._plan.dataset.classes[:4]),
             )  # fmt: skip
 
@@ -140,7 +140,8 @@ class TeacherCheck:
             return (
                 f"with its classes in another order it is right about {renamed:.3f} of them, so the order of its "
                 "logits is not that of the data's classes "
-                f"({', '.join(self._plan.dataset.classes[:4])}, ...): put them into this order (Network(give=...))"
+                f"({', '.join(self._plan.dataset.classes[:4])}, ...): put them into this order "
+                "(Network(output_adapter=...))"
             )
         recipe = self._plan.recipe
         base = self._network(name)

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from crossdistill.weighting.descent import Change, Sum, SumConfig, Turn, Weighting, WeightingConfig
 from crossdistill.weighting.dot import Dot, DotConfig
 from crossdistill.weighting.gradnorm import GradNorm, GradNormConfig
 from crossdistill.weighting.loss_ratio import LossRatio, LossRatioConfig
 from crossdistill.weighting.pcgrad import PCGrad, PCGradConfig
 from crossdistill.weighting.separate import Separate
 from crossdistill.weighting.uncertainty import Uncertainty, UncertaintyConfig
+from crossdistill.weighting.weighting import Change, Sum, SumConfig, Turn, Weighting, WeightingConfig
 
 __all__ = [
     "AnyWeighting",

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.weighting.descent import Turn, Weighting, WeightingConfig
 from crossdistill.weighting.separate import Separate
+from crossdistill.weighting.weighting import Turn, Weighting, WeightingConfig
 
 TASK = "task"
 """The group that has the smaller momentum; all others are distillation."""
@@ -37,13 +37,13 @@ class Dot(Separate):
         # In a tuple, so that they are not taken for parameters of its own.
         self._parameters_now: tuple[Sequence[nn.Parameter]] = ((),)
 
-    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+    def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
         """One pass for the task, one for all that teaches."""
         self._parameters_now = (parameters,)
         teaching = [total for group, total in totals.items() if group != TASK]
         zero = torch.zeros((), device=parameters[0].device)
         pair = {TASK: totals.get(TASK, zero), "distil": torch.stack(teaching).sum() if teaching else zero}
-        super().descend(pair, parameters, turn)
+        super().backprop(pair, parameters, turn)
 
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
         """v_task + v_distil; the velocities' own move waits for `after_step`."""

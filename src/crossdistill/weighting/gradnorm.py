@@ -8,8 +8,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from crossdistill.weighting.descent import Turn, Weighting, WeightingConfig
 from crossdistill.weighting.separate import Separate
+from crossdistill.weighting.weighting import Turn, Weighting, WeightingConfig
 
 
 class GradNorm(Separate):

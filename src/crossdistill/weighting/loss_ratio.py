@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.weighting.descent import Change, Turn, Weighting, WeightingConfig, one_pass
+from crossdistill.weighting.weighting import Change, Turn, Weighting, WeightingConfig, one_pass
 
 
 class LossRatio(Weighting):
@@ -33,7 +33,7 @@ class LossRatio(Weighting):
         self.register_buffer("previous", torch.full((size,), torch.nan))
         self._pending: Tensor | None = None
 
-    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+    def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
         """One pass over the weighted sum; the values are remembered until `after_step`."""
         one_pass([self.factors[index] * total for index, total in enumerate(totals.values())], turn)
         values = torch.stack([total.detach() for total in totals.values()]).to(self.sums)

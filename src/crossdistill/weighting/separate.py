@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crossdistill.weighting.descent import Turn, Weighting
+from crossdistill.weighting.weighting import Turn, Weighting
 
 
 class Separate(Weighting):
@@ -25,7 +25,7 @@ class Separate(Weighting):
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
         """The step's gradient from those of the groups (scaled) and their losses (not scaled)."""
 
-    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+    def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
         """One pass for each group; gradients and losses of all of them are one tensor, hence one sum over ranks."""
         rows = []
         for index, total in enumerate(totals.values()):

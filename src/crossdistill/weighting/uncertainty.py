@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.errors import SettingError
-from crossdistill.weighting.descent import Turn, Weighting, WeightingConfig, one_pass
+from crossdistill.weighting.weighting import Turn, Weighting, WeightingConfig, one_pass
 
 
 class Uncertainty(Weighting):
@@ -30,7 +30,7 @@ class Uncertainty(Weighting):
         halves = torch.tensor([0.5 if group in regression else 1.0 for group in self.groups])
         self.register_buffer("halves", halves, persistent=False)
 
-    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+    def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
         """One pass, which reaches the log-variances too."""
         factors = self._factors()
         losses = [factors[index] * total for index, total in enumerate(totals.values())]

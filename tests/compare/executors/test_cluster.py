@@ -11,7 +11,7 @@ import pytest
 from crossdistill.compare.executors import cluster as elsewhere
 from crossdistill.compare.executors import messages as mailbox
 from crossdistill.compare.executors.choose import crew, local_workers, place
-from crossdistill.compare.executors.cluster import Ended, Job, Remote
+from crossdistill.compare.executors.cluster import ClusterJob, Ended, Remote
 from crossdistill.compare.executors.local import Message, Pool
 from crossdistill.compare.executors.messages import Inbox, Outbox
 from crossdistill.compare.executors.on_slurm import Resumed, SlurmCluster
@@ -36,7 +36,7 @@ class Fake:
         self.most = self.running = 0
         self.closed = False
 
-    def submit(self, job: Job) -> Any:
+    def submit(self, job: ClusterJob) -> Any:
         self.running += 1
         self.most = max(self.most, self.running)
         return SimpleNamespace(job=job, looks=0)
@@ -169,7 +169,7 @@ def test_a_job_that_slurm_stops_is_queued_again(monkeypatch: pytest.MonkeyPatch)
     seen: list[Any] = []
     helpers = SimpleNamespace(DelayedSubmission=lambda job: seen.append(job) or job)
     monkeypatch.setattr(importlib, "import_module", lambda name: helpers)
-    job = Resumed(Job(work, "a", "mail"))
+    job = Resumed(ClusterJob(work, "a", "mail"))
     assert job.checkpoint() is job
     assert seen == [job]
 
@@ -223,7 +223,7 @@ def test_slurm_is_asked_through_submitit(tmp_path: Path, monkeypatch: pytest.Mon
     assert given["slurm_partition"] == "gpu"
     assert given["timeout_min"] == 5
     assert given["cpus_per_task"] == 1
-    job = Job(work, "a", "mail")
+    job = ClusterJob(work, "a", "mail")
     found = [cluster.ended(cluster.submit(job)) for _ in range(4)]
     assert found[:2] == [Ended("done", "0.5"), Ended("failed", "a fault")]
     assert found[2] == Ended("lost", "its Slurm job ended without a result (TIMEOUT): slurmstepd: killed")

@@ -24,7 +24,7 @@ class Ended:
 class Cluster(Protocol):
     """Somebody who runs jobs somewhere."""
 
-    def submit(self, job: "Job") -> Any:
+    def submit(self, job: "ClusterJob") -> Any:
         """Start a job when there is room; gives what `ended` asks for."""
         ...
 
@@ -38,7 +38,7 @@ class Cluster(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ClusterJob:
     """One try of one task; it can be called on any machine that has the package and sees the folder."""
 
     work: Work
@@ -89,7 +89,7 @@ class Remote:
     def _begin(self, task: int, value: Any) -> _Running:
         self._tried[task] = self._tried.get(task, 0) + 1
         mail = self._mail / f"{task}-{time.time_ns()}.jsonl"
-        return _Running(task, self._cluster.submit(Job(self._work, value, str(mail))), Inbox(mail))
+        return _Running(task, self._cluster.submit(ClusterJob(self._work, value, str(mail))), Inbox(mail))
 
     def _listen(self, place: int, running: _Running, tasks: Sequence[Any]) -> Iterator[Message]:
         ended = self._cluster.ended(running.handle)

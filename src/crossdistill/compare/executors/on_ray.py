@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from crossdistill.compare.executors.cluster import Ended, Job
+from crossdistill.compare.executors.cluster import ClusterJob, Ended
 from crossdistill.errors import MissingExtraError, RunError, SettingError
 
 
@@ -34,7 +34,7 @@ class RayCluster:
             raise SettingError(f"--on ray: {error}") from error
         self.workers = jobs or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, job: Job) -> Any:
+    def submit(self, job: ClusterJob) -> Any:
         """Queue it."""
         return self._call.remote(job)
 
@@ -56,5 +56,5 @@ class RayCluster:
         self._ray.shutdown()
 
 
-def _call(job: Job) -> tuple[str, Any]:
+def _call(job: ClusterJob) -> tuple[str, Any]:
     return job()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crossdistill.compare.executors.cluster import Ended, Job
+from crossdistill.compare.executors.cluster import ClusterJob, Ended
 from crossdistill.errors import MissingExtraError, RunError, SettingError
 
 JOBS = 32
@@ -37,7 +37,7 @@ class SlurmCluster:
         self.workers = jobs or JOBS
         self._running: dict[str, Any] = {}
 
-    def submit(self, job: Job) -> Any:
+    def submit(self, job: ClusterJob) -> Any:
         """Queue it."""
         handle = self._executor.submit(Resumed(job))
         self._running[handle.job_id] = handle
@@ -65,7 +65,7 @@ class SlurmCluster:
 class Resumed:
     """A job that Slurm may stop for its time limit or for another user: it is queued again and goes on."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ClusterJob) -> None:
         self.job = job
 
     def __call__(self) -> tuple[str, Any]:

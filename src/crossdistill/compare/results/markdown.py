@@ -8,7 +8,7 @@ from typing import Any
 from crossdistill.compare.grid import percent
 from crossdistill.compare.results.csv_table import comma_separated
 from crossdistill.compare.results.latex import latex
-from crossdistill.compare.results.pairwise import Pair
+from crossdistill.compare.results.pairwise import PairedDifference
 from crossdistill.compare.results.summary import control_sentences, interval, notes, tuning_sentences, verdict_sentences
 from crossdistill.compare.results.table import Entry, Findings, Sheet
 from crossdistill.compare.results.terminal import costs, on_rows
@@ -114,7 +114,7 @@ def _marked(entry: Entry | None) -> str:
     return {"best": f"**{text}**", "second": f"*{text}*", "": text}[entry.mark]
 
 
-def _pairs(pairs: Sequence[Pair]) -> str:
+def _pairs(pairs: Sequence[PairedDifference]) -> str:
     head = ["student", "labels", "method", "against", "difference", "p (Holm)", "verdict", "seeds won"]
     lines = [
         [

@@ -22,7 +22,7 @@ Samples = Callable[[str, int, NDArray[np.int64]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairedDifference:
     """A method against another one, on the same student, labels, seeds and test samples."""
 
     setting: Setting
@@ -70,11 +70,11 @@ class Pair:
 class Verdicts:
     """All comparisons of a grid; controls stand apart, since they are asked another question."""
 
-    pairs: tuple[Pair, ...]
-    controls: tuple[Pair, ...]
+    pairs: tuple[PairedDifference, ...]
+    controls: tuple[PairedDifference, ...]
     """Each control against the student alone."""
 
-    def of(self, setting: Setting, method: str) -> Pair | None:
+    def of(self, setting: Setting, method: str) -> PairedDifference | None:
         """A setting's comparison with a method."""
         found = (pair for pair in (*self.pairs, *self.controls) if pair.setting == setting)
         return next((pair for pair in found if pair.against.method == method), None)
@@ -92,15 +92,15 @@ class Verdicts:
         }
 
 
-def exceeds(control: Pair) -> bool:
+def exceeds(control: PairedDifference) -> bool:
     """Whether the upper confidence bound of a control lies above the student alone."""
     return control.found.high > 0
 
 
 def verdicts(collected: Collected, samples: Samples) -> Verdicts:
     """Compare every method with the student alone and with KD, student by student and label fraction by fraction."""
-    pairs: list[Pair] = []
-    controls: list[Pair] = []
+    pairs: list[PairedDifference] = []
+    controls: list[PairedDifference] = []
     blocks = dict.fromkeys((setting.student, setting.labelled) for setting in collected.answers)
     for student, labelled in blocks:
         own = [s for s in collected.answers if (s.student, s.labelled) == (student, labelled)]
@@ -118,7 +118,9 @@ def reference(setting: Setting, method: str, among: Sequence[Setting]) -> Settin
     return next((s for s in found if s.teachers == setting.teachers), found[0] if found else None)
 
 
-def _block(own: Sequence[Setting], answers: Mapping[Setting, Mapping[int, Answers]], samples: Samples) -> list[Pair]:
+def _block(
+    own: Sequence[Setting], answers: Mapping[Setting, Mapping[int, Answers]], samples: Samples
+) -> list[PairedDifference]:
     """All comparisons on one student at one fraction of labels; those on the same seeds are made on the same draws."""
     wanted: dict[tuple[int, ...], list[tuple[Setting, Setting]]] = {}
     for setting in own:
@@ -138,7 +140,7 @@ def _compared(
     seeds: tuple[int, ...],
     answers: Mapping[Setting, Mapping[int, Answers]],
     samples: Samples,
-) -> list[Pair]:
+) -> list[PairedDifference]:
     places = {setting: i for i, setting in enumerate(dict.fromkeys(s for couple in couples for s in couple))}
     first = next(iter(places))
     counted = tally(
@@ -152,7 +154,7 @@ def _compared(
         by_seed = means[:, a] - means[:, b]
         found = difference(float(by_seed.mean()), drawn[:, a] - drawn[:, b])
         wins, ties = int((by_seed > 0).sum()), int((by_seed == 0).sum())
-        pairs.append(Pair(setting, other, seeds, counted.rows.shape[1], found, found.p, wins, ties))
+        pairs.append(PairedDifference(setting, other, seeds, counted.rows.shape[1], found, found.p, wins, ties))
     return pairs
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from crossdistill.compare.grid import Setting
-from crossdistill.compare.results.pairwise import ALONE, KD, Pair, exceeds
+from crossdistill.compare.results.pairwise import ALONE, KD, PairedDifference, exceeds
 from crossdistill.compare.results.statistics import LEVEL
 from crossdistill.compare.results.table import Findings, table_rows
 from crossdistill.runtime.progress import counted
@@ -36,7 +36,7 @@ def verdict_sentences(findings: Findings) -> list[str]:
     return found
 
 
-def _split(pairs: Sequence[Pair]) -> str:
+def _split(pairs: Sequence[PairedDifference]) -> str:
     parts = []
     for verdict in ("better", "worse", "not distinguishable"):
         own = [pair for pair in pairs if pair.verdict == verdict]
@@ -48,12 +48,12 @@ def _split(pairs: Sequence[Pair]) -> str:
     return "; ".join(parts)
 
 
-def signed(pair: Pair) -> str:
+def signed(pair: PairedDifference) -> str:
     """A difference in accuracy, with its sign."""
     return f"{pair.found.value:+.3f}"
 
 
-def interval(pair: Pair) -> str:
+def interval(pair: PairedDifference) -> str:
     """A difference with its confidence interval."""
     return f"{pair.found.value:+.3f} [{pair.found.low:+.3f}, {pair.found.high:+.3f}]"
 

@@ -15,7 +15,7 @@ from crossdistill.batch import InputSpec
 from crossdistill.data import cache
 from crossdistill.data.audio.mixing import mix
 from crossdistill.data.config import DataConfig
-from crossdistill.data.content import Progress
+from crossdistill.data.content import OnProgress
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.pairing import pair_by_class
 from crossdistill.data.prepare import mean_and_deviation, one_thread, prepare_pictures, prepare_sound
@@ -72,7 +72,7 @@ class AvDigitsConfig(DataConfig):
         default=None, description="folder of recordings {digit}_{speaker}_{n}.wav to use instead of synthesised speech"
     )
 
-    def build(self, progress: Progress) -> Dataset:
+    def build(self, progress: OnProgress) -> Dataset:
         """The data with every label, from the cache or built.
 
         Raises:
@@ -112,7 +112,7 @@ def _pictures_key() -> str:
     return f"scikit-learn {version('scikit-learn')}"
 
 
-def _build(config: AvDigitsConfig, progress: Progress) -> Dataset:
+def _build(config: AvDigitsConfig, progress: OnProgress) -> Dataset:
     if config.speech is None:
         clips = synthesised_clips(config.clips(), config.seed, SAMPLE_RATE, progress)
     else:
@@ -181,7 +181,7 @@ def _pictures(
     return prepare_pictures(raw, spec)[source], spec, principal.energy, source
 
 
-def _in_noise(clips: list[Clip], snr_db: float, seed: int, progress: Progress) -> Float[Tensor, "N samples"]:
+def _in_noise(clips: list[Clip], snr_db: float, seed: int, progress: OnProgress) -> Float[Tensor, "N samples"]:
     """Every clip in noise of a colour of its own; each has its own generator, so that no clip depends on another."""
     frequency = torch.from_numpy(np.fft.rfftfreq(SAMPLES, 1 / SAMPLE_RATE)).float().clamp(min=LOWEST_TILTED_HZ)
     blocks = []

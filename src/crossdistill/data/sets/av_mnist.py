@@ -16,7 +16,7 @@ from crossdistill.data import cache
 from crossdistill.data.audio.mixing import mix
 from crossdistill.data.audio.sound_file import SOUND_SUFFIXES, read_sound
 from crossdistill.data.config import DataConfig
-from crossdistill.data.content import Progress
+from crossdistill.data.content import OnProgress
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.idx_file import read_idx
 from crossdistill.data.pairing import pair_by_class
@@ -84,7 +84,7 @@ class AvMnistConfig(DataConfig):
     components: int | None = Field(default=None, ge=1, description="principal components kept, instead of a share")
     release_compat: bool = Field(default=False, description="measure statistics over all rows, test rows included")
 
-    def build(self, progress: Progress) -> Dataset:
+    def build(self, progress: OnProgress) -> Dataset:
         """The data with every label, from the cache or built.
 
         Raises:
@@ -174,7 +174,7 @@ class _Sounds:
     sources: list[str]
 
 
-def _build(config: AvMnistConfig, folder: Path, progress: Progress) -> None:
+def _build(config: AvMnistConfig, folder: Path, progress: OnProgress) -> None:
     pictures, digits, source = _read_pictures(config)
     speech = _read_speech(config, progress)
     noise = _read_noise(config, progress)
@@ -246,7 +246,7 @@ def _read_pictures(config: AvMnistConfig) -> tuple[Float[Tensor, "N 28 28"], Int
     )
 
 
-def _read_speech(config: AvMnistConfig, progress: Progress) -> _Sounds:
+def _read_speech(config: AvMnistConfig, progress: OnProgress) -> _Sounds:
     paths = find_recordings(config.speech_folder())
     waves = []
     for done, path in enumerate(paths, start=1):
@@ -256,7 +256,7 @@ def _read_speech(config: AvMnistConfig, progress: Progress) -> _Sounds:
     return _Sounds(waves, np.array([digit for digit, _ in parsed]), [speaker for _, speaker in parsed])
 
 
-def _read_noise(config: AvMnistConfig, progress: Progress) -> _Sounds:
+def _read_noise(config: AvMnistConfig, progress: OnProgress) -> _Sounds:
     paths = config.noise_paths()
     waves = []
     for done, path in enumerate(paths, start=1):
@@ -292,7 +292,7 @@ def _write_spectrograms(
     noise: _Sounds,
     clip: Int64[Tensor, " N"],
     background: Int64[Tensor, " N"],
-    progress: Progress,
+    progress: OnProgress,
 ) -> None:
     """Write `input.audio.npy` in blocks: all spectrograms together may be larger than memory."""
     out = np.lib.format.open_memmap(

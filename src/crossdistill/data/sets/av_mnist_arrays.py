@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossdistill.batch import InputSpec
 from crossdistill.data.array_file import read_array
-from crossdistill.data.content import Progress
+from crossdistill.data.content import OnProgress
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.prepare import MIN_MAX, example_shapes, limits, normalise
 from crossdistill.data.split import choose_rows, paper_split
@@ -48,7 +48,7 @@ def array_paths(root: Path) -> list[Path] | None:
 
 
 def build_from_arrays(
-    paths: Sequence[Path], folder: Path, *, rows: int | None, seed: int, over_all: bool, progress: Progress
+    paths: Sequence[Path], folder: Path, *, rows: int | None, seed: int, over_all: bool, progress: OnProgress
 ) -> None:
     """Write the data set into a folder of the cache.
 
@@ -138,7 +138,7 @@ def _write(
     read: Callable[[NDArray[np.int64]], Tensor],
     rows: NDArray[np.int64],
     spec: InputSpec,
-    progress: Progress,
+    progress: OnProgress,
 ) -> None:
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(rows), *spec.shape))
     for first in range(0, len(rows), BLOCK_ROWS):

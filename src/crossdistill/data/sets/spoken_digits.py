@@ -18,7 +18,7 @@ from crossdistill.data.audio.speech_synthesis import (
     synthesiser_version,
 )
 from crossdistill.data.cache import content_key
-from crossdistill.data.content import Progress
+from crossdistill.data.content import OnProgress
 from crossdistill.data.split import SPLITS, split_sources
 from crossdistill.errors import DataError
 
@@ -83,7 +83,7 @@ def parse_recording(path: Path) -> tuple[int, str]:
     return int(found["digit"]), found["speaker"]
 
 
-def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progress: Progress) -> list[Clip]:
+def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progress: OnProgress) -> list[Clip]:
     """So many clips for each split, digits in turn; no voice variant speaks in two splits.
 
     A voice variant with an accent is a speaker with a rate and a pitch of its own, from which each clip departs a
@@ -110,7 +110,9 @@ def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progr
     return result
 
 
-def recorded_clips(folder: Path, counts: dict[str, int], seed: int, sample_rate: int, progress: Progress) -> list[Clip]:
+def recorded_clips(
+    folder: Path, counts: dict[str, int], seed: int, sample_rate: int, progress: OnProgress
+) -> list[Clip]:
     """At most so many recordings for each split, drawn by `seed`; no speaker is in two splits.
 
     Raises:

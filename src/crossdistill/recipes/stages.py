@@ -1,4 +1,4 @@
-"""The stages of each method, for any kit.
+"""The stages of each method, for any setup.
 
 A method that says what it `acts_on` needs no more than that; the others are functions here, with a line each in the
 table at the end.
@@ -17,46 +17,46 @@ from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.loss_weights import Mixed, Weighted
 from crossdistill.methods.supervised import Supervised
 from crossdistill.recipe import Recipe
-from crossdistill.recipes.kit import Kind, Kit, Length
 from crossdistill.recipes.mst_distill import MST_DISTILL
 from crossdistill.recipes.parts import MethodPlan, Stages, pretrained, stage_of
 from crossdistill.recipes.release import RELEASE
+from crossdistill.recipes.setup import ExperimentSetup, Kind, Length
 from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.weighting import DotConfig
 
-Make = Callable[[Kit, str, Sequence[str]], MethodConfig]
-"""A method's settings for a kit, a student and its teachers."""
+Make = Callable[[ExperimentSetup, str, Sequence[str]], MethodConfig]
+"""A method's settings for a setup, a student and its teachers."""
 
 
-def supervised(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def supervised(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """The student alone, from labels."""
-    length = kit.supervised
-    return (stage_of(f"supervised-{student}", Supervised(), kit, length, teachers=()),)
+    length = setup.supervised
+    return (stage_of(f"supervised-{student}", Supervised(), setup, length, teachers=()),)
 
 
 def taught(make: Make, **settings: Any) -> Stages:
     """Teachers from labels, then one stage in which they teach the student by the method that `make` gives."""
 
-    def stages(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-        method = make(kit, student, teachers)
-        stage = stage_of(method.name, method, kit, kit.distil, teachers=tuple(teachers))
-        return (*pretrained(kit, teachers), stage.model_copy(update=settings))
+    def stages(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+        method = make(setup, student, teachers)
+        stage = stage_of(method.name, method, setup, setup.distil, teachers=tuple(teachers))
+        return (*pretrained(setup, teachers), stage.model_copy(update=settings))
 
     return stages
 
 
 def on_logits(method: type[MethodConfig], **settings: Any) -> Make:
     """A method that needs no layers."""
-    return lambda kit, student, teachers: _settled(method, kit, settings)
+    return lambda setup, student, teachers: _settled(method, setup, settings)
 
 
 def on_last(method: type[MethodConfig], **settings: Any) -> Make:
     """A method on each network's penultimate layer."""
 
-    def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
-        named = {name: (kit.penultimate(name),) for name in (student, *teachers)}
+    def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
+        named = {name: (setup.penultimate(name),) for name in (student, *teachers)}
         layers = {"taps": named[student], "teacher_taps": {name: named[name] for name in teachers}}
-        return _settled(method, kit, {**settings, **layers})
+        return _settled(method, setup, {**settings, **layers})
 
     return make
 
@@ -64,16 +64,16 @@ def on_last(method: type[MethodConfig], **settings: Any) -> Make:
 def on_maps(method: type[MethodConfig], most: int | None = None, **settings: Any) -> Make:
     """A method on each network's spatial layers, the last `most` of them.
 
-    Of a multimodal network, on those that read what the student reads. Where the kit names none, the method chooses, or
-    refuses.
+    Of a multimodal network, on those that read what the student reads. Where the setup names none, the method chooses,
+    or refuses.
     """
 
-    def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
-        found = {name: kit.spatial(name, student, method.activation) for name in (student, *teachers)}
+    def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
+        found = {name: setup.spatial(name, student, method.activation) for name in (student, *teachers)}
         count = min([len(maps) for maps in found.values() if maps] + ([most] if most else []), default=0)
         named = {name: maps[-count:] for name, maps in found.items() if maps}
         layers = {"taps": named.pop(student, None), "teacher_taps": named}
-        return _settled(method, kit, {**settings, **layers})
+        return _settled(method, setup, {**settings, **layers})
 
     return make
 
@@ -81,61 +81,63 @@ def on_maps(method: type[MethodConfig], most: int | None = None, **settings: Any
 def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
     """A method on the student's spatial layers and its late one."""
 
-    def make(kit: Kit, student: str, teachers: Sequence[str]) -> MethodConfig:
-        last = kit.tap(student, kit.taps[student][-1], method.activation)
-        taps = dict.fromkeys([*(kit.spatial(student, student, method.activation) or ()), last])
-        return _settled(method, kit, {**settings, "taps": tuple(taps)})
+    def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
+        last = setup.tap(student, setup.taps[student][-1], method.activation)
+        taps = dict.fromkeys([*(setup.spatial(student, student, method.activation) or ()), last])
+        return _settled(method, setup, {**settings, "taps": tuple(taps)})
 
     return make
 
 
-def fitnets(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels; then hints, which train everything up to the hinted layers; then KD."""
-    taps = {name: tuple(kit.tap(name, tap, "after") for tap in kit.taps[name]) for name in (student, *teachers)}
+    taps = {name: tuple(setup.tap(name, tap, "after") for tap in setup.taps[name]) for name in (student, *teachers)}
     method = Hint(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
     # The published rate of the hints is ten times that of the rest, which is 1e-4.
-    rate = max(kit.distil.learning_rate, 1e-3)
-    hint = stage_of("hint", method, kit, Length(epochs=kit.distil.epochs, learning_rate=rate), teachers=tuple(teachers))
-    return (*pretrained(kit, teachers), hint, stage_of("kd", kit.kd, kit, kit.distil, teachers=tuple(teachers)))
+    rate = max(setup.distil.learning_rate, 1e-3)
+    hint = stage_of(
+        "hint", method, setup, Length(epochs=setup.distil.epochs, learning_rate=rate), teachers=tuple(teachers)
+    )
+    return (*pretrained(setup, teachers), hint, stage_of("kd", setup.kd, setup, setup.distil, teachers=tuple(teachers)))
 
 
-def dml(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """All members learn from labels and from each other; the student's best epoch counts."""
-    return (stage_of("dml", DML(), kit, kit.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
+    return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
 
 
-def c2kd(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels, then everybody together with proxies; SGD at the published rate."""
     # A proxy is as wide as what it reads squared: of a flattened map it reads the map, and averages over positions.
-    taps = {name: (kit.unflattened.get(name) or kit.penultimate(name),) for name in (student, *teachers)}
+    taps = {name: (setup.unflattened.get(name) or setup.penultimate(name),) for name in (student, *teachers)}
     method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
-    stage = stage_of("c2kd", method, kit, kit.distil, trains=(STUDENT, *teachers))
+    stage = stage_of("c2kd", method, setup, setup.distil, trains=(STUDENT, *teachers))
     sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
-    return (*pretrained(kit, teachers), stage.model_copy(update={"optimizer": sgd, "teachers": tuple(teachers)}))
+    return (*pretrained(setup, teachers), stage.model_copy(update={"optimizer": sgd, "teachers": tuple(teachers)}))
 
 
-def mgdfr(kit: Kit, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers and student agree; units that this student cannot follow are filled; a new student learns by KD."""
     together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
-    agree = stage_of("agree", Collaborate(distance="mse"), kit, kit.collaborate, **together)
+    agree = stage_of("agree", Collaborate(distance="mse"), setup, setup.collaborate, **together)
     # The published rate, 1e-3, is ten times that of what is trained by Adam.
-    sgd = OptimizerConfig(name="sgd", learning_rate=10 * kit.collaborate.learning_rate, momentum=0.9)
-    salience = Salience(taps={name: kit.taps[name][-1] for name in teachers})
+    sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
+    salience = Salience(taps={name: setup.taps[name][-1] for name in teachers})
     return (
         agree.model_copy(update={"optimizer": sgd}),
-        stage_of("salience", salience, kit, Length(epochs=0, learning_rate=1e-3), trains=()),
-        stage_of("kd", kit.kd, kit, kit.distil, fresh=True),
+        stage_of("salience", salience, setup, Length(epochs=0, learning_rate=1e-3), trains=()),
+        stage_of("kd", setup.kd, setup, setup.distil, fresh=True),
     )
 
 
-def _data(kit: Kit, plan: MethodPlan) -> DataConfig:
-    """The kit's data, with the preset's settings that data of this kind have."""
-    own = {name: value for name, value in plan.data_settings().items() if name in type(kit.data).model_fields}
-    return kit.data.model_copy(update=own)
+def _data(setup: ExperimentSetup, plan: MethodPlan) -> DataConfig:
+    """The setup's data, with the preset's settings that data of this kind have."""
+    own = {name: value for name, value in plan.data_settings().items() if name in type(setup.data).model_fields}
+    return setup.data.model_copy(update=own)
 
 
-def _settled(method: type[MethodConfig], kit: Kit, settings: Mapping[str, Any]) -> MethodConfig:
-    """The method as published, but for what is equal in this kit.
+def _settled(method: type[MethodConfig], setup: ExperimentSetup, settings: Mapping[str, Any]) -> MethodConfig:
+    """The method as published, but for what is equal in this setup.
 
     That is KD's share of the loss, for those that mix it with the task's as KD does, and a warm-up in the published
     proportion (20 of 240 epochs).
@@ -143,9 +145,9 @@ def _settled(method: type[MethodConfig], kit: Kit, settings: Mapping[str, Any]) 
     shared: dict[str, Any] = {}
     if issubclass(method, Mixed):
         equal = {"alpha", "decay_every"} if method is not KD else set(KD.model_fields) - {"name"}
-        shared = kit.kd.model_dump(include=equal)
+        shared = setup.kd.model_dump(include=equal)
     if issubclass(method, Weighted):
-        shared = {"warm_up": method.model_fields["warm_up"].default * kit.distil.epochs // 240}
+        shared = {"warm_up": method.model_fields["warm_up"].default * setup.distil.epochs // 240}
     return method.model_validate({**shared, **settings})
 
 
@@ -199,8 +201,10 @@ PLANS: Mapping[str, MethodPlan] = {
 """Methods by the name that recipes and tables give them."""
 
 
-def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: int, control: str | None) -> Recipe:
-    """A method's recipe for one student of a kit.
+def recipe(
+    setup: ExperimentSetup, method: str, *, student: str, teachers: Kind | None, seed: int, control: str | None
+) -> Recipe:
+    """A method's recipe for one student of a setup.
 
     Raises:
         SettingError: there is no such method; says the nearest.
@@ -209,16 +213,16 @@ def recipe(kit: Kit, method: str, *, student: str, teachers: Kind | None, seed: 
         raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
     plan = PLANS[method]
     kind = None if plan.kind is None else (teachers or plan.kind)
-    networks = kit.teachers(student, kind) if kind is not None else {}
+    networks = setup.teachers(student, kind) if kind is not None else {}
     return Recipe.model_validate(
         {
-            "name": f"{kit.data.name}/{method}",
-            "data": _data(kit, plan),
-            "student": kit.networks[student],
+            "name": f"{setup.data.name}/{method}",
+            "data": _data(setup, plan),
+            "student": setup.networks[student],
             "teachers": networks,
-            "stages": plan.stages(kit, student, tuple(networks)),
+            "stages": plan.stages(setup, student, tuple(networks)),
             "seed": seed,
-            "channels_last": kit.channels_last,
+            "channels_last": setup.channels_last,
             "student_name": student,
             "control": control,
             "method": method,

@@ -89,11 +89,11 @@ class Weighting(nn.Module, abc.ABC):
         weights = self.weights()
         plain = {name: value.detach() for name, value in terms.items()}
         weighted = {name: value * weights.get(groups[name], 1.0) for name, value in plain.items()}
-        self.descend(totals, parameters, Turn(scale, reduce, step, last, fraction))
+        self.backprop(totals, parameters, Turn(scale, reduce, step, last, fraction))
         return weighted
 
     @abc.abstractmethod
-    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+    def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
         """What distinguishes a weighting: from each group's total, in the order of `groups`, to `.grad`."""
 
     def weights(self) -> Mapping[str, Float[Tensor, ""]]:
@@ -142,7 +142,7 @@ class Sum(Weighting):
 
     remembers: ClassVar[bool] = False
 
-    def descend(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
+    def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
         """One pass over the sum."""
         one_pass(list(totals.values()), turn)
 

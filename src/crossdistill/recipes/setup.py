@@ -51,7 +51,7 @@ def activated(*layers: str) -> dict[str, str]:
     return {layer: f"{layer}_relu" for layer in layers}
 
 
-class Kit(BaseModel):
+class ExperimentSetup(BaseModel):
     """Data and networks out of which every method's recipe is made: what is equal under equal conditions.
 
     `networks` maps each modality to its network, and `multimodal` is the one that reads all of them. `taps` name, for
@@ -89,7 +89,7 @@ class Kit(BaseModel):
     """Weights and schedules, where validation chose others than the published ones."""
 
     def others(self, modality: str) -> tuple[str, ...]:
-        """All modalities but this one, in the kit's order: the cross-modal teachers of its student (Eq. 5)."""
+        """All modalities but this one, in the setup's order: the cross-modal teachers of its student (Eq. 5)."""
         return tuple(name for name in self.networks if name != modality)
 
     def teachers(self, modality: str, kind: Kind) -> dict[str, NetworkConfig]:
