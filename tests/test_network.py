@@ -234,10 +234,10 @@ def test_edits_replace_the_value_at_a_tap() -> None:
 def test_the_old_names_of_the_adapters_work_with_a_warning() -> None:
     rows = batch()
     with pytest.warns(DeprecationWarning, match="input_adapter"):
-        old = Network(nn.Linear(6, 4), "a", call=lambda batch: ((batch.inputs["a"] * 2,), {}))
+        old = Network(nn.Linear(3, 4), "a", call=lambda batch: ((batch.inputs["a"] * 2,), {}))
     with pytest.warns(DeprecationWarning, match="output_adapter"):
-        Network(nn.Linear(6, 4), "a", give=lambda result: {"logits": result})
+        Network(nn.Linear(3, 4), "a", give=lambda result: {"logits": result})
     with pytest.raises(SettingError, match="input_adapter"):
-        Network(nn.Linear(6, 4), "a", call=lambda batch: ((), {}), input_adapter=lambda batch: ((), {}))
+        Network(nn.Linear(3, 4), "a", call=lambda batch: ((), {}), input_adapter=lambda batch: ((), {}))
     new = Network(old.module, "a", input_adapter=lambda batch: ((batch.inputs["a"] * 2,), {}))
     assert torch.equal(old(rows).need(Signal.LOGITS), new(rows).need(Signal.LOGITS))

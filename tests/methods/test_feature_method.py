@@ -6,7 +6,7 @@ import torch
 from crossdistill.errors import ApplicabilityError, SettingError, SignalError
 from crossdistill.method import STUDENT, DataSpec
 from crossdistill.methods.at import AT
-from crossdistill.methods.feature_method import BankChoice, Pair, chosen, met
+from crossdistill.methods.feature_method import LayerChoice, Pair, chosen, met
 from crossdistill.methods.loss_weights import Mixed, Weighted
 from crossdistill.methods.pkt import PKT
 from crossdistill.methods.sp import SP
@@ -39,7 +39,7 @@ EMBEDS = OutputSpec(logits=(10,), embedding=(768,), features={"last": (12, 4, 4)
         ("all", OutputSpec(logits=(10,)), []),
     ],
 )
-def test_layers_are_chosen_by_their_sizes(choice: BankChoice, spec: OutputSpec, wanted: list[str]) -> None:
+def test_layers_are_chosen_by_their_sizes(choice: LayerChoice, spec: OutputSpec, wanted: list[str]) -> None:
     assert [signal.tap for signal in chosen(choice, spec)] == wanted
 
 

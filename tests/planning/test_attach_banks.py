@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_source import masks, planned, recipe, stage
+from bank_recipes import masks, planned, recipe, stage
 from torch import Tensor
 
 from crossdistill.batch import Batch

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_source import Heard, assert_close, choices, masks, planned, recipe, stage, weights
+from bank_recipes import Heard, assert_close, choices, masks, planned, recipe, stage, weights
 from torch import Tensor
 
 from crossdistill.bank.folder import find_banks, opened

@@ -1,4 +1,4 @@
-"""The child process of `package_check.py`: one import, and what can be said about its failure; run as a file.
+"""The child process of the package check: one import, and what can be said about its failure; run as a file.
 
 Arguments: module, attribute (or empty), the search path as JSON. Exit status 0: it imports. Otherwise one line
 `said:JSON` with the error and the packages that the import went through, then a line `library:...` for each of their

@@ -1,0 +1,76 @@
+"""Recipes whose frozen outputs can be banked, and what is planned for them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crossdistill.data.dataset import Dataset
+from crossdistill.methods import Specialise
+from crossdistill.network import Network
+from crossdistill.planning.plan import Plan, prepare
+from crossdistill.planning.sources import BankChoice
+from crossdistill.recipe import Recipe
+from crossdistill.runtime.progress import Quiet
+from crossdistill.stage import Stage
+from crossdistill.testing import toy_dataset
+from crossdistill.testing.toy import toy_cast
+
+EPOCHS = 4
+
+
+class Heard(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def recipe(
+    *stages: Stage, dataset: Dataset | None = None, teachers: Mapping[str, Network] | None = None, **fields: Any
+) -> Recipe:
+    data = toy_dataset() if dataset is None else dataset
+    student, *others = (cast := toy_cast(data)).keys()
+    return Recipe(
+        data=data,
+        student=cast[student],
+        student_name="student-network",
+        teachers={name: cast[name] for name in others} if teachers is None else teachers,
+        stages=stages,
+        **fields,
+    )
+
+
+def stage(method: Any, source: str = "auto", **fields: Any) -> Stage:
+    return Stage.model_validate({"method": method, "epochs": EPOCHS, "batch_size": 24, "source": source, **fields})
+
+
+def masks(source: str = "auto") -> Stage:
+    taps = {"teacher-0": ("joint", "hidden"), "teacher-1": ("hidden",)}
+    return stage(Specialise(taps=taps), source, trains=())
+
+
+def planned(made: Recipe, chosen: Any = None) -> Plan:
+    assert isinstance(made.data, Dataset)
+    return prepare(made, made.data, torch.device("cpu"), chosen)
+
+
+def choices(made: Recipe, number: int = 0) -> dict[str, BankChoice]:
+    return {f"{one.source} {one.want}": one for one in planned(made).jobs[number].choices}
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    files = [*sorted((out / "stages").glob("*/*.safetensors")), out / "student" / "model.safetensors"]
+    return {f"{file.parent.name}/{file.stem}/{k}": v for file in files for k, v in load_file(file).items()}
+
+
+def assert_close(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> None:
+    assert set(one) == set(two)
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=name)
