@@ -39,10 +39,10 @@ class Network(nn.Module):
 
     `reads` are modalities of a batch, in the order of the module's arguments. `taps` are names of submodules whose
     outputs can be read or rewritten (module outputs, so before an activation that follows as another layer).
-    `input_adapter` replaces the default way from a batch to the module's arguments; `output_adapter` that from
-    its result to `{"logits": ..., "embedding": ...}` (a tensor is logits; a tuple is logits, embedding; a mapping
-    such as transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, or else the mean over
-    the steps of `last_hidden_state`).
+    `input_adapter` replaces the default way from a batch to the module's arguments; `output_adapter` that from its
+    result to `{"logits": ..., "embedding": ...}` (a tensor is logits; a tuple is logits, embedding; a mapping such as
+    transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, else the mean over steps of
+    `last_hidden_state`).
 
     `factory`, a function without arguments that gives a module, may stand in the place of the module: each run draws
     its own weights from the recipe's seed and the member's name, so that another seed is another network. A `module`
