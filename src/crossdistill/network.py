@@ -251,8 +251,7 @@ class Network(nn.Module):
 
     def _whole(self, value: Any) -> Any:
         """An output in float32, where the weights are of lower precision."""
-        low = isinstance(value, Tensor) and value.dtype in LOW and self._dtype() in LOW
-        return value.float() if low else value
+        return value.float() if isinstance(value, Tensor) and {value.dtype, self._dtype()} <= set(LOW) else value
 
     def usable(self, batch: Batch) -> tuple[Tensor | None, Batch]:
         """Which rows it can read (None: all), and the batch of these alone; see `needs`."""
