@@ -72,13 +72,13 @@ lint: $(STAMP) ## formatting and lint, changes nothing
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-bench: $(STAMP) ## measure every claim about cost: benchmarks/results.json and the table in README.md
+bench: $(STAMP) ## measure every claim about cost: benchmarks/results.json and the table in docs/results/cost.md
 	$(BIN)/python benchmarks/run.py
 
-tables: $(STAMP) ## make the tables of the pages from the code
+tables: $(STAMP) ## make the tables of the pages from the code and the results
 	$(BIN)/python .ci/tables.py
 
-docs: $(STAMP) ## check that links between the pages resolve
+docs: $(STAMP) ## check what the pages link to and quote
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 clean: ## remove .venv, caches and build products (runs/ stays)

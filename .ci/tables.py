@@ -1,68 +1,78 @@
-"""Tables of the pages that are made from the code: `python .ci/tables.py` writes them, `--check` says which are stale.
+"""Tables of the pages that are made from code and results.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+`python .ci/tables.py` writes them, `python .ci/tables.py --check` names the pages whose tables are stale.
+A table stands between `<!-- table: NAME ARGUMENT... -->` and `<!-- end -->`. Sources are read, never imported, so that
+any Python of version 3.11 or later makes the tables, with no package installed.
 """
 
-import ast
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import tables_of_code as code
+import tables_of_results as results
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "src" / "crossdistill"
-WHOLE = {"losses", "nets", "weighting", "methods", "models", "recipes", "testing"}
-"""Folders of one kind of thing: their files are not listed one by one."""
-PAGES = ("ARCHITECTURE.md",)
-MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table: ([^>]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TABLES: Mapping[str, Callable[..., str]] = {
+    "modules": code.modules,
+    "methods": code.methods,
+    "recipes": code.recipes,
+    "weightings": code.weightings,
+    "models": code.models,
+    "data": code.data,
+    "commands": code.commands,
+    "verbs": code.verbs,
+    "extras": code.extras,
+    "settings": code.settings,
+    "example": code.example,
+    "guides": code.guides,
+    "accuracy": results.accuracy,
+    "differences": results.differences,
+    "cost": results.cost,
+}
 
 
-def _about(path: Path) -> str:
-    """The first line of a module's docstring, as the cell of a table."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0].rstrip(".").replace("|", r"\|")
-
-
-def _folder(folder: Path) -> Iterator[str]:
-    name = folder.relative_to(PACKAGE).as_posix()
-    yield f"| **`{name}/`** | {_about(folder / '__init__.py')} |"
-    if name in WHOLE:
-        return
-    for path in sorted(folder.glob("*.py")):
-        if not path.name.startswith("__"):
-            yield f"| `{name}/{path.name}` | {_about(path)} |"
-    for inner in sorted(folder.glob("*/__init__.py")):
-        yield from _folder(inner.parent)
-
-
-def modules() -> str:
-    """The files of the package's root and its folders, with what each is."""
-    lines = ["| file | what it is |", "|---|---|"]
-    for path in sorted(PACKAGE.glob("*.py")):
-        if not path.name.startswith("__"):
-            lines.append(f"| `{path.name}` | {_about(path)} |")
-    for path in sorted(PACKAGE.glob("*/__init__.py")):
-        lines += _folder(path.parent)
-    return "\n".join(lines) + "\n"
-
-
-TABLES: dict[str, Callable[[], str]] = {"modules": modules}
+def pages() -> list[Path]:
+    """Every page that git holds or would take."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT, capture_output=True, timeout=60,
+    )  # fmt: skip
+    if listed.returncode:
+        return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+    return sorted(ROOT / name for name in set(listed.stdout.decode().split("\0")) if name and (ROOT / name).is_file())
 
 
 def written(page: str) -> str:
-    """A page's text with its tables made anew."""
-    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], page)
+    """A page's text with its tables made anew.
+
+    Raises:
+        SystemExit: a mark names no table, or lacks its end.
+    """
+
+    def made(found: re.Match[str]) -> str:
+        name, *arguments = found[2].split()
+        if name not in TABLES:
+            sys.exit(f"no table is called {name!r}; there are {', '.join(TABLES)}")
+        return found[1] + TABLES[name](*arguments) + found[4]
+
+    if len(re.findall("<!-- table: ", page)) != len(MARKED.findall(page)):
+        sys.exit("a table has no <!-- end -->")
+    return MARKED.sub(made, page)
 
 
 def main(check: bool) -> None:
     """Write the tables, or name the pages whose tables are stale."""
     stale = []
-    for name in PAGES:
-        page = (ROOT / name).read_text(encoding="utf-8")
-        if written(page) != page:
-            stale.append(name)
+    for path in pages():
+        page = path.read_text(encoding="utf-8")
+        if "<!-- table: " in page and written(page) != page:
+            stale.append(path.relative_to(ROOT).as_posix())
             if not check:
-                (ROOT / name).write_text(written(page), encoding="utf-8")
+                path.write_text(written(page), encoding="utf-8")
     if check and stale:
         sys.exit(f"tables are stale in {', '.join(stale)}; make them with: make tables")
 

@@ -1,4 +1,4 @@
-"""Run every benchmark, write results.json beside this file, and put the table into README.md.
+"""Run every benchmark, write results.json beside this file, and the table in docs/results/cost.md.
 
     python benchmarks/run.py [SCRIPT...] [--clock processor] [--rounds N]
 
@@ -18,31 +18,11 @@ from measure import Figure, write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
-README = HERE.parent / "README.md"
-BEGIN, END = "<!-- bench-table -->\n", "<!-- /bench-table -->"
+TABLES = HERE.parent / ".ci" / "tables.py"
 SCRIPTS = (
     "masknet", "bank_read", "more_samples", "route_epoch", "student_alone", "peak_memory", "specialise_epoch",
     "whole_method", "step_switches", "part_size",
 )  # fmt: skip
-
-
-def table(figures: list[Figure]) -> str:
-    """Markdown: a line for each figure."""
-    lines = ["| figure | measured | at most | on |", "|---|--:|--:|---|"]
-    for one in figures:
-        limit = "" if one.limit is None else f"{one.limit:g}"
-        value = f"{one.value:.3f} ± {one.spread:.3f}"
-        lines.append(f"| {one.name} | {value if one.held else f'**{value}**'} | {limit} | {one.device} |")
-    return "\n".join(lines) + "\n"
-
-
-def with_table(page: str, text: str) -> str:
-    """The page with another table between its markers."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"the page has no {BEGIN.strip()} ... {END}")
-    return before + BEGIN + text + end + after
 
 
 def merged(old: list[Figure], new: list[Figure]) -> list[Figure]:
@@ -77,7 +57,7 @@ def main() -> None:
             figures = merged(figures, [Figure(**line) for line in json.loads(out.read_text())])
             print(f"bench: {name} took {time.monotonic() - began:.0f} s", flush=True)
             write(RESULTS, figures)
-            README.write_text(with_table(README.read_text(), table(figures)))
+    subprocess.run([sys.executable, str(TABLES)], check=True)
     missed = [one.text() for one in figures if not one.held]
     print("\n".join(["bench: all limits are kept" if not missed else "bench: over their limits:", *missed]))
     if failed:

@@ -88,21 +88,6 @@ def test_figures_are_written_as_they_come(
     assert "MISSED" in capsys.readouterr().out
 
 
-def test_the_table_replaces_the_one_before(bench: Any) -> None:
-    import measure
-    import run
-
-    figures = [measure.Figure("time", 0.5, 0.4, 0.1, "cpu", "x"), measure.Figure("switch", 2, None, 0, "cpu", "x")]
-    text = run.table(figures)
-    assert "| time | **0.500 ± 0.100** | 0.4 | cpu |" in text
-    assert "| switch | 2.000 ± 0.000 |  | cpu |" in text
-    page = f"before\n{run.BEGIN}old\n{run.END}after\n"
-    assert run.with_table(page, text) == f"before\n{run.BEGIN}{text}{run.END}after\n"
-    assert run.BEGIN in run.README.read_text()
-    with pytest.raises(SystemExit):
-        run.with_table("no markers", text)
-
-
 def test_every_script_is_run(bench: Any) -> None:
     import run
 

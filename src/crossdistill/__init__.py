@@ -1,6 +1,23 @@
 """Distil many teachers, of other modalities or domains, into one small student.
 
-Names are imported when they are first used, so that the command line can answer before torch is there.
+Train and compare:
+
+    run(recipe, folder)              train a Recipe's stages, evaluate the student, return a Report
+    compare                          grids of recipes with paired statistics: compare.compare(compare.Grid(...), folder)
+    list_methods(), list_models()    names for Stage(method=...) and NetworkConfig(model=...)
+
+A Recipe is made of:
+
+    Dataset.from_arrays(...)         arrays by modality, targets, splits
+    Network(module, reads=...)       any torch module, and the modalities that it reads
+    Stage(method=..., epochs=...)    one method for a number of epochs
+
+Use the student:
+
+    load_student(folder)             the trained network, with predict(files) and logits(inputs)
+
+The modules `losses` and `methods` work without a recipe too. Names are imported on first use, so that the command
+line answers before torch is loaded.
 """
 
 import importlib
