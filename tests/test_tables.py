@@ -19,7 +19,7 @@ from crossdistill.data.augmentation import Variation
 from crossdistill.methods import METHODS
 from crossdistill.models import MODELS
 from crossdistill.recipe import Recipe
-from crossdistill.recipes.stages import PLANS
+from crossdistill.recipes.stages import PLANS, RIVALS
 from crossdistill.stage import OptimizerConfig, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +67,7 @@ def test_the_tables_have_what_the_package_has(tables: ModuleType) -> None:
     plans = {name: (plan.kind or "", plan.about.rstrip(".")) for name, plan in PLANS.items()}
     assert found == plans
     assert list(found) == list(plans)
+    assert f"[{len(RIVALS)} rivals]" in (ROOT / "README.md").read_text()
 
 
 def _command_names(command: object, path: str = "crossdistill") -> Iterator[str]:
