@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from facts import raises
 from jaxtyping import config
 from torch import Tensor
 
@@ -31,20 +32,20 @@ def made(**changes: object) -> Batch:
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("inputs", {"image": torch.zeros(3, 2)}, "'image' has 3 rows"),
-        ("inputs", {"text": {"tokens": torch.zeros(5)}}, "'text.tokens' has 5 rows"),
-        ("targets", torch.zeros(2, dtype=torch.int64), "'targets' has 2 rows"),
-        ("labelled", torch.ones(1, dtype=torch.bool), "'labelled' has 1 rows"),
-        ("view", torch.zeros(9, dtype=torch.int64), "'view' has 9 rows"),
-        ("present", {"text": torch.ones(3, dtype=torch.bool)}, "'present.text' has 3 rows"),
+        ("inputs", {"image": torch.zeros(3, 2)}, ("'image'", "3 rows")),
+        ("inputs", {"text": {"tokens": torch.zeros(5)}}, ("'text.tokens'", "5 rows")),
+        ("targets", torch.zeros(2, dtype=torch.int64), ("'targets'", "2 rows")),
+        ("labelled", torch.ones(1, dtype=torch.bool), ("'labelled'", "1 rows")),
+        ("view", torch.zeros(9, dtype=torch.int64), ("'view'", "9 rows")),
+        ("present", {"text": torch.ones(3, dtype=torch.bool)}, ("'present.text'", "3 rows")),
     ],
 )
 def test_every_tensor_has_as_many_rows_as_there_are_ids(
-    field: str, value: object, named: str, monkeypatch: pytest.MonkeyPatch
+    field: str, value: object, named: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Users run without checked annotations, which would be the first to notice here.
     monkeypatch.setattr(config, "jaxtyping_disable", True)
-    with pytest.raises(ShapeError, match=f"{named}, but there are 4 sample ids"):
+    with raises(ShapeError, *named, "4 sample ids"):
         made(**{field: value})
 
 
@@ -55,7 +56,7 @@ def test_the_whole_step_is_this_batch_unless_told_otherwise() -> None:
 
 def test_an_unknown_modality_says_who_asked_and_the_nearest() -> None:
     assert made().read("image").shape == (4, 2)
-    with pytest.raises(SignalError, match="LeNet5 reads 'imagee', which the data does not have; did you mean 'image'"):
+    with raises(SignalError, "LeNet5", "'imagee'", "'image'"):
         made().read("imagee", "LeNet5")
 
 

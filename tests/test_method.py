@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from pydantic import ValidationError
 
 from crossdistill.batch import MISSING_TARGET, Batch
@@ -124,41 +125,41 @@ def test_routing_takes_teachers_that_saw_the_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "teachers", "message"),
+    ("student", "teachers", "facts"),
     [
-        (SPEC, {}, "kd needs at least one teacher; this stage has none"),
-        (OutputSpec(embedding=(3,)), {"a": SPEC}, "kd distils logits, and the student gives none"),
+        (SPEC, {}, ("kd", "one teacher")),
+        (OutputSpec(embedding=(3,)), {"a": SPEC}, ("kd", "logits", "student")),
         (
             SPEC,
             {"a": SPEC, "b": OutputSpec(logits=(5,))},
-            r"teacher 'b' gives logits of shape \(5,\), the student \(4,\)",
+            ("'b'", "(5,)", "(4,)"),
         ),
-        (SPEC, {"a": OutputSpec(embedding=(4,))}, "teacher 'a' gives logits of shape None"),
+        (SPEC, {"a": OutputSpec(embedding=(4,))}, ("'a'", None)),
     ],
 )
 def test_logits_that_do_not_fit_are_refused(
-    student: OutputSpec, teachers: Mapping[str, OutputSpec], message: str
+    student: OutputSpec, teachers: Mapping[str, OutputSpec], facts: tuple[object, ...]
 ) -> None:
-    with pytest.raises(ApplicabilityError, match=message):
+    with raises(ApplicabilityError, *facts):
         require_same_logits("kd", student, teachers)
 
 
 @pytest.mark.parametrize(
-    ("config", "teachers", "message"),
+    ("config", "teachers", "facts"),
     [
-        (Route(), 1, "route chooses 1 of several teachers for each row; here are 1"),
-        (Route(k=4), 3, "route chooses 4 of several teachers for each row; here are 3"),
-        (Specialise(taps={"t9": ("fc",)}), 2, r"masks teachers that are not there: \['t9'\]; there are \['t0', 't1'\]"),
+        (Route(), 1, ("route", 1)),
+        (Route(k=4), 3, ("route", 4, 3)),
+        (Specialise(taps={"t9": ("fc",)}), 2, ("'t9'", "'t0', 't1'")),
     ],
 )
-def test_a_method_that_cannot_apply_says_why(config: MethodConfig, teachers: int, message: str) -> None:
-    with pytest.raises(ApplicabilityError, match=message):
+def test_a_method_that_cannot_apply_says_why(config: MethodConfig, teachers: int, facts: tuple[object, ...]) -> None:
+    with raises(ApplicabilityError, *facts):
         config.build(SPEC, {f"t{i}": SPEC for i in range(teachers)}, DATA)
 
 
 def test_specialise_needs_taps() -> None:
     for taps in ({}, {"t0": ()}):
-        with pytest.raises(SettingError, match="at least one layer for each teacher"):
+        with raises(SettingError, "layer"):
             Specialise(taps=taps).build(SPEC, {"t0": SPEC}, DATA)
 
 
@@ -174,16 +175,16 @@ def test_settings_are_frozen_and_know_their_fields(name: str) -> None:
     kind = METHODS[name]
     config = kind.model_validate({"name": name} | ({"taps": {"a": ["fc"]}} if name == "specialise" else {}))
     assert config.name == name
-    with pytest.raises(ValidationError, match="frozen"):
+    with raises(ValidationError, "frozen_instance"):
         config.name = "other"
-    with pytest.raises(ValidationError, match="Extra inputs"):
+    with raises(ValidationError, "extra_forbidden"):
         kind.model_validate({**config.model_dump(), "temprature": 3})
 
 
 def test_a_method_comes_from_its_name_or_from_settings() -> None:
     assert method_config("kd") == KD()
     assert method_config({"name": "kd", "temperature": 2}) == KD(temperature=2.0)
-    with pytest.raises(SettingError, match="no method is called 'kdd'; did you mean 'kd'"):
+    with raises(SettingError, "'kdd'", "'kd'"):
         method_config("kdd")
-    with pytest.raises(SettingError, match="a name, or a mapping with the key 'name'"):
+    with raises(SettingError, "'name'"):
         method_config({"temperature": 2})

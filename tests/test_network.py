@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
@@ -116,7 +117,7 @@ def test_usual_results_are_understood(make: Any, logits: float | None, embedding
 
 @pytest.mark.parametrize("make", [lambda x: "text", lambda x: None, lambda x: {"scores": x}, lambda x: Foreign()])
 def test_other_results_ask_for_give(make: Any) -> None:
-    with pytest.raises(SignalError, match=r"'Gives' returned a \w+, .* pass output_adapter="):
+    with raises(SignalError, "'Gives'", "output_adapter="):
         Network(Gives(make), ("a",))(batch())
 
 
@@ -129,7 +130,7 @@ def test_give_reads_any_result() -> None:
 
 
 def test_default_give_names_whose_result_it_was() -> None:
-    with pytest.raises(SignalError, match="network 'mine'"):
+    with raises(SignalError, "'mine'"):
         default_give(3, "mine")
 
 
@@ -167,23 +168,23 @@ def test_hooks_go_away_when_the_module_fails() -> None:
 
 @pytest.mark.parametrize("tap", ["lefft", "", "head.7", "module"])
 def test_a_tap_that_is_no_layer_is_refused_at_once(tap: str) -> None:
-    with pytest.raises(TapError, match=f"Two has no layer '{tap}'; .*known: act, head"):
+    with raises(TapError, f"'{tap}'", "known: act, head"):
         Network(Two(), ("a", "b"), (tap,))
 
 
 def test_the_nearest_layer_is_named() -> None:
-    with pytest.raises(TapError, match="did you mean 'left'"):
+    with raises(TapError, "'left'"):
         Network(Two(), ("a", "b"), ("lefft",))
 
 
 def test_a_layer_that_was_not_named_as_a_tap_cannot_be_asked_for() -> None:
     network = Network(Two(), ("a", "b"), ("left",))
-    with pytest.raises(TapError, match=r"Two has no tap 'right'; .*known: left"):
+    with raises(TapError, "'right'", "known: left"):
         network(batch(), {Signal.feature("right")})
 
 
 def test_a_tap_that_never_runs_is_said() -> None:
-    with pytest.raises(TapError, match=r"never ran the layers \['unused'\]"):
+    with raises(TapError, "'unused'"):
         Network(Two(), ("a", "b"), ("unused",))(batch(), {Signal.feature("unused")})
 
 
@@ -196,17 +197,17 @@ def test_a_tap_gives_one_tensor() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.cell(x[None])[0][0]
 
-    with pytest.raises(TapError, match="'cell' gives a tuple"):
+    with raises(TapError, "'cell'", "tuple"):
         Network(Recurrent(), ("a",), ("cell",))(batch(), {Signal.feature("cell")})
 
 
 def test_a_refused_input_says_who_and_which_shapes() -> None:
-    with pytest.raises(ShapeError, match=r"network 'Two' refused its input: a, b of shape \(4, 7\), \(4, 2\)"):
+    with raises(ShapeError, "'Two'", "a, b", "(4, 7), (4, 2)"):
         Network(Two(), ("a", "b"))(batch(a=torch.randn(4, 7), b=torch.randn(4, 2)))
 
 
 def test_a_missing_modality_says_who_reads_it() -> None:
-    with pytest.raises(SignalError, match="Two reads 'c', which the data does not have; known: a, b"):
+    with raises(SignalError, "Two", "'c'", "known: a, b"):
         Network(Two(), ("a", "c"))(batch())
 
 
@@ -237,7 +238,7 @@ def test_the_old_names_of_the_adapters_work_with_a_warning() -> None:
         old = Network(nn.Linear(3, 4), "a", call=lambda batch: ((batch.inputs["a"] * 2,), {}))
     with pytest.warns(DeprecationWarning, match="output_adapter"):
         Network(nn.Linear(3, 4), "a", give=lambda result: {"logits": result})
-    with pytest.raises(SettingError, match="input_adapter"):
+    with raises(SettingError, "input_adapter"):
         Network(nn.Linear(3, 4), "a", call=lambda batch: ((), {}), input_adapter=lambda batch: ((), {}))
     new = Network(old.module, "a", input_adapter=lambda batch: ((batch.inputs["a"] * 2,), {}))
     assert torch.equal(old(rows).need(Signal.LOGITS), new(rows).need(Signal.LOGITS))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from facts import raises
 from torch import Tensor
 
 from crossdistill.errors import SignalError
@@ -26,9 +27,9 @@ def test_sizes_name_what_is_missing() -> None:
     spec = OutputSpec(logits=(10, 4, 4), features={"fc1": (32,), "conv1": (8, 4, 4)})
     assert spec.classes == 10
     assert spec.feature("fc1", "teacher 'a'") == (32,)
-    with pytest.raises(SignalError, match="teacher 'a' has no tap 'fc2'; did you mean 'fc1'"):
+    with raises(SignalError, "'a'", "'fc2'", "'fc1'"):
         spec.feature("fc2", "teacher 'a'")
-    with pytest.raises(SignalError, match="gives no logits"):
+    with raises(SignalError, "logits"):
         assert OutputSpec(embedding=(4,)).classes
 
 
@@ -39,9 +40,9 @@ def test_what_is_needed_comes_or_its_absence_is_explained() -> None:
     assert outputs.need(Signal.feature("fc1")).shape == (2, 5)
     assert outputs.need(Signal.cut("conv")) is cut.value
     for signal in (Signal.LOGITS, Signal.feature("conv"), Signal.cut("fc1")):
-        with pytest.raises(SignalError, match=f"'mm' gave no {signal}; it gave embedding, feature:fc1, cut:conv"):
+        with raises(SignalError, "'mm'", signal, "embedding, feature:fc1, cut:conv"):
             outputs.need(signal)
-    with pytest.raises(SignalError, match="it gave nothing"):
+    with raises(SignalError, "nothing"):
         Outputs("mm").need(Signal.LOGITS)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
+from facts import raises
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from crossdistill.errors import RecipeError, SettingError
@@ -69,7 +70,7 @@ def test_a_value_is_what_it_says(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize("text", ["a", "=3", " =3", "a=[1, 2", "a={b: 1"])
 def test_what_is_no_setting_is_refused(text: str) -> None:
-    with pytest.raises(SettingError, match=r"wanted FIELD=VALUE|the value is no YAML"):
+    with raises(SettingError, "FIELD=VALUE" if "[" not in text and "{" not in text else "YAML"):
         parse_override(text)
 
 
@@ -98,29 +99,29 @@ def test_a_path_goes_through_fields_mappings_and_sequences(path: str, value: Any
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("path", "value", "facts"),
     [
-        ("titel", 1, "Whole has no field 'titel'; did you mean 'title'"),
-        ("parts.first.sise", 1, r"parts\.first has no field 'sise'; did you mean 'size'"),
-        ("parts.frist.size", 1, "parts has none called 'frist'; did you mean 'first'.*or by position 0 to 1"),
-        ("parts.2.size", 1, "parts has none called '2'"),
-        ("table.rihgt.size", 1, "table has no entry 'rihgt'; did you mean 'right'"),
-        ("title.more", 1, "title is None, which has nothing below it that 'more' could name"),
-        ("even.more.still", 1, "even is True, which has nothing below"),
-        ("parts.0.size", "big", "wanted a whole number, found 'big'"),
-        ("parts.0.size", 0, "wanted at least 1, found 0"),
-        ("parts.0.rate", "fast", "wanted a number, found 'fast'"),
-        ("parts.0.kind", "sqare", "wanted 'round' or 'square', found 'sqare'; did you mean 'square'"),
-        ("even", "perhaps", "wanted true or false, found 'perhaps'"),
-        ("numbers", [200], "the numbers add up to 200, and 100 is the most"),
-        ("numbers.0", 200, "the numbers add up to 205"),
-        ("table.left", {"siez": 3}, "no such field"),
-        ("growing.new.siez", 3, r"growing\.new has no field 'siez'; did you mean 'size'"),
-        ("growing.new.size", 0, "wanted at least 1, found 0"),
+        ("titel", 1, ("Whole", "'titel'", "'title'")),
+        ("parts.first.sise", 1, ("parts.first", "'sise'", "'size'")),
+        ("parts.frist.size", 1, ("parts", "'frist'", "'first'", "0 to 1")),
+        ("parts.2.size", 1, ("parts", "'2'")),
+        ("table.rihgt.size", 1, ("table", "'rihgt'", "'right'")),
+        ("title.more", 1, ("title", None, "'more'")),
+        ("even.more.still", 1, ("even", True)),
+        ("parts.0.size", "big", ("whole number", "'big'")),
+        ("parts.0.size", 0, ("at least 1", 0)),
+        ("parts.0.rate", "fast", ("number", "'fast'")),
+        ("parts.0.kind", "sqare", ("'round' or 'square'", "'sqare'")),
+        ("even", "perhaps", ("true or false", "'perhaps'")),
+        ("numbers", [200], (200, 100)),
+        ("numbers.0", 200, (205,)),
+        ("table.left", {"siez": 3}, ("siez",)),
+        ("growing.new.siez", 3, ("growing.new", "'siez'", "'size'")),
+        ("growing.new.size", 0, ("at least 1", 0)),
     ],
 )
-def test_a_wrong_setting_says_what_is_possible(path: str, value: Any, message: str) -> None:
-    with pytest.raises(SettingError, match=message):
+def test_a_wrong_setting_says_what_is_possible(path: str, value: Any, facts: tuple[object, ...]) -> None:
+    with raises(SettingError, *facts):
         overridden(Whole(), path, value)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from facts import raises
 
 import crossdistill
 
@@ -68,7 +69,7 @@ def test_dir_shows_the_public_names_before_any_is_used() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no_such_name"):
+    with raises(AttributeError, "no_such_name"):
         _ = crossdistill.no_such_name
 
 

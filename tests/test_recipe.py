@@ -1,12 +1,12 @@
 """A recipe is data: it survives a file, is short on demand, and knows its own faults before anything trains."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from pydantic import ValidationError
 from torch import nn
 
@@ -117,7 +117,7 @@ def test_live_objects_are_named_and_refused_with_the_reason(
     assert ", ".join(recipe.live) == fields
     path = written(recipe, tmp_path)
     assert path.read_text().startswith(f"# Built from live objects ({fields}), which no file can hold.\n")
-    with pytest.raises(RecipeError, match=re.escape(f"{fields}: built from live objects")) as caught:
+    with raises(RecipeError, fields) as caught:
         Recipe.from_yaml(path)
     assert "call crossdistill.run(recipe, out) in the program that made it" in str(caught.value)
 
@@ -125,7 +125,7 @@ def test_live_objects_are_named_and_refused_with_the_reason(
 def test_a_live_recipe_with_an_origin_says_the_command(tmp_path: Path) -> None:
     path = written(live(origin="mine.py:recipe --set width=4"), tmp_path)
     assert "# Run it again with: crossdistill run mine.py:recipe --set width=4" in path.read_text()
-    with pytest.raises(RecipeError, match=r"crossdistill run mine\.py:recipe --set width=4"):
+    with raises(RecipeError, "crossdistill run mine.py:recipe --set width=4"):
         Recipe.from_yaml(path)
 
 
@@ -185,37 +185,37 @@ def test_all_faults_of_a_recipe_are_named_together(changes: Mapping[str, Any], w
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "fact"),
     [
-        ("- 1\n- 2\n", "wanted a mapping of fields, found list"),
-        ("a: [1, 2", "cannot be read as YAML"),
-        ("\x00\x01", "cannot be read as YAML"),
-        ("seed: 1\n", "is required"),
+        ("- 1\n- 2\n", "list"),
+        ("a: [1, 2", "YAML"),
+        ("\x00\x01", "YAML"),
+        ("seed: 1\n", "required"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_recipe_is_refused(text: str, fact: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=message):
+    with raises(RecipeError, fact):
         Recipe.from_yaml(path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"no recipe can be read from .*none\.yaml: there is no such file"):
+    with raises(SettingError, "none.yaml"):
         Recipe.from_yaml(tmp_path / "none.yaml")
 
 
 def test_yaml_makes_no_objects(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: !!python/object/apply:os.system ['touch " + str(tmp_path / "made") + "']\n")
-    with pytest.raises(RecipeError, match="cannot be read as YAML"):
+    with raises(RecipeError, "YAML"):
         Recipe.from_yaml(path)
     assert not (tmp_path / "made").exists()
 
 
 def test_a_recipe_does_not_change() -> None:
     recipe = checked(PLAIN, "mine")
-    with pytest.raises(ValidationError, match="frozen"):
+    with raises(ValidationError, "frozen_instance"):
         recipe.seed = 3
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+from facts import raises
 
 from crossdistill.errors import RunError
 from crossdistill.report import Report, Row, merged, number, spread_of
@@ -54,19 +55,19 @@ def test_fields_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_not_ended_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no finished run"):
+    with raises(RunError, tmp_path):
         Report.load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}x", '[{"data": "toy"}]', "[1]", '[{"values": 3}]', "3"])
 def test_damaged_results_are_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(RunError, match=r"results\.json is damaged"):
+    with raises(RunError, "results.json"):
         Report.load(tmp_path)
 
 
 def test_nan_is_never_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
+    with raises(ValueError, "JSON"):
         Report(tmp_path, (of(math.nan),)).save()
     assert not (tmp_path / "results.json").exists()
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from facts import raises
 from pydantic import ValidationError
 
 from crossdistill import OptimizerConfig, Stage
@@ -36,17 +37,17 @@ def test_a_stage_comes_back_from_plain_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "facts"),
     [
-        ({"method": "kdd"}, "did you mean 'kd'"),
-        ({"method": 3}, "a method is its settings.*found 3"),
-        ({"method": KD}, "a method is its settings.*found <class"),
-        ({"method": {"temperature": 2}}, "a method is its settings.*temperature"),
-        ({}, "method"),
-        ({"method": "kd", "name": ""}, "name"),
-        ({"method": "kd", "name": "Not a folder"}, "name"),
+        ({"method": "kdd"}, ("'kdd'", "'kd'")),
+        ({"method": 3}, ("method", 3)),
+        ({"method": KD}, ("method", "<class")),
+        ({"method": {"temperature": 2}}, ("method", "temperature")),
+        ({}, ("method",)),
+        ({"method": "kd", "name": ""}, ("name",)),
+        ({"method": "kd", "name": "Not a folder"}, ("name",)),
     ],
 )
-def test_what_cannot_be_a_stage_is_said(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_what_cannot_be_a_stage_is_said(given: dict[str, Any], facts: tuple[object, ...]) -> None:
+    with raises(ValidationError, *facts):
         Stage(epochs=1, **given)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import raises
 from torch import Tensor, nn
 
 from crossdistill.batch import InputSpec
@@ -97,7 +98,7 @@ def test_a_foreign_module_is_passed_in_never_imported(tmp_path: Path, monkeypatc
     (tmp_path / "student" / "config.json").write_text(sealed(config))
     (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(SettingError, match=r"is a 'evil_module\.Evil', which is not in the table .* never imported"):
+    with raises(SettingError, "'evil_module.Evil'"):
         load_student(tmp_path / "student")
     assert "evil_module" not in sys.modules
     other = foreign()
@@ -118,7 +119,7 @@ def test_a_plain_foreign_module_needs_no_network_around_it(tmp_path: Path) -> No
 def test_weights_that_do_not_fit_the_module_are_refused(tmp_path: Path) -> None:
     made = Network(nn.Linear(6, 4), ("first",))
     save_student(tmp_path / "student", made, made, toy_dataset(), "card")
-    with pytest.raises(ShapeError, match=r"weight \(4, 6\) instead of \(4, 7\)"):
+    with raises(ShapeError, "weight", "(4, 6)", "(4, 7)"):
         load_student(tmp_path / "student", module=nn.Linear(7, 4))
 
 
@@ -142,13 +143,13 @@ def test_files_are_predicted_as_the_network_does(tmp_path: Path) -> None:
 def test_what_cannot_be_predicted_is_said(tmp_path: Path) -> None:
     save_student(tmp_path / "student", network(), MODEL, dataset(), "card")
     student = load_student(tmp_path)
-    with pytest.raises(DataError, match=r"none\.npy: there is no such file"):
+    with raises(DataError, "none.npy"):
         student.predict([tmp_path / "none.npy"])
-    with pytest.raises(SignalError, match="SmallImage reads 'picture', which the data does not have; known: sound"):
+    with raises(SignalError, "SmallImage", "'picture'", "known: sound"):
         student.logits({"sound": torch.zeros(2, 1, 8, 8)})
     made, data = foreign(), toy_dataset()
     save_student(tmp_path / "two", made, made, data, "card")
-    with pytest.raises(SettingError, match="this student reads first, second; use logits"):
+    with raises(SettingError, "first, second", "logits"):
         load_student(tmp_path / "two", module=foreign()).predict(["a.npy"])
 
 
@@ -163,37 +164,37 @@ def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], objec
 
 
 @pytest.mark.parametrize(
-    ("harm", "kind", "message"),
+    ("harm", "kind", "facts"),
     [
-        (lambda path: (path / "config.json").unlink(), RunError, "neither a run's folder nor a student's"),
-        (lambda path: (path / "config.json").write_text("{"), RunError, r"config\.json is damaged"),
-        (rewritten(lambda config: []), RunError, r"config\.json is damaged"),
+        (lambda path: (path / "config.json").unlink(), RunError, ("folder", "student's")),
+        (lambda path: (path / "config.json").write_text("{"), RunError, ("config.json",)),
+        (rewritten(lambda config: []), RunError, ("config.json",)),
         (
             rewritten(lambda config: config.pop("reads") and None),
             RunError,
-            r"config\.json is damaged: reads",
+            ("config.json", "reads"),
         ),
-        (rewritten(lambda config: {**config, "model": 3}), RunError, r"config\.json is damaged"),
-        (rewritten(lambda config: {**config, "inputs": [1]}), RunError, r"config\.json is damaged"),
-        (rewritten(lambda config: {**config, "model": {"name": "small-image"}}), RunError, "None classes, and 3"),
-        (rewritten(lambda config: {**config, "classes": ["a"] * 9}), RunError, "3 classes, and 9"),
-        (lambda path: (path / "model.safetensors").unlink(), DataError, r"model\.safetensors: there is no such file"),
-        (lambda path: (path / "model.safetensors").write_bytes(b"x" * 50), DataError, r"model\.safetensors: damaged"),
-        (lambda path: (path / "preparation.safetensors").write_bytes(b""), DataError, r"preparation\.safetensors: dam"),
+        (rewritten(lambda config: {**config, "model": 3}), RunError, ("config.json",)),
+        (rewritten(lambda config: {**config, "inputs": [1]}), RunError, ("config.json",)),
+        (rewritten(lambda config: {**config, "model": {"name": "small-image"}}), RunError, ("None classes", 3)),
+        (rewritten(lambda config: {**config, "classes": ["a"] * 9}), RunError, ("3 classes", 9)),
+        (lambda path: (path / "model.safetensors").unlink(), DataError, ("model.safetensors",)),
+        (lambda path: (path / "model.safetensors").write_bytes(b"x" * 50), DataError, ("model.safetensors",)),
+        (lambda path: (path / "preparation.safetensors").write_bytes(b""), DataError, ("preparation.safetensors",)),
     ],
 )
 def test_a_damaged_folder_says_which_file(
-    tmp_path: Path, harm: Callable[[Path], object], kind: type[Exception], message: str
+    tmp_path: Path, harm: Callable[[Path], object], kind: type[Exception], facts: tuple[object, ...]
 ) -> None:
     save_student(tmp_path / "student", network(), MODEL, dataset(), "card")
     harm(tmp_path / "student")
-    with pytest.raises(kind, match=message):
+    with raises(kind, *facts):
         load_student(tmp_path / "student")
 
 
 def test_an_unfinished_run_says_how_to_finish_it(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(RunError, match=r"holds no student yet; finish its run with: crossdistill run .* --resume"):
+    with raises(RunError, "crossdistill run", "--resume"):
         load_student(tmp_path)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from facts import raises
 
 from crossdistill.autograd import mapped as mapped_memory
 from crossdistill.autograd.mapped import MappedTensor, parts
@@ -55,5 +56,5 @@ def test_parts_are_whole_groups_of_rows(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(StorageError, match="taken"):
+    with raises(StorageError, "taken"):
         MappedTensor.zeros(torch.empty(2**20), tmp_path / "taken")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts import raises
 from torch import Tensor
 
 from crossdistill.bank import fill as bank_fill
@@ -168,7 +169,7 @@ def test_a_full_disk_is_met_before_anything_is_computed(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(StorageError, match=r"needs 136.7 kB: No space left on device.*set the stage's source to live"):
+    with raises(StorageError, "136.7 kB", "No space left on device", "live"):
         Bank.create(tmp_path, KEY, BankRows(IDS), {})
     assert not list(tmp_path.iterdir())
 
@@ -180,7 +181,7 @@ def test_a_disk_that_fills_while_writing(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(StorageError, match="the blocks that were marked are good"):
+    with raises(StorageError, "blocks"):
         fill({"a": bank}, produce, lambda: None, lambda text: None)
     monkeypatch.undo()
     assert bank.missing() == list(range(20))

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from facts import raises
 
 from crossdistill.compare.grid import Cell, Grid
 from crossdistill.compare.sweep import FIRST_SEED, Sweep, path_of, tunings, with_choices
@@ -30,7 +31,7 @@ def test_a_sweep_is_a_field_and_its_values(text: str, field: str, values: tuple[
 
 @pytest.mark.parametrize("text", ["temperature", "=1,2", "temperature=", "alpha=[1,2", "alpha=1,2,1"])
 def test_what_is_no_sweep_is_refused(text: str) -> None:
-    with pytest.raises(SettingError, match="--sweep"):
+    with raises(SettingError, "--sweep"):
         Sweep.parse(text)
 
 
@@ -106,7 +107,7 @@ def test_a_choice_that_failed_on_a_seed_is_not_compared_with_whole_ones() -> Non
     given = iter([None, 0.9, 0.9, 0.2, 0.2, 0.2])
     best, _ = alone.chosen(lambda cell: next(given))
     assert best.values == {"learning_rate": 0.002}
-    with pytest.raises(RecipeError, match="nothing can be chosen"):
+    with raises(RecipeError, "chosen"):
         kd.chosen(lambda cell: None)
 
 
@@ -124,13 +125,13 @@ def test_the_chosen_values_are_used_by_every_seed_and_by_the_control() -> None:
     ("sweep", "said"),
     [
         (("temperature=1,-2",), "temperature"),
-        (("temprature=1,2",), "no method of the comparison has this field"),
-        (("temperature=1,2", "temperature=3,4"), "given twice"),
+        (("temprature=1,2",), "temprature"),
+        (("temperature=1,2", "temperature=3,4"), "temperature"),
     ],
 )
 def test_faults_are_told_before_anything_trains(sweep: tuple[str, ...], said: str) -> None:
     made = grid(*sweep)
-    with pytest.raises((RecipeError, SettingError), match=said):
+    with raises((RecipeError, SettingError), said):
         tunings(made, made.cells())
 
 

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+from facts import raises
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch
@@ -201,28 +202,28 @@ class TellsSourcesApart(Honest):
         return {"more": Term(student.need(Signal.LOGITS).sum(1) * live)}
 
 
-BROKEN: list[tuple[type[Honest], str, str]] = [
-    (Rises, "the loss is finite and falls", "after 12 steps"),
-    (MovesTeacher, "what does not train stays", "weights or buffers moved"),
-    (TrainsTeacher, "what does not train stays", "weights or buffers moved|train mode"),
-    (KeepsTeacher, "owns neither student nor teachers", r"the source 'teacher-0' in .*memory"),
-    (KeepsWeights, "owns neither student nor teachers", r"weights of 'teacher-0' in .*borrowed"),
-    (ReadsUndeclared, "names every signal that is read", "gave no embedding"),
-    (PeeksUndeclared, "names every signal that is read", "the term 'peek' is another"),
-    (TimesZero, "an absent modality is never read", "NaN or Inf"),
-    (ReadsAbsent, "an absent modality is never read", "What stands in absent rows changes"),
-    (ReadsHiddenLabels, "rows may have no label", "hidden from the student changes"),
-    (NeedsLabels, "rows may have no label", "raised|hidden"),
-    (ComparesRows, "micro-batches are the batch", "In micro-batches"),
-    (MovesInForward, "state moves in after_step alone", "moves 'centre'"),
-    (CountsInForward, "state moves in after_step alone", "changes 'calls'"),
-    (NeedsTwo, "it takes one teacher and three, or refuses", "tuple index out of range"),
-    (CountsRows, "the order of rows does not matter", "'place'"),
-    (Forgets, "its state comes back from a file", "'more'"),
-    (JudgesOthers, "it judges what is selected", "judges .*student.*'scale'"),
-    (JudgesBatches, "it judges what is selected", "not one number a row"),
-    (ReadsInputs, "what a bank gives is what a live source gives", "KeyError: 'third'"),
-    (TellsSourcesApart, "what a bank gives is what a live source gives", "From banks there is another 'more'"),
+BROKEN: list[tuple[type[Honest], str, tuple[str, ...]]] = [
+    (Rises, "the loss is finite and falls", ("12 steps",)),
+    (MovesTeacher, "what does not train stays", ("moved",)),
+    (TrainsTeacher, "what does not train stays", ()),
+    (KeepsTeacher, "owns neither student nor teachers", ("'teacher-0'", "memory")),
+    (KeepsWeights, "owns neither student nor teachers", ("'teacher-0'", "borrowed")),
+    (ReadsUndeclared, "names every signal that is read", ("embedding",)),
+    (PeeksUndeclared, "names every signal that is read", ("'peek'",)),
+    (TimesZero, "an absent modality is never read", ("NaN or Inf",)),
+    (ReadsAbsent, "an absent modality is never read", ("absent rows",)),
+    (ReadsHiddenLabels, "rows may have no label", ("hidden", "student")),
+    (NeedsLabels, "rows may have no label", ()),
+    (ComparesRows, "micro-batches are the batch", ("micro-batches",)),
+    (MovesInForward, "state moves in after_step alone", ("'centre'",)),
+    (CountsInForward, "state moves in after_step alone", ("'calls'",)),
+    (NeedsTwo, "it takes one teacher and three, or refuses", ("tuple index out of range",)),
+    (CountsRows, "the order of rows does not matter", ("'place'",)),
+    (Forgets, "its state comes back from a file", ("'more'",)),
+    (JudgesOthers, "it judges what is selected", ("student", "'scale'")),
+    (JudgesBatches, "it judges what is selected", ("row",)),
+    (ReadsInputs, "what a bank gives is what a live source gives", ("KeyError: 'third'",)),
+    (TellsSourcesApart, "what a bank gives is what a live source gives", ("banks", "'more'")),
 ]
 
 
@@ -234,10 +235,10 @@ def test_an_honest_method_keeps_the_contract() -> None:
     check_method(Settings())
 
 
-@pytest.mark.parametrize(("kind", "words", "seen"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
-def test_a_broken_clause_is_caught(kind: type[Honest], words: str, seen: str) -> None:
+@pytest.mark.parametrize(("kind", "words", "facts"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_a_broken_clause_is_caught(kind: type[Honest], words: str, facts: tuple[str, ...]) -> None:
     clause = next(clause for clause in CLAUSES if words in clause)
-    with pytest.raises(AssertionError, match=seen) as caught:
+    with raises(AssertionError, *facts) as caught:
         held(kind, clause)
     assert f"honest breaks the contract: {clause}." in str(caught.value)
 
@@ -252,7 +253,7 @@ def test_a_method_that_refuses_every_number_of_teachers_is_told_apart() -> None:
         def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
             raise ApplicabilityError("never")
 
-    with pytest.raises(AssertionError, match="neither one nor several teachers: never"):
+    with raises(AssertionError, "one", "several", "never"):
         check_method(Refuses())
 
 
@@ -267,7 +268,7 @@ def test_networks_and_data_of_your_own() -> None:
 
 
 def test_networks_of_your_own_come_together() -> None:
-    with pytest.raises(SettingError, match="together"):
+    with raises(SettingError, "together"):
         check_method(Settings(), student=toy_network())
 
 
@@ -283,5 +284,5 @@ class SumsOverRanks(Honest):
 
 @pytest.mark.slow
 def test_ranks_that_do_not_gather_are_caught() -> None:
-    with pytest.raises(AssertionError, match="In 2 processes, rank"):
+    with raises(AssertionError, "2 processes", "rank"):
         check_ranks(Settings(kind="SumsOverRanks"))

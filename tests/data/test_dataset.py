@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from facts import raises
 
 from crossdistill.batch import MISSING_TARGET, InputSpec
 from crossdistill.data.dataset import Dataset, Licence, hide_labels
@@ -59,7 +60,7 @@ def test_class_names_as_targets() -> None:
     dataset = Dataset.from_arrays("animals", {"x": np.ones((6, 2))}, ["cat", "dog", "ant", "cat", "dog", "ant"])
     assert dataset.classes == ("ant", "cat", "dog")
     assert dataset.targets.tolist() == [1, 2, 0, 1, 2, 0]
-    with pytest.raises(DataError, match=r"\['ant'\] are not among the classes \['cat', 'dog'\]"):
+    with raises(DataError, "'ant'", "'cat'", "'dog'"):
         Dataset.from_arrays("animals", {"x": np.ones((6, 2))}, ["cat", "dog", "ant"] * 2, classes=("cat", "dog"))
 
 
@@ -77,49 +78,49 @@ def test_splits_of_ones_own_and_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("splits", "said"),
+    ("splits", "facts"),
     [
-        ({"train": [0, 1], "test": [2]}, "wanted the splits train, validation, test; found train, test"),
-        ({"train": [0, 1], "validation": [1, 2], "test": [3]}, "'train' and 'validation' share 1 rows, first 1"),
-        ({"train": [0, 0], "validation": [1], "test": [3]}, "'train' names some rows twice"),
-        ({"train": [0], "validation": [], "test": [3]}, "'validation' is empty"),
-        ({"train": [0], "validation": [1], "test": [100]}, "names rows 100 to 100, but rows go from 0 to 99"),
-        ({"train": [0], "validation": [1], "test": [-1]}, "names rows -1 to -1"),
+        ({"train": [0, 1], "test": [2]}, ("train, validation, test", "found train, test")),
+        ({"train": [0, 1], "validation": [1, 2], "test": [3]}, ("'train'", "'validation'", "1 rows")),
+        ({"train": [0, 0], "validation": [1], "test": [3]}, ("'train'", "twice")),
+        ({"train": [0], "validation": [], "test": [3]}, ("'validation'", "empty")),
+        ({"train": [0], "validation": [1], "test": [100]}, ("100 to 100", "0 to 99")),
+        ({"train": [0], "validation": [1], "test": [-1]}, ("-1 to -1",)),
     ],
 )
-def test_splits_that_cannot_be(splits: dict[str, list[int]], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_splits_that_cannot_be(splits: dict[str, list[int]], facts: tuple[str, ...]) -> None:
+    with raises(DataError, *facts):
         small(splits={name: np.array(rows, dtype=np.int64) for name, rows in splits.items()})
 
 
 def test_arrays_of_different_lengths_are_named() -> None:
-    with pytest.raises(ShapeError, match="found image 10, audio 9, targets 10"):
+    with raises(ShapeError, "image 10", "audio 9", "targets 10"):
         Dataset.from_arrays("own", {"image": np.ones((10, 2)), "audio": np.ones((9, 2))}, np.zeros(10, int))
-    with pytest.raises(ShapeError, match=r"found image 10, targets 10, present\['image'\] 9"):
+    with raises(ShapeError, "image 10", "targets 10", "present['image'] 9"):
         Dataset.from_arrays("own", {"image": np.ones((10, 2))}, np.zeros(10, int), present={"image": [True] * 9})
-    with pytest.raises(ShapeError, match="at least one modality"):
+    with raises(ShapeError, "modality"):
         Dataset.from_arrays("own", {}, np.zeros(10, int))
-    with pytest.raises(ShapeError, match=r"shape \(10,\); wanted \(examples, ...\)"):
+    with raises(ShapeError, "(10,)"):
         Dataset.from_arrays("own", {"image": np.ones(10)}, np.zeros(10, int))
 
 
 def test_a_specification_that_does_not_fit() -> None:
-    with pytest.raises(ShapeError, match=r"an example of 'x' has shape \(2,\), but its specification says \(3,\)"):
+    with raises(ShapeError, "'x'", "(2,)", "(3,)"):
         Dataset.from_arrays("own", {"x": np.ones((10, 2))}, [0] * 10, input_specs={"x": InputSpec("array", (3,))})
-    with pytest.raises(DataError, match=r"input_specs speaks of 'y', .* known: x"):
+    with raises(DataError, "'y'", "known: x"):
         Dataset.from_arrays("own", {"x": np.ones((10, 2))}, [0] * 10, input_specs={"y": InputSpec("array", (2,))})
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "facts"),
     [
-        ([0.5] * 10, "targets are float64; wanted whole numbers or class names"),
-        ([-1] + [0] * 9, "first in row 0: -1"),
-        ([0] * 9 + [7], "first in row 9: 7; wanted 0 to 1"),
+        ([0.5] * 10, ("float64",)),
+        ([-1] + [0] * 9, ("row 0: -1",)),
+        ([0] * 9 + [7], ("row 9: 7", "0 to 1")),
     ],
 )
-def test_targets_that_name_no_class(targets: list[float], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_targets_that_name_no_class(targets: list[float], facts: tuple[str, ...]) -> None:
+    with raises(DataError, *facts):
         Dataset.from_arrays("own", {"x": np.ones((10, 2))}, targets, classes=("a", "b"))
 
 
@@ -127,7 +128,7 @@ def test_nan_and_inf_are_refused_with_their_rows() -> None:
     values = np.ones((10, 2))
     values[3, 1] = np.nan
     values[8, 0] = np.inf
-    with pytest.raises(DataError, match="'x' holds NaN or Inf in 2 of 10 rows: 3, 8;"):
+    with raises(DataError, "'x'", "2 of 10", "3, 8"):
         Dataset.from_arrays("own", {"x": values}, [0] * 10)
     present = {"x": [row not in (3, 8) for row in range(10)]}
     assert len(Dataset.from_arrays("own", {"x": values}, [0] * 10, present=present)) == 10
@@ -213,5 +214,5 @@ def test_all_labels_is_the_same_dataset_and_nonsense_is_refused() -> None:
     dataset = small()
     assert hide_labels(dataset, 1.0) is dataset
     for fraction in (0.0, -0.1, 1.5):
-        with pytest.raises(SettingError, match=r"wanted a fraction in \(0, 1\]"):
+        with raises(SettingError, "(0, 1]"):
             hide_labels(dataset, fraction)

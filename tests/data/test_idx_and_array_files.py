@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from facts import raises
 
 from crossdistill.data.array_file import read_array
 from crossdistill.data.idx_file import read_idx
@@ -24,18 +25,18 @@ def test_idx_files_are_read(name: str, shape: tuple[int, ...], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "facts"),
     [
-        (b"", "0 bytes are too few"),
-        (idx(np.zeros((3, 4)))[:-1], "truncated: shape .* needs 12 bytes, found 11"),
-        (idx(np.zeros((3, 4))) + b"x", "too long: .* found 13"),
-        (idx(np.zeros(12)), "first four bytes are 00000801; wanted 00000802"),
-        (struct.pack(">HBB2I", 0, 0x0D, 2, 1, 1) + bytes(4), "wanted 00000802, an IDX file of unsigned bytes"),
+        (b"", ("0 bytes",)),
+        (idx(np.zeros((3, 4)))[:-1], ("12 bytes", 11)),
+        (idx(np.zeros((3, 4))) + b"x", ("12 bytes", 13)),
+        (idx(np.zeros(12)), ("00000801", "00000802")),
+        (struct.pack(">HBB2I", 0, 0x0D, 2, 1, 1) + bytes(4), ("00000802",)),
     ],
 )
-def test_idx_files_that_are_none(content: bytes, said: str, tmp_path: Path) -> None:
+def test_idx_files_that_are_none(content: bytes, facts: tuple[object, ...], tmp_path: Path) -> None:
     (tmp_path / "bad-idx").write_bytes(content)
-    with pytest.raises(DataError, match=f"bad-idx: .*{said}"):
+    with raises(DataError, "bad-idx", *facts):
         read_idx(tmp_path / "bad-idx", 2)
 
 
@@ -43,7 +44,7 @@ def test_idx_files_that_are_none(content: bytes, said: str, tmp_path: Path) -> N
 def test_truncated_gzip(share: float, tmp_path: Path) -> None:
     content = gzip.compress(idx(np.random.default_rng(0).integers(256, size=(50, 40))))
     (tmp_path / "cut.gz").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=r"cut\.gz: truncated or damaged"):
+    with raises(DataError, "cut.gz"):
         read_idx(tmp_path / "cut.gz", 2)
 
 
@@ -51,7 +52,7 @@ def test_flipped_bits_in_gzip(tmp_path: Path) -> None:
     content = bytearray(gzip.compress(idx(np.random.default_rng(0).integers(256, size=(50, 40)))))
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "a.gz").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.gz"):
+    with raises(DataError, "a.gz"):
         read_idx(tmp_path / "a.gz", 2)
 
 
@@ -60,21 +61,21 @@ def test_arrays(mapped: bool, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(30))
     assert np.array_equal(read_array(tmp_path / "a.npy", mapped=mapped), np.eye(30))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
-    with pytest.raises(DataError, match=r"cut\.npy: truncated"):
+    with raises(DataError, "cut.npy"):
         read_array(tmp_path / "cut.npy", mapped=mapped)
     np.save(tmp_path / "names.npy", np.array(["a", "b"]))
-    with pytest.raises(DataError, match=r"names\.npy: holds <U1; wanted numbers"):
+    with raises(DataError, "names.npy", "<U1"):
         read_array(tmp_path / "names.npy", mapped=mapped)
     np.save(tmp_path / "pickled.npy", np.array([{}, []], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"pickled\.npy"):
+    with raises(DataError, "pickled.npy"):
         read_array(tmp_path / "pickled.npy", mapped=mapped)
     np.savez(tmp_path / "several.npz", a=np.eye(2))
-    with pytest.raises(DataError, match=r"several\.npz: not a \.npy file"):
+    with raises(DataError, "several.npz"):
         read_array(tmp_path / "several.npz", mapped=mapped)
-    with pytest.raises(DataError, match="there is no such file"):
+    with raises(DataError, "none.npy"):
         read_array(tmp_path / "none.npy", mapped=mapped)
 
 
 def test_missing_idx_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file"):
+    with raises(DataError, tmp_path / "none"):
         read_idx(tmp_path / "none", 1)

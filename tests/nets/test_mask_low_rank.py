@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from facts import raises
 from torch import nn
 
 from crossdistill.errors import SettingError, ShapeError
@@ -80,13 +81,13 @@ def test_maps_are_reduced_over_space_first() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(SettingError, match="the rank is 0; it needs to be 1 or more"):
+    with raises(SettingError, "rank", 0, 1):
         low_rank_mask_for((24,), rank=0)
-    with pytest.raises(ShapeError, match=r"no mask network for a tap of shape \(4, 5, 6, 7\)"):
+    with raises(ShapeError, "(4, 5, 6, 7)"):
         low_rank_mask_for((4, 5, 6, 7))
-    with pytest.raises(SettingError, match="width 8 is no positive multiple of 3 heads"):
+    with raises(SettingError, "width 8", "3 heads"):
         LowRankMaskNet1d(24, 8, 3, 1)
-    with pytest.raises(ShapeError, match=r"value is \(2, 25\), not \(rows, 24\)"):
+    with raises(ShapeError, "(2, 25)", "(rows, 24)"):
         low_rank_mask_for((24,))(torch.randn(2, 25))
-    with pytest.raises(ShapeError, match=r"not \(rows, 12, H, W\)"):
+    with raises(ShapeError, "(rows, 12, H, W)"):
         low_rank_mask_for((12, 5, 4))(torch.randn(2, 13, 5, 4))

@@ -8,6 +8,7 @@ import jaxtyping
 import pytest
 import torch
 from derivations import assert_equal, draw, gradient_by_differences, probabilities, slow_kl
+from facts import raises
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET
@@ -96,13 +97,13 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 
 def test_distillation_kl_refuses_what_would_broadcast(unchecked: None) -> None:
-    with pytest.raises(ShapeError, match=r"teacher's logits are \(4, 1\) and the student's \(4, 5\)"):
+    with raises(ShapeError, "(4, 1)", "(4, 5)"):
         distillation_kl(draw(4, 5), draw(4, 1), 4.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_temperature_must_be_positive(temperature: float) -> None:
-    with pytest.raises(SettingError, match="temperature is"):
+    with raises(SettingError, "temperature"):
         distillation_kl(draw(2, 3), draw(2, 3), temperature)
 
 
@@ -176,7 +177,7 @@ def test_cross_entropy_of_a_batch_without_any_target_is_zero() -> None:
 
 
 def test_cross_entropy_names_the_shapes_that_fit(unchecked: None) -> None:
-    with pytest.raises(ShapeError, match=r"targets \(3, 1\) of torch.int64; possible are class indices .* \(3,\)"):
+    with raises(ShapeError, "(3, 1)", "torch.int64", "(3,)"):
         cross_entropy(draw(3, 4), torch.zeros(3, 1, dtype=torch.int64))
 
 
@@ -214,7 +215,7 @@ def test_collaborative_gradients(detach: bool) -> None:
 
 
 def test_collaboration_needs_two() -> None:
-    with pytest.raises(SettingError, match="at least two members, found 1: image"):
+    with raises(SettingError, "two", "1: image"):
         collaborative_kl({"image": draw(2, 3)}, 4.0)
 
 

@@ -8,6 +8,7 @@ import jaxtyping
 import pytest
 import torch
 from derivations import assert_equal, draw, gradient_by_differences, slow_kl
+from facts import raises
 
 from crossdistill.errors import SettingError, ShapeError
 from crossdistill.losses import distillation_kl, routed_kl, top_teachers, weighted_kl
@@ -106,7 +107,7 @@ def test_learned_routing_reaches_the_gate_and_balanced_routing_does_not() -> Non
 
 def test_learned_routing_with_one_teacher_of_several_would_not_learn() -> None:
     student, gate, teachers = draw(3, 4), draw(3, 2), draw(2, 3, 4).detach()
-    with pytest.raises(SettingError, match="k is 1 and weights are renormalised"):
+    with raises(SettingError, "k is 1"):
         weighted_kl(student, teachers, gate, 1, 4.0)
     alone = weighted_kl(student, teachers[:1], gate[:, :1], 1, 4.0)
     assert_equal(alone, distillation_kl(student, teachers[0], 4.0).detach())
@@ -123,12 +124,12 @@ def test_logits_and_probabilities_choose_alike() -> None:
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_must_be_a_number_of_teachers(k: int) -> None:
-    with pytest.raises(SettingError, match=f"k is {k}, but there are 3 teachers; possible are 1 to 3"):
+    with raises(SettingError, f"k is {k}", "3 teachers", "1 to 3"):
         top_teachers(torch.zeros(2, 3), k)
 
 
 def test_routing_names_what_does_not_fit(unchecked: None) -> None:
-    with pytest.raises(ShapeError, match=r"teachers' logits are \(3, 2, 5\), the student's \(2, 4\)"):
+    with raises(ShapeError, "(3, 2, 5)", "(2, 4)"):
         routed_kl(draw(2, 4), draw(3, 2, 5), draw(2, 3), 1, 4.0)
-    with pytest.raises(SettingError, match="reduce is 'max'; possible are 'sum' and 'mean'"):
+    with raises(SettingError, "'max'", "'sum'", "'mean'"):
         routed_kl(draw(2, 4), draw(3, 2, 4), draw(2, 3), 1, 4.0, reduce="max")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from torch import Tensor, nn
 
 from crossdistill import Recipe, Stage, run
@@ -212,7 +213,7 @@ def test_a5_norms_in_another_order_are_told_and_not_mixed() -> None:
         other[0] = 2
         return torch.stack([numbers, other])
 
-    with JointStatistics([norms], exchange).entered(), pytest.raises(RuntimeError, match="processes"):
+    with JointStatistics([norms], exchange).entered(), raises(RuntimeError, "processes"):
         norms[0](torch.randn(4, 3))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import raises
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -77,7 +78,7 @@ def test_d_class_weights_of_a_class_without_rows() -> None:
 
 @pytest.mark.parametrize("weights", [(1.0, 2.0), (0.0, 0.0, 0.0)])
 def test_d_class_weights_that_do_not_fit(weights: tuple[float, ...]) -> None:
-    with pytest.raises(ApplicabilityError, match="class_weights"):
+    with raises(ApplicabilityError, "class_weights"):
         step_of(weights, torch.randn(30, 3), torch.arange(30))
 
 
@@ -92,5 +93,5 @@ def test_d_class_weights_in_a_recipe(tmp_path: Path) -> None:
     run(recipe("balanced"), tmp_path / "balanced")
     changed = recipe(None).overridden(["stages.supervised.method.class_weights=[1, 2]"])
     assert changed.stages[0].method.class_weights == (1.0, 2.0)  # type: ignore[attr-defined]
-    with pytest.raises(RecipeError, match="class_weights hold 3 numbers for 2 classes"):
+    with raises(RecipeError, "class_weights", 3, 2):
         run(recipe((1.0, 2.0, 3.0)), tmp_path / "other")

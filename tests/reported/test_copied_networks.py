@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from facts import raises
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ def test_a2_frozen_weights_are_in_the_key() -> None:
 
 def test_a3_a_network_of_which_nothing_may_train_is_refused(tmp_path: Path) -> None:
     module = net().requires_grad_(False)
-    with pytest.raises(RecipeError, match="requires_grad"):
+    with raises(RecipeError, "requires_grad"):
         run(recipe(Network(module, "first")), tmp_path / "run")
 
 
@@ -177,7 +178,7 @@ def test_a3_gradient_hooks_of_parameters_are_refused(tmp_path: Path) -> None:
     """Torch copies a parameter without them, so that they would have no effect."""
     module = net()
     module.back.weight.register_hook(lambda gradient: gradient * 0)
-    with pytest.raises(SettingError, match=r"back\.weight"):
+    with raises(SettingError, "back.weight"):
         run(recipe(Network(module, "first")), tmp_path / "run")
     second = nn.Sequential(nn.Flatten(), nn.Linear(8, 4))
     second[1].weight.register_hook(lambda gradient: gradient * 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import Command
+from facts import raises
 
 from crossdistill import Network, Stage, load_student, run
 from crossdistill.compare.grid import Grid
@@ -311,7 +312,7 @@ def test_c_predictions_of_an_earlier_version_are_looked_at(tmp_path: Path) -> No
     """They have no hashes."""
     for arrays in ({"ids": np.arange(3)}, {"ids": np.arange(3), "predicted": np.arange(2), "targets": np.arange(3.0)}):
         np.savez(tmp_path / PREDICTIONS, **arrays)
-        with pytest.raises(RunError, match=PREDICTIONS):
+        with raises(RunError, PREDICTIONS):
             _answers(tmp_path / PREDICTIONS)
 
 
@@ -330,7 +331,7 @@ def test_a6_parts_of_another_run_are_not_this_runs(tmp_path: Path, taken: tuple[
         if own.is_dir():
             shutil.rmtree(own)
         (shutil.copytree if theirs.is_dir() else shutil.copy)(theirs, own)
-    with pytest.raises(RunError, match="not the one of this run"):
+    with raises(RunError, "this run"):
         load_student(tmp_path / "0", torch.nn.Linear(6, 4))
     run(given, tmp_path / "0", resume=True)
     assert [file.read_bytes() for file in files] == kept

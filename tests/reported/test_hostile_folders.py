@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from facts import raises
 from PIL import Image
 from torch import Tensor, nn
 
@@ -245,7 +246,7 @@ def test_c_what_is_no_file_is_refused_without_waiting(cases: list[Case], tmp_pat
         path.mkdir()
     else:
         path.symlink_to(tmp_path / "moved" if kind == "link" else Path("/dev/zero"))
-    with _limits(), pytest.raises(CrossdistillError, match=rf"{name}: is a (pipe|symbolic link|folder)"):
+    with _limits(), raises(CrossdistillError, name):
         load_student(folder)
 
 
@@ -262,25 +263,25 @@ def test_c_absurd_numbers_of_classes_take_no_memory(cases: list[Case], tmp_path:
         classes=[str(number) for number in range(classes)],
         model={"name": "small-image", "options": {"classes": classes}},
     )
-    with _limits(), pytest.raises(CrossdistillError, match=r"1000000|1,000,001"):
+    with _limits(), raises(CrossdistillError, classes):
         load_student(folder)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "facts"),
     [
-        ({"classes": True}, "True classes"),
-        ({"classes": 3.0}, "classes.*integer"),
-        ({"classes": 3, "width": 9}, "no option 'width'"),
-        ({"classes": 3, "deep": {"er": [[[[[[[[[1]]]]]]]]]}}, "nested"),
+        ({"classes": True}, ("classes", True)),
+        ({"classes": 3.0}, ("classes", "integer")),
+        ({"classes": 3, "width": 9}, ("'width'",)),
+        ({"classes": 3, "deep": {"er": [[[[[[[[[1]]]]]]]]]}}, ("nested",)),
     ],
 )
 def test_c_options_are_those_of_the_models_signature(
-    cases: list[Case], tmp_path: Path, options: dict[str, Any], said: str
+    cases: list[Case], tmp_path: Path, options: dict[str, Any], facts: tuple[object, ...]
 ) -> None:
     folder = Path(shutil.copytree(cases[0].folder, tmp_path / "student"))
     _forge(folder, model={"name": "small-image", "options": options})
-    with pytest.raises(CrossdistillError, match=said):
+    with raises(CrossdistillError, *facts):
         load_student(folder)
 
 
@@ -290,7 +291,7 @@ def test_c_inputs_that_the_network_does_not_take_are_refused_before_memory_is_ta
 ) -> None:
     folder = Path(shutil.copytree(cases[0].folder, tmp_path / "student"))
     _forge(folder, inputs={"picture": {"kind": "image", "shape": shape, "options": {}}})
-    with _limits(), pytest.raises(CrossdistillError, match=rf"{shape[1]}"):
+    with _limits(), raises(CrossdistillError, shape[1]):
         load_student(folder)
 
 
@@ -298,5 +299,5 @@ def test_c_logits_that_are_not_finite_are_no_answer(cases: list[Case], tmp_path:
     folder = Path(shutil.copytree(cases[2].folder, tmp_path / "student"))
     options = {"normalisation": {"kind": "mean and standard deviation", "mean": 0.0, "deviation": 1e-300}}
     _forge(folder, inputs={"vector": {"kind": "array", "shape": [6], "options": options}})
-    with pytest.raises(CrossdistillError, match="NaN or Inf for example 0"):
+    with raises(CrossdistillError, "NaN or Inf", 0):
         load_student(folder, nn.Linear(6, 3)).predict(cases[2].files)

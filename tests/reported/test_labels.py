@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import raises
 
 from crossdistill.batch import MISSING_TARGET, InputSpec
 from crossdistill.data.augmentation import Variation, Variations
@@ -132,14 +133,14 @@ def test_a9_names_for_all_keep_ids_and_say_which_have_no_row(caplog: pytest.LogC
 
 @pytest.mark.parametrize("classes", ["abc", ["a", "a", "b"], ["a", 1, "b"], [0.5, 1.5, 2.5]])
 def test_a9_classes_that_cannot_be(classes: Any) -> None:
-    with pytest.raises(DataError, match="classes"):
+    with raises(DataError, "classes"):
         made(classes=classes)
 
 
 def test_a9_ids_from_one_with_names() -> None:
-    with pytest.raises(DataError, match=r"row 2: 3; wanted 0 to 2.*count from 1"):
+    with raises(DataError, "row 2: 3", "0 to 2"):
         made(IDS + 1, classes=("a", "b", "c"))
-    with pytest.raises(DataError, match=r"row 2 holds 2.*`classes`"):
+    with raises(DataError, "row 2", "`classes`"):
         made(classes=[0, 1])
 
 
@@ -182,9 +183,9 @@ def test_a8_rowwise_arguments_that_are_refused(
 
 def test_a8_a_dataset_made_by_hand_is_checked_too() -> None:
     dataset = made()
-    with pytest.raises(DataError, match=r"'aduio'.*'audio'"):
+    with raises(DataError, "'aduio'", "'audio'"):
         replace(dataset, present={"aduio": torch.ones(ROWS, dtype=torch.bool)})
-    with pytest.raises(DataError, match=r"present.*int64"):
+    with raises(DataError, "present", "int64"):
         replace(dataset, present={"audio": torch.arange(ROWS)})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import raises
 from torch import Tensor, nn
 
 from crossdistill import Dataset, Network, NetworkConfig, Recipe, Stage, run
@@ -157,7 +158,7 @@ def test_d_a_teacher_without_a_hidden_layer_is_named() -> None:
     teachers = {"flat": _network(nn.Linear(8, 4), "right")}
     made = own_recipe(data).model_copy(update={"teachers": teachers})
     stages = (Stage(method="specialise", trains=(), epochs=1),)
-    with pytest.raises(RecipeError, match="flat"):
+    with raises(RecipeError, "flat"):
         prepare(made.model_copy(update={"stages": stages}), data, torch.device("cpu"))
 
 

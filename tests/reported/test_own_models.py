@@ -10,6 +10,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 from command_line import Command, process
+from facts import raises
 
 from crossdistill import load_student
 from crossdistill.errors import SettingError
@@ -339,7 +340,7 @@ def test_d_a_broken_package_is_a_sentence(installed: Path) -> None:
     from crossdistill.data import find_data
     from crossdistill.models import find_model
 
-    with pytest.raises(SettingError, match=r"'broken-net'.*plug_in_that_is_not_there.*ModuleNotFoundError"):
+    with raises(SettingError, "'broken-net'", "plug_in_that_is_not_there", "ModuleNotFoundError"):
         find_model("broken-net")
-    with pytest.raises(SettingError, match=r"'broken-data'.*no DataConfig"):
+    with raises(SettingError, "'broken-data'", "DataConfig"):
         find_data("broken-data")

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from command_line import Command
+from facts import raises
 from PIL import Image
 from torch import nn
 
@@ -65,7 +66,7 @@ def test_c_a_wav_of_an_absurd_rate_is_refused(tmp_path: Path, rate: int) -> None
     content = bytearray(path.read_bytes())
     content[24:28] = struct.pack("<I", rate)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"a\.wav.* {rate:,} Hz.*1,000 to 768,000"):
+    with raises(DataError, "a.wav", rate, 1_000, 768_000):
         decode(SOUND, path)
 
 
@@ -78,7 +79,7 @@ def test_c_a_flac_that_promises_what_it_has_not_takes_no_memory(tmp_path: Path, 
     content[18:26] = struct.pack(">Q", told >> 36 << 36 | promised)
     path.write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match=rf"a\.flac.*{said}"):
+    with raises(DataError, "a.flac", said):
         read_sound(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17, "KiB"
 
@@ -92,7 +93,7 @@ def npy(path: Path, shape: str, content: bytes = b"\0" * 64, kind: str = "<f4") 
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("shape", ["(1099511627776,)", "(4294967296, 4294967296)", "(-4,)", "(17,)", "(2,)*9", "[2]"])
 def test_c_an_array_whose_header_promises_more_than_its_file_holds(tmp_path: Path, shape: str, mapped: bool) -> None:
-    with pytest.raises(DataError, match=r"a\.npy: truncated"):
+    with raises(DataError, "a.npy"):
         read_array(npy(tmp_path / "a.npy", shape), mapped=mapped)
 
 
@@ -113,14 +114,14 @@ def test_c_an_array_that_is_not_read_whole(tmp_path: Path) -> None:
         file.truncate(128 + 4 * 2**32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert decode(SOUND, tmp_path / "long.npy").shape == (1, 32, 32)
-    with pytest.raises(DataError, match=r"\(4294967296,\)"):
+    with raises(DataError, "(4294967296,)"):
         decode(InputSpec("array", (5,)), tmp_path / "long.npy")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18, "KiB"
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".png", "b/" * 3000 + "c.png", "nul\0.png"])
 def test_c_names_that_no_file_can_have(tmp_path: Path, name: str, crossdistill: Command) -> None:
-    with pytest.raises(DataError, match="name"):
+    with raises(DataError, "name"):
         student(InputSpec("image", (1, 8, 8))).predict(name)
     with pytest.raises(CrossdistillError):
         load_student(name)
@@ -145,10 +146,10 @@ def test_c_names_over_255_bytes_are_a_sentence_wherever_they_are_given(words: li
 def test_c_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     for name in ("a.png", "a.npy"):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(DataError, match="is a pipe"):
+        with raises(DataError, "pipe"):
             student(InputSpec("image", (1, 8, 8))).predict(tmp_path / name)
     os.mkfifo(tmp_path / "a.wav")
-    with pytest.raises(DataError, match="is a pipe"):
+    with raises(DataError, "pipe"):
         decode(SOUND, tmp_path / "a.wav")
 
 
@@ -169,7 +170,7 @@ def test_c_a_picture_into_a_specification_of_ones_own(tmp_path: Path, shape: tup
 @pytest.mark.parametrize("shape", [(5,), (2, 8, 8), (8, 8, 4), (1, 1, 8, 8)])
 def test_c_a_picture_into_what_is_no_picture(tmp_path: Path, shape: tuple[int, ...]) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"\(H, W\), \(1, H, W\) or \(3, H, W\)"):
+    with raises(DataError, "(H, W)", "(1, H, W)", "(3, H, W)"):
         decode(InputSpec(kind="image", shape=shape), tmp_path / "a.png")
 
 
@@ -179,7 +180,7 @@ def test_c_a_picture_into_what_is_no_picture(tmp_path: Path, shape: tuple[int, .
 )
 def test_c_a_normalisation_that_is_none_is_refused(tmp_path: Path, options: dict[str, object]) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="normalisation"):
+    with raises(DataError, "normalisation"):
         decode(InputSpec("image", (1, 8, 8), options), tmp_path / "a.png")
 
 
@@ -202,13 +203,13 @@ def test_c_arrays_and_tensors_are_predicted_like_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("array", [np.zeros((9, 9)), np.zeros((5, 8, 8)), np.array(["a"]), np.full((8, 8), np.nan)])
 def test_c_arrays_that_are_no_example(array: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"the array: (an array of shape|holds)"):
+    with raises(DataError, "array"):
         student(InputSpec("array", (1, 8, 8))).predict(array)
 
 
 def test_c_bytes_of_the_networks_own_dimensions_are_no_input() -> None:
     """A picture that forgot its preparation would be read as it is, 255 times too bright."""
-    with pytest.raises(DataError, match=r"whole numbers .* \(1, 8, 8\)"):
+    with raises(DataError, "(1, 8, 8)"):
         student(InputSpec("image", (1, 8, 8))).predict(np.full((1, 8, 8), 200, np.uint8))
 
 
@@ -216,9 +217,9 @@ def test_c_inputs_of_another_size_than_in_training_are_refused() -> None:
     made = student(InputSpec("image", (1, 8, 8)), Pooled())
     assert made.logits({"picture": torch.zeros(2, 1, 8, 8)}).shape == (2, 3)
     for shape in ((2, 1, 16, 16), (1, 8, 8)):
-        with pytest.raises(ShapeError, match=r"\(rows, 1, 8, 8\)"):
+        with raises(ShapeError, "(rows, 1, 8, 8)"):
             made.logits({"picture": torch.zeros(shape)})
-    with pytest.raises(CrossdistillError, match="picture"):
+    with raises(CrossdistillError, "picture"):
         made.logits({})
 
 
@@ -242,7 +243,7 @@ def test_c_sixteen_bits_of_colour_are_not_cut_to_eight(tmp_path: Path, colour: i
     rows = b"".join(b"\0" + bytes(range(8 * channels)) for _ in range(4))
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
-    with pytest.raises(DataError, match=r"a\.png: .*16 bits.*eight"):
+    with raises(DataError, "a.png", "16 bits"):
         decode(InputSpec("image", (1, 4, 4)), path)
 
 

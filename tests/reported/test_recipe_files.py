@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from command_line import Command
+from facts import raises
 
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError
 from crossdistill.overrides import parse_override
@@ -214,5 +215,5 @@ def test_c_yaml_of_a_run_folder_that_is_no_recipe(tmp_path: Path, crossdistill: 
 
 
 def test_c_yaml_faults_name_their_place_once() -> None:
-    with pytest.raises(SettingError, match=r"line 2, column 1: .*'seed'.* line 1$"):
+    with raises(SettingError, "line 2, column 1", "'seed'", "line 1"):
         parse_yaml("seed: 1\nseed: 2\n")

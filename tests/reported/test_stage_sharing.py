@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from facts import raises
 from torch import Tensor, nn
 
 from crossdistill import Dataset, Network, Recipe, Stage, run
@@ -139,9 +140,9 @@ def test_a2_data_that_were_changed_after_they_were_taken_are_refused(tmp_path: P
     recipe = Recipe(data=data, student=Network(nn.Linear(6, 4), "first"), stages=(stage,))
     run(recipe, tmp_path / "out", share=tmp_path / "share")
     other = recipe.model_copy(update={"data": replace(data, targets=data.targets.flip(0))})
-    with pytest.raises(DataError, match="own"):
+    with raises(DataError, "own"):
         run(other, tmp_path / "targets", share=tmp_path / "share")
     values[:] = 0
     for out, resume in (("out", True), ("again", False)):
-        with pytest.raises(DataError, match="own"):
+        with raises(DataError, "own"):
             run(recipe, tmp_path / out, share=tmp_path / "share", resume=resume)

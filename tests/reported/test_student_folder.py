@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import raises
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -86,7 +87,7 @@ def test_a6_a_file_that_is_not_what_was_written_is_refused(folder: Path, name: s
         flip(folder / name)
     else:
         other(folder, name)
-    with pytest.raises(DataError, match=rf"{name}: (damaged|there is no such file)"):
+    with raises(DataError, name):
         load_student(folder)
 
 
@@ -95,14 +96,14 @@ def test_a6_a_preparation_that_is_none_of_this_students_is_refused(folder: Path)
     resealed(folder)
     load_student(folder)
     save_file({"picture/mean": torch.zeros(64)}, folder / "preparation.safetensors")
-    with pytest.raises(DataError, match=r"preparation\.safetensors"):
+    with raises(DataError, "preparation.safetensors"):
         load_student(folder)
 
 
 @pytest.mark.parametrize("found", [99, 1, "2", None, True, 2.0])
 def test_a6_another_format_is_refused_with_both_numbers(folder: Path, found: object) -> None:
     resealed(folder, lambda config: config.update(format=found))
-    with pytest.raises(RunError, match=rf"format {found!r}.*format {FORMAT}"):
+    with raises(RunError, f"format {found!r}", f"format {FORMAT}"):
         load_student(folder)
 
 
@@ -110,7 +111,7 @@ def test_a6_an_edited_config_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["classes"].reverse()
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match=r"config\.json.*checksum"):
+    with raises(RunError, "config.json", "checksum"):
         load_student(folder)
 
 
@@ -128,14 +129,14 @@ def test_a6_weights_that_are_not_finite_are_neither_saved_nor_loaded(
     harmed = network()
     with torch.no_grad():
         harmed.module.fc1.weight[3, 4] = value
-    with pytest.raises(NonFiniteError, match=r"'fc1\.weight' .* 1 of 12,288"):
+    with raises(NonFiniteError, "'fc1.weight'", "1 of 12,288"):
         save_student(tmp_path / "other", harmed, MODEL, dataset(), "card")
     assert not (tmp_path / "other").exists()
     weights = load_file(folder / "model.safetensors")
     weights["conv1.bias"][0] = value
     save_file(weights, folder / "model.safetensors")
     resealed(folder)
-    with pytest.raises(DataError, match=r"model\.safetensors: 'conv1\.bias' .* 1 of 16"):
+    with raises(DataError, "model.safetensors", "'conv1.bias'", "1 of 16"):
         load_student(folder)
 
 
@@ -144,7 +145,7 @@ def test_a6_a_preparation_that_is_not_finite_is_refused(folder: Path) -> None:
     fitted["picture/mean"][0] = float("nan")
     save_file(fitted, folder / "preparation.safetensors")
     resealed(folder)
-    with pytest.raises(DataError, match=r"preparation\.safetensors: 'picture/mean'"):
+    with raises(DataError, "preparation.safetensors", "'picture/mean'"):
         load_student(folder)
 
 
@@ -183,16 +184,16 @@ def test_a6_the_command_line_refuses_it_too(folder: Path, command: str, crossdis
         ({"options": {"how": torch.float32}}, "torch.dtype"),
         ({"options": {"mean": float("nan")}}, "nan"),
         ({"options": {"a": {1: 2}}}, "keys"),
-        ({"kind": "k" * 201}, "200 characters"),
+        ({"kind": "k" * 201}, "200"),
         ({"parameters": {"a/b": torch.ones(2)}}, "a/b"),
     ],
 )
 def test_a6_what_could_not_be_loaded_again_is_refused_before_training(changes: dict[str, Any], said: str) -> None:
     spec = replace(InputSpec("array", (2,)), **changes)
-    with pytest.raises(DataError, match=said):
+    with raises(DataError, said):
         Dataset.from_arrays("toy", {"first": np.zeros((20, 2))}, np.arange(20) % 2, input_specs={"first": spec})
 
 
 def test_a6_class_names_of_any_length_are_refused_before_training() -> None:
-    with pytest.raises(DataError, match="1,001 characters"):
+    with raises(DataError, 1001):
         Dataset.from_arrays("toy", {"first": np.zeros((20, 2))}, np.arange(20) % 2, classes=["a" * 1001, "b"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Command
+from facts import raises
 from resumable import two_stages
 
 from crossdistill import run
@@ -184,11 +185,11 @@ def pipe(path: Path) -> Path:
 
 def test_c_a_pipe_as_a_recipe_or_as_weights(tmp_path: Path, crossdistill: Command) -> None:
     """Nobody writes into them, so reading would wait for ever."""
-    with pytest.raises(SettingError, match="pipe"):
+    with raises(SettingError, "pipe"):
         make(str(pipe(tmp_path / "recipe.yaml")), [])
-    with pytest.raises(SettingError, match="pipe"):
+    with raises(SettingError, "pipe"):
         make(f"{pipe(tmp_path / 'recipe.py')}:f", [])
-    with pytest.raises(DataError, match="pipe"):
+    with raises(DataError, "pipe"):
         read_weights(pipe(tmp_path / "weights.safetensors"))
     out = tmp_path / "out"
     out.mkdir()
@@ -209,7 +210,7 @@ def test_c_a_recipe_file_that_leaves(where: str, what: str, tmp_path: Path, cros
 
 
 def test_c_numbers_without_end(crossdistill: Command) -> None:
-    with pytest.raises(RecipeError, match="seeds"):
+    with raises(RecipeError, "seeds"):
         Grid.parse("av-digits", seeds=10**12)
     assert crossdistill("compare", "av-digits", "--seeds", 10**12, "--dry-run").status == 2
     assert crossdistill("run", "av-digits/kd", "--tiny", "--dry-run", "--timed-steps", 10**9).status == 2
@@ -221,6 +222,6 @@ def test_c_an_empty_folder_name(crossdistill: Command) -> None:
         said = crossdistill(*words, "--out", "")
         assert said.status == 2
         assert "--out" in said.err
-    with pytest.raises(SettingError, match="empty"):
+    with raises(SettingError, "empty"):
         run(two_stages(), "")
     assert not list(Path().iterdir())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -161,7 +162,7 @@ def test_flattened_state_is_a_copy_and_goes_back(tmp_path: Path) -> None:
     assert all(torch.equal(flat[name], value) for name, value in before.items())
     restore({"net": one}, flat)
     assert all(torch.equal(value, flat[f"net/{name}"]) for name, value in one.state_dict().items())
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with raises(RuntimeError, "Missing key"):
         restore({"net": one}, {name: value for name, value in flat.items() if "bias" not in name})
 
 
@@ -188,7 +189,7 @@ def test_what_a_stage_trained_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_outcome_of_another_stage_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="was trained by another stage 'kd'"):
+    with raises(RunError, "'kd'"):
         load_outcome(tmp_path / "stage", outcome(tmp_path), "abd")
 
 
@@ -196,7 +197,7 @@ def test_the_outcome_of_another_stage_is_refused(tmp_path: Path) -> None:
 def test_damaged_weights_of_a_stage_are_refused(tmp_path: Path, harm: Any) -> None:
     modules = outcome(tmp_path)
     harm(tmp_path / "stage" / "image.safetensors")
-    with pytest.raises(RunError, match=r"image\.safetensors is damaged"):
+    with raises(RunError, "image.safetensors"):
         load_outcome(tmp_path / "stage", modules, "abc")
 
 
@@ -204,7 +205,7 @@ def test_damaged_weights_of_a_stage_are_refused(tmp_path: Path, harm: Any) -> No
 def test_a_damaged_outcome_is_said(tmp_path: Path, text: str) -> None:
     modules = outcome(tmp_path)
     (tmp_path / "stage" / "outcome.json").write_text(text)
-    with pytest.raises(RunError, match=r"outcome\.json is damaged"):
+    with raises(RunError, "outcome.json"):
         load_outcome(tmp_path / "stage", modules, "abc")
 
 
@@ -223,7 +224,7 @@ def test_outcomes_hold_no_time_and_no_place(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_say_which(tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(4), "extra": torch.zeros(1)}
     save_file(tensors, tmp_path / "w.safetensors")
-    with pytest.raises(ShapeError, match="do not fit Net") as caught:
+    with raises(ShapeError, "Net") as caught:
         load_weights(module(), tmp_path / "w.safetensors", "Net")
     for words in (
         "missing: 1.weight",
@@ -235,8 +236,8 @@ def test_weights_that_do_not_fit_say_which(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_read_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.safetensors: there is no such file"):
+    with raises(DataError, "none.safetensors"):
         read_weights(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_text(json.dumps({"not": "weights"}))
-    with pytest.raises(DataError, match=r"bad\.safetensors: damaged, or no safetensors file"):
+    with raises(DataError, "bad.safetensors"):
         read_weights(tmp_path / "bad.safetensors")

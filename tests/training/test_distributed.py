@@ -11,6 +11,7 @@ import distributed_recipes
 import pytest
 from command_line import Said, finished
 from distributed_recipes import CASES, recipe
+from facts import raises
 from safetensors.torch import load_file
 
 from crossdistill.errors import ResumeError
@@ -122,8 +123,7 @@ def test_asked_to_stop_two_processes_save_together_and_one_cannot_go_on(tmp_path
     assert len(hints) == 1, err
     assert f"--out {out}" in hints[0]
     assert hints[0].endswith("--resume")
-    said = "cannot be resumed: the number of processes was 2 when it was started, and is 1 now"
-    with pytest.raises(ResumeError, match=said):
+    with raises(ResumeError, "processes", 2, 1):
         run(recipe(**given), out, resume=True)
 
 

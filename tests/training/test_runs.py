@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from safetensors.torch import load_file
 from scaled import Scaled
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def test_layers_of_a_teacher_may_train_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wicked", ["moves a weight", "moves a buffer"])
 def test_a_frozen_teacher_that_moved_is_a_fault(wicked: str, tmp_path: Path) -> None:
     recipe = small(normalised=True, stages=(Stage(source="live", method=Scaled(wicked=wicked), epochs=1),))
-    with pytest.raises(FrozenError, match="stage 'scaled' moved 'teacher-0', which does not train in it"):
+    with raises(FrozenError, "'scaled'", "'teacher-0'"):
         run(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -108,15 +109,13 @@ def test_the_rest_of_a_member_is_watched_too(tmp_path: Path) -> None:
     recipe = small(stages=(stage,), teachers=1)
     inner: Any = recipe.teachers["teacher-0"]
     outer = Network(Outer(inner.module), inner.reads, ("hidden",))
-    with pytest.raises(FrozenError, match=r"moved 'teacher-0\.gain', which does not train"):
+    with raises(FrozenError, "'teacher-0.gain'"):
         run(recipe.model_copy(update={"teachers": {"teacher-0": outer}}), tmp_path / "run")
 
 
 def test_nan_in_a_term_names_the_rows(tmp_path: Path) -> None:
     recipe = small(stages=(Stage(source="live", method=Scaled(wicked="nan"), epochs=1, batch_size=24),))
-    with pytest.raises(
-        NonFiniteError, match=r"stage 'scaled', epoch 0, step 2: NaN or Inf in .*raw/nan.*sample ids \["
-    ):
+    with raises(NonFiniteError, "'scaled'", "epoch 0, step 2", "raw/nan", "sample ids"):
         run(recipe, tmp_path / "run")
 
 

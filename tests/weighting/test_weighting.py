@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from facts import raises
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -183,15 +184,15 @@ def test_state_dict_continues_exactly(name: str) -> None:
 def test_other_groups_than_those_built_for_are_refused(name: str) -> None:
     problem = Problem()
     weighting = CONFIGS.validate_python({"name": name}).build(("task", "distil"))
-    with pytest.raises(SettingError, match=r"built for the groups \['distil', 'task'\]; the step gave .*relation"):
+    with raises(SettingError, "'distil', 'task'", "relation"):
         weighting.backward(problem.terms(), GROUPS, problem.parameters)
-    with pytest.raises(SettingError, match="distinct names of the groups"):
+    with raises(SettingError, "groups"):
         CONFIGS.validate_python({"name": name}).build(())
 
 
 def test_a_term_without_a_group_is_refused() -> None:
     problem = Problem()
-    with pytest.raises(SettingError, match=r"terms without a group: \['fourth'\]"):
+    with raises(SettingError, "'fourth'"):
         Sum().backward(problem.terms(), dict.fromkeys(("first", "second", "third"), "task"), problem.parameters)
 
 
@@ -223,7 +224,7 @@ def test_uncertainty_follows_kendall(regression: tuple[str, ...]) -> None:
 
 
 def test_uncertainty_refuses_an_unknown_regression_group() -> None:
-    with pytest.raises(SettingError, match=r"\['pixels'\] are not among"):
+    with raises(SettingError, "'pixels'"):
         UncertaintyConfig(regression=("pixels",)).build(ALL)
 
 
@@ -367,9 +368,9 @@ def test_pcgrad_without_conflict_is_the_sum_and_survives_a_group_without_gradien
 
 def test_config_is_chosen_by_name_frozen_and_strict() -> None:
     assert CONFIGS.validate_python({"name": "gradnorm", "alpha": 0.12}) == GradNormConfig(alpha=0.12)
-    with pytest.raises(ValidationError, match="'sum', 'uncertainty', 'loss-ratio', 'gradnorm', 'pcgrad'"):
+    with raises(ValidationError, "'sum', 'uncertainty', 'loss-ratio', 'gradnorm', 'pcgrad'"):
         CONFIGS.validate_python({"name": "gradnrom"})
-    with pytest.raises(ValidationError, match="Extra inputs"):
+    with raises(ValidationError, "extra_forbidden"):
         CONFIGS.validate_python({"name": "sum", "alpha": 1})
-    with pytest.raises(ValidationError, match="frozen"):
+    with raises(ValidationError, "frozen_instance"):
         PCGradConfig().seed = 3

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from facts import raises
 from numpy.typing import NDArray
 
 from crossdistill.compare.grid import Setting
@@ -120,5 +121,5 @@ def test_samples_are_numbered_by_what_the_student_is_shown() -> None:
     seen = sample_numbers(data, ("picture",), ids)
     assert seen[0] == seen[2] == seen[3] != seen[1]
     assert len(set(sample_numbers(data, ("picture", "sound"), ids).tolist())) == 4
-    with pytest.raises(RunError, match="row 9"):
+    with raises(RunError, "row 9"):
         sample_numbers(data, ("picture",), np.array([9]))

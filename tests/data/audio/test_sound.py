@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from facts import raises
 
 from crossdistill.data.audio.sound import MelSettings, hertz_to_mel, log_mel, mel_filters, mel_to_hertz, mfcc
 from crossdistill.errors import SettingError
@@ -134,9 +135,9 @@ def test_mel_and_hertz_are_inverse(scale: str) -> None:
 
 
 def test_impossible_settings() -> None:
-    with pytest.raises(SettingError, match="bands lie between two bins of an FFT of 128 samples"):
+    with raises(SettingError, "FFT of 128"):
         mel_filters(MelSettings(16000, 128, 64, 80))
-    with pytest.raises(SettingError, match="wanted 1 to 32 coefficients, got 33"):
+    with raises(SettingError, "1 to 32", 33):
         mfcc(torch.randn(4000), SETTINGS[2], 33)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from facts import raises
 
 from crossdistill.data.audio.sound_file import read_sound, resample
 from crossdistill.errors import DataError, MissingExtraError
@@ -46,7 +47,7 @@ def test_truncated_files_are_named(suffix: str, share: float, tmp_path: Path) ->
     write(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=rf"cut\.{suffix}"):
+    with raises(DataError, f"cut.{suffix}"):
         read_sound(path)
 
 
@@ -54,7 +55,7 @@ def test_truncated_files_are_named(suffix: str, share: float, tmp_path: Path) ->
 def test_a_wav_that_lacks_a_few_bytes(missing: int, tmp_path: Path) -> None:
     write(tmp_path / "a.wav")
     (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:-missing])
-    with pytest.raises(DataError, match=r"a\.wav: truncated: it promises 16,000 bytes of sound"):
+    with raises(DataError, "a.wav", 16_000):
         read_sound(tmp_path / "a.wav")
 
 
@@ -69,24 +70,24 @@ def test_a_wav_from_a_stream_does_not_know_its_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"RIFF\x00\x00\x00\x00WAVE", b"OggS", b"not a sound at all" * 100])
 def test_unreadable_files_are_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.wav"):
+    with raises(DataError, "bad.wav"):
         read_sound(tmp_path / "bad.wav")
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.wav: there is no such file"):
+    with raises(DataError, "none.wav"):
         read_sound(tmp_path / "none.wav")
     write(tmp_path / "empty.wav", seconds=0)
-    with pytest.raises(DataError, match=r"empty\.wav: holds no samples"):
+    with raises(DataError, "empty.wav"):
         read_sound(tmp_path / "empty.wav")
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.wav")
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "crossdistill\[audio\]"'):
+    with raises(MissingExtraError, 'pip install "crossdistill[audio]"'):
         read_sound(tmp_path / "a.wav")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "soxr", None)
-    with pytest.raises(MissingExtraError, match=r"resampling needs the package 'soxr'"):
+    with raises(MissingExtraError, "'soxr'"):
         read_sound(tmp_path / "a.wav", 4000)

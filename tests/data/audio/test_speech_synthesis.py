@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+from facts import raises
 
 from crossdistill.data.audio import speech_synthesis
 from crossdistill.data.audio.speech_synthesis import ACCENTS, Speaker, Utterance, list_variants, synthesise
@@ -58,14 +59,14 @@ def test_the_library_stays_in_the_child_process() -> None:
 
 
 def test_a_child_that_fails_is_reported() -> None:
-    with pytest.raises(DataError, match=r"speech synthesis: the child process ended with 1: .*no voice 'xx\+none'"):
+    with raises(DataError, "ended with 1", "'xx+none'"):
         synthesise([Speaker("xx", "none", (Utterance("one", 170, 50),))], lambda done: None)
 
 
 def test_a_child_that_dies_at_once_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech_synthesis, "WORKER", "crossdistill.data.nothing")
     many = [Speaker("en", "m1", tuple(Utterance("one", 170, 50) for _ in range(5000)))]
-    with pytest.raises(DataError, match=r"No module named crossdistill\.data\.nothing"):
+    with raises(DataError, "crossdistill.data.nothing"):
         synthesise(many, lambda done: None)
 
 
@@ -73,5 +74,5 @@ def test_an_interrupted_listener_leaves_no_process() -> None:
     def stop(done: int) -> None:
         raise KeyError("enough")
 
-    with pytest.raises(KeyError, match="enough"):
+    with raises(KeyError, "enough"):
         synthesise(speakers(2), stop)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from facts import raises
 
 from crossdistill.data import cache, find_data
 from crossdistill.data.dataset import Dataset
@@ -158,18 +159,18 @@ def test_recordings_instead_of_synthesis(tmp_path: Path, kept: Path) -> None:
     assert config.cached() is None, "another recording is other data"
 
     (tmp_path / "5_bob_0.wav").write_bytes((tmp_path / "5_bob_0.wav").read_bytes()[:500])
-    with pytest.raises(DataError, match=r"5_bob_0\.wav: truncated"):
+    with raises(DataError, "5_bob_0.wav"):
         config.load()
     assert config.cached() is None
 
 
 def test_recordings_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+    with raises(DataError, tmp_path / "none"):
         AvDigitsConfig(speech=tmp_path / "none").load()
-    with pytest.raises(DataError, match=r"no file in .* is named like 7_jackson_32"):
+    with raises(DataError, "7_jackson_32"):
         AvDigitsConfig(speech=tmp_path).load()
     soundfile.write(tmp_path / "0_ann_0.wav", np.ones(100) / 2, 8000)
-    with pytest.raises(DataError, match="need at least three, found 1: ann"):
+    with raises(DataError, "three", "1: ann"):
         AvDigitsConfig(speech=tmp_path).load()
 
 
@@ -177,7 +178,7 @@ def test_recordings_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_missing_extra_says_how_to_install_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
-    with pytest.raises(MissingExtraError, match=r'pip install "crossdistill\[demo\]"'):
+    with raises(MissingExtraError, 'pip install "crossdistill[demo]"'):
         AvDigitsConfig().load()
 
 
@@ -185,9 +186,9 @@ def test_settings() -> None:
     assert find_data("av-digits") is AvDigitsConfig
     assert AvDigitsConfig().test_clips >= 3000
     assert AvDigitsConfig().tiny().train_clips == 300
-    with pytest.raises(ValueError, match="snr_bd"):
+    with raises(ValueError, "snr_bd"):
         AvDigitsConfig.model_validate({"snr_bd": 3})
-    with pytest.raises(ValueError, match="labelled"):
+    with raises(ValueError, "labelled"):
         AvDigitsConfig(labelled=0)
 
 

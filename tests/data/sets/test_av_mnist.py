@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from facts import raises
 
 from crossdistill.data import cache, find_data
 from crossdistill.data.dataset import Dataset
@@ -150,38 +151,38 @@ def test_folders_of_ones_own(root: Path, by_speaker: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    "name",
     [
-        ("mnist/train-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz: truncated or damaged"),
-        ("mnist/t10k-labels-idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz: truncated or damaged"),
-        ("free-spoken-digit-dataset/recordings/3_bob_0.wav", "3_bob_0.wav: truncated"),
-        ("esc10/dog/1.ogg", "1.ogg: truncated"),
+        "mnist/train-images-idx3-ubyte.gz",
+        "mnist/t10k-labels-idx1-ubyte.gz",
+        "free-spoken-digit-dataset/recordings/3_bob_0.wav",
+        "esc10/dog/1.ogg",
     ],
 )
-def test_truncated_files_are_named(name: str, said: str, tmp_path: Path) -> None:
+def test_truncated_files_are_named(name: str, tmp_path: Path) -> None:
     root = write_root(tmp_path / "data")
     path = root / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     config = AvMnistConfig(root=root, rows=ROWS)
-    with pytest.raises(DataError, match=said):
+    with raises(DataError, Path(name).name):
         config.load()
     assert config.cached() is None
 
 
 def test_missing_material_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSDISTILL_DATA", raising=False)
-    with pytest.raises(DataError, match=r"set data\.root, or the environment variable CROSSDISTILL_DATA"):
+    with raises(DataError, "data.root", "CROSSDISTILL_DATA"):
         AvMnistConfig().load()
-    with pytest.raises(DataError, match=r"the folder .* does not exist"):
+    with raises(DataError, tmp_path / "none"):
         AvMnistConfig(root=tmp_path / "none").load()
-    with pytest.raises(DataError, match=r"mnist lacks train-images-idx3-ubyte\.gz"):
+    with raises(DataError, "train-images-idx3-ubyte.gz"):
         AvMnistConfig(root=tmp_path).load()
     root = write_root(tmp_path / "data")
     for path in (root / "esc10").rglob("*.ogg"):
         path.unlink()
-    with pytest.raises(DataError, match=r"no noise clips .* in .*esc10"):
+    with raises(DataError, "noise", "esc10"):
         AvMnistConfig(root=root).load()
-    with pytest.raises(SettingError, match="there are only 140"):
+    with raises(SettingError, 140):
         AvMnistConfig(root=write_root(tmp_path / "other"), rows=141).load()
 
 
@@ -190,7 +191,7 @@ def test_too_few_speakers(tmp_path: Path) -> None:
     for path in (root / "free-spoken-digit-dataset" / "recordings").iterdir():
         if path.name[2:5] not in ("ann", "bob"):
             path.unlink()
-    with pytest.raises(DataError, match=r"speakers of the recordings: .* found 2: ann, bob"):
+    with raises(DataError, "2: ann, bob"):
         AvMnistConfig(root=root).load()
 
 
@@ -236,9 +237,7 @@ def test_the_references_arrays(
 
 def test_arrays_that_cannot_be_used(tmp_path: Path, root: Path) -> None:
     write_arrays(tmp_path, (28, 28), (112, 112))
-    with pytest.raises(
-        SettingError, match=r"name no speakers to split by: set data\.split=sample, or name data\.images"
-    ):
+    with raises(SettingError, "data.split=sample", "data.images"):
         AvMnistConfig(root=tmp_path).load()
     mnist = {
         "images": root / "mnist",
@@ -252,18 +251,18 @@ def test_arrays_that_cannot_be_used(tmp_path: Path, root: Path) -> None:
     audio = tmp_path / "avmnist" / "audio" / "train_data.npy"
     content = audio.read_bytes()
     audio.write_bytes(content[:-100])
-    with pytest.raises(DataError, match=r"audio/train_data\.npy: truncated"):
+    with raises(DataError, "audio/train_data.npy"):
         chosen.load()
     audio.write_bytes(content)
     np.save(tmp_path / "avmnist" / "train_labels.npy", np.arange(59))
-    with pytest.raises(DataError, match=r"holds 60 examples, but .*train_labels\.npy 59 labels"):
+    with raises(DataError, 60, "train_labels.npy 59"):
         chosen.load()
     np.save(tmp_path / "avmnist" / "train_labels.npy", np.arange(60) % 10)
     np.save(audio, np.zeros((60, 28, 28)))
-    with pytest.raises(DataError, match=r"examples have shape \(28, 28\); wanted one of"):
+    with raises(DataError, "(28, 28)"):
         chosen.load()
     audio.unlink()
-    with pytest.raises(DataError, match=r"avmnist lacks audio/train_data\.npy"):
+    with raises(DataError, "audio/train_data.npy"):
         chosen.load()
 
 
@@ -272,9 +271,9 @@ def test_settings(root: Path) -> None:
     assert AvMnistConfig().split == "speaker"
     assert AvMnistConfig().rows is None
     assert AvMnistConfig().tiny().rows == 200
-    with pytest.raises(SettingError, match="did you mean 'av-mnist'"):
+    with raises(SettingError, "'av-mnist'"):
         find_data("av-minst")
-    with pytest.raises(SettingError, match="seeds 0 to 19"):
+    with raises(SettingError, "0 to 19"):
         AvMnistConfig(root=root, split="sample", seed=20).load()
 
 
@@ -311,5 +310,5 @@ def test_another_packages_data_is_found_by_its_entry_point(monkeypatch: pytest.M
 
     monkeypatch.setattr(importlib.metadata, "entry_points", offered)
     assert find_data("foreign") is AvMnistConfig
-    with pytest.raises(SettingError, match="known: av-digits, av-mnist, foreign"):
+    with raises(SettingError, "av-digits", "av-mnist", "foreign"):
         find_data("zzz")
