@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from crossdistill.cli import doctor
-from crossdistill.cli import package_check as trial
+from crossdistill.cli import doctor, package_check
 from crossdistill.cli.package_check import Finding, Package
 
 SOXR = Package("soxr", "soxr", "audio", "resampling")
@@ -31,26 +30,28 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_that_imports_is_ok_with_its_version() -> None:
-    found = trial.attempt(SOXR, TIMEOUT_S)
+    found = package_check.attempt(SOXR, TIMEOUT_S)
     assert (found.state, found.reason, found.remedy) == ("ok", "", "")
     assert found.version[0].isdigit()
 
 
 def test_an_absent_package_says_its_install_command() -> None:
     absent = Package("no_such_package", "no-such-package", "timm", "tests")
-    assert trial.attempt(absent, TIMEOUT_S) == Finding(
+    assert package_check.attempt(absent, TIMEOUT_S) == Finding(
         "no_such_package", "timm", "tests", "missing", "", "not installed", 'pip install "crossdistill[timm]"'
     )
 
 
 def test_a_folder_that_has_the_name_is_no_package(path: Path) -> None:
     (path / "only_a_folder").mkdir()
-    assert trial.attempt(Package("only_a_folder", "only-a-folder", "timm", "tests"), TIMEOUT_S).state == "missing"
+    assert (
+        package_check.attempt(Package("only_a_folder", "only-a-folder", "timm", "tests"), TIMEOUT_S).state == "missing"
+    )
 
 
 def test_an_import_that_raises_is_broken_with_its_words_and_stays_out_of_this_process(path: Path) -> None:
     package = fake(path, "fake_raises", "raise RuntimeError('operator fake::nms does not exist')\n")
-    found = trial.attempt(package, TIMEOUT_S)
+    found = package_check.attempt(package, TIMEOUT_S)
     assert found.state == "broken"
     assert found.reason == "RuntimeError: operator fake::nms does not exist"
     assert "pip install --force-reinstall fake_raises" in found.remedy
@@ -59,13 +60,13 @@ def test_an_import_that_raises_is_broken_with_its_words_and_stays_out_of_this_pr
 
 def test_a_part_that_loads_late_is_tried_too(path: Path) -> None:
     package = fake(path, "fake_lazy", "def __getattr__(name):\n    raise ImportError('the model code is gone')\n")
-    assert trial.attempt(package, TIMEOUT_S).state == "ok"
-    found = trial.attempt(replace(package, attribute="Model"), TIMEOUT_S)
+    assert package_check.attempt(package, TIMEOUT_S).state == "ok"
+    found = package_check.attempt(replace(package, attribute="Model"), TIMEOUT_S)
     assert (found.state, found.reason) == ("broken", "ImportError: the model code is gone")
 
 
 def test_a_package_that_lacks_another_names_it(path: Path) -> None:
-    found = trial.attempt(fake(path, "fake_lacks", "import not_there_at_all.inner\n"), TIMEOUT_S)
+    found = package_check.attempt(fake(path, "fake_lacks", "import not_there_at_all.inner\n"), TIMEOUT_S)
     assert found.reason == "ModuleNotFoundError: No module named 'not_there_at_all'"
     assert found.remedy == "pip install not_there_at_all"
 
@@ -74,7 +75,7 @@ def test_the_package_that_fails_is_named_not_the_one_that_imports_it(path: Path)
     if importlib.util.find_spec("torchvision"):
         pytest.skip("a real torchvision is installed, and this test makes a false one")
     fake(path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n")
-    found = trial.attempt(fake(path, "fake_zoo", "import torchvision\n"), TIMEOUT_S)
+    found = package_check.attempt(fake(path, "fake_zoo", "import torchvision\n"), TIMEOUT_S)
     assert found.reason == "it imports torchvision, which fails: RuntimeError: operator torchvision::nms does not exist"
 
 
@@ -88,7 +89,7 @@ def test_a_library_built_for_something_else_names_what_it_misses(path: Path) -> 
     # The same library, but it now asks the loader for a CUDA one of the same length, which nobody has.
     assert whole.count(b"libc.so.6\0") == 1
     (path / "fake_binary" / "_C.so").write_bytes(whole.replace(b"libc.so.6\0", b"libcu.so1\0"))
-    found = trial.attempt(package, TIMEOUT_S)
+    found = package_check.attempt(package, TIMEOUT_S)
     assert found.state == "broken"
     assert "libcu.so1 not found: built for CUDA, which this torch is not" in found.reason
     assert found.remedy.startswith(
@@ -99,28 +100,28 @@ def test_a_library_built_for_something_else_names_what_it_misses(path: Path) -> 
 def test_an_unreadable_library_is_reported_in_the_loaders_words(path: Path) -> None:
     package = fake(path, "fake_torn", "raise OSError('Could not load this library')\n")
     (path / "fake_torn" / "_C.so").write_bytes(b"not a library")
-    found = trial.attempt(package, TIMEOUT_S)
+    found = package_check.attempt(package, TIMEOUT_S)
     assert "_C.so" in found.reason
     assert "built for another torch or another system" in found.reason
 
 
 def test_an_import_that_kills_the_process_is_broken(path: Path) -> None:
     package = fake(path, "fake_kills", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    assert trial.attempt(package, TIMEOUT_S).reason == "importing it kills the process (SIGKILL)"
+    assert package_check.attempt(package, TIMEOUT_S).reason == "importing it kills the process (SIGKILL)"
     package = fake(path, "fake_leaves", "import os\nos._exit(7)\n")
-    assert trial.attempt(package, TIMEOUT_S).reason == "importing it ends the process (exit status 7)"
+    assert package_check.attempt(package, TIMEOUT_S).reason == "importing it ends the process (exit status 7)"
 
 
 def test_an_import_that_hangs_is_broken(path: Path) -> None:
     package = fake(path, "fake_hangs", "import time\ntime.sleep(60)\n")
-    assert trial.attempt(package, 1.0).reason == "importing it took more than 1 s"
+    assert package_check.attempt(package, 1.0).reason == "importing it took more than 1 s"
 
 
 def test_every_package_is_described_and_every_extra_exists(root: Path) -> None:
     text = (root / "pyproject.toml").read_text()
-    names = [package.module for package in trial.PACKAGES]
+    names = [package.module for package in package_check.PACKAGES]
     assert len(set(names)) == len(names)
-    for package in trial.PACKAGES:
+    for package in package_check.PACKAGES:
         assert package.purpose
         assert package.extra in {"core", ""} or f"\n{package.extra} = [" in text, package
         assert not package.extra or package.distribution.lower() in text.lower(), package
@@ -132,11 +133,11 @@ def test_diagnosis_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CROSSDISTILL_DATA", str(tmp_path / "data"))
     diagnosis = doctor.examine([SOXR])
     assert diagnosis.faults == ()
-    assert diagnosis.machine.cores >= 1
-    assert diagnosis.machine.memory_bytes > 2**28
-    assert diagnosis.machine.torch[0].isdigit()
-    assert diagnosis.machine.threads == 1
-    assert "cpu" in diagnosis.machine.devices
+    assert diagnosis.machine["cores"] >= 1
+    assert diagnosis.machine["memory_bytes"] > 2**28
+    assert diagnosis.machine["torch"][0].isdigit()
+    assert diagnosis.machine["threads"] == 1
+    assert "cpu" in diagnosis.machine["devices"]
     assert (diagnosis.cache.path, diagnosis.cache.writable, diagnosis.cache.found) == (
         str(tmp_path / "cache"), True, False,
     )  # fmt: skip

@@ -1,31 +1,33 @@
-"""Trying optional packages for real: absent, broken and why, or fine.
+"""Try optional packages by a real import: absent, broken and why, or fine.
 
-Each import runs in a child process of its own: one that fails half way, or takes the process down with it, does so
-there, and nothing stays behind here.
+Each import runs in a child process, which is this file as a script: an import that fails half way, or ends its
+process, leaves nothing behind here.
 """
 
+import contextlib
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-State = Literal["ok", "missing", "broken"]
-
-_WORKER = Path(__file__).with_name("package_check_worker.py")
+MOST_LIBRARIES = 200
+"""Shared libraries of a broken package that are tried one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Something that may be imported here: `probe` is the module that is tried, `attribute` a part that loads late.
+    """A package to try: `probe` is the module that is imported, `attribute` a part of it that loads late.
 
-    `extra` is "core", the name of an extra, or empty where nothing of ours asks for the package by itself.
+    `extra` is "core", the name of an extra, or empty where no extra of crossdistill names the package.
     """
 
     module: str
@@ -34,13 +36,6 @@ class Package:
     purpose: str
     probe: str = ""
     attribute: str = ""
-
-    @property
-    def install(self) -> str:
-        """The command that installs it."""
-        if self.extra == "core":
-            return "pip install crossdistill"
-        return f'pip install "crossdistill[{self.extra}]"' if self.extra else ""
 
 
 PACKAGES = (
@@ -70,79 +65,110 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What trying one package gave: `reason` says why it is not ok, `remedy` what to do."""
+    """The result of trying one package: `reason` says why it is not ok, `remedy` what to do."""
 
     module: str
     extra: str
     purpose: str
-    state: State
+    state: Literal["ok", "missing", "broken"]
     version: str = ""
     reason: str = ""
     remedy: str = ""
 
 
-def version(distribution: str) -> str:
-    """Installed version, empty when there is none."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def attempt(package: Package, timeout_s: float) -> Finding:
     """Try one package; an import that takes longer than `timeout_s` counts as broken."""
-    found = version(package.distribution)
+    about = (package.module, package.extra, package.purpose)
+    version = _version(package.distribution)
     spec = importlib.util.find_spec(package.module)
     # A folder that merely has the name is no package: it has a search location, but no origin and no version.
-    if spec is None or (spec.origin is None and not found):
-        return _finding(package, "missing", "", "not installed", package.install)
-    arguments = [package.probe or package.module, package.attribute, json.dumps(sys.path)]
-    command = [sys.executable, str(_WORKER), *arguments]
+    if spec is None or (spec.origin is None and not version):
+        of = "crossdistill" if package.extra == "core" else f'"crossdistill[{package.extra}]"'
+        return Finding(*about, "missing", "", "not installed", f"pip install {of}" if package.extra else "")
+    child = [sys.executable, __file__, package.probe or package.module, package.attribute, json.dumps(sys.path)]
+    reason, remedy = (
+        "",
+        f"pip install --force-reinstall {package.distribution}, or pip uninstall {package.distribution}",
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(child, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return _finding(package, "broken", found, f"importing it took more than {timeout_s:g} s", _repair(package))
+        return Finding(*about, "broken", version, f"importing it took more than {timeout_s:g} s", remedy)
     if done.returncode == 0:
-        return _finding(package, "ok", found)
-    said = re.search(r"^said:(.*)$", done.stdout, re.MULTILINE)
-    if said is None:
-        return _finding(package, "broken", found, _death(done.returncode), _repair(package))
-    unloadable = re.findall(r"^library:(.*)$", done.stdout, re.MULTILINE)
-    return _finding(package, "broken", found, *_explained(package, json.loads(said.group(1)), unloadable))
+        return Finding(*about, "ok", version)
+    said = [json.loads(line) for line in re.findall(r"^said:(.*)$", done.stdout, re.MULTILINE)]
+    if said:
+        reason, advice = _explained(package, *said)
+    elif done.returncode < 0:
+        reason, advice = f"importing it kills the process ({signal.Signals(-done.returncode).name})", ""
+    else:
+        reason, advice = f"importing it ends the process (exit status {done.returncode})", ""
+    return Finding(*about, "broken", version, reason, advice or remedy)
 
 
-def _finding(package: Package, state: State, found: str, reason: str = "", remedy: str = "") -> Finding:
-    return Finding(package.module, package.extra, package.purpose, state, found, reason, remedy)
+def _version(distribution: str) -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(distribution)
+    return ""
 
 
-def _explained(package: Package, said: dict[str, Any], unloadable: Sequence[str]) -> tuple[str, str]:
-    """Reason and remedy of a failed import, from what the child said."""
-    first_line = (str(said["text"]).strip().splitlines() or [""])[0]
-    reason = f"{said['error']}: {first_line}"
-    missing = str(said["missing"] or "").split(".")[0]
-    if missing and missing != package.module:
-        return reason, f"pip install {missing}"
-    # The last package on the way that can fail by itself is the culprit, not the one that was asked for.
+def _explained(package: Package, error: dict[str, Any], *unloadable: str) -> tuple[str, str]:
+    """Reason of a failed import and what to do about it, if not to install it again, from the child's lines."""
+    missing = (error["missing"] or package.module).partition(".")[0]
+    if missing != package.module:
+        return error["reason"], f"pip install {missing}"
+    # The last package on the way that can fail by itself is the culprit, not the one that was tried.
     known = {other.module for other in PACKAGES} - {"torch", "numpy", package.module}
-    culprit = next((name for name in reversed(said["through"]) if name in known), package.module)
+    culprit = next((name for name in reversed(error["through"]) if name in known), package.module)
+    reason = error["reason"]
     if culprit != package.module:
         reason = f"it imports {culprit}, which fails: {reason}"
     if not unloadable:
-        return reason, _repair(package)
-    pattern = r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object"
-    absent = sorted({name for line in unloadable for name in re.findall(pattern, line)})
+        return reason, ""
+    absent = set(re.findall(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object", "\n".join(unloadable)))
     cuda = any(re.match(r"lib(c10_cuda|torch_cuda|cu|nv)", name) for name in absent)
-    lack = f"{', '.join(absent)} not found" if absent else unloadable[0]
+    lack = f"{', '.join(sorted(absent))} not found" if absent else unloadable[0]
     kind = "built for CUDA, which this torch is not" if cuda else "built for another torch or another system"
-    remedy = f"pip uninstall {culprit}, or install the build of {culprit} that belongs to torch {version('torch')}"
-    return f"{reason} ({lack}: {kind})", remedy
+    build = f"the build of {culprit} that belongs to torch {_version('torch')}"
+    return f"{reason} ({lack}: {kind})", f"pip uninstall {culprit}, or install {build}"
 
 
-def _repair(package: Package) -> str:
-    return f"pip install --force-reinstall {package.distribution}, or pip uninstall {package.distribution}"
+def _try_import(module: str, attribute: str) -> int:
+    """In the child: the exit status of an import, and one line for its error and for each library that fails to load.
+
+    The error on top often hides that a shared library of the package, or of one that it imports, is the cause.
+    """
+    try:
+        part: Any = importlib.import_module(module)
+        part = getattr(part, attribute) if attribute else part
+        if attribute == "get_library_path":
+            ctypes.CDLL(part())
+        return 0
+    except BaseException as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        names = dict.fromkeys(frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames)
+        through = [name for name in names if name not in {"__main__", "importlib", "", "ctypes"}]
+        first_line = str(error).strip().partition("\n")[0]
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        _say({"reason": f"{type(error).__name__}: {first_line}", "through": through, "missing": missing})
+    packages = dict.fromkeys([module.partition(".")[0], *through])
+    libraries = [path for name in packages for entry in sys.path for path in (Path(entry) / name).rglob("*.so*")]
+    if libraries:
+        # The libraries of torch are then in the process, as they are when the package itself is imported.
+        with contextlib.suppress(Exception):
+            importlib.import_module("torch")
+    for library in sorted(libraries)[:MOST_LIBRARIES]:
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as unloadable:
+            _say(" ".join(str(unloadable).split()))
+    return 1
 
 
-def _death(returncode: int) -> str:
-    if returncode < 0:
-        return f"importing it kills the process ({signal.Signals(-returncode).name})"
-    return f"importing it ends the process (exit status {returncode})"
+def _say(value: Any) -> None:
+    os.write(1, f"\nsaid:{json.dumps(value)}\n".encode())
+
+
+if __name__ == "__main__":
+    sys.path[:] = json.loads(sys.argv[3])
+    sys.exit(_try_import(*sys.argv[1:3]))
