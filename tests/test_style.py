@@ -1,8 +1,10 @@
 """House style that no linter holds: sizes, names, and what must not stand in a file of this repository."""
 
 import ast
+import builtins
 import re
 import subprocess
+import symtable
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -121,6 +123,30 @@ def test_src_runs_no_foreign_code_and_leaves_nothing_open() -> None:
             if isinstance(node, ast.Name) and node.id == "NotImplementedError":
                 found.append(f"{_name(path)}:{node.lineno}: an abstract method, not a late error")
     assert not found, "\n".join(found)
+
+
+def _scopes(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    yield table
+    for child in table.get_children():
+        yield from _scopes(child)
+
+
+def _undefined(text: str) -> set[str]:
+    """Names that some scope reads from the module, which neither the module nor Python defines."""
+    module = symtable.symtable(text, "a file", "exec")
+    scopes = list(_scopes(module))
+    defined = {"__file__", "__name__", "__doc__", *vars(builtins)}
+    defined |= {name.get_name() for name in module.get_symbols() if name.is_assigned() or name.is_imported()}
+    defined |= {s.get_name() for one in scopes for s in one.get_symbols() if s.is_declared_global() and s.is_assigned()}
+    read = {s.get_name() for one in scopes for s in one.get_symbols() if s.is_referenced() and s.is_global()}
+    return (read | {s.get_name() for s in module.get_symbols() if s.is_referenced()}) - defined
+
+
+def test_every_name_is_defined() -> None:
+    """Ruff's F821 cannot hold this: it takes the shapes in jaxtyping's annotations, which are strings, for names."""
+    found = {_name(path): _undefined(path.read_text()) for path in python_files()}
+    assert not any(found.values()), {name: names for name, names in found.items() if names}
+    assert _undefined("import a\n\ndef f(b: a.C['B D']) -> None:\n    return [missing(c) for c in b]\n") == {"missing"}
 
 
 def test_src_prints_only_through_the_command_line() -> None:

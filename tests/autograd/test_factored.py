@@ -7,7 +7,6 @@ import torch
 from facts import raises
 from torch import Tensor, nn
 
-from crossdistill.autograd import factored as factored_gradient
 from crossdistill.autograd.factored import FactoredGradient, factored_gradients, worth_factoring
 from crossdistill.nets import MaskNet1d
 
@@ -66,15 +65,13 @@ def test_anything_else_is_done_to_the_product() -> None:
 
 
 @pytest.mark.parametrize(("rows", "factored"), [(1, True), (24, True), (25, False)])
-def test_masks_give_factors_where_they_are_smaller_and_wanted(
-    monkeypatch: pytest.MonkeyPatch, rows: int, factored: bool
-) -> None:
+def test_masks_give_factors_where_they_are_smaller_and_wanted(rows: int, factored: bool) -> None:
     mask = MaskNet1d(24, 12)
     plain = copy.deepcopy(mask)
     value = torch.randn(rows, 24)
     with factored_gradients():
         assert not worth_factoring(rows, mask.embed.weight), "it is small"
-        monkeypatch.setattr(factored_gradient, "LARGE_BYTES", mask.embed.weight.nbytes)
+    with factored_gradients(large_bytes=mask.embed.weight.nbytes):
         assert worth_factoring(rows, mask.embed.weight) == factored
         mask(value).sum().backward()
     assert not worth_factoring(1, mask.embed.weight)
@@ -85,12 +82,11 @@ def test_masks_give_factors_where_they_are_smaller_and_wanted(
     torch.testing.assert_close(found.multiplied() if isinstance(found, FactoredGradient) else found, wanted)
 
 
-def test_clipping_works_on_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factored_gradient, "LARGE_BYTES", 0)
+def test_clipping_works_on_factors() -> None:
     mask = MaskNet1d(24, 12)
     plain = copy.deepcopy(mask)
     value = torch.randn(4, 24)
-    with factored_gradients():
+    with factored_gradients(large_bytes=0):
         mask(value).sum().backward()
     plain(value).sum().backward()
     norms = [nn.utils.clip_grad_norm_(one.parameters(), 1e-3) for one in (mask, plain)]

@@ -69,11 +69,10 @@ def test_what_is_drawn_depends_on_the_seed_the_step_and_the_row_alone(repeat: bo
         assert not torch.equal(whole, other)
 
 
-def test_blocks_of_keys_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_keys_do_not_change_what_is_drawn() -> None:
     index = torch.arange(len(LABELS))
     whole = memory(seed=1).candidates(index, 5, 2)
-    monkeypatch.setattr("crossdistill.nets.memory.KEYS_AT_ONCE", 13)
-    assert torch.equal(whole, memory(seed=1).candidates(index, 5, 2))
+    assert torch.equal(whole, memory(seed=1, keys_at_once=13).candidates(index, 5, 2))
 
 
 def test_the_seed_is_part_of_the_state() -> None:

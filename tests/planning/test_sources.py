@@ -125,7 +125,9 @@ class Untraceable(WithSkip):
         (Untraceable(), ("Untraceable", "layers")),
     ],
 )
-def test_a_cut_that_rows_of_numbers_cannot_hold_is_live(module: nn.Module, facts: tuple[str, ...]) -> None:
+def test_a_cut_that_rows_of_numbers_cannot_hold_is_live(
+    module: nn.Module, facts: tuple[str, ...], tmp_path: Path
+) -> None:
     teachers = {"teacher-0": Network(module, ("first",), ("tapped",))}
     made = recipe(stage(Specialise(taps={"teacher-0": ("tapped",)}), trains=()), teachers=teachers)
     found = choices(made)

@@ -8,6 +8,7 @@ part of the weights at a time (`ChunkedAdam`). Whatever else is done to such a g
 Shapes: T tokens of width d, B rows, L numbers in; the weight is (T · d, L).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,22 +22,24 @@ from torch.utils._pytree import tree_leaves, tree_map
 LARGE_BYTES = 32 * 2**20
 """Weights from this size on are worth handling a part at a time."""
 
-_wanted: ContextVar[bool] = ContextVar("factored_gradients", default=False)
+_from_bytes: ContextVar[float] = ContextVar("factored_gradients", default=math.inf)
+"""Size of the smallest weight whose gradient stays in factors."""
 
 
 @contextmanager
-def factored_gradients(wanted: bool = True) -> Iterator[None]:
-    """In here, layers that can leave their gradient in factors do."""
-    token = _wanted.set(wanted)
+def factored_gradients(wanted: bool = True, *, large_bytes: int | None = None) -> Iterator[None]:
+    """In here, layers that can leave their gradient in factors do, for weights of `large_bytes` or more."""
+    least = LARGE_BYTES if large_bytes is None else large_bytes
+    token = _from_bytes.set(least if wanted else math.inf)
     try:
         yield
     finally:
-        _wanted.reset(token)
+        _from_bytes.reset(token)
 
 
 def worth_factoring(rows: int, weight: Float[Tensor, "T_d L"]) -> bool:
     """Whether factors of so many rows are wanted here: of a large weight, where they are no larger than it."""
-    return _wanted.get() and rows <= weight.shape[1] and weight.nbytes >= LARGE_BYTES
+    return rows <= weight.shape[1] and weight.nbytes >= _from_bytes.get()
 
 
 def product(left: Float[Tensor, "T B d"], right: Float[Tensor, "B L"], out: Tensor | None = None) -> Tensor:

@@ -51,26 +51,28 @@ class MappedTensor:
         return cls(torch.frombuffer(pages, dtype=like.dtype).view(like.shape), pages)
 
     @classmethod
-    def copy(cls, tensor: Tensor, folder: Path) -> "MappedTensor":
+    def copy(
+        cls, tensor: Tensor, folder: Path, *, few_bytes: int = FEW_BYTES, part_bytes: int = PART_BYTES
+    ) -> "MappedTensor":
         """The same numbers, in a file in this folder, or in memory where they are few.
 
         Raises:
             StorageError: the folder is not writable, or the disk is full.
         """
-        if tensor.ndim == 0 or tensor.numel() * tensor.element_size() < FEW_BYTES:
+        if tensor.ndim == 0 or tensor.numel() * tensor.element_size() < few_bytes:
             return cls(tensor.cpu().clone())
         found = cls.zeros(tensor, folder)
-        for part in parts(tensor):
+        for part in parts(tensor, part_bytes=part_bytes):
             found.tensor[part] = tensor[part]
             found.release()
         return found
 
-    def copy_to(self, target: Tensor) -> None:
+    def copy_to(self, target: Tensor, *, part_bytes: int = PART_BYTES) -> None:
         """Write these numbers over another tensor's."""
         if target.ndim == 0:
             target.copy_(self.tensor)
             return
-        for part in parts(target):
+        for part in parts(target, part_bytes=part_bytes):
             target[part] = self.tensor[part].to(target.device)
             self.release()
 
@@ -80,7 +82,7 @@ class MappedTensor:
             self._pages.madvise(mmap.MADV_DONTNEED)
 
 
-def parts(tensor: Tensor, whole: int = 1) -> Iterator[slice]:
-    """Slices of the first dimension, of about `PART_BYTES` and of whole groups of rows."""
-    rows = max(1, PART_BYTES // max(1, tensor.element_size() * tensor[:1].numel() * whole)) * whole
+def parts(tensor: Tensor, whole: int = 1, *, part_bytes: int = PART_BYTES) -> Iterator[slice]:
+    """Slices of the first dimension, of about `part_bytes` and of whole groups of rows."""
+    rows = max(1, part_bytes // max(1, tensor.element_size() * tensor[:1].numel() * whole)) * whole
     yield from (slice(start, start + rows) for start in range(0, len(tensor), rows))

@@ -25,7 +25,9 @@ def rkd_distance(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -
     return functional.smooth_l1_loss(_distances(student), _distances(teacher))
 
 
-def rkd_angle(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
+def rkd_angle(
+    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"], *, numbers_at_once: int = NUMBERS_AT_ONCE
+) -> Float[Tensor, ""]:
     """Smooth L1 between the cosines of the angles that all triplets of rows form, B³ of them; no unit.
 
     arXiv 1904.05068, equations 6 and 7. Vertices are taken in blocks and recomputed for the gradient, so that neither
@@ -34,7 +36,7 @@ def rkd_angle(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> F
     rows, width = len(student), max(student.shape[1], teacher.shape[1])
     if rows < 2:
         return student.sum() * 0.0
-    size = max(1, NUMBERS_AT_ONCE // (rows * (width + rows)))
+    size = max(1, numbers_at_once // (rows * (width + rows)))
     blocks = torch.arange(rows, device=student.device).split(size)
     if len(blocks) == 1:
         return _angles_apart(student, teacher, blocks[0]) / rows**3

@@ -27,7 +27,14 @@ class Memory(nn.Module):
     """
 
     def __init__(
-        self, labels: Int64[Tensor, " N"], width: int, momentum: float, *, repeat: bool = False, seed: int = 0
+        self,
+        labels: Int64[Tensor, " N"],
+        width: int,
+        momentum: float,
+        *,
+        repeat: bool = False,
+        seed: int = 0,
+        keys_at_once: int = KEYS_AT_ONCE,
     ) -> None:
         """Draw entries uniformly in [-s, s], s = 1 / sqrt(width / 3), as released: their expected norm is 1.
 
@@ -36,7 +43,7 @@ class Memory(nn.Module):
         """
         super().__init__()
         rows, span = len(labels), (width / 3) ** -0.5
-        self.momentum, self.repeat = momentum, repeat
+        self.momentum, self.repeat, self.keys_at_once = momentum, repeat, keys_at_once
         self.student: Tensor
         self.teacher: Tensor
         self.normaliser: Tensor
@@ -73,7 +80,7 @@ class Memory(nn.Module):
             # Places in the order of classes, jumping over the row's own.
             negatives = self.order[drawn + (drawn >= start.unsqueeze(1)) * own.unsqueeze(1)]
         else:
-            size = max(1, KEYS_AT_ONCE // len(self.order))
+            size = max(1, self.keys_at_once // len(self.order))
             negatives = torch.cat([self._distinct(part, count, step) for part in index.split(size)])
         return torch.cat([positive.unsqueeze(1), negatives], dim=1)
 

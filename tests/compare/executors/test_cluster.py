@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from facts import raises
 
-from crossdistill.compare.executors import cluster as elsewhere
-from crossdistill.compare.executors import messages as mailbox
 from crossdistill.compare.executors.choose import crew, local_workers, place
 from crossdistill.compare.executors.cluster import ClusterJob, Ended, Remote
 from crossdistill.compare.executors.local import Message, Pool
@@ -56,17 +54,13 @@ class Fake:
         self.closed = True
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elsewhere, "LOOK_EVERY_S", 0.0)
-
-
 def run(cluster: Fake, tasks: list[str], workers: int, folder: Path) -> list[Message]:
     waiting = list(range(len(tasks)))
-    return list(Remote(work, cluster, workers, folder).run(tasks, lambda: waiting.pop(0) if waiting else None))
+    crew = Remote(work, cluster, workers, folder, look_every_s=0.0)
+    return list(crew.run(tasks, lambda: waiting.pop(0) if waiting else None))
 
 
-def test_messages_come_in_order_and_only_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_come_in_order_and_only_whole(tmp_path: Path) -> None:
     outbox, inbox = Outbox(tmp_path / "mail" / "a"), Inbox(tmp_path / "mail" / "a")
     assert inbox.look() == []
     outbox("begin", ["teacher", 30])
@@ -82,8 +76,7 @@ def test_messages_come_in_order_and_only_whole(tmp_path: Path, monkeypatch: pyte
     with (tmp_path / "mail" / "a").open("a") as file:
         file.write(", 3]\n")
     assert inbox.look() == [("advance", 3)]
-    monkeypatch.setattr(mailbox, "WRITE_EVERY_S", 0.0)
-    outbox("advance", 7)
+    Outbox(tmp_path / "mail" / "a", write_every_s=0.0)("advance", 7)
     assert inbox.look() == [("advance", 7)]
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from numpy import ndarray
 from scipy import stats
 
-from crossdistill.compare.results import statistics
 from crossdistill.compare.results.statistics import Tally, bootstrap, difference, holm, tally
 
 
@@ -36,9 +35,8 @@ def test_every_draw_is_the_slow_loop_over_its_seeds_and_samples() -> None:
         np.testing.assert_allclose(found[draw], middle + np.sqrt(3 / 2) * (drawn - middle), atol=1e-12)
 
 
-def test_many_draws_are_made_in_blocks_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "AT_ONCE", 4)
-    found = bootstrap(noise(np.random.default_rng(0), 2, 30, 0.1), 10)
+def test_many_draws_are_made_in_blocks_of_bounded_size() -> None:
+    found = bootstrap(noise(np.random.default_rng(0), 2, 30, 0.1), 10, at_once=4)
     assert found.shape == (10, 2)
     assert np.isfinite(found).all()
     assert len(np.unique(found[:, 0])) > 5

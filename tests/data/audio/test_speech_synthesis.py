@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from facts import raises
 
-from crossdistill.data.audio import speech_synthesis
 from crossdistill.data.audio.speech_synthesis import ACCENTS, Speaker, Utterance, list_variants, synthesise
 from crossdistill.errors import DataError
 
@@ -41,10 +40,9 @@ def test_a_speaker_sounds_the_same_whoever_spoke_before(monkeypatch: pytest.Monk
     assert sorted(done) == list(range(1, 73))
     by_speaker = {speaker: clips[3 * i : 3 * i + 3] for i, speaker in enumerate(own)}
     random.Random(1).shuffle(own)
-    monkeypatch.setattr(speech_synthesis, "MOST_WORKERS", 1)
     # Memory that is read before it is written would show: glibc fills what it hands out.
     monkeypatch.setenv("MALLOC_PERTURB_", "165")
-    again, _ = synthesise(own, lambda n: None)
+    again, _ = synthesise(own, lambda n: None, most_workers=1)
     for i, speaker in enumerate(own):
         for first, second in zip(by_speaker[speaker], again[3 * i : 3 * i + 3], strict=True):
             assert np.array_equal(first, second), speaker
@@ -63,11 +61,10 @@ def test_a_child_that_fails_is_reported() -> None:
         synthesise([Speaker("xx", "none", (Utterance("one", 170, 50),))], lambda done: None)
 
 
-def test_a_child_that_dies_at_once_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech_synthesis, "WORKER", "crossdistill.data.nothing")
+def test_a_child_that_dies_at_once_is_reported() -> None:
     many = [Speaker("en", "m1", tuple(Utterance("one", 170, 50) for _ in range(5000)))]
     with raises(DataError, "crossdistill.data.nothing"):
-        synthesise(many, lambda done: None)
+        synthesise(many, lambda done: None, worker="crossdistill.data.nothing")
 
 
 def test_an_interrupted_listener_leaves_no_process() -> None:

@@ -64,8 +64,18 @@ class Remote:
     A second try goes on from the first one's checkpoint, and a lock keeps the two apart if the first is not dead.
     """
 
-    def __init__(self, work: Work, cluster: Cluster, workers: int, mail: Path, tries: int = 2) -> None:
+    def __init__(
+        self,
+        work: Work,
+        cluster: Cluster,
+        workers: int,
+        mail: Path,
+        *,
+        tries: int = 2,
+        look_every_s: float = LOOK_EVERY_S,
+    ) -> None:
         self._work, self._cluster, self._mail, self._tries = work, cluster, mail, tries
+        self._look_every_s = look_every_s
         self._places: list[_Running | None] = [None] * workers
         self._tried: dict[int, int] = {}
 
@@ -82,7 +92,7 @@ class Remote:
                 for place, running in enumerate(self._places):
                     if running is not None:
                         yield from self._listen(place, running, tasks)
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(self._look_every_s)
         finally:
             self._cluster.close()
 

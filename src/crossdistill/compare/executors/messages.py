@@ -11,9 +11,9 @@ WRITE_EVERY_S = 1.0
 class Outbox:
     """The worker's end: steps are gathered and written once a second, all else at once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, write_every_s: float = WRITE_EVERY_S) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self._path, self._write_every_s = path, write_every_s
         self._steps = 0
         self._wrote = time.monotonic()
 
@@ -21,7 +21,7 @@ class Outbox:
         """Send one message."""
         if kind == "advance":
             self._steps += value
-            if time.monotonic() - self._wrote < WRITE_EVERY_S:
+            if time.monotonic() - self._wrote < self._write_every_s:
                 return
         lines = [["advance", self._steps]] if self._steps else []
         lines += [] if kind == "advance" else [[kind, value]]

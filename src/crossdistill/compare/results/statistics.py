@@ -50,15 +50,15 @@ class Difference:
     p: float
 
 
-def bootstrap(tally: Tally, draws: int = DRAWS, seed: int = 0) -> Float[ndarray, "D M"]:
+def bootstrap(tally: Tally, draws: int = DRAWS, seed: int = 0, *, at_once: int = AT_ONCE) -> Float[ndarray, "D M"]:
     """Mean accuracy over seeds of every method in each draw; differences of columns are paired."""
     source = np.random.default_rng(seed)
     seeds, methods, samples = tally.right.shape
     stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
     flat = tally.right.reshape(seeds * methods, samples)
     found = np.empty((draws, methods))
-    for start in range(0, draws, AT_ONCE):
-        count = min(AT_ONCE, draws - start)
+    for start in range(0, draws, at_once):
+        count = min(at_once, draws - start)
         times = _counts(source, count, samples)
         asked = times @ tally.rows.T
         # All of a tiny seed's samples may be missing in a draw; the whole seed stands in for them.

@@ -74,7 +74,13 @@ def list_variants() -> tuple[str, ...]:
     return tuple(sorted(heard.values()))
 
 
-def synthesise(speakers: Sequence[Speaker], said: Callable[[int], None]) -> tuple[list[NDArray[np.int16]], int]:
+def synthesise(
+    speakers: Sequence[Speaker],
+    said: Callable[[int], None],
+    *,
+    most_workers: int = MOST_WORKERS,
+    worker: str = WORKER,
+) -> tuple[list[NDArray[np.int16]], int]:
     """All utterances of all speakers in order, as 16-bit samples, and their rate in hertz.
 
     The speakers are shared out to a few child processes; each has a library of its own, so that the result does not
@@ -85,7 +91,7 @@ def synthesise(speakers: Sequence[Speaker], said: Callable[[int], None]) -> tupl
         DataError: a child failed; holds the last lines that it wrote.
     """
     synthesiser_version()
-    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(speakers) // 8))
+    workers = max(1, min(most_workers, os.cpu_count() or 1, len(speakers) // 8))
     bounds = [len(speakers) * i // workers for i in range(workers + 1)]
     shares = [speakers[a:b] for a, b in itertools.pairwise(bounds)]
     counts = [0] * workers
@@ -99,7 +105,7 @@ def synthesise(speakers: Sequence[Speaker], said: Callable[[int], None]) -> tupl
             said(sum(counts))
 
         try:
-            _speak(shares[number], heard)
+            _speak(shares[number], heard, worker)
         except Exception as error:
             failures.append(error)
 
@@ -126,12 +132,12 @@ def _request(speakers: Sequence[Speaker]) -> dict[str, Any]:
     }
 
 
-def _start_worker() -> "subprocess.Popen[bytes]":
+def _start_worker(module: str = WORKER) -> "subprocess.Popen[bytes]":
     # The child must find this very package, however the parent came to it.
     package = str(Path(crossdistill.__file__).parent.parent)
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", WORKER],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -147,9 +153,9 @@ def _run_worker(request: dict[str, Any]) -> bytes:
     return out
 
 
-def _speak(speakers: Sequence[Speaker], heard: Callable[[tuple[NDArray[np.int16], int]], None]) -> None:
+def _speak(speakers: Sequence[Speaker], heard: Callable[[tuple[NDArray[np.int16], int]], None], worker: str) -> None:
     wanted = sum(len(speaker.utterances) for speaker in speakers)
-    with _start_worker() as process:
+    with _start_worker(worker) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
