@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+from builders import toy_recipe
+
 from crossdistill import OptimizerConfig, Recipe, Stage, Variation, Variations
 from crossdistill.method import STUDENT
 from crossdistill.methods import KD, Collaborate, Route, Specialise, Supervised
 from crossdistill.recipe import Checkpoints
-from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.testing import toy_dataset
 from crossdistill.weighting import GradNormConfig, PCGradConfig
 
 MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.02, momentum=0.9, schedule="cosine")
@@ -20,33 +22,28 @@ def three_stages(seed: int = 0, epochs: int = 2, every: int = 2) -> Recipe:
     """
     variations = Variations(inputs={"first": Variation(noise=0.2), "second": Variation(gain=0.3)}, views=2)
     data = replace(toy_dataset(("first", "second"), rows=120, labelled=0.5), augmentation=variations)
-    (name, student), *others = toy_cast(data, 2, normalised=True).items()
-    teachers = dict(others)
-    return Recipe(
+    teachers = ("teacher-0", "teacher-1")
+    return toy_recipe(
+        Stage(
+            method=Collaborate(),
+            trains=(STUDENT, *teachers),
+            epochs=epochs,
+            batch_size=24,
+            weighting=GradNormConfig(),
+            optimizer=OptimizerConfig(learning_rate=0.01),
+            clip_norm=1.0,
+        ),
+        Stage(
+            method=Specialise(taps=dict.fromkeys(teachers, ("joint", "hidden"))),
+            trains=(),
+            epochs=epochs,
+            batch_size=24,
+            optimizer=OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.01),
+        ),
+        Stage(method=Route(k=2), epochs=epochs, batch_size=24, weighting=PCGradConfig(), optimizer=MOMENTUM),
         name="three stages",
         data=data,
-        student=student,
-        student_name=name,
-        teachers=teachers,
-        stages=(
-            Stage(
-                method=Collaborate(),
-                trains=(STUDENT, *teachers),
-                epochs=epochs,
-                batch_size=24,
-                weighting=GradNormConfig(),
-                optimizer=OptimizerConfig(learning_rate=0.01),
-                clip_norm=1.0,
-            ),
-            Stage(
-                method=Specialise(taps=dict.fromkeys(teachers, ("joint", "hidden"))),
-                trains=(),
-                epochs=epochs,
-                batch_size=24,
-                optimizer=OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.01),
-            ),
-            Stage(method=Route(k=2), epochs=epochs, batch_size=24, weighting=PCGradConfig(), optimizer=MOMENTUM),
-        ),
+        normalised=True,
         seed=seed,
         checkpoints=Checkpoints(steps=every),
     )
@@ -54,18 +51,12 @@ def three_stages(seed: int = 0, epochs: int = 2, every: int = 2) -> Recipe:
 
 def two_stages(seed: int = 0, epochs: int = 2, every: int = 1) -> Recipe:
     """A teacher that is trained, and a student that it teaches: the least in which stages follow each other."""
-    data = toy_dataset(("first", "second"), rows=60)
-    (name, student), (teacher, network) = toy_cast(data, 1).items()
-    return Recipe(
+    return toy_recipe(
+        Stage(method=Supervised(), learner="teacher-0", epochs=epochs, batch_size=24),
+        Stage(method=KD(), epochs=epochs, batch_size=24),
         name="two stages",
-        data=data,
-        student=student,
-        student_name=name,
-        teachers={teacher: network},
-        stages=(
-            Stage(method=Supervised(), learner=teacher, epochs=epochs, batch_size=24),
-            Stage(method=KD(), epochs=epochs, batch_size=24),
-        ),
+        data=toy_dataset(("first", "second"), rows=60),
+        teachers=1,
         seed=seed,
         checkpoints=Checkpoints(steps=every),
     )

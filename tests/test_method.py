@@ -1,14 +1,14 @@
 """A method's step: how terms are reduced, whose labels count, and how settings become a method."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
+from builders import rows_of
 from facts import raises
 from pydantic import ValidationError
 
-from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.batch import MISSING_TARGET
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step, Term, task_term
 from crossdistill.methods import METHODS, method_config
@@ -22,11 +22,6 @@ from crossdistill.testing import FakeTeacher
 
 SPEC = OutputSpec(logits=(4,), features={"fc": (12,)})
 DATA = DataSpec(rows=8, classes=4)
-
-
-def rows_of(number: int = 8, **changes: Any) -> Batch:
-    given = {"inputs": {}, "ids": torch.arange(number), "targets": torch.arange(number) % 4}
-    return Batch(**(given | changes))
 
 
 def test_rows_are_added_up_and_divided_by_the_whole_step() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import drawn_rows
 from facts import raises
 from torch import Tensor, nn
 from torch.nn import functional
@@ -126,14 +127,9 @@ CUTTABLE: list[tuple[type[nn.Module], str]] = [
 ]
 
 
-def rows() -> Batch:
-    source = torch.Generator().manual_seed(5)
-    return Batch({"a": torch.randn((8, 6), generator=source)}, torch.arange(8))
-
-
 def whole_of(network: Network) -> Any:
     with torch.no_grad():
-        return network(rows())
+        return network(drawn_rows())
 
 
 @pytest.mark.parametrize(("kind", "tap"), CUTTABLE, ids=lambda value: getattr(value, "__name__", value))
@@ -141,7 +137,7 @@ def test_two_parts_are_exactly_the_whole(kind: type[nn.Module], tap: str) -> Non
     network = Network(kind().eval(), ("a",), (tap,))
     stem, tail = network.split(tap)
     whole = whole_of(network)
-    cut = stem(rows())
+    cut = stem(drawn_rows())
     for _ in range(2):
         # Twice: whatever works in place in the tail must not spoil what it was given.
         parts = tail(cut)
@@ -156,22 +152,22 @@ def test_two_parts_are_exactly_the_whole(kind: type[nn.Module], tap: str) -> Non
 def test_a_rewritten_tap_reaches_the_result_as_a_hook_would(kind: type[nn.Module], tap: str) -> None:
     network = Network(kind().eval(), ("a",), (tap,))
     stem, tail = network.split(tap)
-    cut = stem(rows())
-    wanted = network.edited(rows(), {tap: lambda value: value * 1.5 - 0.2})
+    cut = stem(drawn_rows())
+    wanted = network.edited(drawn_rows(), {tap: lambda value: value * 1.5 - 0.2})
     assert torch.equal(tail(cut.rewritten(cut.value * 1.5 - 0.2)).need(Signal.LOGITS), wanted.need(Signal.LOGITS))
 
 
 @pytest.mark.parametrize(("kind", "tap"), CUTTABLE, ids=lambda value: getattr(value, "__name__", value))
 def test_the_value_at_the_cut_is_what_the_layer_gave(kind: type[nn.Module], tap: str) -> None:
     network = Network(kind().eval(), ("a",), (tap,))
-    found = network(rows(), {Signal.feature(tap), Signal.cut(tap)})
+    found = network(drawn_rows(), {Signal.feature(tap), Signal.cut(tap)})
     assert torch.equal(found.cuts[tap].value, found.features[tap])
 
 
 def test_gradient_flows_through_the_tail_of_a_frozen_network() -> None:
     network = Network(Skips().eval().requires_grad_(False), ("a",), ("first",))
     stem, tail = network.split("first")
-    cut = stem(rows())
+    cut = stem(drawn_rows())
     value = cut.value.clone().requires_grad_()
     tail(cut.rewritten(value)).need(Signal.LOGITS).square().sum().backward()
     assert value.grad is not None
@@ -184,7 +180,7 @@ def test_weights_are_shared_with_the_network() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(1.7)
-    assert torch.equal(tail(stem(rows())).need(Signal.LOGITS), network(rows()).need(Signal.LOGITS))
+    assert torch.equal(tail(stem(drawn_rows())).need(Signal.LOGITS), network(drawn_rows()).need(Signal.LOGITS))
     network.to(torch.float64)
     double = Batch({"a": torch.randn(3, 6, dtype=torch.float64)}, torch.arange(3))
     assert tail(stem(double)).need(Signal.LOGITS).dtype == torch.float64
@@ -192,20 +188,20 @@ def test_weights_are_shared_with_the_network() -> None:
 
 def test_several_taps_are_cut_in_one_pass() -> None:
     network = Network(Nested().eval(), ("a",), ("first.inner.first", "first.inner.second"))
-    network.cuts(rows(), list(network.taps))
+    network.cuts(drawn_rows(), list(network.taps))
     calls = []
     network.module.first.inner.first.register_forward_hook(lambda *_: calls.append(1))
-    cuts = network.cuts(rows(), list(network.taps))
+    cuts = network.cuts(drawn_rows(), list(network.taps))
     assert len(calls) == 1
-    whole = network(rows()).need(Signal.LOGITS)
+    whole = network(drawn_rows()).need(Signal.LOGITS)
     for tap, cut in cuts.items():
         assert torch.equal(network.split(tap)[1](cut).need(Signal.LOGITS), whole), tap
 
 
 def test_a_layer_and_a_layer_inside_it_are_both_taps() -> None:
     network = Network(Nested().eval(), ("a",), ("first.inner.first", "first.inner"))
-    whole = network(rows()).need(Signal.LOGITS)
-    for tap, cut in network.cuts(rows(), ["first.inner", "first.inner.first"]).items():
+    whole = network(drawn_rows()).need(Signal.LOGITS)
+    for tap, cut in network.cuts(drawn_rows(), ["first.inner", "first.inner.first"]).items():
         assert torch.equal(network.split(tap)[1](cut).need(Signal.LOGITS), whole), tap
 
 
@@ -222,17 +218,17 @@ def test_the_stem_stops_at_the_tap() -> None:
             return self.last(self.act2(self.later(self.act(self.first(x)))))
 
     network = Network(Deep().eval(), ("a",), ("first",))
-    network.cuts(rows(), ["first"])
+    network.cuts(drawn_rows(), ["first"])
     calls = []
     network.module.later.register_forward_hook(lambda *_: calls.append(1))
-    network.cuts(rows(), ["first"])
+    network.cuts(drawn_rows(), ["first"])
     assert calls == []
 
 
 def test_dropout_of_the_tail_follows_the_mode_of_the_network() -> None:
     network = Network(Normalised().eval(), ("a",), ("first",))
     stem, tail = network.split("first")
-    cut = stem(rows())
+    cut = stem(drawn_rows())
     assert torch.equal(tail(cut).need(Signal.LOGITS), tail(cut).need(Signal.LOGITS))
     network.module.drop.train()
     assert not torch.equal(tail(cut).need(Signal.LOGITS), tail(cut).need(Signal.LOGITS))
@@ -242,7 +238,7 @@ def test_verifying_leaves_modes_and_statistics_alone() -> None:
     network = Network(Normalised(), ("a",), ("first",)).train()
     network.module.drop.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    network.cuts(rows(), ["first"])
+    network.cuts(drawn_rows(), ["first"])
     assert network.module.norm.training
     assert not network.module.drop.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -283,7 +279,7 @@ def test_what_cannot_be_cut_says_so(kind: Callable[[], nn.Module], facts: tuple[
     with raises(SplitError, *facts):
         network.split("first")
     with raises(SplitError, *facts):
-        network.cuts(rows(), ["first"])
+        network.cuts(drawn_rows(), ["first"])
 
 
 class Changing(Plain):
@@ -312,7 +308,7 @@ def test_parts_that_are_not_the_whole_are_noticed(kind: type[nn.Module]) -> None
     network.split("first")
     network.module.gain = 2.0
     with raises(SplitError, "'first'", "logits"):
-        network.cuts(rows(), ["first"])
+        network.cuts(drawn_rows(), ["first"])
 
 
 def test_a_cut_at_a_layer_that_is_no_tap_is_refused() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import pictures
 from facts import raises
 from torch import Tensor, nn
 
@@ -26,9 +27,7 @@ MODEL = NetworkConfig(model="small-image", reads=("picture",))
 
 
 def dataset() -> Dataset:
-    values = np.random.default_rng(0).standard_normal((20, 1, 8, 8)).astype(np.float32)
-    spec = InputSpec("array", (1, 8, 8), {"about": "toy"}, {"basis": torch.eye(3)[:, ::2]})
-    return Dataset.from_arrays("toy", {"picture": values}, np.arange(20) % 3, input_specs={"picture": spec})
+    return pictures(InputSpec("array", (1, 8, 8), {"about": "toy"}, {"basis": torch.eye(3)[:, ::2]}))
 
 
 def network() -> Network:

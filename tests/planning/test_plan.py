@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import toy_recipe
 from facts import raises
 from safetensors.torch import save_file
 from torch import nn
@@ -18,12 +19,12 @@ from crossdistill.methods.kd import KD
 from crossdistill.methods.specialise import Specialise
 from crossdistill.network import Network
 from crossdistill.planning.plan import Plan, prepare
-from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.recipe import NetworkConfig
 from crossdistill.recipes import make
 from crossdistill.runtime.hashing import fingerprint
 from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.teacher import Live, Masked, Shuffled
-from crossdistill.testing import toy_cast, toy_dataset, toy_network
+from crossdistill.testing import toy_dataset, toy_network
 from crossdistill.weighting import PCGradConfig
 
 CPU = torch.device("cpu")
@@ -42,15 +43,8 @@ def keys(plan: Plan) -> dict[str, str]:
 def toy(data: Dataset | None = None, **changes: Any) -> Plan:
     """One stage on toy data, with two teachers."""
     data = data or toy_dataset()
-    student, *teachers = toy_cast(data).items()
-    given: dict[str, Any] = {
-        "name": "toy",
-        "data": data,
-        "student": student[1],
-        "teachers": dict(teachers),
-        "stages": (Stage(method=KD(), epochs=2),),
-    }
-    return prepare(Recipe(**(given | changes)), data, CPU)
+    given = {"name": "toy", "student_name": None, "stages": (Stage(method=KD(), epochs=2),)}
+    return prepare(toy_recipe(data=data, **(given | changes)), data, CPU)
 
 
 def test_collaboration_is_shared_by_both_students_when_no_label_is_hidden() -> None:
@@ -204,8 +198,7 @@ def test_a_masked_teacher_changes_with_its_base() -> None:
 
     def route_key(rate: float) -> str:
         data = toy_dataset()
-        (name, student), *teachers = toy_cast(data).items()
-        taps = {teacher: ("joint",) for teacher, _ in teachers}
+        taps = dict.fromkeys(("teacher-0", "teacher-1"), ("joint",))
         stages = (
             Stage(method=Specialise(taps=taps), epochs=1, trains=()),
             Stage(
@@ -217,8 +210,7 @@ def test_a_masked_teacher_changes_with_its_base() -> None:
             ),
             Stage(method="route", epochs=1),
         )
-        recipe = Recipe(data=data, student=student, student_name=name, teachers=dict(teachers), stages=stages)
-        return prepare(recipe, data, CPU).jobs[-1].key
+        return prepare(toy_recipe(*stages, data=data), data, CPU).jobs[-1].key
 
     assert route_key(0.1) != route_key(0.2)
     assert route_key(0.1) == route_key(0.1)

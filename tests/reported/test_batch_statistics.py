@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import toy_recipe
 from facts import raises
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from crossdistill.methods import Specialise, Supervised
 from crossdistill.nets.batch_statistics import JointStatistics, batch_statistics, is_joint, standing_in
 from crossdistill.network import Network
 from crossdistill.planning.plan import prepare
-from crossdistill.testing import toy_cast, toy_dataset, toy_map_cast
+from crossdistill.testing import toy_dataset
 from crossdistill.testing.toy import TOY_MAPS
 
 CPU = torch.device("cpu")
@@ -53,19 +54,18 @@ class TrackingInstanceNorm(nn.Module):
 
 def supervised(norm: nn.Module | None, rows: int = 105, **settings: Any) -> Recipe:
     data = toy_dataset(("first", "second"), rows=rows)
-    (name, student), *_ = toy_cast(data, 1).items()
-    if norm is not None:
-        student.module.normalise = norm
     stage = Stage.model_validate({"method": Supervised(), "epochs": 1, "batch_size": 16} | settings)
-    return Recipe(data=data, student=student, student_name=name, stages=(stage,))
+    made = toy_recipe(stage, data=data, teachers={})
+    if norm is not None:
+        made.student.module.normalise = norm
+    return made
 
 
 def masks_on_maps(tap: str = "early", rows: int = 105, **settings: Any) -> Recipe:
     data = toy_dataset({name: TOY_MAPS[name] for name in ("first", "second")}, rows=rows)
-    (name, student), *others = toy_map_cast(data, 1).items()
-    method = Specialise(taps={other: (tap,) for other, _ in others}, heads=1)
+    method = Specialise(taps={"teacher-0": (tap,)}, heads=1)
     stage = Stage.model_validate({"method": method, "trains": (), "epochs": 1, "batch_size": 16} | settings)
-    return Recipe(data=data, student=student, student_name=name, teachers=dict(others), stages=(stage,))
+    return toy_recipe(stage, data=data, teachers=1, maps=True)
 
 
 def planned(recipe: Recipe, ranks: int = 1) -> Any:
@@ -288,10 +288,9 @@ def test_c_batches_of_one_row_each_are_refused_before_training() -> None:
 
 def test_c_batches_with_one_present_row_are_refused_before_training() -> None:
     data = toy_dataset(("first", "second"), rows=105, absent={"first": 0.8})
-    (name, student), *_ = toy_cast(data, 1, normalised=True).items()
     stage = Stage.model_validate({"method": Supervised(), "epochs": 5, "batch_size": 4})
-    text = refusal(Recipe(data=data, student=student, student_name=name, stages=(stage,)))
+    text = refusal(toy_recipe(stage, data=data, teachers={}, normalised=True))
     assert "one row alone" in text
     assert "larger than 4" in text
     whole = Stage.model_validate({"method": Supervised(), "epochs": 5, "batch_size": 63})
-    planned(Recipe(data=data, student=student, student_name=name, stages=(whole,)))
+    planned(toy_recipe(whole, data=data, teachers={}, normalised=True))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import toy_recipe
 from safetensors.torch import load_file
 from torch import nn
 
@@ -44,9 +45,7 @@ class Said(Quiet):
 
 
 def small(*stages: Stage, data: Dataset | None = None, teachers: int = 1, **given: Any) -> Recipe:
-    data = toy_dataset(noise=0.5) if data is None else data
-    (name, student), *others = toy_cast(data, teachers).items()
-    return Recipe(data=data, student=student, student_name=name, teachers=dict(others), stages=stages, **given)
+    return toy_recipe(*stages, data=toy_dataset(noise=0.5) if data is None else data, teachers=teachers, **given)
 
 
 def trained_first(data: Dataset | None = None) -> Recipe:
@@ -141,15 +140,8 @@ def test_a4_measuring_moves_no_number(tmp_path: Path, monkeypatch: pytest.Monkey
     data = toy_dataset(labelled=0.5)
     made = []
     for name in ("with", "without"):
-        cast = toy_cast(data, 2, normalised=True)
-        student, *others = cast
-        recipe = Recipe(
-            data=data,
-            student=cast[student],
-            student_name=student,
-            teachers={other: cast[other] for other in others},
-            stages=(Stage(method="collaborate", epochs=1), Stage(method="kd", epochs=1)),
-        )
+        stages = (Stage(method="collaborate", epochs=1), Stage(method="kd", epochs=1))
+        recipe = toy_recipe(*stages, data=data, normalised=True)
         if name == "without":
             monkeypatch.setattr("crossdistill.training.teacher_accuracy.TeacherCheck.before", lambda *_: {})
         run(recipe, tmp_path / name)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from builders import rows_of
 from sklearn.metrics import balanced_accuracy_score
-from torch import Tensor, nn
+from torch import nn
 from typer.testing import CliRunner
 
 from crossdistill import NetworkConfig, Recipe, run
@@ -39,17 +40,12 @@ def built(config: MethodConfig, *teachers: str) -> Method:
     return config.build(SPEC, dict.fromkeys(teachers, SPEC), DataSpec(rows=ROWS, classes=4))
 
 
-def batch_of(present: Mapping[str, Tensor] | None = None) -> Batch:
-    ids = torch.arange(ROWS)
-    return Batch(inputs={}, ids=ids, targets=ids % 4, present={} if present is None else dict(present))
-
-
 def fakes(*names: str, modal: bool = False) -> dict[str, FakeTeacher]:
     return {name: FakeTeacher(name, SPEC, (name,) if modal else ()) for name in names}
 
 
 def one_step(method: Method, student: Any, teachers: Mapping[str, Any], batch: Batch | None = None) -> Step:
-    step: Step = method(batch_of() if batch is None else batch, student, teachers, Progress())
+    step: Step = method(rows_of(ROWS) if batch is None else batch, student, teachers, Progress())
     return step
 
 
@@ -87,7 +83,7 @@ def test_b3_the_mean_of_teachers_by_hand() -> None:
     assert not dict(method.named_parameters()), "without routing there is no gate"
     student, teachers = FakeTeacher("student", SPEC), fakes("a", "b", modal=True)
     there = torch.arange(ROWS) % 4
-    batch = batch_of({"a": there < 2, "b": (there == 0) | (there == 2)})
+    batch = rows_of(ROWS, present={"a": there < 2, "b": (there == 0) | (there == 2)})
     step = method(batch, student, teachers, Progress(epoch=5))
     assert (step.terms["task"].weight, step.terms["distil"].weight) == (1.0, 0.25)
     own = student(batch).need(Signal.LOGITS)
@@ -140,7 +136,7 @@ def test_b5_balanced_accuracy_is_the_mean_recall_over_target_classes(occurring: 
 def test_b8_the_hard_share_of_each_teacher_by_hand() -> None:
     method = built(Route(k=2), "a", "b", "c")
     there = torch.arange(ROWS)
-    batch = batch_of({"a": there < 6, "b": there < 3, "c": there < 8})
+    batch = rows_of(ROWS, present={"a": there < 6, "b": there < 3, "c": there < 8})
     student, teachers = FakeTeacher("student", SPEC), fakes("a", "b", "c", modal=True)
     logs = one_step(method, student, teachers, batch).logs
     gate = method.get_submodule("gate")(student(batch).need(Signal.LOGITS))

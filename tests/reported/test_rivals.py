@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import rows_of
 from facts import raises
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from crossdistill import Network, OptimizerConfig, Recipe, Stage, load_student, run
-from crossdistill.batch import Batch
 from crossdistill.cli.main import app
 from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.data.sets.av_mnist import AvMnistConfig
@@ -172,7 +172,7 @@ def test_a10_whatever_accepts_two_classes_gives_a_gradient_from_the_teacher(name
         assert name == "dkd"
         return
     student, teacher = (FakeTeacher(who, TWO, signals=_signals(0), given=_signals(n)) for n, who in enumerate("st"))
-    batch = Batch(inputs={}, ids=torch.arange(8), targets=torch.arange(8) % 2)
+    batch = rows_of(targets=torch.arange(8) % 2)
     step = method(batch, student, {"t": teacher}, Progress(epoch=1))
     signal = sum((t.reduced(8) * t.weight).sum() for key, t in step.terms.items() if not key.startswith("task"))
     assert isinstance(signal, Tensor)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from builders import drawn_rows
 from facts import raises
 from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, run
-from crossdistill.batch import Batch
 from crossdistill.errors import SplitError
 from crossdistill.outputs import Signal
 from crossdistill.runtime.progress import Quiet
@@ -94,14 +94,10 @@ CASES: tuple[tuple[Callable[[], nn.Module], str, int], ...] = (
 )
 
 
-def rows(seed: int = 0, count: int = 5) -> Batch:
-    return Batch({"a": torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))}, torch.arange(count))
-
-
 def live(make: Callable[[], nn.Module], *taps: str) -> Live:
     torch.manual_seed(0)
     network = Network(make().eval(), "a", taps)
-    network.probe(rows())
+    network.probe(drawn_rows(5))
     network.requires_grad_(False)
     return Live("t", network, map(Signal.cut, taps))
 
@@ -112,10 +108,10 @@ def test_d_a_cut_between_layers_is_the_whole_bit_for_bit(
 ) -> None:
     teacher = live(make, tap)
     for seed in range(3):
-        batch = rows(seed)
+        batch = drawn_rows(5, seed=seed)
         cut = teacher(batch).cuts[tap]
         # Another batch in between: nothing of a pass may be left in the network.
-        teacher(rows(99))
+        teacher(drawn_rows(5, seed=99))
         wanted = teacher.network(batch, [Signal.LOGITS])
         found = teacher.tail(tap)(cut)
         assert torch.equal(found.need(Signal.LOGITS), wanted.need(Signal.LOGITS))
@@ -135,9 +131,9 @@ def test_d_the_stem_does_not_run_again(make: Callable[[], nn.Module], tap: str, 
         if isinstance(layer, nn.Linear):
             forward = layer.forward
             layer.forward = lambda x, forward=forward, name=name: (ran.append(f"compute {name}"), forward(x))[1]  # type: ignore[method-assign]
-    teacher(rows())
+    teacher(drawn_rows(5))
     ran.clear()
-    cut = teacher(rows()).cuts[tap]
+    cut = teacher(drawn_rows(5)).cuts[tap]
     assert not any(name.startswith("compute head") for name in ran), "what comes after the cut does not run in the stem"
     ran.clear()
     teacher.tail(tap)(cut)
@@ -148,7 +144,7 @@ def test_d_the_stem_does_not_run_again(make: Callable[[], nn.Module], tap: str, 
 
 def test_d_gradient_flows_through_the_cut_and_into_nothing_else() -> None:
     teacher = live(ViT, "blocks.1")
-    cut = teacher(rows()).cuts["blocks.1"]
+    cut = teacher(drawn_rows(5)).cuts["blocks.1"]
     value = cut.value.detach().requires_grad_()
     teacher.tail("blocks.1")(cut.rewritten(value)).need(Signal.LOGITS).sum().backward()
     assert value.grad is not None
@@ -159,9 +155,9 @@ def test_d_gradient_flows_through_the_cut_and_into_nothing_else() -> None:
 def test_d_several_taps_in_one_pass() -> None:
     taps = ("blocks.0", "blocks.2", "blocks.2.mlp")
     teacher = live(ViT, *taps)
-    wanted = teacher.network(rows(), [Signal.LOGITS]).need(Signal.LOGITS)
+    wanted = teacher.network(drawn_rows(5), [Signal.LOGITS]).need(Signal.LOGITS)
     for _ in range(2):
-        cuts = teacher(rows()).cuts
+        cuts = teacher(drawn_rows(5)).cuts
         assert set(cuts) == set(taps)
         for tap, cut in cuts.items():
             assert torch.equal(teacher.tail(tap)(cut).need(Signal.LOGITS), wanted)
@@ -203,15 +199,15 @@ def test_d_what_cannot_be_replayed_runs_whole_and_says_what_that_costs(
 ) -> None:
     torch.manual_seed(0)
     network = Network(make().eval(), "a", ("blocks.0",))
-    network.probe(rows())
+    network.probe(drawn_rows(5))
     teacher = Live("t", network, [Signal.cut("blocks.0")])
     if make is Again:
         with raises(SplitError, "blocks.0", "2 times"):
-            network.cuts(rows(), ["blocks.0"])
-    cut = teacher(rows()).cuts["blocks.0"]
-    teacher(rows(5))
+            network.cuts(drawn_rows(5), ["blocks.0"])
+    cut = teacher(drawn_rows(5)).cuts["blocks.0"]
+    teacher(drawn_rows(5, seed=5))
     found = teacher.tail("blocks.0")(cut.rewritten(0.5 * cut.value)).need(Signal.LOGITS)
-    wanted = network.edited(rows(), {"blocks.0": lambda value: 0.5 * cut.value}).need(Signal.LOGITS)
+    wanted = network.edited(drawn_rows(5), {"blocks.0": lambda value: 0.5 * cut.value}).need(Signal.LOGITS)
     assert torch.equal(found, wanted)
     if make is Again:
         assert "runs again" in caplog.text

@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from builders import mst_distill, toy_recipe
 from facts import raises
 from safetensors.torch import load_file
 from scaled import Scaled
 from torch import Tensor, nn
 
-from crossdistill.data.dataset import Dataset
 from crossdistill.errors import FrozenError, NonFiniteError
 from crossdistill.method import STUDENT
 from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.kd import KD
-from crossdistill.methods.specialise import Specialise
 from crossdistill.network import Network
 from crossdistill.planning import part_size
 from crossdistill.recipe import Recipe
@@ -38,19 +37,6 @@ def moved(before: Mapping[str, Tensor], module: nn.Module) -> set[str]:
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def small(data: Dataset = DATA, *, normalised: bool = False, teachers: int = 2, **changes: Any) -> Recipe:
-    cast = toy_cast(data, teachers, normalised=normalised)
-    name, student = next(iter(cast.items()))
-    given: dict[str, Any] = {
-        "data": data,
-        "student": student,
-        "student_name": name,
-        "teachers": {other: network for other, network in cast.items() if other != name},
-        "stages": (Stage(method=KD(), epochs=2, batch_size=48),),
-    }
-    return Recipe(**(given | changes))
-
-
 def trained(recipe: Recipe, out: Path) -> dict[str, Any]:
     """What the last stage left: weights by `file/name`, and its outcome."""
     run(recipe, out)
@@ -60,7 +46,7 @@ def trained(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 
 def test_a_frozen_teacher_with_batch_norm_stands_still(tmp_path: Path) -> None:
-    recipe = small(normalised=True)
+    recipe = toy_recipe(normalised=True)
     teachers: Mapping[str, Any] = recipe.teachers
     for network in teachers.values():
         network.train()
@@ -74,7 +60,7 @@ def test_a_frozen_teacher_with_batch_norm_stands_still(tmp_path: Path) -> None:
 
 def test_layers_of_a_teacher_may_train_alone(tmp_path: Path) -> None:
     stage = Stage(method=Collaborate(), epochs=1, trains=("student", "teacher-0:hidden"), select="last")
-    recipe = small(stages=(stage,))
+    recipe = toy_recipe(stage)
     before = copies(recipe.teachers["teacher-0"])
     found = trained(recipe, tmp_path / "run")["teacher-0"]
     assert {name for name, value in found.items() if not torch.equal(value, before[name])} == {
@@ -85,7 +71,7 @@ def test_layers_of_a_teacher_may_train_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wicked", ["moves a weight", "moves a buffer"])
 def test_a_frozen_teacher_that_moved_is_a_fault(wicked: str, tmp_path: Path) -> None:
-    recipe = small(normalised=True, stages=(Stage(source="live", method=Scaled(wicked=wicked), epochs=1),))
+    recipe = toy_recipe(normalised=True, stages=(Stage(source="live", method=Scaled(wicked=wicked), epochs=1),))
     with raises(FrozenError, "'scaled'", "'teacher-0'"):
         run(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
@@ -106,7 +92,7 @@ def test_the_rest_of_a_member_is_watched_too(tmp_path: Path) -> None:
         def forward(self, first: Tensor, second: Tensor) -> Tensor:
             return self.hidden(self.gain * self.inner(first, second)[0])
 
-    recipe = small(stages=(stage,), teachers=1)
+    recipe = toy_recipe(stages=(stage,), teachers=1)
     inner: Any = recipe.teachers["teacher-0"]
     outer = Network(Outer(inner.module), inner.reads, ("hidden",))
     with raises(FrozenError, "'teacher-0.gain'"):
@@ -114,7 +100,7 @@ def test_the_rest_of_a_member_is_watched_too(tmp_path: Path) -> None:
 
 
 def test_nan_in_a_term_names_the_rows(tmp_path: Path) -> None:
-    recipe = small(stages=(Stage(source="live", method=Scaled(wicked="nan"), epochs=1, batch_size=24),))
+    recipe = toy_recipe(Stage(source="live", method=Scaled(wicked="nan"), epochs=1, batch_size=24))
     with raises(NonFiniteError, "'scaled'", "epoch 0, step 2", "raw/nan", "sample ids"):
         run(recipe, tmp_path / "run")
 
@@ -122,12 +108,12 @@ def test_nan_in_a_term_names_the_rows(tmp_path: Path) -> None:
 def test_the_best_epoch_is_kept_and_a_tie_changes_nothing(tmp_path: Path) -> None:
     values = "judges [3.0, 1.0, 2.0, 1.0]"
     stage = Stage(source="live", method=Scaled(wicked=values), epochs=4, steps=1)
-    best = trained(small(stages=(stage,)), tmp_path / "best")
+    best = trained(toy_recipe(stage), tmp_path / "best")
     assert best["outcome"]["selected"] == {STUDENT: {"epoch": 1, "value": 1.0}}
     assert [one[STUDENT] for one in best["outcome"]["history"]] == [3.0, 1.0, 2.0, 1.0]
-    two = trained(small(stages=(stage.model_copy(update={"epochs": 2, "select": "last"}),)), tmp_path / "two")
+    two = trained(toy_recipe(stage.model_copy(update={"epochs": 2, "select": "last"})), tmp_path / "two")
     assert all(torch.equal(value, two["student-network"][key]) for key, value in best["student-network"].items())
-    last = trained(small(stages=(stage.model_copy(update={"select": "last"}),)), tmp_path / "last")
+    last = trained(toy_recipe(stage.model_copy(update={"select": "last"})), tmp_path / "last")
     assert last["outcome"]["selected"] == {}
     assert any(not torch.equal(value, last["student-network"][key]) for key, value in best["student-network"].items())
 
@@ -135,9 +121,9 @@ def test_the_best_epoch_is_kept_and_a_tie_changes_nothing(tmp_path: Path) -> Non
 def test_a_fresh_stage_starts_from_the_runs_beginning(tmp_path: Path) -> None:
     first = Stage(name="first", method=KD(), epochs=1)
     second = Stage(name="second", method=KD(temperature=2), epochs=2)
-    alone = trained(small(stages=(second,)), tmp_path / "alone")["student-network"]
-    after = trained(small(stages=(first, second)), tmp_path / "after")["student-network"]
-    fresh = trained(small(stages=(first, second.model_copy(update={"fresh": True}))), tmp_path / "fresh")[
+    alone = trained(toy_recipe(second), tmp_path / "alone")["student-network"]
+    after = trained(toy_recipe(first, second), tmp_path / "after")["student-network"]
+    fresh = trained(toy_recipe(stages=(first, second.model_copy(update={"fresh": True}))), tmp_path / "fresh")[
         "student-network"
     ]
     assert all(torch.equal(value, fresh[key]) for key, value in alone.items())
@@ -145,25 +131,11 @@ def test_a_fresh_stage_starts_from_the_runs_beginning(tmp_path: Path) -> None:
 
 
 def test_a_stage_of_no_epochs_leaves_everything_as_it_was(tmp_path: Path) -> None:
-    recipe = small(stages=(Stage(method=KD(), epochs=0),))
+    recipe = toy_recipe(Stage(method=KD(), epochs=0))
     student: Any = recipe.student
     before = copies(student)
     found = trained(recipe, tmp_path / "run")["student-network"]
     assert all(torch.equal(value, found[name]) for name, value in before.items())
-
-
-def everything(data: Dataset, teachers: int) -> Recipe:
-    """All stages of MST-Distill and a last one of plain distillation."""
-    cast = toy_cast(data, teachers)
-    (name, student), *others = cast.items()
-    named = dict(others)
-    stages = (
-        Stage(method=Collaborate(), epochs=1, trains=("student", *named), select="last"),
-        Stage(method=Specialise(taps=dict.fromkeys(named, ("joint", "hidden"))), epochs=1, trains=()),
-        Stage(method="route", epochs=1),
-        Stage(method="kd", epochs=1, teachers=tuple(named)),
-    )
-    return Recipe(data=data, student=student, student_name=name, teachers=named, stages=stages).tiny()
 
 
 def test_what_a_method_measures_first_counts_as_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,14 +147,14 @@ def test_what_a_method_measures_first_counts_as_its_time(tmp_path: Path, monkeyp
         return method
 
     monkeypatch.setattr(KD, "build", slow)
-    assert trained(small(stages=(Stage(method=KD(), epochs=0),)), tmp_path / "run")["outcome"]["seconds"] >= 0.5
+    assert trained(toy_recipe(Stage(method=KD(), epochs=0)), tmp_path / "run")["outcome"]["seconds"] >= 0.5
 
 
 @pytest.mark.parametrize(("modalities", "teachers"), [(3, 5), (1, 2)])
 def test_any_number_of_modalities_and_of_teachers(modalities: int, teachers: int, tmp_path: Path) -> None:
     names = ("first", "second", "third")[:modalities]
     data = toy_dataset(names, rows=160, labelled=0.5, without_target=0.1, absent=dict.fromkeys(names[1:], 0.3))
-    report = run(everything(data, teachers), tmp_path / "run")
+    report = run(mst_distill(data, teachers), tmp_path / "run")
     methods = [row.method for row in report.rows]
     graduates = [f"teacher:teacher-{i}@{tap}" for i in range(teachers) for tap in ("joint", "hidden")]
     assert methods[0] == "chance"
@@ -214,7 +186,7 @@ def test_how_many_rows_are_looked_at_together_does_not_matter(tmp_path: Path, mo
     for name, bytes_ in (("many", 2**24), ("few", 1)):
         monkeypatch.setattr(part_size, "PART_BYTES", {"cpu": bytes_})
         monkeypatch.setattr(part_size, "FEW_ROWS", 3)
-        report = run(everything(DATA, 2), tmp_path / name)
+        report = run(mst_distill(DATA, 2), tmp_path / name)
         outcomes = sorted((tmp_path / name).glob("stages/*/outcome.json"))
         histories = [epoch for path in outcomes for epoch in json.loads(path.read_text())["history"]]
         found.append(({row.method: row.values for row in report.rows}, histories))
@@ -228,8 +200,8 @@ def test_training_learns_what_the_toy_data_hold(tmp_path: Path) -> None:
     """The whole machine, not only its parts: a student that was taught is far above chance, and above its start."""
     data = toy_dataset(rows=400, noise=0.7)
     report = run(
-        small(
-            data,
+        toy_recipe(
+            data=data,
             stages=(
                 Stage(
                     method="supervised",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import toy_recipe
 from facts import raises
 from torch import Tensor, nn
 
@@ -27,7 +28,6 @@ from crossdistill.run_folder.loggers import Tracking
 from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.testing import toy_dataset
 from crossdistill.testing.rehearsal import Contract, Rehearsal
-from crossdistill.testing.toy import toy_cast
 from crossdistill.training.cuda_graphs import EAGER_STEPS, GraphedStep
 from crossdistill.training.monitor import SKIPS_ALLOWED, Watch
 from crossdistill.training.runner import run
@@ -111,15 +111,8 @@ def test_gradients_that_always_overflow_end_the_run(tmp_path: Path) -> None:
 
 
 def test_what_was_skipped_is_in_the_metrics(tmp_path: Path) -> None:
-    student, *others = (cast := toy_cast(DATA)).keys()
-    recipe = Recipe(
-        data=DATA,
-        student=cast[student],
-        student_name=student,
-        teachers={name: cast[name] for name in others},
-        stages=(Stage(method=KD(), epochs=1, batch_size=24, precision="float16"),),
-    )
-    run(recipe, tmp_path / "run")
+    stage = Stage(method=KD(), epochs=1, batch_size=24, precision="float16")
+    run(toy_recipe(stage, data=DATA), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["skipped"] for line in lines if line["kind"] == "step"} <= {0.0, 1.0}
 
@@ -188,17 +181,8 @@ def test_work_that_cannot_be_recorded_says_why() -> None:
 def test_captured_steps_are_the_steps(precision: str, tmp_path: Path) -> None:
     found = []
     for name, graphs in (("eager", False), ("graphed", True)):
-        student, *others = (cast := toy_cast(DATA)).keys()
         stage = Stage(method=Route(), epochs=3, batch_size=16, cuda_graphs=graphs, precision=precision, source="banked")
-        recipe = Recipe(
-            data=DATA,
-            student=cast[student],
-            student_name=student,
-            teachers={other: cast[other] for other in others},
-            stages=(stage,),
-            device="cuda",
-        )
-        run(recipe, tmp_path / name)
+        run(toy_recipe(stage, data=DATA, device="cuda"), tmp_path / name)
         found.append(json.loads((tmp_path / name / "stages" / "00-route" / "outcome.json").read_text())["history"])
     for one, other in zip(*found, strict=True):
         assert one["student"] == pytest.approx(other["student"], rel=1e-3)
