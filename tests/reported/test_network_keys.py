@@ -378,6 +378,7 @@ def test_a2_functions_that_the_program_puts_in_the_place_of_torchs(
     assert code_key(layer=layer).text() == before
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # by PyTorch on Python 3.13.0
 def test_a2_what_torch_wraps_of_its_own_is_in_no_key() -> None:
     """Its compiler does, in the first program that uses it."""
     before = code_key(layer=nn.ReLU()).text()
