@@ -44,17 +44,18 @@ LIVE = "live"
 
 
 class NetworkConfig(BaseModel):
-    """A network out of the table of models."""
+    """A network from the table of models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
+    """A name of the table of models, or of another package."""
     options: Mapping[str, Any] = Field(default_factory=dict)
-    """Arguments of the model, besides the number of classes."""
+    """Arguments of the model, without the number of classes."""
     reads: tuple[str, ...] | None = None
-    """Modalities of the data, where they are not called as in the table of models."""
+    """Modalities of the data, where their names differ from those in the table of models."""
     weights: Path | None = None
-    """A safetensors file to start from, instead of the seeded initial weights."""
+    """A safetensors file of initial weights, instead of the seeded ones."""
 
     @field_validator("model")
     @classmethod
@@ -80,15 +81,16 @@ class NetworkConfig(BaseModel):
 
 
 class Checkpoints(BaseModel):
-    """When the running stage is saved, so that a killed run can go on: by time, or by steps."""
+    """When the running stage is saved, so that a killed run can resume: by time, or by steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     minutes: float = Field(5.0, ge=0)
+    """Time between two checkpoints."""
     steps: int | None = Field(None, ge=1)
-    """Every so many steps instead."""
+    """Steps between two checkpoints, instead of the time."""
     keep: int = Field(2, ge=1)
-    """So many of the newest; the best state is inside each of them."""
+    """Number of checkpoints that stay, the newest ones; each holds the best state."""
 
 
 class Recipe(BaseModel):
@@ -106,30 +108,36 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "mine"
+    """For logs, folders and trackers."""
     data: SerializeAsAny[DataConfig] | InstanceOf[Dataset]
+    """A name ("av-digits"), settings with that name, or a Dataset."""
     student: NetworkConfig | InstanceOf[Network]
+    """The network that is trained and saved."""
     teachers: Mapping[str, NetworkConfig | InstanceOf[Network]] = Field(default_factory=dict)
+    """Networks by the names that stages and tables give them."""
     stages: tuple[Stage, ...] = Field(min_length=1)
+    """In the order in which they run."""
     seed: int = Field(0, ge=0)
+    """Draws initial weights and the order of rows."""
     student_name: str | None = None
-    """What the student is called among the members; by default after what it reads ("image", "image+audio")."""
+    """Name of the student among the members; by default the modalities that it reads ("image", "image+audio")."""
     control: Literal["shuffled"] | None = None
     """"shuffled": where teachers teach, they look at other training rows, by one fixed permutation."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "mps"."""
     channels_last: bool = False
-    """Keep pictures channels last in memory: the same numbers up to rounding, faster convolutions on most machines."""
+    """Pictures channels last in memory: the same numbers up to rounding, faster convolutions on most machines."""
     checkpoints: Checkpoints = Checkpoints()
     bank: BankSettings = BankSettings()
-    """Room and precision for what frozen networks gave; each stage's `source` says whether it is used."""
+    """Space and precision of the stored outputs of frozen networks; each stage's `source` switches them."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Besides metrics.jsonl, which is always written."""
+    """Trackers that receive the numbers besides metrics.jsonl, which is always written."""
     method: str | None = None
-    """How tables call it; by default the last stage's method."""
+    """Name of the method in tables; by default the last stage's method."""
     kind: Literal["mm", "cm", "mm+cm"] | None = None
-    """Which teachers, for tables: multimodal, cross-modal, both."""
+    """Teachers, for tables: multimodal, cross-modal, both."""
     origin: str | None = None
-    """The command that makes this recipe, where a function made it."""
+    """The command that makes this recipe again, where a function made it."""
 
     @field_validator("data", mode="before")
     @classmethod
