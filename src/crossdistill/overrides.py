@@ -14,6 +14,8 @@ from crossdistill.runtime.plain_yaml import parse_yaml
 
 GROWS: JsonDict = {"grows": True}
 """Given as a mapping field's `json_schema_extra`: a path through an entry that is not there yet makes it."""
+KIND: JsonDict = {"kind": True}
+"""Given as the `json_schema_extra` of a field `name` that takes texts: another name starts from its defaults."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -69,7 +71,8 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
             hint = below(node, ".".join(path))
             raise SettingError(f"{here or type(node).__name__} has no field {head!r}; {hint}{nearest(head, fields)}")
         current = {name: getattr(node, name) for name in fields}
-        if head == "name" and above and get_origin(fields[head].annotation) is Literal:
+        says_kind = get_origin(fields[head].annotation) is Literal or fields[head].json_schema_extra == KIND
+        if head == "name" and above and says_kind:
             return node if value == current[head] else {"name": value}
         inner = _with_entry(current[head], rest, fields[head])
         current[head] = _changed(inner, rest, value, (*above, head))

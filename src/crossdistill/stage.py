@@ -1,40 +1,132 @@
 """One stage of a recipe: which method, how long, what trains, and how the best state is chosen."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import method_config
+from crossdistill.overrides import KIND
 from crossdistill.runtime.precision import PrecisionName
+from crossdistill.runtime.torch_optimizers import OWN_NAMES, argument_faults, optimizer_name, plain_arguments, takes
 from crossdistill.weighting import AnyWeighting, SumConfig
 
 
+def _without_defaults(model: BaseModel, plain: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Plain values without these fields where they have their defaults.
+
+    Recipes, run folders and keys of stages from before these fields existed stay as they are.
+    """
+    fields = type(model).model_fields
+    defaults = {name: fields[name].get_default(call_default_factory=True) for name in names}
+    return {
+        name: value for name, value in plain.items() if name not in defaults or getattr(model, name) != defaults[name]
+    }
+
+
 class OptimizerConfig(BaseModel):
-    """How gradients become steps. The rate is constant unless `schedule` says otherwise, as in the reference."""
+    """How gradients become steps. The rate is constant unless `schedule` or `warm_up` say otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: str = Field("adam", json_schema_extra=KIND)
+    """A class of `torch.optim`, in any case: "adam", "sgd", "RMSprop", "NAdam"."""
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    """For SGD alone."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """"cosine" falls to zero over the stage."""
+    """For SGD alone; other optimizers take theirs in `arguments`."""
+    arguments: Mapping[str, Any] = Field(default_factory=dict)
+    """Further arguments of the class, by torch's names: `{"betas": [0.9, 0.95]}`, `{"alpha": 0.9}`."""
+    schedule: Literal["constant", "cosine", "linear", "milestones"] = "constant"
+    """After the warm-up: "cosine" and "linear" fall to zero at the end of the stage; "milestones" multiplies the rate
+    by `gamma` at each of `milestones`."""
+    warm_up: float = Field(0.0, ge=0)
+    """Epochs of this stage (0.5 is half of one) over which the rate grows linearly from nearly zero."""
+    milestones: tuple[float, ...] = ()
+    """Epochs of this stage, counted from its start, warm-up included."""
+    gamma: float = Field(0.1, gt=0, lt=1)
+    no_decay_on_norms_and_biases: bool = False
+    """Leave out of weight decay the parameters of normalisation layers, biases, and everything else of one
+    dimension."""
     rates: Mapping[str, float] = Field(default_factory=dict)
     """Other learning rates for single parts that train, by member name or "method"."""
     moments: Literal["memory", "disk"] = "memory"
     """Where Adam keeps its two moments of weights of 32 MiB and more. "disk": in files of the run's folder, so that
     masks too large for memory can be trained; on a CPU."""
 
+    @field_validator("name")
+    @classmethod
+    def _of_torch(cls, value: str) -> str:
+        return optimizer_name(value)
+
     @model_validator(mode="after")
-    def _has_moments(self) -> "OptimizerConfig":
-        if self.moments == "disk" and self.name == "sgd":
-            raise ValueError("moments: sgd has none to keep on disk; take adam or adamw, or leave moments in memory")
+    def _together(self) -> "OptimizerConfig":
+        momentum = {"momentum": self.momentum} if self.name == "sgd" else {}
+        faults = argument_faults(self.name, self.arguments, lr=self.learning_rate, **momentum)
+        if self.moments == "disk" and not self.in_parts:
+            why = (
+                "its arguments are others than betas and eps" if self.name in ("adam", "adamw") else "not adam or adamw"
+            )
+            faults.append(f"moments: {self.name} has none to keep on disk ({why}); leave moments in memory")
+        if self.weight_decay and not takes(self.name, "weight_decay"):
+            faults.append(f"weight_decay: {self.name} has none; set it to 0")
+        if (self.schedule == "milestones") != bool(self.milestones):
+            faults.append(
+                f"milestones: schedule is {self.schedule!r} and milestones are {list(self.milestones)}; wanted "
+                "schedule 'milestones' with at least one milestone, or neither"
+            )
+        if list(self.milestones) != sorted({one for one in self.milestones if one > 0}):
+            faults.append(f"milestones: wanted epochs above 0 in rising order, found {list(self.milestones)}")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        added = ("arguments", "warm_up", "milestones", "gamma", "no_decay_on_norms_and_biases")
+        return _without_defaults(self, handler(self), added)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether large weights can move a part at a time: Adam and AdamW without variants such as amsgrad."""
+        return self.name in ("adam", "adamw") and set(self.arguments) <= {"betas", "eps"}
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every step has the same learning rate."""
+        return self.schedule == "constant" and self.warm_up == 0
+
+    def torch_arguments(self) -> dict[str, Any]:
+        """`arguments` as torch takes them."""
+        return plain_arguments(self.arguments)
+
+    def beyond(self, epochs: int) -> list[str]:
+        """What of the schedule would not happen within so many epochs."""
+        late = [one for one in self.milestones if one >= epochs]
+        faults = (
+            [f"optimizer.milestones: {late} are not before the end, and the stage has {epochs} epochs"] if late else []
+        )
+        if self.warm_up > epochs:
+            faults.append(f"optimizer.warm_up: {self.warm_up:g} epochs of warm-up, and the stage has {epochs}")
+        return faults
+
+    def within(self, epochs: int) -> "OptimizerConfig":
+        """The same, with a schedule that fits into so many epochs."""
+        reached = tuple(one for one in self.milestones if one < epochs)
+        schedule = self.schedule if reached or not self.milestones else "constant"
+        return self.model_copy(
+            update={"milestones": reached, "schedule": schedule, "warm_up": min(self.warm_up, float(epochs))}
+        )
 
 
 class Stage(BaseModel):
@@ -65,6 +157,8 @@ class Stage(BaseModel):
     """"best": lowest validation value, each part for itself, strictly lower wins; "last": the last epoch."""
     source: Literal["auto", "live", "banked"] = "auto"
     micro_batches: int = Field(1, ge=1)
+    """Parts of a batch that are computed one after another, and whose gradients add up to that of the whole batch:
+    gradient accumulation. `batch_size` stays the rows of one optimizer step, so that the numbers stay the same."""
     clip_norm: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
     """At most so many steps in an epoch; None: all rows."""
@@ -76,6 +170,9 @@ class Stage(BaseModel):
     """Run networks through torch.compile. On a CPU this needs a C++ compiler."""
     cuda_graphs: bool = False
     """Replay each step as one CUDA graph: for students so small that their launches take longer than they do."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the learner's weights and buffers, such as 0.999, moved after each
+    step. The averaged network is what validation judges and what the stage leaves."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,12 +197,18 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "Stage":
-        plain = (self.optimizer.name, self.optimizer.momentum, self.optimizer.weight_decay) == ("sgd", 0.0, 0.0)
+        own = self.optimizer
+        plain = (own.name, own.momentum, own.weight_decay, dict(own.arguments)) == ("sgd", 0.0, 0.0, {})
         if self.weighting.plain_sgd and not plain:
             raise ValueError(
                 f"the weighting {self.weighting.name!r} has momentum and weight decay of its own; set optimizer.name "
-                "to sgd, optimizer.momentum to 0 and optimizer.weight_decay to 0"
+                "to sgd, optimizer.momentum to 0, optimizer.weight_decay to 0, and no optimizer.arguments"
             )
+        late = own.beyond(self.epochs) if self.epochs else []
+        if late:
+            raise ValueError("; ".join(late))
+        if self.ema is not None and self.learner not in {part.partition(":")[0] for part in self.trained}:
+            raise ValueError(f"ema: it averages {self.learner!r}, which does not train in this stage")
         if self.micro_batches > self.batch_size:
             raise ValueError(f"{self.micro_batches} micro-batches cannot share a batch of {self.batch_size} rows")
         if self.fresh and self.learner not in self.trained:
@@ -116,12 +219,17 @@ class Stage(BaseModel):
             unfit = {
                 "micro_batches of 1": self.micro_batches != 1,
                 "the plain sum as weighting": self.weighting.name != "sum",
-                "a constant learning rate": self.optimizer.schedule != "constant",
+                "a constant learning rate": not own.is_constant,
+                "adam, adamw or sgd": own.name not in OWN_NAMES,
                 "float32 or bfloat16": self.precision == "float16",
             }
             if any(unfit.values()):
                 raise ValueError(f"cuda_graphs needs {', '.join(what for what, holds in unfit.items() if holds)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("ema",))
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -136,6 +244,12 @@ class Stage(BaseModel):
 
     def tiny(self) -> "Stage":
         """The same stage, over in a moment: for tests and first looks."""
+        epochs = min(self.epochs, 2)
         return self.model_copy(
-            update={"epochs": min(self.epochs, 2), "steps": 4, "batch_size": min(self.batch_size, 32)}
+            update={
+                "epochs": epochs,
+                "steps": 4,
+                "batch_size": min(self.batch_size, 32),
+                "optimizer": self.optimizer.within(epochs) if epochs else self.optimizer,
+            }
         )

@@ -294,19 +294,28 @@ def _more(found: Sequence[str]) -> str:
 
 
 def model_card(
-    dataset: Dataset, title: str, table: str, teachers: Sequence[str], parameters: int, *, foreign: bool = False
+    dataset: Dataset,
+    title: str,
+    table: str,
+    teachers: Sequence[str],
+    parameters: int,
+    *,
+    foreign: bool = False,
+    ema: float | None = None,
 ) -> str:
     """The student's README: what it is, what was measured, on what, and whose licences hold.
 
-    A `foreign` student's module is not in the table of models: whoever loads it has to bring it.
+    A `foreign` student's module is not in the table of models: whoever loads it has to bring it. `ema` is the decay
+    where the weights are an average.
     """
     licences = "\n".join(_licence(one) for one in dataset.licences)
     given = ", module=YourModule()" if foreign else ""
     classes = ", ".join(markdown(name) for name in dataset.classes[:SHOWN])
     more = f" and {len(dataset.classes) - SHOWN:,} more" if len(dataset.classes) > SHOWN else ""
+    averaged = "" if ema is None else f"\nIts weights are an exponential moving average over training (decay {ema:g})."
     return f"""# {markdown(title)}
 
-A student of {parameters:,} parameters, distilled with crossdistill.
+A student of {parameters:,} parameters, distilled with crossdistill.{averaged}
 Teachers: {", ".join(map(markdown, teachers)) or "none, labels alone"}.
 Classes: {classes}{more}.
 

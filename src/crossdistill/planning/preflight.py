@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from crossdistill.adapters import LOW
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset, visible
@@ -65,6 +66,13 @@ def check_settings(
         faults.append(
             f"optimizer.moments: files are mapped into the memory of this machine, and weights are on {device.type}; "
             "set it to 'memory', or device to 'cpu'"
+        )
+    low = {one.dtype for one in parameters if one.dtype in LOW} if stage.ema is not None else set()
+    if low:
+        names = ", ".join(sorted(str(one).removeprefix("torch.") for one in low))
+        faults.append(
+            f"ema: a step of the average is smaller than {names} can hold; give weights in float32, and set precision "
+            "to compute in a lower one"
         )
     known = [*moving, "weighting"]
     faults += [

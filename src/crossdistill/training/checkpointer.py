@@ -134,7 +134,7 @@ class Saver:
 
     def save(self, epoch: int, step: int) -> None:
         """Write a checkpoint from which the given step is the next."""
-        self._where.agree(self._job.modules().values())
+        self._training.agree()
         state = {
             "key": self._job.key,
             "training": self._training.state(),

@@ -1,22 +1,26 @@
 """How gradients become steps: PyTorch's optimizers, and its Adam for weights that are too large to handle at once."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from crossdistill.autograd.factored import LARGE_BYTES, FactoredGradient
 from crossdistill.autograd.mapped import MappedTensor, parts
+from crossdistill.runtime.torch_optimizers import optimizer_classes, takes
 from crossdistill.stage import OptimizerConfig
 
 FUSED = ("cpu", "cuda")
 """Kinds of devices on which optimizers have one kernel for everything."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def optimizer_for(
@@ -25,26 +29,56 @@ def optimizer_for(
     """The optimizer of a stage; `folder` is for moments on disk, by default the system's temporary one."""
     # A stage of no epochs, which only measures, may have nothing that trains.
     groups = groups or [{"params": []}]
+    options = config.torch_arguments()
+    if takes(config.name, "weight_decay"):
+        options["weight_decay"] = config.weight_decay
     # One pass over the weights instead of a dozen; and a loss scale can skip a step without a look from the host.
     fused = all(p.is_floating_point() and p.device.type in FUSED for group in groups for p in group["params"])
     if config.name == "sgd":
         # Fused momentum fails for a weight whose first gradient comes in a later step than those of others.
-        return torch.optim.SGD(
-            groups,
-            config.learning_rate,
-            config.momentum,
-            weight_decay=config.weight_decay,
-            fused=fused and not config.momentum,
-        )
+        options |= {"momentum": config.momentum, "fused": fused and not config.momentum}
+    elif config.name in ("adam", "adamw"):
+        options |= {"fused": fused, "capturable": graphed}
+    if not config.in_parts:
+        return optimizer_classes()[config.name](groups, lr=config.learning_rate, **options)
     kind = PartedAdamW if config.name == "adamw" else ChunkedAdam
     return kind(
         groups,
         config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=fused,
-        capturable=graphed,
         folder=(folder or Path(tempfile.gettempdir())) if config.moments == "disk" else None,
+        **options,
     )
+
+
+def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What trains of a module: what weight decay applies to, and norms, biases and vectors, which it leaves out."""
+    left_out = {one for layer in module.modules() if isinstance(layer, NORMS) for one in layer.parameters()}
+    left_out |= {one for name, one in module.named_parameters() if name.rpartition(".")[2] == "bias" or one.ndim <= 1}
+    own = [one for one in module.parameters() if one.requires_grad]
+    return [one for one in own if one not in left_out], [one for one in own if one in left_out]
+
+
+def schedule_for(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int, epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate of a stage of so many epochs, of so many `steps` each."""
+    if config.schedule == "cosine" and not config.warm_up:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps * epochs))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(config, step, steps, epochs))
+
+
+def rate_factor(config: OptimizerConfig, step: int, steps: int, epochs: int) -> float:
+    """The learning rate of a step, counted over the stage from 0, in parts of the full one."""
+    warm = round(config.warm_up * steps)
+    if step < warm:
+        # The first step moves already, and the first after the warm-up has the whole rate.
+        return (step + 1) / (warm + 1)
+    if config.schedule == "milestones":
+        return config.gamma ** sum(step >= round(one * steps) for one in config.milestones)
+    done = (step - warm) / max(1, steps * epochs - warm)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return max(0.0, 1 - done) if config.schedule == "linear" else 1.0
 
 
 class InParts(torch.optim.Optimizer):

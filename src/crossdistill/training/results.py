@@ -59,7 +59,10 @@ def finish(
         parameters = plan.parameters()[recipe.learner]
         title = f"{recipe.learner} student of {recipe.name}"
         foreign = isinstance(recipe.student, Network)
-        card = model_card(dataset, title, report.markdown(), list(recipe.teachers), parameters, foreign=foreign)
+        ema = next((job.stage.ema for job in reversed(plan.jobs) if recipe.learner in job.trained), None)
+        card = model_card(
+            dataset, title, report.markdown(), list(recipe.teachers), parameters, foreign=foreign, ema=ema
+        )
         _remove(out / STUDENT_FOLDER)
         save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)
         report.save()

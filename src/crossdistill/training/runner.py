@@ -240,6 +240,8 @@ def fit(
     state = Found(out)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", devices, tracking)
     _measure(plan, job, training, devices)
+    if training.ema is not None:
+        display.say(f"{stage.name}: {training.ema.note(stage.epochs * steps)}")
     parts = parts_of(job)
     watch = Watch(stage.name, devices.device.type, tracking, saver.kept, state.totals)
     pace = Pace(stage, watch)
@@ -268,12 +270,14 @@ def fit(
                 )
         watch.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(devices.add_up if devices.ranks > 1 else None)
-        found = validate(job, training, devices)
-        pace.validated(epoch, steps, found)
-        state.history.append({"epoch": epoch, **found})
-        state.consider(epoch, found, parts if stage.select == "best" else {})
+        with training.judged():
+            found = validate(job, training, devices)
+            pace.validated(epoch, steps, found)
+            state.history.append({"epoch": epoch, **found})
+            state.consider(epoch, found, parts if stage.select == "best" else {})
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
+    training.leave()
     state.bring_back(parts)
     moved = [name for name, print_ in _still(plan, job).items() if print_ != before[name]]
     if moved:
@@ -287,6 +291,7 @@ def fit(
         "selected": state.chosen(),
         "history": state.history,
         "metrics": tracking.position(),
+        **({} if stage.ema is None else {"ema": stage.ema}),
     }
 
 

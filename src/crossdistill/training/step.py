@@ -1,8 +1,8 @@
 """What "trained" means, in one place: gradients, train or eval mode, and the optimizer, for one stage."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from crossdistill.runtime.precision import Precision
 from crossdistill.stage import OptimizerConfig
 from crossdistill.teacher import Live
 from crossdistill.training.cuda_graphs import CudaGraphs, GraphedStep
-from crossdistill.training.optimizer import InParts, optimizer_for
+from crossdistill.training.ema import Ema
+from crossdistill.training.optimizer import InParts, decay_groups, optimizer_for, schedule_for
 
 
 class _Together(nn.Module):
@@ -84,7 +85,8 @@ class Training:
             and not self.precision.scales
             and not self.weighting.needs_separate
         )
-        self.schedule = _schedule(stage.optimizer, self.optimizer, stage.epochs * job.order.steps)
+        self.schedule = schedule_for(stage.optimizer, self.optimizer, job.order.steps, stage.epochs)
+        self.ema = None if stage.ema is None else Ema(job.trained[job.student.name][0].module, stage.ema)
         self._joint = JointStatistics(self._in_train_mode(), devices.exchange) if devices.ranks > 1 else None
         self.together = devices.wrap(_Together(job))
         self._graphed = (
@@ -118,7 +120,30 @@ class Training:
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
             self.schedule.step()
         self.weighting.after_step()
+        if self.ema is not None:
+            self.ema.update()
         return logs
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Within, networks are as validation judges them and the stage leaves them: the learner averaged."""
+        if self.ema is None:
+            yield
+            return
+        # Each rank's own buffers first: the average of the main rank's is what is exchanged for them.
+        self.agree()
+        with self.ema.in_place():
+            yield
+
+    def agree(self) -> None:
+        """Give every rank the main rank's buffers."""
+        self.devices.agree([*self.job.modules().values(), *([] if self.ema is None else [self.ema])])
+
+    def leave(self) -> None:
+        """Put the averaged weights where the stage leaves its own."""
+        if self.ema is not None:
+            self.agree()
+            self.ema.exchange()
 
     def _move(self, batches: Iterable[Batch], parts: int, total: int, progress: Progress) -> dict[str, Tensor]:
         """From the micro-batches of a step to moved weights, and its numbers."""
@@ -196,10 +221,13 @@ class Training:
         modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}
         groups = []
         for name, module in modules.items():
-            own = [p for p in module.parameters() if p.requires_grad]
-            if own:
-                groups.append({"params": own, "lr": config.rates.get(name, config.learning_rate)})
-        return groups
+            rate = config.rates.get(name, config.learning_rate)
+            if config.no_decay_on_norms_and_biases:
+                decayed, others = decay_groups(module)
+                groups += [{"params": decayed, "lr": rate}, {"params": others, "lr": rate, "weight_decay": 0.0}]
+            else:
+                groups.append({"params": [p for p in module.parameters() if p.requires_grad], "lr": rate})
+        return [group for group in groups if group["params"]]
 
     def state(self) -> dict[str, Any]:
         """Everything besides module weights that a resumed stage needs."""
@@ -209,6 +237,7 @@ class Training:
             # What it measured in this epoch is of each rank's own rows.
             "weighting": self.devices.everyone(self.weighting.state_dict()),
             "precision": self.precision.state(),
+            **({} if self.ema is None else {"ema": self.ema.state()}),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -217,15 +246,9 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         self.weighting.load_state_dict(state["weighting"][self.devices.rank])
         self.precision.load_state(state["precision"])
+        if self.ema is not None:
+            self.ema.load_state(state["ema"])
 
 
 def _add(logs: dict[str, Tensor], name: str, value: Tensor) -> None:
     logs[name] = logs[name] + value if name in logs else value
-
-
-def _schedule(
-    config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if config.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)

@@ -1,0 +1,89 @@
+"""The optimizer classes of `torch.optim` by name, and the arguments that a recipe may give them."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from crossdistill.errors import nearest
+
+OWN_NAMES = ("adam", "adamw", "sgd")
+"""Names that recipes have always written in lower case; every other optimizer has its class's name."""
+REFUSED = {
+    "LBFGS": "it evaluates the loss several times in a step, through a closure",
+    "SparseAdam": "it takes sparse gradients, and networks here have dense ones",
+    "Muon": "it takes matrices alone, and a stage trains biases and norms with the same optimizer",
+}
+FIELDS = {"params": "trains", "lr": "optimizer.learning_rate", "weight_decay": "optimizer.weight_decay"}
+"""Arguments that are fields of a stage, and the fields."""
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable", "maximize")
+"""Arguments that the runner sets."""
+
+
+def optimizer_classes() -> dict[str, Callable[..., torch.optim.Optimizer]]:
+    """The usable classes of the installed torch, by the names that recipes give them."""
+    found = {
+        name: kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    return {_named(name): kind for name, kind in found.items() if name not in REFUSED}
+
+
+def _named(name: str) -> str:
+    return name.lower() if name.lower() in OWN_NAMES else name
+
+
+def optimizer_name(value: str) -> str:
+    """The name as recipes write it, whatever its case.
+
+    Raises:
+        ValueError: torch has no such optimizer (says the nearest), or it does not fit a training loop of batches.
+    """
+    for name, reason in REFUSED.items():
+        if value.lower() == name.lower():
+            raise ValueError(f"{name} cannot train a stage: {reason}")
+    known = optimizer_classes()
+    for name in known:
+        if value.lower() == name.lower():
+            return name
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(value.lower(), lower, n=1)
+    hint = nearest(lower[close[0]] if close else value, known)
+    raise ValueError(f"torch {torch.__version__} has no optimizer {value!r}; {hint}")
+
+
+def takes(name: str, argument: str) -> bool:
+    """Whether an optimizer has an argument of this name."""
+    return argument in _parameters(name)
+
+
+def _parameters(name: str) -> list[str]:
+    return list(inspect.signature(optimizer_classes()[name]).parameters)
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as torch takes them: a list out of a file is a tuple."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+
+
+def argument_faults(name: str, arguments: Mapping[str, Any], **fixed: float) -> list[str]:
+    """What an optimizer would refuse of these arguments, one sentence each; `fixed` are those that are fields."""
+    fields = {**FIELDS, **({"momentum": "optimizer.momentum"} if name == "sgd" else {})}
+    free = [one for one in _parameters(name) if one not in fields and one not in IMPLEMENTATION]
+    faults = []
+    for given in arguments:
+        if given in fields:
+            faults.append(f"arguments.{given}: this is the field {fields[given]}; set it there")
+        elif given in IMPLEMENTATION:
+            faults.append(f"arguments.{given}: the runner sets it")
+        elif given not in free:
+            faults.append(f"arguments: {name} has no argument {given!r}; {nearest(given, free)}")
+    if not faults:
+        try:
+            optimizer_classes()[name]([torch.zeros(1, 1)], **fixed, **plain_arguments(arguments))
+        except (ValueError, TypeError, RuntimeError) as error:
+            faults.append(f"arguments: {name} refuses {dict(arguments)}: {' '.join(str(error).split())}")
+    return faults

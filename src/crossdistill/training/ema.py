@@ -1,0 +1,75 @@
+"""An exponential moving average of a network's weights and buffers (Polyak and Juditsky, 1992)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema(nn.Module):
+    """`average ← decay · average + (1 - decay) · weights` after each step; it starts as the weights are.
+
+    Fractional parameters and buffers are averaged, others (counters) are copied. Buffers that the module does not save
+    are left alone. What does not train stays exactly as it is.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        saved = set(network.state_dict())
+        own = [*network.named_parameters(), *((name, one) for name, one in network.named_buffers() if name in saved)]
+        self._names = [name for name, _ in own]
+        # In a tuple, so that the network itself is no part of this module.
+        self._live = tuple(value.detach() for _, value in own)
+        for number, value in enumerate(self._live):
+            self.register_buffer(str(number), value.clone())
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.buffers(), self._live, strict=True)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take up the weights as they are now."""
+        pairs = list(self._pairs())
+        fractional = [pair for pair in pairs if pair[0].is_floating_point()]
+        if fractional:
+            averages, weights = map(list, zip(*fractional, strict=True))
+            # A step towards the weights: where both are equal, it is exactly nothing.
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Swap the average and the network's weights."""
+        for average, value in self._pairs():
+            kept = value.clone()
+            value.copy_(average)
+            average.copy_(kept)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the network has the averaged weights."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+
+    def note(self, steps: int) -> str:
+        """What it does in a stage of so many steps, in one line."""
+        initial = self.decay**steps
+        rest = f"; {initial:.0%} of it will be the weights of the stage's start" if initial >= 0.05 else ""
+        return f"validation judges, and the stage leaves, the average of weights with decay {self.decay:g}{rest}"
+
+    def state(self) -> dict[str, Any]:
+        """The average, by the network's names."""
+        return dict(zip(self._names, self.buffers(), strict=True))
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        for name, average in self.state().items():
+            average.copy_(state[name])
