@@ -186,6 +186,7 @@ def _stage(
                 teachers = check.before(supplied)
                 about = fit(plan, supplied, out, devices, tracking, display, stop)
                 about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds, "teachers": teachers}
+                about |= {} if job.stage.ema is None else {"ema": job.stage.ema}
                 devices.wait()
                 if devices.is_main:
                     for folder in [own, *([] if share is None else [share / job.key])]:
@@ -242,7 +243,6 @@ def fit(
     _measure(plan, job, training, devices)
     if training.ema is not None:
         display.say(f"{stage.name}: {training.ema.note(stage.epochs * steps)}")
-    parts = parts_of(job)
     watch = Watch(stage.name, devices.device.type, tracking, saver.kept, state.totals)
     pace = Pace(stage, watch)
     start = saver.resume()
@@ -270,15 +270,11 @@ def fit(
                 )
         watch.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(devices.add_up if devices.ranks > 1 else None)
-        with training.judged():
-            found = validate(job, training, devices)
-            pace.validated(epoch, steps, found)
-            state.history.append({"epoch": epoch, **found})
-            state.consider(epoch, found, parts if stage.select == "best" else {})
+        pace.validated(epoch, steps, _judged(epoch, job, training, devices, state))
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
     training.leave()
-    state.bring_back(parts)
+    state.bring_back(parts_of(job))
     moved = [name for name, print_ in _still(plan, job).items() if print_ != before[name]]
     if moved:
         raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, moved))}, which does not train in it")
@@ -291,8 +287,16 @@ def fit(
         "selected": state.chosen(),
         "history": state.history,
         "metrics": tracking.position(),
-        **({} if stage.ema is None else {"ema": stage.ema}),
     }
+
+
+def _judged(epoch: int, job: Job, training: Training, devices: Devices, state: Found) -> dict[str, float]:
+    """What validation finds after an epoch; the best states so far are kept."""
+    with training.judged():
+        found = validate(job, training, devices)
+        state.history.append({"epoch": epoch, **found})
+        state.consider(epoch, found, parts_of(job) if job.stage.select == "best" else {})
+    return found
 
 
 def _measure(plan: Plan, job: Job, training: Training, devices: Devices) -> None:
