@@ -30,7 +30,7 @@ LAYERS = (
     {"stage", "recipe"},
     {"run_folder", "recipes"},
     {"student", "planning", "probes", "export"},
-    {"training"},
+    {"training", "distiller"},
     {"compare", "analysis", "testing"},
     {"cli", "__main__"},
 )

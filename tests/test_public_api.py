@@ -16,6 +16,7 @@ PUBLIC = [
     "Cut",
     "DataSpec",
     "Dataset",
+    "Distiller",
     "InputSpec",
     "Live",
     "Masked",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from crossdistill.batch import Batch, InputSpec
     from crossdistill.data.augmentation import Augmentation, OwnAugmentation, Variation, Variations
     from crossdistill.data.dataset import Dataset
+    from crossdistill.distiller import Distiller
     from crossdistill.errors import CrossdistillError
     from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term
     from crossdistill.methods import list_methods
@@ -51,6 +52,7 @@ _HOMES = {
     "Cut": "outputs",
     "DataSpec": "method",
     "Dataset": "data.dataset",
+    "Distiller": "distiller",
     "InputSpec": "batch",
     "Live": "teacher",
     "Masked": "teacher",
@@ -89,6 +91,7 @@ __all__ = [
     "Cut",
     "DataSpec",
     "Dataset",
+    "Distiller",
     "InputSpec",
     "Live",
     "Masked",

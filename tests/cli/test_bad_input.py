@@ -73,7 +73,7 @@ def test_all_faults_of_all_settings_at_once_in_a_real_process(tmp_path: Path) ->
         ("stages.kd.batch_size=0", ["wanted at least 1, found 0"]),
         ("stages.kd.micro_batches=100", ["100 micro-batches cannot share a batch of 64 rows"]),
         ("stages.kd.optimizer.learning_rate=-1", ["wanted more than 0, found -1"]),
-        ("stages.kd.optimizer.name=adma", ["has no optimizer 'adma'; did you mean 'adam'", "RMSprop"]),
+        ("stages.kd.optimizer.name=adma", ["has no optimizer 'adma'; did you mean 'Adamax', 'adam'", "RMSprop"]),
         ("stages.kd.select=bset", ["did you mean 'best'?"]),
         ("stages=[]", ["wanted at least 1 of them"]),
         ("stages.7.epochs=1", ["stages has none called '7'", "by position 0 to 1"]),

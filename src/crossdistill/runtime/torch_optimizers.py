@@ -50,9 +50,9 @@ def optimizer_name(value: str) -> str:
         if value.lower() == name.lower():
             return name
     lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(value.lower(), lower, n=1)
-    hint = nearest(lower[close[0]] if close else value, known)
-    raise ValueError(f"torch {torch.__version__} has no optimizer {value!r}; {hint}")
+    close = [lower[one] for one in difflib.get_close_matches(value.lower(), lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
+    raise ValueError(f"torch {torch.__version__} has no optimizer {value!r}; {hint}known: {', '.join(sorted(known))}")
 
 
 def takes(name: str, argument: str) -> bool:

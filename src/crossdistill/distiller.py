@@ -1,0 +1,399 @@
+"""A method as one module for any training loop: `distiller(inputs, targets)` gives the loss of a step."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from crossdistill.adapters import LOW
+from crossdistill.batch import MISSING_TARGET, Batch, Input
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import SettingError, nearest
+from crossdistill.method import STUDENT, Method, MethodConfig, Progress, Step, module_key
+from crossdistill.methods import method_config
+from crossdistill.models.own_network import as_network, left_as_they_were
+from crossdistill.network import Network
+from crossdistill.outputs import Outputs, Signal
+from crossdistill.planning.training_data import TrainingData
+from crossdistill.runtime.distributed import Devices
+from crossdistill.teacher import Keyed, Live, Teacher
+
+Inputs = Tensor | Mapping[str, Input] | Batch
+Member = nn.Module | Teacher
+Members = Member | Mapping[str, Member] | Sequence[Member]
+
+PROBED_ROWS = 8
+"""Rows of the first batch on which sizes are measured."""
+LATE = 1_000_000
+"""An epoch by which every decay and warm-up shows in the weights of terms."""
+
+
+class Distiller(nn.Module):
+    """Student, teachers and a method in one module, for a training loop of your own.
+
+    ```
+    distiller = Distiller(student, teacher, KD(temperature=4.0))
+    optimizer = torch.optim.AdamW(distiller.parameters())
+    for inputs, targets in loader:
+        distiller(inputs, targets).backward()
+    ```
+
+    `student` and `teachers` (one, a sequence, or a mapping by name) are modules, or a `Network` where a module reads
+    one of several modalities, shows taps, or needs adapters; a teacher may be any `Teacher`, as of `next_teachers`.
+    `method` is a name, settings, or a mapping with `name`. The loss is the plain sum of the weighted terms.
+
+    `parameters()` are those of the student, of what the method adds, and of teachers where the method trains them;
+    `trains` names other members ("student", names of teachers). All others are frozen: without gradient, in eval mode
+    whatever `train()` says, moved with `to()`, and in no `state_dict()`.
+
+    Sizes are measured on `example` (inputs, or inputs and targets), or else on the first batch. A method that adds
+    parameters needs the example, because an optimizer is made before the first batch.
+
+    A method that looks rows up by sample id (crd) needs the training data: `data`, or `targets` of all training rows,
+    or `rows`, their number; ids are then positions in them, and each call passes `ids=`. Where `torch.distributed` is
+    initialised, gradients are taken to be averaged over processes, as DistributedDataParallel does, and rows of all
+    processes are compared with each other; with `distributed=False` each process computes by itself.
+
+    Raises:
+        SettingError: something is missing that the method needs; says what to pass.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Members = (),
+        method: str | Mapping[str, Any] | MethodConfig = "kd",
+        *,
+        trains: Sequence[str] | None = None,
+        example: Any = None,
+        data: Dataset | None = None,
+        targets: Tensor | None = None,
+        rows: int | None = None,
+        epochs: int = 1,
+        distributed: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = method if isinstance(method, MethodConfig) else method_config(method)
+        members = _named(teachers)
+        self.trains = self._trained(trains, members)
+        self.method: Method | None = None
+        self.terms: dict[str, Tensor] = {}
+        """The weighted terms of the last call by name, detached; their sum is its loss."""
+        self.outputs: Outputs | None = None
+        """What the student gave in the last call, detached."""
+        self._given: dict[str, Member] = {STUDENT: student, **members}
+        self._sources: dict[str, Teacher] = {}
+        self._data = TrainingData(self.config.name, data, targets, rows)
+        self._progress = Progress(epochs=epochs)
+        self._distributed = distributed
+        self._devices: Devices | None = None
+        self._pending: tuple[Batch, Step] | None = None
+        self._asked = self._measured = self._says_epoch = False
+        self._changing = ""
+        # An attribute of a module is registered with it, unless it is set past nn.Module.
+        module = student.module if isinstance(student, Network) else student
+        if STUDENT in self.trains:
+            self.student = module
+        else:
+            object.__setattr__(self, "student", module)
+        trained = [name for name in members if name in self.trains]
+        self.teachers = nn.ModuleDict({module_key(name): _modules(members[name])[0] for name in trained})
+        # In a tuple, so that they are no part of this module.
+        self._frozen = tuple(
+            part.requires_grad_(False).eval()
+            for name, member in self._given.items()
+            if name not in self.trains
+            for part in _modules(member)
+        )
+        if example is not None:
+            self._build(self._of_pair(example))
+
+    def _trained(self, trains: Sequence[str] | None, members: Mapping[str, Member]) -> tuple[str, ...]:
+        if trains is None:
+            return (STUDENT, *(members if self.config.trains_teachers else ()))
+        for name in trains:
+            if name not in (STUDENT, *members):
+                raise SettingError(f"trains: no member is called {name!r}; {nearest(name, (STUDENT, *members))}")
+        return tuple(trains)
+
+    def forward(
+        self,
+        inputs: Inputs,
+        targets: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        epoch: int | None = None,
+        labelled: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of one batch: a scalar, averaged over rows.
+
+        `inputs` are a tensor (rows first) or a mapping by modality; a `Batch` brings its own targets and ids. `targets`
+        are class numbers, `MISSING_TARGET` (-100) where there is none; None: none of the rows has one. `labelled` marks
+        the rows whose target the student may use, `present` by modality the rows that have it. `epoch` is as for
+        `set_epoch`. State that the method moves after a step (queues, centres) is moved at the next call, by `eval()`,
+        or by `state_dict()`: the graph of this call still needs it as it is.
+        """
+        if epoch is not None:
+            self.set_epoch(epoch)
+        batch = self._batch(inputs, targets, ids, labelled, present)
+        if self._data.ids_read and ids is None and not isinstance(inputs, Batch):
+            raise SettingError(f"{self.config.name} looks rows up by their sample ids: pass ids= with each batch")
+        method = self._ready(batch)
+        self.after_step()
+        for module in self._frozen:
+            if any(part.training for part in module.modules()):
+                module.eval()
+        learning = self.training and torch.is_grad_enabled()
+        devices = self._ranks(batch.ids.device) if learning else Devices(batch.ids.device)
+        if devices.ranks > 1:
+            batch = replace(batch, total_rows=int(devices.add_up(torch.tensor(len(batch), device=batch.ids.device))))
+        progress = replace(self._progress, gather=devices.gather)
+        step: Step = method(batch, self._sources[STUDENT], self._teachers(), progress)
+        if learning:
+            number = progress.step + 1
+            self._progress = replace(self._progress, step=number, steps=max(number + 1, progress.steps))
+            self._pending = (batch, replace(step, terms={}, student=step.student.detached()))
+            self._warn_without_epoch()
+        return self._loss(step, batch, devices.ranks)
+
+    def _loss(self, step: Step, batch: Batch, ranks: int) -> Tensor:
+        terms: dict[str, Tensor] = {}
+        with torch.autocast(batch.ids.device.type, enabled=False):
+            for name, term in step.terms.items():
+                whole = replace(term, value=term.value.float()) if term.value.dtype in LOW else term
+                # DDP averages over ranks what has to be added up.
+                terms[name] = (whole.reduced(batch.total_rows, ranks) * term.weight * ranks).reshape(())
+            loss = torch.stack(list(terms.values())).sum()
+        self.terms = {name: value.detach() for name, value in terms.items()}
+        self.outputs = step.student.detached()
+        return loss
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, counted from 0: weights that decay or grow, and random draws, depend on it."""
+        if epoch != self._progress.epoch:
+            # Numbers of steps stay apart: epochs are as long as the longest one so far.
+            self._progress = replace(self._progress, epoch=epoch, step=0)
+        self._says_epoch = True
+
+    def _warn_without_epoch(self) -> None:
+        if self._changing and not self._says_epoch:
+            warnings.warn(
+                f"{self.config.name}: {self._changing} from epoch to epoch, and this loop does not say which epoch it "
+                "is: call set_epoch(epoch) at the start of each, or choose constant weights",
+                UserWarning,
+                stacklevel=2,
+            )
+            self._changing = ""
+
+    def after_step(self) -> None:
+        """Move what the method moves after a step; the next call does it by itself, after `backward()`."""
+        if self._pending is not None and self.method is not None:
+            batch, step = self._pending
+            self._pending = None
+            self.method.after_step(batch, step)
+
+    def measure(self, batches: Iterable[Any]) -> None:
+        """The pass over the training data that some methods (ofd, salience) take before the first step.
+
+        `batches` are `Batch`, inputs, or pairs of inputs and targets, as a `DataLoader` gives them.
+        """
+        batches = iter(batches)
+        first = self._of_pair(next(batches))
+        method = self._ready(first, measured=True)
+        rest, was = (self._of_pair(one) for one in batches), self.training
+        with left_as_they_were(one for one in self._given.values() if isinstance(one, Network)):
+            self.eval()
+            method.measure((one for part in ([first], rest) for one in part), self._sources[STUDENT], self._teachers())
+        self.training = was
+        method.train(was)
+        self._measured = True
+
+    def next_teachers(self) -> dict[str, Teacher]:
+        """The teachers that the method leaves for a next stage, such as masked ones: those of another Distiller."""
+        if self.method is None:
+            raise SettingError(f"{self.config.name}: its networks have no sizes yet; pass example=, or a first batch")
+        return dict(self.method.next_teachers(self._teachers()))
+
+    def train(self, mode: bool = True) -> "Distiller":
+        """Train or eval mode of all that trains; state that is still to be moved is moved."""
+        self.after_step()
+        super().train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Everything that trains, with the method's state as it is after the last step."""
+        self.after_step()
+        return super().state_dict(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that train, as far as they exist; see `example`."""
+        self._asked = self._asked or self.method is None
+        return super().named_parameters(*args, **kwargs)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Distiller":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module in self._frozen:
+            module._apply(fn)
+        for member in self._given.values():
+            if isinstance(member, Network):
+                # Its module has been moved; what it keeps of types is forgotten.
+                member._apply(lambda tensor: tensor)
+        self._devices = None
+        return self
+
+    def _ready(self, batch: Batch, *, measured: bool = False) -> Method:
+        """The method, built for networks of these sizes."""
+        if self.method is None:
+            self._build(batch)
+        assert self.method is not None
+        name, measures = self.config.name, type(self.method).measure is not Method.measure
+        if measures and not measured and not self._measured:
+            raise SettingError(f"{name} measures the training data before its first step: call measure(batches) once")
+        return self.method
+
+    def _teachers(self) -> dict[str, Teacher]:
+        return {name: source for name, source in self._sources.items() if name != STUDENT}
+
+    def _of_pair(self, given: Any) -> Batch:
+        """The batch of what a `DataLoader` gives: a `Batch`, inputs, or a pair of inputs and targets."""
+        pair = given if isinstance(given, tuple | list) else (given, None)
+        return self._batch(*pair)
+
+    def _batch(
+        self,
+        inputs: Inputs,
+        targets: Tensor | None = None,
+        ids: Tensor | None = None,
+        labelled: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Batch:
+        device = next((one.device for one in self.student.parameters()), torch.device("cpu"))
+        if isinstance(inputs, Batch):
+            return inputs.to(device)
+        by_name = inputs if isinstance(inputs, Mapping) else {self._modality(): inputs}
+        first = next(iter(by_name.values()))
+        rows = len(first if isinstance(first, Tensor) else next(iter(first.values())))
+        if ids is not None:
+            self._data.check(ids)
+        return Batch(
+            by_name,
+            torch.arange(rows) if ids is None else ids,
+            targets=torch.full((rows,), MISSING_TARGET) if targets is None else targets,
+            labelled=labelled,
+            present=present or {},
+        ).to(device)
+
+    def _modality(self) -> str:
+        """What a lone tensor is called: the one modality that is read."""
+        named = (member.reads for member in self._given.values() if isinstance(member, Network))
+        others = (member.modalities for member in self._given.values() if not isinstance(member, nn.Module))
+        reads = {name for names in (*named, *others) for name in names}
+        if len(reads) > 1:
+            raise SettingError(
+                f"inputs are one tensor, and networks read {', '.join(sorted(reads))}: pass a mapping by modality"
+            )
+        return next(iter(reads), "input")
+
+    def _build(self, batch: Batch) -> None:
+        """Measure sizes, build the method, and look what it depends on."""
+        batch = batch.select(torch.arange(min(len(batch), PROBED_ROWS), device=batch.ids.device))
+        batch = replace(batch, total_rows=len(batch))
+        for name, member in self._given.items():
+            if isinstance(member, nn.Module):
+                self._given[name] = self._network(name, member, batch)
+        networks = {name: one for name, one in self._given.items() if isinstance(one, Network)}
+        with left_as_they_were(networks.values()):
+            for network in networks.values():
+                network.probe(batch)
+                network.eval()
+            method = self._fitted(networks, batch)
+        self.method = method.train(self.training)
+
+    def _fitted(self, networks: Mapping[str, Network], batch: Batch) -> Method:
+        """The method for networks of these sizes, which has made one step in eval mode."""
+        others = {name: one for name, one in networks.items() if name != STUDENT}
+        config, layers = self.config.settled(others, batch)
+        others |= {name: others[name].showing(layers[name], batch) for name in layers}
+        sources: dict[str, Teacher] = {
+            name: Live(name, others[name], trained=name in self.trains) if isinstance(one, nn.Module) else one
+            for name, one in self._given.items()
+            if name != STUDENT
+        }
+        student = networks[STUDENT].spec
+        assert student is not None
+        spec = self._data.spec((student.logits or (0,))[0])
+        method = config.build(student, {name: one.spec for name, one in sources.items()}, spec).to(batch.ids.device)
+        if self._asked and any(True for _ in method.state_dict()):
+            raise SettingError(
+                f"{self.config.name} adds {', '.join(method.state_dict())}, and an optimizer or a wrapper was made "
+                "before the first batch, without them: pass example=, a batch of inputs, when the Distiller is made"
+            )
+        signals = dict(method.needs())
+        own = signals.pop(STUDENT, frozenset({Signal.LOGITS}))
+        self._sources = {STUDENT: Live(STUDENT, networks[STUDENT], own, trained=STUDENT in self.trains)}
+        self._sources |= {name: sources[name].select(wanted) for name, wanted in signals.items()}
+        self._changing = _changing(method, batch, self._sources)
+        return method
+
+    def _network(self, name: str, member: nn.Module, batch: Batch) -> Network:
+        try:
+            network = as_network(member, [one for one in batch.inputs if "@" not in one])
+        except ValueError as error:
+            raise SettingError(f"{name!r}: {error}") from error
+        assert isinstance(network, Network)
+        return network
+
+    def _ranks(self, device: torch.device) -> Devices:
+        """How this process agrees with the others."""
+        if self._devices is None:
+            several = self._distributed and dist.is_available() and dist.is_initialized()
+            ranks = dist.get_world_size() if several else 1
+            self._devices = Devices(device, dist.get_rank() if several else 0, ranks)
+        return self._devices
+
+
+@torch.no_grad()
+def _changing(method: Method, batch: Batch, sources: Mapping[str, Teacher]) -> str:
+    """Weights of terms that depend on the epoch, in words; and a step in eval mode, which shows what does not fit."""
+    teachers = {name: source for name, source in sources.items() if name != STUDENT}
+    method.eval()
+    with torch.random.fork_rng(devices=[]):
+        early, late = (
+            method(batch, sources[STUDENT], teachers, Progress(epoch, 2 * LATE)).terms for epoch in (0, LATE)
+        )
+    weights = {name: (float(term.weight), float(late[name].weight)) for name, term in early.items() if name in late}
+    return ", ".join(f"the weight of {name} goes from {a:g} to {b:g}" for name, (a, b) in weights.items() if a != b)
+
+
+def _named(teachers: Members) -> dict[str, Member]:
+    """Teachers by name.
+
+    Raises:
+        SettingError: one is neither a module nor a `Teacher`, or has the student's name.
+    """
+    if isinstance(teachers, Mapping):
+        found = dict(teachers)
+    elif isinstance(teachers, nn.Module | Teacher):
+        found = {"teacher": teachers}
+    else:
+        found = {f"teacher-{number}": one for number, one in enumerate(teachers)}
+    for name, one in found.items():
+        if not isinstance(one, nn.Module | Teacher):
+            raise SettingError(f"teacher {name!r}: wanted a module, a Network or a Teacher, found {type(one).__name__}")
+        if name == STUDENT:
+            raise SettingError(f"teachers: {STUDENT!r} means the student itself; call the teacher otherwise")
+    return found
+
+
+def _modules(member: Member) -> list[nn.Module]:
+    """The modules that a member runs."""
+    if isinstance(member, Network):
+        return [member.module]
+    if isinstance(member, nn.Module):
+        return [member]
+    return list(member.modules()) if isinstance(member, Keyed) else []

@@ -1,0 +1,72 @@
+"""What a training loop of one's own says of its training data, and which of it a method reads."""
+
+from typing import Any
+
+from torch import Tensor
+
+from crossdistill.batch import MISSING_TARGET
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import SettingError, ShapeError
+from crossdistill.method import DataSpec
+from crossdistill.planning.preflight import data_spec
+
+
+class TrainingData:
+    """What is known of the training data, and whether the method reads single rows of it.
+
+    Raises:
+        SettingError: several arguments say what the data are.
+    """
+
+    def __init__(self, who: str, data: Dataset | None, targets: Tensor | None, rows: int | None) -> None:
+        if sum(one is not None for one in (data, targets, rows)) > 1:
+            raise SettingError("data, targets and rows all say what the training data are: pass one of them")
+        self.who, self.ids_read = who, False
+        self._known: DataSpec | None = None
+        self._highest = 0
+        if data is not None:
+            self._known = data_spec(data)
+        elif targets is not None:
+            share = float((targets != MISSING_TARGET).double().mean()) if targets.ndim == 1 else 1.0
+            self._known = DataSpec(len(targets), 0, targets, None, share)
+        elif rows is not None:
+            self._known = DataSpec(rows, 0)
+        if self._known is not None:
+            ids = self._known.ids
+            self._highest = self._known.rows - 1 if ids is None else int(ids.max())
+
+    def check(self, ids: Tensor) -> None:
+        """Refuse ids of no training row, as far as that can be seen without waiting for an accelerator."""
+        if self.ids_read and ids.device.type == "cpu" and len(ids):
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high > self._highest:
+                raise ShapeError(f"ids are {low} to {high}; the training data have the ids 0 to {self._highest}")
+
+    def spec(self, classes: int) -> DataSpec:
+        """As a method is told of it, whose student tells so many classes apart."""
+        known = self._known or DataSpec(0, classes)
+        spec = _Watched(known.rows, known.classes or classes, known.targets, known.ids, known.labelled_fraction)
+        object.__setattr__(spec, "data", self)
+        return spec
+
+    def read(self, field: str) -> None:
+        """A method looks at something that is of single rows.
+
+        Raises:
+            SettingError: nothing is known of them.
+        """
+        if self._known is None:
+            raise SettingError(
+                f"{self.who} looks at the {field} of the training data: pass data=, a Dataset, or targets=, those of "
+                "all training rows, or rows=, their number, when the Distiller is made; and ids= with each batch"
+            )
+        self.ids_read = self.ids_read or field in ("rows", "ids")
+
+
+class _Watched(DataSpec):
+    """A `DataSpec` that notes what a method reads of single rows."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("rows", "targets", "ids"):
+            object.__getattribute__(self, "data").read(name)
+        return super().__getattribute__(name)
