@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from crossdistill.errors import SettingError
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-def _play(name: str, folder: Path) -> str:
+def _play(name: str, folder: Path, *options: str) -> str:
     """What an example prints, as a process of its own that starts in an empty folder."""
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    command = [sys.executable, "-W", "error", *options, str(EXAMPLES / name)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -32,12 +33,26 @@ def test_own_models_trains_a_student_that_loads_again(tmp_path: Path) -> None:
         load_student(tmp_path / "runs/own-models")
 
 
-def test_own_loop_teaches_with_a_loss_and_with_a_method(tmp_path: Path) -> None:
+def test_own_loop_trains_a_student_in_thirty_lines(tmp_path: Path) -> None:
     shown = _play("own_loop.py", tmp_path)
-    found = [float(value) for value in re.findall(r": +(0\.\d{3})$", shown, re.MULTILINE)]
-    assert len(found) == 3, shown
-    assert min(found) > 0.6
+    found = dict(re.findall(r"^(\w+): (0\.\d{3})$", shown, re.MULTILINE))
+    assert set(found) == {"supervised", "kd"}, shown
+    assert float(found["supervised"]) > 0.9
+    assert float(found["kd"]) > 0.7
     assert not list(tmp_path.iterdir()), "a loop of one's own leaves no folder"
+    written = [line for line in (EXAMPLES / "own_loop.py").read_text().splitlines() if line.strip()]
+    assert len(written) <= 30, len(written)
+
+
+@pytest.mark.skipif(
+    not all(map(find_spec, ("transformers", "accelerate"))),
+    reason="transformers and accelerate are not installed: pip install transformers accelerate",
+)
+def test_the_trainer_of_transformers_trains_a_student(tmp_path: Path) -> None:
+    shown = _play("transformers_trainer.py", tmp_path, "-W", "default::DeprecationWarning")
+    found = re.search(r"^student, text: (\d\.\d{3})$", shown, re.MULTILINE)
+    assert found, shown
+    assert float(found[1]) > 0.6
 
 
 def test_mst_distill_trains_all_three_stages(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ class Distiller(nn.Module):
         distributed: bool = True,
     ) -> None:
         super().__init__()
-        self.config = method if isinstance(method, MethodConfig) else method_config(method)
+        # Not `config`: transformers takes that for its own.
+        self.settings = method if isinstance(method, MethodConfig) else method_config(method)
         members = _named(teachers)
         self.trains = self._trained(trains, members)
         self.method: Method | None = None
@@ -87,7 +88,7 @@ class Distiller(nn.Module):
         """What the student gave in the last call, detached."""
         self._given: dict[str, Member] = {STUDENT: student, **members}
         self._sources: dict[str, Teacher] = {}
-        self._data = TrainingData(self.config.name, data, targets, rows)
+        self._data = TrainingData(self.settings.name, data, targets, rows)
         self._progress = Progress(epochs=epochs)
         self._distributed = distributed
         self._devices: Devices | None = None
@@ -114,7 +115,7 @@ class Distiller(nn.Module):
 
     def _trained(self, trains: Sequence[str] | None, members: Mapping[str, Member]) -> tuple[str, ...]:
         if trains is None:
-            return (STUDENT, *(members if self.config.trains_teachers else ()))
+            return (STUDENT, *(members if self.settings.trains_teachers else ()))
         for name in trains:
             if name not in (STUDENT, *members):
                 raise SettingError(f"trains: no member is called {name!r}; {nearest(name, (STUDENT, *members))}")
@@ -142,7 +143,7 @@ class Distiller(nn.Module):
             self.set_epoch(epoch)
         batch = self._batch(inputs, targets, ids, labelled, present)
         if self._data.ids_read and ids is None and not isinstance(inputs, Batch):
-            raise SettingError(f"{self.config.name} looks rows up by their sample ids: pass ids= with each batch")
+            raise SettingError(f"{self.settings.name} looks rows up by their sample ids: pass ids= with each batch")
         method = self._ready(batch)
         self.after_step()
         for module in self._frozen:
@@ -183,8 +184,8 @@ class Distiller(nn.Module):
     def _warn_without_epoch(self) -> None:
         if self._changing and not self._says_epoch:
             warnings.warn(
-                f"{self.config.name}: {self._changing} from epoch to epoch, and this loop does not say which epoch it "
-                "is: call set_epoch(epoch) at the start of each, or choose constant weights",
+                f"{self.settings.name}: {self._changing} from epoch to epoch, and this loop does not say which epoch "
+                "it is: call set_epoch(epoch) at the start of each, or choose constant weights",
                 UserWarning,
                 stacklevel=2,
             )
@@ -216,7 +217,7 @@ class Distiller(nn.Module):
     def next_teachers(self) -> dict[str, Teacher]:
         """The teachers that the method leaves for a next stage, such as masked ones: those of another Distiller."""
         if self.method is None:
-            raise SettingError(f"{self.config.name}: its networks have no sizes yet; pass example=, or a first batch")
+            raise SettingError(f"{self.settings.name}: its networks have no sizes yet; pass example=, or a first batch")
         return dict(self.method.next_teachers(self._teachers()))
 
     def train(self, mode: bool = True) -> "Distiller":
@@ -251,7 +252,7 @@ class Distiller(nn.Module):
         if self.method is None:
             self._build(batch)
         assert self.method is not None
-        name, measures = self.config.name, type(self.method).measure is not Method.measure
+        name, measures = self.settings.name, type(self.method).measure is not Method.measure
         if measures and not measured and not self._measured:
             raise SettingError(f"{name} measures the training data before its first step: call measure(batches) once")
         return self.method
@@ -317,7 +318,7 @@ class Distiller(nn.Module):
     def _fitted(self, networks: Mapping[str, Network], batch: Batch) -> Method:
         """The method for networks of these sizes, which has made one step in eval mode."""
         others = {name: one for name, one in networks.items() if name != STUDENT}
-        config, layers = self.config.settled(others, batch)
+        config, layers = self.settings.settled(others, batch)
         others |= {name: others[name].showing(layers[name], batch) for name in layers}
         sources: dict[str, Teacher] = {
             name: Live(name, others[name], trained=name in self.trains) if isinstance(one, nn.Module) else one
@@ -330,7 +331,7 @@ class Distiller(nn.Module):
         method = config.build(student, {name: one.spec for name, one in sources.items()}, spec).to(batch.ids.device)
         if self._asked and any(True for _ in method.state_dict()):
             raise SettingError(
-                f"{self.config.name} adds {', '.join(method.state_dict())}, and an optimizer or a wrapper was made "
+                f"{self.settings.name} adds {', '.join(method.state_dict())}, and an optimizer or a wrapper was made "
                 "before the first batch, without them: pass example=, a batch of inputs, when the Distiller is made"
             )
         signals = dict(method.needs())

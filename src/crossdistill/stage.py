@@ -55,6 +55,7 @@ class OptimizerConfig(BaseModel):
     milestones: tuple[float, ...] = ()
     """Epochs of this stage, counted from its start, warm-up included."""
     gamma: float = Field(0.1, gt=0, lt=1)
+    """Factor of the learning rate at each milestone (dimensionless)."""
     no_decay_on_norms_and_biases: bool = False
     """Leave out of weight decay the parameters of normalisation layers, biases, and everything else of one
     dimension."""
