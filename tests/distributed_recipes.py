@@ -42,6 +42,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "normed-collaborate": {"method": "collaborate", "absent": 0.5, "normed": True},
     "normed-hint": {"method": "hint", "absent": 0.5, "normed": True},
     "normed-pcgrad": {"method": "kd", "weighting": "pcgrad", "absent": 0.5, "normed": True},
+    "averaged": {"method": "kd", "normed": True, "ema": 0.9},
     "maps": {"method": "specialise-maps", "maps": True},
     "maps-absent": {"method": "specialise-maps", "absent": 0.5, "maps": True},
     "longer": {"method": "route", "weighting": "loss-ratio", "epochs": 15, "every": 3},
@@ -57,6 +58,7 @@ def recipe(
     parts: int = 1,
     normed: bool = False,
     maps: bool = False,
+    ema: float | None = None,
 ) -> Recipe:
     """One method on toy data; in a fraction `absent` of the rows each modality is missing; `parts` micro-batches."""
     missing = {"first": absent, "second": absent}
@@ -83,7 +85,14 @@ def recipe(
         "route": {"method": Route(k=1, routing="learned", gate_detached=False)},
     }
     stage = Stage.model_validate(
-        {"epochs": epochs, "batch_size": 31, "optimizer": DESCENT, "weighting": weighting, "micro_batches": parts}
+        {
+            "epochs": epochs,
+            "batch_size": 31,
+            "optimizer": DESCENT,
+            "weighting": weighting,
+            "micro_batches": parts,
+            "ema": ema,
+        }
         | made[method]
         # Masks on maps move slowly here: the epochs' values are equal to rounding, and either could be the best.
         | ({"select": "last", "optimizer": DESCENT.model_copy(update={"learning_rate": 5.0})} if maps else {})

@@ -51,8 +51,6 @@ def three_stages(seed: int = 0, epochs: int = 2, every: int = 2) -> Recipe:
 
 def averaged() -> Recipe:
     """A student with BatchNorm whose weights are averaged, under a warm-up and an optimizer of torch's."""
-    data = toy_dataset(("first", "second"), rows=100)
-    (name, student), (teacher, network) = toy_cast(data, 1, normalised=True).items()
     optimizer = OptimizerConfig(
         name="NAdam",
         learning_rate=0.01,
@@ -62,13 +60,12 @@ def averaged() -> Recipe:
         no_decay_on_norms_and_biases=True,
         arguments={"betas": [0.9, 0.99]},
     )
-    return Recipe(
+    return toy_recipe(
+        Stage(method=KD(), epochs=4, batch_size=24, optimizer=optimizer, ema=0.9),
         name="averaged",
-        data=data,
-        student=student,
-        student_name=name,
-        teachers={teacher: network},
-        stages=(Stage(method=KD(), epochs=4, batch_size=24, optimizer=optimizer, ema=0.9),),
+        data=toy_dataset(("first", "second"), rows=100),
+        teachers=1,
+        normalised=True,
         checkpoints=Checkpoints(steps=2),
     )
 
