@@ -1,25 +1,30 @@
 """Attention transfer: the student looks where the teachers look (Zagoruyko and Komodakis, ICLR 2017)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from crossdistill.batch import Batch
 from crossdistill.losses.at import attention_transfer
-from crossdistill.method import ActsOn, DataSpec, Method, Progress
-from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, require_positions
-from crossdistill.methods.loss_weights import Weighted
-from crossdistill.outputs import OutputSpec
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.feature_method import FeatureConfig, Pairs, paired_features, require_positions, signals_of
+from crossdistill.methods.loss_weights import Warmup, weighted_step
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class AT(Weighted, FeatureConfig):
+class AT(FeatureConfig):
     """`CE + 1000 · Σ over stages of the attention maps' mean squared difference`; by default over all spatial taps."""
 
     acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["at"] = "at"
+    weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1000.0, ge=0)
+    """Of distillation, after the warm-up."""
+    warm_up: int = Field(0, ge=0)
+    """In epochs."""
     power: float = Field(2.0, gt=0)
     """Dimensionless: attention is the mean over channels of |feature| to this power."""
 
@@ -33,10 +38,29 @@ class AT(Weighted, FeatureConfig):
         require_positions(self.name, pairs)
         return _AT(self, pairs, data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
 
-class _AT(FeatureMethod):
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        stages = [attention_transfer(*pair, self.config.power) for pair in zip(mine, theirs, strict=True)]
-        return {"at": torch.stack(stages).sum(0)}
+
+class _AT(Method):
+    def __init__(self, config: AT, pairs: Pairs, labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = labelled_fraction
+
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            if features.empty():
+                terms[f"at/{features.name}"] = features.empty_term()
+                continue
+            stages = [attention_transfer(mine, theirs, self.config.power) for mine, theirs in features.pairs()]
+            terms[f"at/{features.name}"] = features.term(torch.stack(stages).sum(0))
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)

@@ -44,7 +44,7 @@ class C2KD(FeatureConfig):
         require_same_logits(self.name, student, teachers)
         assert student.logits is not None
         pairs = self.pairs("last" if len(student.logits) > 1 else "vector", student, teachers)
-        last = {name: found[-1] for name, found in pairs.items()}
+        last = {name: of_teacher[-1] for name, of_teacher in pairs.items()}
         return _C2KD(self, last, student.logits, data.labelled_fraction)
 
 
@@ -70,31 +70,31 @@ class _C2KD(Method):
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
-        own = Outputs(student.name, self.mine(outputs.need(self.tap), progress.gather), rows=outputs.rows)
+        proxy = Outputs(student.name, self.mine(outputs.need(self.tap), progress.gather), rows=outputs.rows)
         terms = {"task/student": task_term(outputs, batch, fraction=self.labelled_fraction)}
-        terms |= _both_ways("student", outputs.need(Signal.LOGITS), own.need(Signal.LOGITS))
+        terms |= _both_ways("student", outputs, proxy)
         passed = []
         for name, pair in self.pairs.items():
-            given = teachers[name](batch)
-            terms[f"task/{name}"] = task_term(given, teachers[name].sees(batch), hidden=False)
-            proxy = self.theirs[module_key(name)]
-            other = Outputs(name, proxy(given.need(pair.teacher), progress.gather), rows=given.rows)
-            terms |= _both_ways(name, given.need(Signal.LOGITS), other.need(Signal.LOGITS))
-            found, gate = self._between(name, batch, own, other, progress)
-            terms |= found
+            guide = teachers[name](batch)
+            terms[f"task/{name}"] = task_term(guide, teachers[name].sees(batch), hidden=False)
+            guide_logits = self.theirs[module_key(name)](guide.need(pair.teacher), progress.gather)
+            guide_proxy = Outputs(name, guide_logits, rows=guide.rows)
+            terms |= _both_ways(name, guide, guide_proxy)
+            between, gate = self._between(name, batch, proxy, guide_proxy, progress)
+            terms |= between
             passed.append(gate.sum() / max(1, len(gate)))
         return Step(terms, outputs, logs={"gate": torch.stack(passed).mean()})
 
     def _between(
         self, name: str, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
     ) -> tuple[dict[str, Term], Tensor]:
-        """What the proxies say to each other besides the target, on rows both saw; and all ranks' rows that passed."""
+        """The divergences between two proxies besides the target, on rows both saw; and the gate on all ranks' rows."""
         left, right, _ = shared_rows(student, teacher)
         mine, theirs = picked(student.need(Signal.LOGITS), left), picked(teacher.need(Signal.LOGITS), right)
         gate = kendall_tau_b(mine.detach(), theirs.detach()) > self.config.threshold
-        everyone = progress.gather(gate.to(mine.dtype))
+        all_rows = progress.gather(gate.to(mine.dtype))
         if self.config.gate != "rows":
-            gate = everyone.any().expand_as(gate) if self.config.gate == "any" else torch.ones_like(gate)
+            gate = all_rows.any().expand_as(gate) if self.config.gate == "any" else torch.ones_like(gate)
         # A label that is hidden from the student must not reach it through the teacher's proxy.
         known = gate & picked(student.of(batch.student_rows()), left)
         targets = picked(student_targets(student, batch), left)
@@ -105,12 +105,13 @@ class _C2KD(Method):
             f"others/{name}->student": Term(to_student, weight, share=share),
             f"others/student->{name}": Term(to_teacher, share=share),
         }
-        return terms, everyone
+        return terms, all_rows
 
 
-def _both_ways(name: str, logits: Tensor, proxy: Tensor) -> dict[str, Term]:
-    """A network teaches its proxy, and the proxy the network."""
+def _both_ways(name: str, network: Outputs, proxy: Outputs) -> dict[str, Term]:
+    """The divergence of a proxy from its network, and that of the network from its proxy."""
+    logits, proxy_logits = network.need(Signal.LOGITS), proxy.need(Signal.LOGITS)
     return {
-        f"proxy/{name}": Term(distillation_kl(proxy, logits.detach(), 1.0)),
-        f"network/{name}": Term(distillation_kl(logits, proxy.detach(), 1.0)),
+        f"proxy/{name}": Term(distillation_kl(proxy_logits, logits.detach(), 1.0)),
+        f"network/{name}": Term(distillation_kl(logits, proxy_logits.detach(), 1.0)),
     }

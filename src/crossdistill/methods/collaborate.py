@@ -11,8 +11,8 @@ from torch import Tensor
 from crossdistill.batch import Batch
 from crossdistill.losses.collaborative import collaborative_terms
 from crossdistill.losses.squared_error import squared_error
-from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods.logit_method import require_same_logits
+from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
+from crossdistill.methods.logit_method import logits_of, require_same_logits
 from crossdistill.outputs import OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 
@@ -57,11 +57,11 @@ class _Collaborate(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
+        return logits_of(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config = self.config
-        # In the order of names, so that it does not matter to the last bit who of them is the student.
+        # In the order of names, so that the sums are the same to the last bit whichever member is the student.
         members = dict(sorted({student.name: student, **{name: teachers[name] for name in self.teachers}}.items()))
         outputs = {name: member(batch) for name, member in members.items()}
         terms: dict[str, Term] = {}
@@ -72,7 +72,7 @@ class _Collaborate(Method):
             terms[f"task/{name}"] = task_term(
                 outputs[name], seen, hidden=hidden, fraction=share, weight=config.weight_task
             )
-        spreads = {name: spread(given, len(batch)) for name, given in outputs.items()}
+        spreads = {name: spread(output, len(batch)) for name, output in outputs.items()}
         logits = {name: whole for name, (whole, _) in spreads.items()}
         saw = {name: rows for name, (_, rows) in spreads.items()}
         terms |= self._divergences(logits, saw) if config.distance == "kl" else self._distances(logits, saw)
@@ -88,11 +88,11 @@ class _Collaborate(Method):
         }
 
     def _distances(self, logits: Mapping[str, Tensor], saw: Mapping[str, Tensor]) -> dict[str, Term]:
-        found: dict[str, Term] = {}
-        for one, other in combinations(logits, 2):
-            rows = squared_error(logits[one], logits[other])
-            if self.config.distance == "mse-released" and logits[one].ndim > 2:
-                last = squared_error(logits[one][:1, -1], logits[other][:1, -1])
+        terms: dict[str, Term] = {}
+        for first, second in combinations(logits, 2):
+            rows = squared_error(logits[first], logits[second])
+            if self.config.distance == "mse-released" and logits[first].ndim > 2:
+                last = squared_error(logits[first][:1, -1], logits[second][:1, -1])
                 rows = torch.cat([last * len(rows), torch.zeros_like(rows[1:])])
-            found[f"mse/{one}-{other}"] = Term(rows.where(saw[one] & saw[other], 0.0), self.config.weight_distil)
-        return found
+            terms[f"mse/{first}-{second}"] = Term(rows.where(saw[first] & saw[second], 0.0), self.config.weight_distil)
+        return terms

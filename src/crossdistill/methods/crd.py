@@ -1,6 +1,6 @@
 """Contrastive representation distillation with a memory bank (Tian et al., ICLR 2020)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -10,16 +10,24 @@ from torch import Tensor, nn
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.contrast import contrast_logits, contrast_nce
-from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, Term, module_key
-from crossdistill.methods.feature_method import FeatureConfig, Pair, PairedMethod, VectorOf, met, vector, vector_size
-from crossdistill.methods.loss_weights import Mixed, Signals
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
+from crossdistill.methods.feature_method import (
+    FeatureConfig,
+    Pairs,
+    VectorOf,
+    paired_features,
+    signals_of,
+    vector,
+    vector_size,
+)
+from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
 from crossdistill.nets.memory import Memory
 from crossdistill.nets.projector import UnitEmbedding
-from crossdistill.outputs import Outputs, OutputSpec, picked
+from crossdistill.outputs import OutputSpec, Signal, picked
 from crossdistill.teacher import Teacher
 
 
-class CRD(Mixed, FeatureConfig):
+class CRD(FeatureConfig):
     """`(1 - a) · CE + a · contrast`: a row's two embeddings against those of rows of other classes, from memory.
 
     Both sides are mapped to unit vectors, and both maps learn; by default from the embedding or the last tap. Rows
@@ -29,6 +37,13 @@ class CRD(Mixed, FeatureConfig):
 
     acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["crd"] = "crd"
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of distillation at the start; the task has the rest."""
+    decay: float = Field(0.5, gt=0, le=1)
+    decay_every: int | None = Field(30, ge=1)
+    """In epochs; None keeps `alpha` constant."""
+    fixed: tuple[float, float] | None = None
+    """Constant weights of task and distillation instead."""
     width: int = Field(128, ge=1)
     maps: VectorOf = "mean"
     """How a feature with positions becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
@@ -53,20 +68,27 @@ class CRD(Mixed, FeatureConfig):
         """
         return _CRD(self, self.pairs("vector", student, teachers), data)
 
+    def loss_weights(self) -> AlphaDecay:
+        """Of the task and of distillation."""
+        return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
-class _CRD(PairedMethod):
+
+class _CRD(Method):
     batch_relational: ClassVar[bool] = True
 
-    def __init__(self, config: CRD, pairs: Mapping[str, Sequence[Pair]], data: DataSpec) -> None:
-        super().__init__(config, pairs, data.labelled_fraction)
+    def __init__(self, config: CRD, pairs: Pairs, data: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = data.labelled_fraction
         labels = torch.full((data.rows,), MISSING_TARGET) if data.targets is None else data.targets.cpu()
         if labels.ndim > 1:
             raise ApplicabilityError("crd draws negatives by class, and here a row has many labels (dense)")
         self.mine, self.theirs, self.memories = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for name, found in pairs.items():
+        for name, (*_, last) in pairs.items():
             key = module_key(name)
-            self.mine[key] = UnitEmbedding(vector_size(found[-1].mine, config.maps), config.width)
-            self.theirs[key] = UnitEmbedding(vector_size(found[-1].theirs, config.maps), config.width)
+            self.mine[key] = UnitEmbedding(vector_size(last.mine, config.maps), config.width)
+            self.theirs[key] = UnitEmbedding(vector_size(last.theirs, config.maps), config.width)
             seed = int(torch.randint(2**62, ()))
             self.memories[key] = Memory(labels, config.width, config.momentum, repeat=config.repeat, seed=seed)
         ids = torch.arange(data.rows) if data.ids is None else data.ids.cpu()
@@ -74,21 +96,25 @@ class _CRD(PairedMethod):
         self.row_of: Tensor
         self.register_buffer("row_of", row_of, persistent=False)
 
-    def signals(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher], progress: Progress) -> Signals:
-        terms: dict[str, Term] = {}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
         stash: dict[str, Tensor] = {}
-        for name, pairs in self.pairs.items():
-            mine, theirs, rows = met(pairs, student, teachers[name](batch))
-            index = self.row_of[picked(batch.ids, rows)]
-            key = module_key(name)
-            own, other = (vector(side[-1], self.config.maps) for side in (mine, theirs))
-            sides = self.mine[key](own), self.theirs[key](other)
-            losses, normaliser = self._contrast(name, index, sides, progress)
-            terms[f"crd/{name}"] = Term(losses, 1 / len(self.pairs))
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            name, key = features.name, module_key(features.name)
+            index = self.row_of[picked(batch.ids, features.rows)]
+            mine, theirs = (vector(side[-1], self.config.maps) for side in (features.student, features.teacher))
+            sides = self.mine[key](mine), self.theirs[key](theirs)
+            rows, normaliser = self._contrast(name, index, sides, progress)
+            terms[f"crd/{name}"] = features.term(rows)
             moved = {"index": index, "student": sides[0].detach(), "teacher": sides[1].detach()}
-            stash |= {f"{name}/{key}": progress.gather(value) for key, value in moved.items()}
+            stash |= {f"{name}/{side}": progress.gather(value) for side, value in moved.items()}
             stash[f"{name}/normaliser"] = normaliser
-        return terms, stash
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms, stash)
 
     def after_step(self, batch: Batch, step: Step) -> None:
         for name in self.pairs:
@@ -105,14 +131,14 @@ class _CRD(PairedMethod):
         candidates = memory.candidates(index, config.negatives, step, by_class=config.positive == "class")
         banks = memory.teacher, memory.student
         logits = [contrast_logits(a, b, candidates, config.temperature) for a, b in zip(sides, banks, strict=True)]
-        normaliser = torch.stack([memory.measured(one.detach(), progress.gather) for one in logits])
+        normaliser = torch.stack([memory.measured(side.detach(), progress.gather) for side in logits])
         if config.normaliser == "first":
             normaliser = torch.where(memory.normaliser.isinf(), normaliser, memory.normaliser)
         rows = len(memory.student)
-        losses = [contrast_nce(one, z, rows) for one, z in zip(logits, normaliser.unbind(), strict=True)]
+        losses = [contrast_nce(side, z, rows) for side, z in zip(logits, normaliser.unbind(), strict=True)]
         return torch.stack(losses).sum(0), normaliser
 
     def _memory(self, name: str) -> Memory:
-        found = self.memories[module_key(name)]
-        assert isinstance(found, Memory)
-        return found
+        memory = self.memories[module_key(name)]
+        assert isinstance(memory, Memory)
+        return memory

@@ -1,22 +1,28 @@
 """Decoupled distillation: target and other classes weigh separately (Zhao et al., CVPR 2022)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET
+from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.dkd import other_classes_kl, target_class_kl
-from crossdistill.method import ActsOn, DataSpec, Method
-from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil
-from crossdistill.methods.loss_weights import Weighted
-from crossdistill.outputs import OutputSpec
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.logit_method import (
+    LogitConfig,
+    logits_of,
+    student_logits,
+    student_targets,
+    teacher_predictions,
+)
+from crossdistill.methods.loss_weights import Warmup, weighted_step
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class DKD(Weighted, LogitConfig):
+class DKD(LogitConfig):
     """`CE + alpha · TCKD + beta · NCKD`, after a warm-up of 20 epochs.
 
     With `standardise`, the published setting is T = 2 and both weights nine times as large.
@@ -24,7 +30,11 @@ class DKD(Weighted, LogitConfig):
 
     acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["dkd"] = "dkd"
+    weight_task: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0)
+    """Of distillation, after the warm-up."""
     warm_up: int = Field(20, ge=0)
+    """In epochs."""
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(8.0, ge=0)
     temperature: float = Field(4.0, gt=0)
@@ -45,16 +55,34 @@ class DKD(Weighted, LogitConfig):
             )
         return _DKD(self, teachers, data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
 
-class _DKD(LogitMethod):
-    def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
+
+class _DKD(Method):
+    def __init__(self, config: DKD, teachers: Iterable[str], labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.teachers = tuple(teachers)
+        self.labelled_fraction = labelled_fraction
+
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return logits_of(self.teachers)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        teachers = {name: teachers[name] for name in self.teachers}
         config = self.config
-        teacher = lesson.at(config.temperature)
-        targets = pupil.targets
-        if config.unlabelled == "teacher":
-            targets = torch.where(targets == MISSING_TARGET, teacher.argmax(1), targets)
-        given = (pupil.logits, teacher, targets, config.temperature)
-        return {
-            "target": config.alpha * target_class_kl(*given),
-            "others": config.beta * other_classes_kl(*given),
-        }
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        logits, known = student_logits(config, outputs), student_targets(outputs, batch)
+        terms = {}
+        for prediction in teacher_predictions(config, outputs, batch, teachers):
+            teacher, targets = prediction.at(config.temperature), known
+            if config.unlabelled == "teacher":
+                targets = torch.where(known == MISSING_TARGET, teacher.argmax(1), known)
+            target = target_class_kl(logits, teacher, targets, config.temperature)
+            others = other_classes_kl(logits, teacher, targets, config.temperature)
+            terms[f"target/{prediction.name}"] = prediction.term(config.alpha * target)
+            terms[f"others/{prediction.name}"] = prediction.term(config.beta * others)
+        return weighted_step(config.loss_weights(), progress, outputs, task, terms)

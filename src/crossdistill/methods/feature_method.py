@@ -1,4 +1,4 @@
-"""Which layers of two networks are compared: by name, or chosen from their sizes.
+"""The functions that methods on features call: which layers are compared, and their values on shared rows.
 
 Where each method is published to read features, and what the recipes here give it:
 
@@ -20,8 +20,7 @@ Two differ on purpose: hints compare two pairs, as MST-Distill's FitNets do, whe
 pools its last map before the activation, where mdistiller pools after it.
 """
 
-import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -33,8 +32,7 @@ from torch import Tensor
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
 from crossdistill.losses.spatial import as_map, as_vector, pooled_vector, same_space
-from crossdistill.method import STUDENT, Activation, MethodConfig, Progress, Term
-from crossdistill.methods.loss_weights import Shares, Signals, Taught
+from crossdistill.method import STUDENT, Activation, MethodConfig, Term
 from crossdistill.outputs import Outputs, OutputSpec, Signal, picked, shared_rows
 from crossdistill.teacher import Teacher
 
@@ -62,6 +60,10 @@ class Pair:
     teacher: Signal
     mine: Shape
     theirs: Shape
+
+
+Pairs = Mapping[str, tuple[Pair, ...]]
+"""The features that are compared, by teacher."""
 
 
 class FeatureConfig(MethodConfig):
@@ -95,7 +97,7 @@ class FeatureConfig(MethodConfig):
         for name in self.teacher_taps:
             if name not in teachers:
                 raise SettingError(f"{self.name}: teacher_taps: no teacher {name!r}; {nearest(name, teachers)}")
-        found: dict[str, tuple[Pair, ...]] = {}
+        pairs: dict[str, tuple[Pair, ...]] = {}
         mine = self._features(choice, student, self.taps, "the student", least, flat)
         for name, spec in teachers.items():
             theirs = self._features(choice, spec, self.teacher_taps.get(name), f"teacher {name!r}", least, flat)
@@ -106,8 +108,8 @@ class FeatureConfig(MethodConfig):
                 )
             count = min(len(mine), len(theirs))
             ends = zip(list(mine.items())[-count:], list(theirs.items())[-count:], strict=True)
-            found[name] = tuple(Pair(a, b, one, other) for (a, one), (b, other) in ends)
-        return found
+            pairs[name] = tuple(Pair(a, b, shape, other) for (a, shape), (b, other) in ends)
+        return pairs
 
     def _features(
         self, choice: LayerChoice, spec: OutputSpec, taps: Sequence[str] | None, who: str, least: int, flat: bool
@@ -122,14 +124,14 @@ class FeatureConfig(MethodConfig):
                     f"{', '.join(wrong) or 'none'}"
                 )
             return named
-        found = chosen(choice, spec, self.activation)
-        if len(found) < least:
+        features = chosen(choice, spec, self.activation)
+        if len(features) < least:
             kind = "spatial features (more than one position)" if choice == "maps" else "features besides its logits"
             shown = ", ".join(f"{tap} {shape}" for tap, shape in spec.features.items()) or "none"
             raise ApplicabilityError(
-                f"{self.name} needs {least} or more {kind}, and {who} shows {len(found)}; its taps are: {shown}"
+                f"{self.name} needs {least} or more {kind}, and {who} shows {len(features)}; its taps are: {shown}"
             )
-        return found
+        return features
 
 
 def vector(feature: Tensor, maps: VectorOf) -> Tensor:
@@ -148,8 +150,8 @@ def require_positions(method: str, pairs: Mapping[str, Sequence[Pair]], *, wide:
     Raises:
         ApplicabilityError: names the layers, and their shapes.
     """
-    for name, found in pairs.items():
-        for pair in found:
+    for name, of_teacher in pairs.items():
+        for pair in of_teacher:
             height, width = shared_size(pair)
             if (width if wide else height * width) < 2:
                 what = "column" if wide else "position"
@@ -190,57 +192,62 @@ def chosen(choice: LayerChoice, spec: OutputSpec, activation: Activation = "afte
     return every
 
 
-class PairedMethod(Taught):
-    """A method that reads features in pairs, of the student and of each teacher."""
-
-    def __init__(self, config: Shares, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
-        super().__init__(config, pairs, labelled_fraction)
-        self.pairs = {name: tuple(found) for name, found in pairs.items()}
-
-    def needs(self) -> Mapping[str, frozenset[Signal]]:
-        """The features on both sides, and the student's logits for its task."""
-        mine = {pair.student for found in self.pairs.values() for pair in found}
-        theirs = {name: frozenset(pair.teacher for pair in found) for name, found in self.pairs.items()}
-        return {STUDENT: frozenset({Signal.LOGITS, *mine}), **theirs}
+def signals_of(pairs: Pairs, *others: Signal) -> dict[str, frozenset[Signal]]:
+    """What a method needs that reads these pairs of features, and the other signals of the student."""
+    student = {pair.student for of_teacher in pairs.values() for pair in of_teacher}
+    teachers = {name: frozenset(pair.teacher for pair in of_teacher) for name, of_teacher in pairs.items()}
+    return {STUDENT: frozenset({*others, *student}), **teachers}
 
 
-class FeatureMethod(PairedMethod):
-    """A method whose signal is a comparison of features, pair by pair, with each teacher by itself."""
+@dataclass(frozen=True, slots=True)
+class PairedFeatures:
+    """The features that are compared with one teacher's, on the rows that it and the student saw.
 
-    @abc.abstractmethod
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        """Named losses between the student's features and one teacher's, on the rows that both saw.
+    Both sides are in the order of the pairs; the teacher's have no gradient.
+    """
 
-        A loss holds a value for each of these rows, or is a scalar of the whole batch. Without any row only a method
-        that compares rows is asked, because it has to meet the other ranks all the same.
-        """
+    name: str
+    """The teacher's."""
+    student: list[Tensor]
+    teacher: list[Tensor]
+    rows: Tensor | None
+    """These rows of the batch; None: all of them."""
+    share: float
+    """Of the distillation loss: 1 / number of teachers."""
 
-    def signals(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher], progress: Progress) -> Signals:
-        """A comparison with each teacher, averaged over teachers."""
-        terms: dict[str, Term] = {}
-        for name, found in self.pairs.items():
-            given = teachers[name](batch)
-            mine, theirs, _ = met(found, student, given)
-            # Batch norm in a projector takes no empty batch.
-            empty = len(mine[0]) == 0 and not self.batch_relational
-            losses = {self.config.name: no_rows(mine)} if empty else self.compare(name, mine, theirs, progress)
-            terms |= {f"{key}/{name}": Term(value, 1 / len(self.pairs)) for key, value in losses.items()}
-        return terms, {}
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The student's feature beside the teacher's."""
+        return zip(self.student, self.teacher, strict=True)
+
+    def empty(self) -> bool:
+        """Whether there is no such row."""
+        return len(self.student[0]) == 0
+
+    def term(self, loss: Tensor) -> Term:
+        """A loss as a term: one value for each of these rows, or a scalar of the whole batch."""
+        return Term(loss, self.share)
+
+    def empty_term(self) -> Term:
+        """The term of no rows (0,), with a gradient to every feature: layers may refuse an empty batch (BatchNorm)."""
+        return self.term(torch.stack([feature.flatten(1).sum(1) for feature in self.student]).sum(0))
 
 
-def met(pairs: Iterable[Pair], student: Outputs, teacher: Outputs) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+def paired_features(
+    pairs: Pairs, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher]
+) -> Iterator[PairedFeatures]:
+    """Run one teacher after another, and pair its features with the student's."""
+    for name, of_teacher in pairs.items():
+        yield PairedFeatures(name, *shared_features(of_teacher, student, teachers[name](batch)), 1 / len(pairs))
+
+
+def shared_features(
+    pairs: Iterable[Pair], student: Outputs, teacher: Outputs
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """Both sides' features on the rows that both saw, the teacher's without gradient; and those rows of the batch."""
-    mine, theirs, rows = shared_rows(student, teacher)
+    of_student, of_teacher, rows = shared_rows(student, teacher)
     pairs = list(pairs)
     return (
-        [picked(student.need(pair.student), mine) for pair in pairs],
-        [picked(teacher.need(pair.teacher), theirs).detach() for pair in pairs],
+        [picked(student.need(pair.student), of_student) for pair in pairs],
+        [picked(teacher.need(pair.teacher), of_teacher).detach() for pair in pairs],
         rows,
     )
-
-
-def no_rows(features: Sequence[Tensor]) -> Tensor:
-    """The loss of no rows (0,), which still hangs on the graph of every feature."""
-    return torch.stack([feature.flatten(1).sum(1) for feature in features]).sum(0)

@@ -1,6 +1,6 @@
 """FitNets' first stage: chosen layers of the student, regressed, meet the teachers' (Romero et al., ICLR 2015)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.losses.squared_error import squared_error
-from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key
-from crossdistill.methods.feature_method import FeatureConfig, Pair, met
+from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, module_key
+from crossdistill.methods.feature_method import FeatureConfig, PairedFeatures, Pairs, paired_features, signals_of
 from crossdistill.nets.regressor import regressor
 from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
@@ -35,50 +35,45 @@ class Hint(FeatureConfig):
 class _Hint(Method):
     judged_by_targets = False
 
-    def __init__(self, config: Hint, pairs: Mapping[str, Sequence[Pair]]) -> None:
+    def __init__(self, config: Hint, pairs: Pairs) -> None:
         super().__init__()
-        self.pairs = {name: tuple(found) for name, found in pairs.items()}
+        self.pairs = pairs
         self.regressors = nn.ModuleDict(
             {
                 module_key(f"{name}:{number}"): regressor(
                     pair.mine, pair.theirs, released=config.regressors == "released"
                 )
-                for name, found in pairs.items()
-                for number, pair in enumerate(found)
+                for name, of_teacher in pairs.items()
+                for number, pair in enumerate(of_teacher)
             }
         )
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        mine = {pair.student for found in self.pairs.values() for pair in found}
-        theirs = {name: frozenset(pair.teacher for pair in found) for name, found in self.pairs.items()}
-        return {STUDENT: frozenset(mine), **theirs}
+        return signals_of(self.pairs)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
-        found = self._hints(batch, outputs, teachers)
-        return Step({f"hint/{name}": Term(rows, 1 / len(found)) for name, (rows, _) in found.items()}, outputs)
+        hints = self._hints(batch, outputs, teachers)
+        return Step({f"hint/{features.name}": features.term(rows) for features, rows in hints}, outputs)
 
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
         total, count = (
             torch.zeros(len(batch), device=batch.ids.device),
             torch.zeros(len(batch), device=batch.ids.device),
         )
-        for errors, rows in self._hints(batch, student(batch), teachers).values():
-            where = torch.arange(len(batch), device=batch.ids.device) if rows is None else rows
-            total, count = total.index_add(0, where, errors), count.index_add(0, where, torch.ones_like(errors))
+        for features, errors in self._hints(batch, student(batch), teachers):
+            rows = torch.arange(len(batch), device=batch.ids.device) if features.rows is None else features.rows
+            total, count = total.index_add(0, rows, errors), count.index_add(0, rows, torch.ones_like(errors))
         # The mean over the teachers that saw the row.
         return {STUDENT: (total / count)[count > 0]}
 
     def _hints(
         self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """The hint loss by teacher, on the rows that it and the student saw, and these rows."""
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for name, pairs in self.pairs.items():
-            mine, theirs, rows = met(pairs, student, teachers[name](batch))
+    ) -> Iterator[tuple[PairedFeatures, Tensor]]:
+        """The features that meet each teacher's, and the hint loss on their rows."""
+        for features in paired_features(self.pairs, student, batch, teachers):
             errors = [
-                squared_error(self.regressors[module_key(f"{name}:{number}")](own), other)
-                for number, (own, other) in enumerate(zip(mine, theirs, strict=True))
+                squared_error(self.regressors[module_key(f"{features.name}:{number}")](mine), theirs)
+                for number, (mine, theirs) in enumerate(features.pairs())
             ]
-            found[name] = torch.stack(errors).sum(0), rows
-        return found
+            yield features, torch.stack(errors).sum(0)

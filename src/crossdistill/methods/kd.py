@@ -1,19 +1,20 @@
 """Knowledge distillation: the student's softened prediction is pulled to the teachers' (Hinton et al., 2015)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
+from crossdistill.batch import Batch
 from crossdistill.losses.kl import distillation_kl
-from crossdistill.method import ActsOn, DataSpec, Method
-from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil
-from crossdistill.methods.loss_weights import Mixed
-from crossdistill.outputs import OutputSpec
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.logit_method import LogitConfig, logits_of, student_logits, teacher_predictions
+from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class KD(Mixed, LogitConfig):
+class KD(LogitConfig):
     """`(1 - a) · CE + a · T² · KL(teacher ‖ student)`, with `a` cut by `decay` every `decay_every` epochs.
 
     The defaults are MST-Distill's shared protocol for its rivals: T = 4, a from 0.5, halved every 30 epochs. Dense
@@ -22,6 +23,13 @@ class KD(Mixed, LogitConfig):
 
     acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["kd"] = "kd"
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of distillation at the start; the task has the rest."""
+    decay: float = Field(0.5, gt=0, le=1)
+    decay_every: int | None = Field(30, ge=1)
+    """In epochs; None keeps `alpha` constant."""
+    fixed: tuple[float, float] | None = None
+    """Constant weights of task and distillation instead: (0.1, 0.9) is mdistiller's."""
     temperature: float = Field(4.0, gt=0)
     """Dimensionless; softens both predictions."""
 
@@ -30,8 +38,29 @@ class KD(Mixed, LogitConfig):
         self.check(student, teachers)
         return _KD(self, teachers, data.labelled_fraction)
 
+    def loss_weights(self) -> AlphaDecay:
+        """Of the task and of distillation."""
+        return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
-class _KD(LogitMethod):
-    def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
+
+class _KD(Method):
+    def __init__(self, config: KD, teachers: Iterable[str], labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.teachers = tuple(teachers)
+        self.labelled_fraction = labelled_fraction
+
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return logits_of(self.teachers)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        teachers = {name: teachers[name] for name in self.teachers}
         temperature = self.config.temperature
-        return {"kd": distillation_kl(pupil.logits, lesson.at(temperature), temperature)}
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        logits = student_logits(self.config, outputs)
+        terms = {}
+        for prediction in teacher_predictions(self.config, outputs, batch, teachers):
+            rows = distillation_kl(logits, prediction.at(temperature), temperature)
+            terms[f"kd/{prediction.name}"] = prediction.term(rows)
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)

@@ -1,23 +1,29 @@
 """Distillation of singular vectors: how a map's main directions move from stage to stage (Lee et al., ECCV 2018)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
+from crossdistill.batch import Batch
 from crossdistill.losses.kdsvd import singular_flow
-from crossdistill.method import ActsOn, DataSpec, Method, Progress
-from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, require_positions
-from crossdistill.methods.loss_weights import Weighted
-from crossdistill.outputs import OutputSpec
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.feature_method import FeatureConfig, Pairs, paired_features, require_positions, signals_of
+from crossdistill.methods.loss_weights import Warmup, weighted_step
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class KDSVD(Weighted, FeatureConfig):
+class KDSVD(FeatureConfig):
     """`CE + the difference of flows between consecutive stages`; by default over all spatial taps."""
 
     acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["kdsvd"] = "kdsvd"
+    weight_task: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0)
+    """Of distillation, after the warm-up."""
+    warm_up: int = Field(0, ge=0)
+    """In epochs."""
     k: int = Field(1, ge=1)
     """Singular vectors of the teacher for each stage; of the student there are three more to choose from."""
 
@@ -32,9 +38,29 @@ class KDSVD(Weighted, FeatureConfig):
         require_positions(self.name, pairs, wide=True)
         return _KDSVD(self, pairs, data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
 
-class _KDSVD(FeatureMethod):
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        return {"kdsvd": singular_flow(mine, theirs, self.config.k)}
+
+class _KDSVD(Method):
+    def __init__(self, config: KDSVD, pairs: Pairs, labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = labelled_fraction
+
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            if features.empty():
+                terms[f"kdsvd/{features.name}"] = features.empty_term()
+                continue
+            rows = singular_flow(features.student, features.teacher, self.config.k)
+            terms[f"kdsvd/{features.name}"] = features.term(rows)
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)

@@ -1,6 +1,5 @@
-"""Many teachers, one student: how their predictions become what a logit method learns from."""
+"""The functions that methods on logits call: what the teachers predict for the student's rows, and its targets."""
 
-import abc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +13,7 @@ from crossdistill.errors import ApplicabilityError, SettingError, nearest
 from crossdistill.losses.cross_entropy import cross_entropy
 from crossdistill.losses.kl import log_probabilities
 from crossdistill.losses.standardise import standardised
-from crossdistill.method import MethodConfig, Progress, Term
-from crossdistill.methods.loss_weights import Shares, Signals, Taught
+from crossdistill.method import STUDENT, MethodConfig, Progress, Term
 from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 
@@ -70,125 +68,103 @@ class LogitConfig(MethodConfig):
             raise SettingError(f"{self.name}: teacher_weights give every teacher 0; one at least has to count")
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """One prediction to learn from, on the rows of the student's outputs: a teacher's, or that of several.
+def logits_of(teachers: Iterable[str]) -> dict[str, frozenset[Signal]]:
+    """What a method needs that reads the logits of the student and of these teachers, and nothing else."""
+    return dict.fromkeys((STUDENT, *teachers), frozenset({Signal.LOGITS}))
 
-    It counts `share` of the loss, and `weight` times that in each row (R,): 1 where somebody saw it, else 0. `seen`
-    marks the rows that somebody saw (None: all).
+
+@dataclass(frozen=True, slots=True)
+class TeacherPrediction:
+    """The prediction of one teacher, or of several that are combined, on the rows of the student's outputs.
+
+    Shapes: K teachers take part, R rows, C classes.
     """
 
     name: str
     logits: Tensor
-    """Of all that take part, (K, R, C, ...)."""
+    """Of the teachers that take part, (K, R, C, ...)."""
     log_weights: Tensor
-    """Of each in the mixture of probabilities, (K, R)."""
+    """Of each teacher in the mixture of probabilities, (K, R)."""
     weight: Tensor
+    """Of each row (R,): 1 where a teacher saw it, else 0."""
     share: float
+    """Of the distillation loss: 1 / number of predictions."""
     seen: Tensor | None
+    """The rows that a teacher saw (R,); None: all of them."""
 
     def at(self, temperature: float) -> Tensor:
         """Logits whose softmax at this temperature is the prediction (R, C, ...)."""
         if len(self.logits) == 1:
             return self.logits[0]
-        logs = torch.stack([log_probabilities(one, temperature) for one in self.logits])
+        logs = torch.stack([log_probabilities(logits, temperature) for logits in self.logits])
         weights = self.log_weights.reshape(*self.log_weights.shape, *[1] * (logs.ndim - 2))
         return temperature * torch.logsumexp(logs + weights, dim=0)
 
+    def term(self, loss: Tensor) -> Term:
+        """A loss as a term: one value for each row (R,), zero where no teacher saw the row; or a scalar."""
+        if loss.ndim == 0:
+            return Term(loss, self.share)
+        return Term(loss.where(self.weight > 0, 0.0) * self.weight, self.share)
+
 
 @torch.no_grad()
-def lessons(config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher]) -> list[Lesson]:
-    """What the teachers have to say, combined as the settings want it; without gradient."""
-    given = {name: teacher(batch) for name, teacher in teachers.items()}
-    pairs = [spread(outputs, len(batch)) for outputs in given.values()]
-    raw = torch.stack([student.of(whole) for whole, _ in pairs])
-    saw = torch.stack([student.of(seen) for _, seen in pairs])
-    partly = any(outputs.rows is not None for outputs in given.values())
-    logits = torch.stack([standardised(one) for one in raw]) if config.standardise else raw
+def teacher_predictions(
+    config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher]
+) -> list[TeacherPrediction]:
+    """Run the teachers, and combine their logits as the settings say; without gradient."""
+    outputs = {name: teacher(batch) for name, teacher in teachers.items()}
+    spreads = [spread(output, len(batch)) for output in outputs.values()]
+    raw = torch.stack([student.of(logits) for logits, _ in spreads])
+    saw = torch.stack([student.of(seen) for _, seen in spreads])
+    partly = any(output.rows is not None for output in outputs.values())
+    logits = torch.stack([standardised(rows) for rows in raw]) if config.standardise else raw
     if config.combine == "each":
         weight = saw.to(logits.dtype)
         alone = torch.zeros_like(weight[:1])
         return [
-            Lesson(name, logits[k : k + 1], alone, weight[k], 1 / len(given), saw[k] if partly else None)
-            for k, name in enumerate(given)
+            TeacherPrediction(name, logits[k : k + 1], alone, weight[k], 1 / len(outputs), saw[k] if partly else None)
+            for k, name in enumerate(outputs)
         ]
     weights = _weights(config, student, batch, teachers, raw, saw)
     if config.combine == "logits":
         logits = (logits * weights.reshape(*weights.shape, *[1] * (logits.ndim - 2))).sum(0, keepdim=True)
-    somebody = saw.any(0)
-    return [Lesson(config.combine, logits, weights.log(), somebody.to(logits.dtype), 1.0, somebody if partly else None)]
+    seen = saw.any(0)
+    weight = seen.to(logits.dtype)
+    return [TeacherPrediction(config.combine, logits, weights.log(), weight, 1.0, seen if partly else None)]
+
+
+def student_logits(config: LogitConfig, student: Outputs) -> Tensor:
+    """The student's logits as they are compared: z-scores, where the settings say so."""
+    logits = student.need(Signal.LOGITS)
+    return standardised(logits) if config.standardise else logits
 
 
 def _weights(
     config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher], logits: Tensor, saw: Tensor
 ) -> Tensor:
-    """What each teacher counts in each row (K, R); they add up to 1, also in rows that nobody saw."""
-    wanted = [config.teacher_weights.get(name, 1.0) if config.combine == "weighted" else 1.0 for name in teachers]
-    weights = logits.new_tensor(wanted).unsqueeze(1) * saw
-    # Where those who saw a row count nothing, they count alike; where nobody did, what comes out is not used.
+    """The weight of each teacher in each row (K, R); they add up to 1, also in rows that no teacher saw."""
+    by_teacher = [config.teacher_weights.get(name, 1.0) if config.combine == "weighted" else 1.0 for name in teachers]
+    weights = logits.new_tensor(by_teacher).unsqueeze(1) * saw
+    # Where the teachers that saw a row weigh 0, they weigh alike; where none saw it, the result is not used.
     for instead in (saw.to(weights.dtype), torch.ones_like(weights)):
         weights = torch.where(weights.sum(0) > 0, weights, instead)
     weights = weights / weights.sum(0)
     if config.combine != "best":
         return weights
     errors, labelled = [], []
-    for one, teacher in zip(logits, teachers.values(), strict=True):
+    for prediction, teacher in zip(logits, teachers.values(), strict=True):
         looked_at = teacher.sees(batch)
         assert looked_at.targets is not None
-        errors.append(cross_entropy(one, student.of(looked_at.targets)))
+        errors.append(cross_entropy(prediction, student.of(looked_at.targets)))
         labelled.append(student.of(looked_at.student_rows()))
     best = torch.where(saw, torch.stack(errors), torch.inf).argmin(0)
     one_hot = torch.zeros_like(weights).scatter(0, best.unsqueeze(0), 1.0)
     return torch.where(torch.stack(labelled).all(0) & saw.any(0), one_hot, weights)
 
 
-@dataclass(frozen=True, slots=True)
-class Pupil:
-    """The student's side of a comparison: its outputs, its logits as they are compared, and the classes it may know.
-
-    `targets` hold `MISSING_TARGET` where the student has no label, or may not use it.
-    """
-
-    outputs: Outputs
-    logits: Tensor
-    targets: Tensor
-    progress: Progress
-
-
-class LogitMethod(Taught):
-    """A method whose signal is a comparison of the student's logits with a prediction."""
-
-    def __init__(self, config: Shares, teachers: Iterable[str], labelled_fraction: float) -> None:
-        super().__init__(config, teachers, labelled_fraction)
-        assert isinstance(config, LogitConfig)
-
-    @abc.abstractmethod
-    def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
-        """Named losses: a value for each row of the student's outputs (R,), or a scalar of the whole batch."""
-
-    def signals(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher], progress: Progress) -> Signals:
-        """A comparison with each lesson."""
-        given = lessons(self.config, student, batch, {name: teachers[name] for name in self.teachers})
-        logits = student.need(Signal.LOGITS)
-        logits = standardised(logits) if self.config.standardise else logits
-        pupil = Pupil(student, logits, student_targets(student, batch), progress)
-        terms: dict[str, Term] = {}
-        for lesson in given:
-            for name, value in self.compare(pupil, lesson).items():
-                terms[f"{name}/{lesson.name}"] = lesson_term(lesson, value)
-        return terms, {}
-
-
-def lesson_term(lesson: Lesson, value: Tensor) -> Term:
-    """A loss with what its lesson counts, row by row or as a whole."""
-    if value.ndim == 0:
-        return Term(value, lesson.share)
-    return Term(value.where(lesson.weight > 0, 0.0) * lesson.weight, lesson.share)
-
-
-def seen_everywhere(progress: Progress, lesson: Lesson, values: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of all ranks that the lesson has something to say of: for losses that compare rows."""
-    return [progress.gather(value if lesson.seen is None else value[lesson.seen]) for value in values]
+def seen_everywhere(progress: Progress, prediction: TeacherPrediction, values: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all ranks for which there is a prediction: for losses that compare rows."""
+    return [progress.gather(value if prediction.seen is None else value[prediction.seen]) for value in values]
 
 
 def student_targets(student: Outputs, batch: Batch) -> Tensor:

@@ -11,15 +11,21 @@ from torch import Tensor
 from crossdistill.batch import Batch
 from crossdistill.losses.correlation import class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl, log_probabilities
-from crossdistill.losses.standardise import standardised
-from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, Progress, Step, task_term
-from crossdistill.methods.logit_method import Lesson, LogitConfig, lesson_term, lessons, seen_everywhere
-from crossdistill.methods.loss_weights import Weighted
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.logit_method import (
+    LogitConfig,
+    TeacherPrediction,
+    logits_of,
+    seen_everywhere,
+    student_logits,
+    teacher_predictions,
+)
+from crossdistill.methods.loss_weights import Warmup
 from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 
 
-class MLKD(Weighted, LogitConfig):
+class MLKD(LogitConfig):
     """`0.1 · CE + 0.9 · (T² · KL on both views, class and row correlation on the weak one)`, at T and 3, 5, 2, 6.
 
     On the weak view only the rows (and classes) count of which the teacher is no surer than of the median one. The
@@ -31,6 +37,9 @@ class MLKD(Weighted, LogitConfig):
     name: Literal["mlkd"] = "mlkd"
     weight_task: float = Field(0.1, ge=0)
     weight: float = Field(0.9, ge=0)
+    """Of distillation, after the warm-up."""
+    warm_up: int = Field(0, ge=0)
+    """In epochs."""
     temperature: float = Field(4.0, gt=0)
     """The first of the temperatures; dimensionless."""
     temperatures: tuple[float, ...] = (3.0, 5.0, 2.0, 6.0)
@@ -47,6 +56,10 @@ class MLKD(Weighted, LogitConfig):
         self.check(student, teachers, dense=False)
         return _MLKD(self, teachers, data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
+
 
 class _MLKD(Method):
     batch_relational: ClassVar[bool] = True
@@ -58,74 +71,75 @@ class _MLKD(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
+        return logits_of(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
-        config = self.config
+        teachers = {name: teachers[name] for name in self.teachers}
+        config, fraction = self.config, self.labelled_fraction
         weak = student(batch)
-        other = batch if config.strong is None else batch.rendered(config.strong)
-        strong = weak if config.strong is None else student(other)
-        task, distil = config.shares_at(progress.epoch)
-        fraction = self.labelled_fraction
+        strong_batch = batch if config.strong is None else batch.rendered(config.strong)
+        strong = weak if config.strong is None else student(strong_batch)
+        task_weight, distil_weight = config.loss_weights().at(progress.epoch)
         terms = {
-            "task/weak": task_term(weak, batch, fraction=fraction, weight=task),
-            "task/strong": task_term(strong, other, fraction=fraction, weight=task),
+            "task/weak": task_term(weak, batch, fraction=fraction, weight=task_weight),
+            "task/strong": task_term(strong, strong_batch, fraction=fraction, weight=task_weight),
         }
-        given = {name: teachers[name] for name in self.teachers}
-        on_weak = lessons(config, weak, batch, given)
-        on_strong = on_weak if config.strong is None else lessons(config, strong, other, given)
+        on_weak = teacher_predictions(config, weak, batch, teachers)
+        on_strong = on_weak if config.strong is None else teacher_predictions(config, strong, strong_batch, teachers)
         # Correlations take logits as they are, whatever is standardised.
-        plain = lessons(config.model_copy(update={"standardise": False}), weak, batch, given)
-        for first, second, raw in zip(on_weak, on_strong, plain, strict=True):
-            rows, classes = self._masks(raw, progress)
-            found = self._rows((weak, first), (strong, second), rows, progress)
-            found |= self._correlations(weak.need(Signal.LOGITS), raw, rows, classes, progress)
-            for name, value in found.items():
-                term = lesson_term(first, value)
-                terms[f"{name}/{first.name}"] = replace(term, weight=term.weight * distil)
+        plain = teacher_predictions(config.model_copy(update={"standardise": False}), weak, batch, teachers)
+        for weak_teacher, strong_teacher, plain_teacher in zip(on_weak, on_strong, plain, strict=True):
+            rows, classes = self._masks(plain_teacher, progress)
+            losses = self._rows((weak, weak_teacher), (strong, strong_teacher), rows, progress)
+            losses |= self._correlations(weak.need(Signal.LOGITS), plain_teacher, rows, classes, progress)
+            for name, loss in losses.items():
+                term = weak_teacher.term(loss)
+                terms[f"{name}/{weak_teacher.name}"] = replace(term, weight=term.weight * distil_weight)
         return Step(terms, weak)
 
-    def _masks(self, lesson: Lesson, progress: Progress) -> tuple[Tensor, Tensor]:
+    def _masks(self, prediction: TeacherPrediction, progress: Progress) -> tuple[Tensor, Tensor]:
         """1 for each row (R,) and each class (C,) of which the teacher is no surer than of the median one, else 0."""
-        sure = log_probabilities(lesson.at(1.0), 1.0).exp()
-        (everyone,) = seen_everywhere(progress, lesson, [sure])
-        if self.config.masks == "none" or len(everyone) == 0:
+        sure = log_probabilities(prediction.at(1.0), 1.0).exp()
+        (all_rows,) = seen_everywhere(progress, prediction, [sure])
+        if self.config.masks == "none" or len(all_rows) == 0:
             return torch.ones_like(sure[:, 0]), torch.ones_like(sure.sum(0))
-        highest, by_class = everyone.amax(1), everyone.sum(0)
+        highest, by_class = all_rows.amax(1), all_rows.sum(0)
         rows = sure.amax(1) <= highest.quantile(0.5)
         return rows.to(sure.dtype), (by_class <= by_class.quantile(0.5)).to(sure.dtype)
 
     def _rows(
-        self, weak: tuple[Outputs, Lesson], strong: tuple[Outputs, Lesson], mask: Tensor, progress: Progress
+        self,
+        weak: tuple[Outputs, TeacherPrediction],
+        strong: tuple[Outputs, TeacherPrediction],
+        mask: Tensor,
+        progress: Progress,
     ) -> dict[str, Tensor]:
         """Divergences of both views, row by row."""
         config = self.config
         every = (config.temperature, *config.temperatures)
         slip = {2.0, 6.0} if config.released_views else set()
         if config.masks == "scalar":
-            (everyone,) = seen_everywhere(progress, weak[1], [mask])
-            mask = everyone.mean().expand_as(mask)
+            (all_rows,) = seen_everywhere(progress, weak[1], [mask])
+            mask = all_rows.mean().expand_as(mask)
         return {
             "weak": mask * torch.stack([self._divergence(*weak, t) for t in every]).sum(0),
             "strong": torch.stack([self._divergence(*(weak if t in slip else strong), t) for t in every]).sum(0),
         }
 
-    def _divergence(self, student: Outputs, lesson: Lesson, temperature: float) -> Tensor:
-        logits = student.need(Signal.LOGITS)
-        logits = standardised(logits) if self.config.standardise else logits
-        return distillation_kl(logits, lesson.at(temperature), temperature)
+    def _divergence(self, student: Outputs, prediction: TeacherPrediction, temperature: float) -> Tensor:
+        return distillation_kl(student_logits(self.config, student), prediction.at(temperature), temperature)
 
     def _correlations(
-        self, logits: Tensor, lesson: Lesson, rows: Tensor, classes: Tensor, progress: Progress
+        self, logits: Tensor, prediction: TeacherPrediction, rows: Tensor, classes: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
         """Of the weak view, over the rows of all ranks."""
         every = (self.config.temperature, *self.config.temperatures)
-        found = seen_everywhere(progress, lesson, [rows, logits, *(lesson.at(t) for t in every)])
-        (rows, mine), theirs = found[:2], found[2:]
+        rows, mine, *theirs = seen_everywhere(
+            progress, prediction, [rows, logits, *(prediction.at(temperature) for temperature in every)]
+        )
         if self.config.masks == "scalar":
             rows, classes = (mask.mean().expand_as(mask) for mask in (rows, classes))
         pairs = list(zip(theirs, every, strict=True))
-        return {
-            "classes": torch.stack([class_correlation(mine, one, t, classes=classes) for one, t in pairs]).sum(),
-            "batch": torch.stack([row_correlation(mine, one, t, rows=rows) for one, t in pairs]).sum(),
-        }
+        by_class = [class_correlation(mine, teacher, t, classes=classes) for teacher, t in pairs]
+        by_row = [row_correlation(mine, teacher, t, rows=rows) for teacher, t in pairs]
+        return {"classes": torch.stack(by_class).sum(), "batch": torch.stack(by_row).sum()}

@@ -1,21 +1,28 @@
 """Multi-level logit distillation as MST-Distill compares with it: rows, classes and batch at five temperatures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from crossdistill.batch import Batch
 from crossdistill.losses.correlation import Reduction, class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl
-from crossdistill.method import ActsOn, DataSpec, Method
-from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil, seen_everywhere
-from crossdistill.methods.loss_weights import Mixed
-from crossdistill.outputs import OutputSpec
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.logit_method import (
+    LogitConfig,
+    logits_of,
+    seen_everywhere,
+    student_logits,
+    teacher_predictions,
+)
+from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class MLLD(Mixed, LogitConfig):
+class MLLD(LogitConfig):
     """`(1 - a) · CE + a · mean over temperatures of (T² · KL + class correlation + row correlation) / 3`.
 
     After Jin, Wang and Lin, CVPR 2023, whose own form is the method `mlkd`: this one takes means over the entries of
@@ -24,6 +31,13 @@ class MLLD(Mixed, LogitConfig):
 
     acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["mlld"] = "mlld"
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of distillation at the start; the task has the rest."""
+    decay: float = Field(0.5, gt=0, le=1)
+    decay_every: int | None = Field(30, ge=1)
+    """In epochs; None keeps `alpha` constant."""
+    fixed: tuple[float, float] | None = None
+    """Constant weights of task and distillation instead."""
     temperatures: tuple[float, ...] = Field((2.0, 3.0, 4.0, 5.0, 6.0), min_length=1)
     """Dimensionless."""
     correlations: Reduction = "mean"
@@ -34,17 +48,38 @@ class MLLD(Mixed, LogitConfig):
         self.check(student, teachers, dense=False)
         return _MLLD(self, teachers, data.labelled_fraction)
 
+    def loss_weights(self) -> AlphaDecay:
+        """Of the task and of distillation."""
+        return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
-class _MLLD(LogitMethod):
+
+class _MLLD(Method):
     batch_relational: ClassVar[bool] = True
 
-    def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
-        rows, classes, batch = [], [], []
-        for temperature in self.config.temperatures:
-            teacher = lesson.at(temperature)
-            rows.append(distillation_kl(pupil.logits, teacher, temperature))
-            mine, theirs = seen_everywhere(pupil.progress, lesson, (pupil.logits, teacher))
-            classes.append(class_correlation(mine, theirs, temperature, self.config.correlations))
-            batch.append(row_correlation(mine, theirs, temperature, self.config.correlations))
-        levels = {"rows": rows, "classes": classes, "batch": batch}
-        return {name: torch.stack(values).mean(0) / 3 for name, values in levels.items()}
+    def __init__(self, config: MLLD, teachers: Iterable[str], labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.teachers = tuple(teachers)
+        self.labelled_fraction = labelled_fraction
+
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return logits_of(self.teachers)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        teachers = {name: teachers[name] for name in self.teachers}
+        config = self.config
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        logits = student_logits(config, outputs)
+        terms = {}
+        for prediction in teacher_predictions(config, outputs, batch, teachers):
+            rows, classes, pairs_of_rows = [], [], []
+            for temperature in config.temperatures:
+                teacher = prediction.at(temperature)
+                rows.append(distillation_kl(logits, teacher, temperature))
+                mine, theirs = seen_everywhere(progress, prediction, (logits, teacher))
+                classes.append(class_correlation(mine, theirs, temperature, config.correlations))
+                pairs_of_rows.append(row_correlation(mine, theirs, temperature, config.correlations))
+            for level, values in (("rows", rows), ("classes", classes), ("batch", pairs_of_rows)):
+                terms[f"{level}/{prediction.name}"] = prediction.term(torch.stack(values).mean(0) / 3)
+        return weighted_step(config.loss_weights(), progress, outputs, task, terms)

@@ -1,25 +1,30 @@
 """Neuron selectivity transfer: the student's channels respond as the teachers' do (Huang and Wang, 2017)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from crossdistill.batch import Batch
 from crossdistill.losses.nst import selectivity_transfer
-from crossdistill.method import ActsOn, DataSpec, Method, Progress
-from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, require_positions
-from crossdistill.methods.loss_weights import Weighted
-from crossdistill.outputs import OutputSpec
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
+from crossdistill.methods.feature_method import FeatureConfig, Pairs, paired_features, require_positions, signals_of
+from crossdistill.methods.loss_weights import Warmup, weighted_step
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class NST(Weighted, FeatureConfig):
+class NST(FeatureConfig):
     """`CE + 50 · Σ over stages of the channels' mean discrepancy`; by default over all spatial taps."""
 
     acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["nst"] = "nst"
+    weight_task: float = Field(1.0, ge=0)
     weight: float = Field(50.0, ge=0)
+    """Of distillation, after the warm-up."""
+    warm_up: int = Field(0, ge=0)
+    """In epochs."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Pairs the spatial features, the deepest with the deepest.
@@ -31,10 +36,29 @@ class NST(Weighted, FeatureConfig):
         require_positions(self.name, pairs)
         return _NST(self, pairs, data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
 
-class _NST(FeatureMethod):
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        stages = [selectivity_transfer(*pair) for pair in zip(mine, theirs, strict=True)]
-        return {"nst": torch.stack(stages).sum(0)}
+
+class _NST(Method):
+    def __init__(self, config: NST, pairs: Pairs, labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = labelled_fraction
+
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            if features.empty():
+                terms[f"nst/{features.name}"] = features.empty_term()
+                continue
+            stages = [selectivity_transfer(mine, theirs) for mine, theirs in features.pairs()]
+            terms[f"nst/{features.name}"] = features.term(torch.stack(stages).sum(0))
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)

@@ -5,20 +5,28 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.ofa import ofa
 from crossdistill.losses.standardise import standardised
-from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, module_key
+from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import chosen
-from crossdistill.methods.logit_method import Lesson, LogitConfig, LogitMethod, Pupil
-from crossdistill.methods.loss_weights import Mixed
+from crossdistill.methods.logit_method import (
+    LogitConfig,
+    logits_of,
+    student_logits,
+    student_targets,
+    teacher_predictions,
+)
+from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
 from crossdistill.nets.projector import logit_projector
 from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class OFA(Mixed, LogitConfig):
+class OFA(LogitConfig):
     """`(1 - a) · CE + a · (Σ over stages + the student's own logits)`, by default at every tap of the student.
 
     MST-Distill's released code is `stages="mean"`, `final_epsilon=None`. In a row without a label the target gets no
@@ -27,6 +35,13 @@ class OFA(Mixed, LogitConfig):
 
     acts_on: ClassVar[ActsOn | None] = "student's layers"
     name: Literal["ofa"] = "ofa"
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of distillation at the start; the task has the rest."""
+    decay: float = Field(0.5, gt=0, le=1)
+    decay_every: int | None = Field(30, ge=1)
+    """In epochs; None keeps `alpha` constant."""
+    fixed: tuple[float, float] | None = None
+    """Constant weights of task and distillation instead."""
     taps: tuple[str, ...] | None = None
     """Stages of the student; None: every tap that is not its logits."""
     epsilon: float = Field(1.1, gt=0)
@@ -50,8 +65,12 @@ class OFA(Mixed, LogitConfig):
             raise ApplicabilityError("ofa needs one stage of the student at least; it shows no tap besides its logits")
         return _OFA(self, shapes, student.classes, teachers, data.labelled_fraction)
 
+    def loss_weights(self) -> AlphaDecay:
+        """Of the task and of distillation."""
+        return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
-class _OFA(LogitMethod):
+
+class _OFA(Method):
     # Its projectors normalise over rows.
     batch_relational: ClassVar[bool] = True
 
@@ -63,23 +82,35 @@ class _OFA(LogitMethod):
         teachers: Iterable[str],
         labelled_fraction: float,
     ) -> None:
-        super().__init__(config, teachers, labelled_fraction)
+        super().__init__()
+        self.config = config
+        self.teachers = tuple(teachers)
+        self.labelled_fraction = labelled_fraction
         self.taps = tuple(shapes)
         self.projectors = nn.ModuleDict({module_key(tap): logit_projector(s, classes) for tap, s in shapes.items()})
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return {**super().needs(), STUDENT: frozenset({Signal.LOGITS, *map(Signal.feature, self.taps)})}
+        return {**logits_of(self.teachers), STUDENT: frozenset({Signal.LOGITS, *map(Signal.feature, self.taps)})}
 
-    def compare(self, pupil: Pupil, lesson: Lesson) -> Mapping[str, Tensor]:
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        teachers = {name: teachers[name] for name in self.teachers}
         config = self.config
-        teacher = lesson.at(config.temperature)
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        targets = student_targets(outputs, batch)
         terms = {}
-        for tap in self.taps:
-            logits = self.projectors[module_key(tap)](pupil.outputs.need(Signal.feature(tap)), pupil.progress.gather)
-            logits = standardised(logits) if config.standardise else logits
-            terms[f"ofa-{tap}"] = ofa(logits, teacher, pupil.targets, config.epsilon, config.temperature)
-        if config.stages == "mean":
-            terms = {"ofa": torch.stack(list(terms.values())).mean(0)}
-        if config.final_epsilon is not None:
-            terms["final"] = ofa(pupil.logits, teacher, pupil.targets, config.final_epsilon, config.temperature)
-        return terms
+        for prediction in teacher_predictions(config, outputs, batch, teachers):
+            teacher = prediction.at(config.temperature)
+            stages = {}
+            for tap in self.taps:
+                logits = self.projectors[module_key(tap)](outputs.need(Signal.feature(tap)), progress.gather)
+                logits = standardised(logits) if config.standardise else logits
+                stages[f"ofa-{tap}"] = ofa(logits, teacher, targets, config.epsilon, config.temperature)
+            if config.stages == "mean":
+                stages = {"ofa": torch.stack(list(stages.values())).mean(0)}
+            if config.final_epsilon is not None:
+                logits = student_logits(config, outputs)
+                stages["final"] = ofa(logits, teacher, targets, config.final_epsilon, config.temperature)
+            for stage, rows in stages.items():
+                terms[f"{stage}/{prediction.name}"] = prediction.term(rows)
+        return weighted_step(config.loss_weights(), progress, outputs, task, terms)

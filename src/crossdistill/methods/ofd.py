@@ -1,7 +1,7 @@
 """Overhaul of feature distillation: before the activation, and only above a margin (Heo et al., ICCV 2019)."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -12,17 +12,17 @@ from crossdistill.bank.teacher import Banked
 from crossdistill.batch import Batch
 from crossdistill.losses.ofd import normal_margin, partial_distance
 from crossdistill.losses.spatial import as_map, same_space
-from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, module_key
-from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair
-from crossdistill.methods.loss_weights import Weighted
+from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
+from crossdistill.methods.feature_method import FeatureConfig, Pairs, paired_features, signals_of
+from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.nets.norm import Gather, JointNorm
-from crossdistill.outputs import OutputSpec
+from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.teacher import Live, Shuffled, Teacher
 
 log = logging.getLogger("crossdistill")
 
 
-class OFD(Weighted, FeatureConfig):
+class OFD(FeatureConfig):
     """`CE + 0.001 · Σ over stages of 2^-(stages behind it) · partial distance`; by default over all spatial taps.
 
     Taps should lie before their activation. A margin is the channel's expected value below zero: from the batch norm
@@ -32,7 +32,11 @@ class OFD(Weighted, FeatureConfig):
     acts_on: ClassVar[ActsOn | None] = "maps"
     activation: ClassVar[Activation] = "before"
     name: Literal["ofd"] = "ofd"
+    weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1e-3, ge=0)
+    """Of distillation, after the warm-up."""
+    warm_up: int = Field(0, ge=0)
+    """In epochs."""
     margins: Literal["norm", "measured"] = "norm"
     """"measured" looks at the data even where a batch norm tells."""
 
@@ -40,24 +44,31 @@ class OFD(Weighted, FeatureConfig):
         """A pointwise connector with batch norm for each pair, the deepest with the deepest."""
         return _OFD(self, self.pairs("maps", student, teachers), data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
 
-class _OFD(FeatureMethod):
+
+class _OFD(Method):
     # Its connectors normalise over rows.
     batch_relational: ClassVar[bool] = True
 
-    def __init__(self, config: OFD, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
-        super().__init__(config, pairs, labelled_fraction)
+    def __init__(self, config: OFD, pairs: Pairs, labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = labelled_fraction
         self.connectors = nn.ModuleDict()
-        for name, found in pairs.items():
-            for stage, pair in enumerate(found):
+        for name, of_teacher in pairs.items():
+            for stage, pair in enumerate(of_teacher):
                 self.connectors[module_key(f"{name}:{stage}")] = _Connector(pair.mine[0], pair.theirs[0])
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
         """Margins: read off the teachers' batch norms, and measured in one pass where there is none."""
         missing: list[tuple[str, int]] = []
-        for name, found in self.pairs.items():
-            for stage, pair in enumerate(found):
+        for name, of_teacher in self.pairs.items():
+            for stage, pair in enumerate(of_teacher):
                 norm = _norm(teachers[name], pair.teacher.tap) if self.config.margins == "norm" else None
                 if norm is None:
                     missing.append((name, stage))
@@ -68,26 +79,33 @@ class _OFD(FeatureMethod):
         log.info("ofd: margins of %s are measured on the training rows", sorted({name for name, _ in missing}))
         seen = {key: _Below(self._margin(*key)) for key in missing}
         for batch in batches:
-            given = {name: teachers[name](batch) for name in {name for name, _ in missing}}
+            outputs = {name: teachers[name](batch) for name in {name for name, _ in missing}}
             for (name, stage), below in seen.items():
-                below.add(as_map(given[name].need(self.pairs[name][stage].teacher)))
+                below.add(as_map(outputs[name].need(self.pairs[name][stage].teacher)))
         for key, below in seen.items():
             self._margin(*key).copy_(below.margin())
 
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        total = []
-        for stage, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            connect = self._connector(teacher, stage)
-            feature, wanted = same_space(connect(as_map(a), progress.gather), as_map(b))
-            total.append(partial_distance(feature, wanted, connect.margin) / 2 ** (len(mine) - 1 - stage))
-        return {"ofd": torch.stack(total).sum(0)}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            total = []
+            for stage, (mine, theirs) in enumerate(features.pairs()):
+                connect = self._connector(features.name, stage)
+                mapped, wanted = same_space(connect(as_map(mine), progress.gather), as_map(theirs))
+                behind = len(features.student) - 1 - stage
+                total.append(partial_distance(mapped, wanted, connect.margin) / 2**behind)
+            terms[f"ofd/{features.name}"] = features.term(torch.stack(total).sum(0))
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)
 
     def _connector(self, teacher: str, stage: int) -> "_Connector":
-        found = self.connectors[module_key(f"{teacher}:{stage}")]
-        assert isinstance(found, _Connector)
-        return found
+        connector = self.connectors[module_key(f"{teacher}:{stage}")]
+        assert isinstance(connector, _Connector)
+        return connector
 
     def _margin(self, teacher: str, stage: int) -> Tensor:
         return self._connector(teacher, stage).margin
@@ -105,8 +123,8 @@ class _Connector(nn.Module):
         self.register_buffer("margin", torch.zeros(out))
 
     def forward(self, feature: Tensor, gather: Gather) -> Tensor:
-        found: Tensor = self.norm(self.convolution(feature), gather)
-        return found
+        mapped: Tensor = self.norm(self.convolution(feature), gather)
+        return mapped
 
 
 class _Below:

@@ -1,22 +1,24 @@
 """ReviewKD: the student's deep features review shallow ones, then meet the teachers' (Chen et al., CVPR 2021)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from crossdistill.batch import Batch
 from crossdistill.losses.review import hierarchical_context
 from crossdistill.losses.spatial import as_map, as_vector
-from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, module_key
-from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair, Shape
-from crossdistill.methods.loss_weights import Weighted
+from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
+from crossdistill.methods.feature_method import FeatureConfig, Pairs, Shape, paired_features, signals_of
+from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.nets.review import Review
-from crossdistill.outputs import OutputSpec
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class ReviewKD(Weighted, FeatureConfig):
+class ReviewKD(FeatureConfig):
     """`CE + 5 · Σ over stages of the fused features' loss at several sizes`, after a warm-up of 20 epochs.
 
     By default over all spatial taps, and behind them a stage of the last one's mean over positions. Sizes and channels
@@ -26,8 +28,11 @@ class ReviewKD(Weighted, FeatureConfig):
     acts_on: ClassVar[ActsOn | None] = "maps"
     activation: ClassVar[Activation] = "before"
     name: Literal["reviewkd"] = "reviewkd"
+    weight_task: float = Field(1.0, ge=0)
     weight: float = Field(5.0, ge=0)
+    """Of distillation, after the warm-up."""
     warm_up: int = Field(20, ge=0)
+    """In epochs."""
     pooled: bool = True
     """Whether there is that last stage."""
 
@@ -35,28 +40,42 @@ class ReviewKD(Weighted, FeatureConfig):
         """Pairs the spatial features, the deepest with the deepest."""
         return _ReviewKD(self, self.pairs("maps", student, teachers), data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
 
-class _ReviewKD(FeatureMethod):
+
+class _ReviewKD(Method):
     # Its fusions normalise over rows.
     batch_relational: ClassVar[bool] = True
 
-    def __init__(self, config: ReviewKD, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
-        super().__init__(config, pairs, labelled_fraction)
+    def __init__(self, config: ReviewKD, pairs: Pairs, labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = labelled_fraction
         self.reviews = nn.ModuleDict()
-        for name, found in pairs.items():
-            mine, theirs = ([_stage(getattr(pair, side)) for pair in found] for side in ("mine", "theirs"))
+        for name, of_teacher in pairs.items():
+            mine, theirs = ([_stage(getattr(pair, side)) for pair in of_teacher] for side in ("mine", "theirs"))
             if config.pooled:
                 mine, theirs = [*mine, (mine[-1][0], 1, 1)], [*theirs, (theirs[-1][0], 1, 1)]
             self.reviews[module_key(name)] = Review(mine, theirs)
 
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        fused = self.reviews[module_key(teacher)](self._stages(mine), progress.gather)
-        stages = [hierarchical_context(*pair) for pair in zip(fused, self._stages(theirs), strict=True)]
-        return {"reviewkd": torch.stack(stages).sum(0)}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
 
-    def _stages(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            fused = self.reviews[module_key(features.name)](self._stages(features.student), progress.gather)
+            theirs = self._stages(features.teacher)
+            stages = [hierarchical_context(*pair) for pair in zip(fused, theirs, strict=True)]
+            terms[f"reviewkd/{features.name}"] = features.term(torch.stack(stages).sum(0))
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)
+
+    def _stages(self, features: Iterable[Tensor]) -> list[Tensor]:
         maps = [as_map(feature) for feature in features]
         return [*maps, as_map(as_vector(maps[-1]))] if self.config.pooled else maps
 

@@ -1,21 +1,31 @@
 """Relational distillation: distances and angles between rows are kept (Park et al., CVPR 2019)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from crossdistill.batch import Batch
 from crossdistill.losses.rkd import rkd_angle, rkd_distance
-from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
-from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair, VectorOf, vector, vector_size
-from crossdistill.methods.loss_weights import Mixed
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
+from crossdistill.methods.feature_method import (
+    FeatureConfig,
+    Pairs,
+    VectorOf,
+    paired_features,
+    signals_of,
+    vector,
+    vector_size,
+)
+from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
 from crossdistill.nets.projector import UnitEmbedding
-from crossdistill.outputs import OutputSpec
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class RKD(Mixed, FeatureConfig):
+class RKD(FeatureConfig):
     """`(1 - a) · CE + a · (distances + 2 · angles)`, by default on the embedding or the last tap, as they are.
 
     mdistiller's weights are `fixed=(1, 1)`, `weight_distance=25`, `weight_angle=50`. MST-Distill's released code is
@@ -24,6 +34,13 @@ class RKD(Mixed, FeatureConfig):
 
     acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["rkd"] = "rkd"
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of distillation at the start; the task has the rest."""
+    decay: float = Field(0.5, gt=0, le=1)
+    decay_every: int | None = Field(30, ge=1)
+    """In epochs; None keeps `alpha` constant."""
+    fixed: tuple[float, float] | None = None
+    """Constant weights of task and distillation instead."""
     weight_distance: float = Field(1.0, ge=0)
     weight_angle: float = Field(2.0, ge=0)
     width: int | None = Field(None, ge=1)
@@ -37,29 +54,41 @@ class RKD(Mixed, FeatureConfig):
         """One feature of each network; sizes may differ."""
         return _RKD(self, self.pairs("vector", student, teachers), data.labelled_fraction)
 
+    def loss_weights(self) -> AlphaDecay:
+        """Of the task and of distillation."""
+        return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
-class _RKD(FeatureMethod):
+
+class _RKD(Method):
     batch_relational: ClassVar[bool] = True
     least_rows: ClassVar[int] = 3
 
-    def __init__(self, config: RKD, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
-        super().__init__(config, pairs, labelled_fraction)
+    def __init__(self, config: RKD, pairs: Pairs, labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = labelled_fraction
         self.mine, self.theirs = nn.ModuleDict(), nn.ModuleDict()
         if config.width is not None:
-            for name, found in pairs.items():
-                self.mine[module_key(name)] = UnitEmbedding(vector_size(found[-1].mine, config.maps), config.width)
-                self.theirs[module_key(name)] = UnitEmbedding(vector_size(found[-1].theirs, config.maps), config.width)
+            for name, (*_, last) in pairs.items():
+                self.mine[module_key(name)] = UnitEmbedding(vector_size(last.mine, config.maps), config.width)
+                self.theirs[module_key(name)] = UnitEmbedding(vector_size(last.theirs, config.maps), config.width)
 
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        own, other = (vector(side[-1], self.config.maps) for side in (mine, theirs))
-        if self.config.width is not None:
-            own = self.mine[module_key(teacher)](own)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.teacher_map == "trained"):
-                other = self.theirs[module_key(teacher)](other)
-        own, other = progress.gather(own), progress.gather(other)
-        return {
-            "distance": self.config.weight_distance * rkd_distance(own, other),
-            "angle": self.config.weight_angle * rkd_angle(own, other),
-        }
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            mine, theirs = (vector(side[-1], self.config.maps) for side in (features.student, features.teacher))
+            if self.config.width is not None:
+                mine = self.mine[module_key(features.name)](mine)
+                with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.teacher_map == "trained"):
+                    theirs = self.theirs[module_key(features.name)](theirs)
+            mine, theirs = progress.gather(mine), progress.gather(theirs)
+            distance, angle = rkd_distance(mine, theirs), rkd_angle(mine, theirs)
+            terms[f"distance/{features.name}"] = features.term(self.config.weight_distance * distance)
+            terms[f"angle/{features.name}"] = features.term(self.config.weight_angle * angle)
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)

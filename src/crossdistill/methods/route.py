@@ -1,6 +1,6 @@
 """MST-Distill's third stage: a gate sends each row to some of the specialised teachers (Li et al., 2025, Eq. 9-17)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,8 +11,8 @@ from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.balance import balance_cv, balance_kl
 from crossdistill.losses.routing import picked_teachers, routed_kl, weighted_kl
-from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods.logit_method import require_same_logits
+from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
+from crossdistill.methods.logit_method import logits_of, require_same_logits
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
@@ -96,39 +96,40 @@ class _Mean(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return dict.fromkeys((STUDENT, *self.teachers), frozenset({Signal.LOGITS}))
+        return logits_of(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        config, fraction = self.config, self.labelled_fraction
         outputs = student(batch)
-        mine = outputs.need(Signal.LOGITS)
-        given, seen = self._teachers(batch, outputs, teachers)
-        config, everyone = self.config, len(self.teachers)
-        # A choice of all teachers, whatever its order.
-        alike = mine.new_zeros(len(given[0]), everyone)
+        logits = outputs.need(Signal.LOGITS)
+        guides, seen = _stacked_logits(batch, outputs, [teachers[name] for name in self.teachers])
+        # A gate that picks all teachers, in whatever order.
+        gate = logits.new_zeros(len(logits), len(guides))
         rows = routed_kl(
-            mine, given, alike, everyone, config.temperature, reduce="mean", squared=config.squared, available=seen
+            logits,
+            guides,
+            gate,
+            len(guides),
+            config.temperature,
+            reduce="mean",
+            squared=config.squared,
+            available=seen,
         )
-        return Step(self._terms(batch, outputs, rows, progress), outputs)
-
-    def _terms(self, batch: Batch, student: Outputs, distil: Tensor, progress: Progress) -> dict[str, Term]:
-        weight = self.config.weight_task
-        return {
-            "task": task_term(student, batch, fraction=self.labelled_fraction, weight=weight),
-            "distil": Term(distil, self.config.distil_at(progress.epoch)),
+        terms = {
+            "task": task_term(outputs, batch, fraction=fraction, weight=config.weight_task),
+            "distil": Term(rows, config.distil_at(progress.epoch)),
         }
-
-    def _teachers(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> tuple[Tensor, Tensor]:
-        """Logits of all teachers (K, R, C) on the student's rows, and who saw which row (R, K)."""
-        pairs = [spread(teachers[name](batch), len(batch)) for name in self.teachers]
-        logits = torch.stack([student.of(whole) for whole, _ in pairs])
-        return logits.detach(), torch.stack([student.of(seen) for _, seen in pairs], 1)
+        return Step(terms, outputs)
 
 
-class _Route(_Mean):
+class _Route(Method):
     batch_relational: ClassVar[bool] = True
 
     def __init__(self, config: Route, student: OutputSpec, teachers: tuple[str, ...], labelled_fraction: float) -> None:
-        super().__init__(config, teachers, labelled_fraction)
+        super().__init__()
+        self.config = config
+        self.teachers = teachers
+        self.labelled_fraction = labelled_fraction
         assert student.logits is not None
         dense = len(student.logits) > 1
         self.gate: nn.Module = (
@@ -137,26 +138,32 @@ class _Route(_Mean):
             else GateNet(student.classes, len(teachers), activation=config.gate_activation)
         )
 
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return logits_of(self.teachers)
+
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
-        config = self.config
+        config, fraction = self.config, self.labelled_fraction
         outputs = student(batch)
-        mine = outputs.need(Signal.LOGITS)
-        gate = self.gate(mine.detach() if config.gate_detached else mine)
-        given, seen = self._teachers(batch, outputs, teachers)
+        logits = outputs.need(Signal.LOGITS)
+        gate = self.gate(logits.detach() if config.gate_detached else logits)
+        guides, seen = _stacked_logits(batch, outputs, [teachers[name] for name in self.teachers])
         # A teacher that did not see a row cannot be chosen for it.
-        how: dict[str, Any] = {"squared": config.squared, "available": seen}
+        limits: dict[str, Any] = {"squared": config.squared, "available": seen}
         rows = (
-            weighted_kl(mine, given, gate, config.k, config.temperature, renormalise=False, **how)
+            weighted_kl(logits, guides, gate, config.k, config.temperature, renormalise=False, **limits)
             if config.routing == "learned"
-            else routed_kl(mine, given, gate, config.k, config.temperature, reduce=config.reduce, **how)
+            else routed_kl(logits, guides, gate, config.k, config.temperature, reduce=config.reduce, **limits)
         )
-        terms = self._terms(batch, outputs, rows, progress)
+        terms = {
+            "task": task_term(outputs, batch, fraction=fraction, weight=config.weight_task),
+            "distil": Term(rows, config.distil_at(progress.epoch)),
+        }
         picks = picked_teachers(gate, config.k, seen)
-        everyone, chosen = progress.gather(torch.cat([gate, picks.to(gate.dtype)], 1)).split(len(self.teachers), 1)
+        gates, chosen = progress.gather(torch.cat([gate, picks.to(gate.dtype)], 1)).split(len(self.teachers), 1)
         if config.balance != "none":
-            value = balance_cv(everyone) if config.balance == "cv" else balance_kl(everyone, config.balance_divided)
+            value = balance_cv(gates) if config.balance == "cv" else balance_kl(gates, config.balance_divided)
             terms["balance"] = Term(value, config.balance_at(progress.epoch), "balance")
-        share = everyone.detach().softmax(1).sum(0) / max(1, len(everyone))
+        share = gates.detach().softmax(1).sum(0) / max(1, len(gates))
         count = chosen.detach().float().sum(0)
         logs = {f"gate/{name}": share[i] for i, name in enumerate(self.teachers)}
         logs |= {f"chosen_rows/{name}": count[i] for i, name in enumerate(self.teachers)}
@@ -166,3 +173,10 @@ class _Route(_Mean):
         """The share of all choices of an epoch that fell on each teacher; together 1."""
         counts = {name: totals[f"chosen_rows/{name}"] for name in self.teachers}
         return {f"chosen/{name}": count / max(1.0, sum(counts.values())) for name, count in counts.items()}
+
+
+def _stacked_logits(batch: Batch, student: Outputs, teachers: Sequence[Teacher]) -> tuple[Tensor, Tensor]:
+    """Logits of all teachers (K, R, C) on the student's rows, without gradient, and which teacher saw a row (R, K)."""
+    spreads = [spread(teacher(batch), len(batch)) for teacher in teachers]
+    logits = torch.stack([student.of(logits) for logits, _ in spreads])
+    return logits.detach(), torch.stack([student.of(seen) for _, seen in spreads], 1)

@@ -81,19 +81,20 @@ class _Salience(Method):
         if self.config.fill == "none":
             return
         source = torch.Generator().manual_seed(self._seed)
-        found = {name: _Found(self.fill(name)) for name in self.taps}
+        measured = {name: _Salient(self.fill(name)) for name in self.taps}
         for batch in batches:
             outputs = student(batch)
             for name, tap in self.taps.items():
-                given, tail = teachers[name](batch), teachers[name].tail(tap)
-                cut = given.cuts[tap]
-                found[name].mean(cut.value)
+                guide, tail = teachers[name](batch), teachers[name].tail(tap)
+                cut = guide.cuts[tap]
+                measured[name].mean(cut.value)
                 for unit in range(cut.value.shape[1]):
                     for _ in range(self.config.repeats):
                         permuted = tail(_permuted(cut, unit, source))
-                        found[name].salience(unit, _apart(outputs, Outputs(name, permuted.logits, rows=given.rows)))
-        for one in found.values():
-            one.settle(self.config.fraction)
+                        moved = Outputs(name, permuted.logits, rows=guide.rows)
+                        measured[name].salience(unit, _apart(outputs, moved))
+        for layer in measured.values():
+            layer.settle(self.config.fraction)
 
     def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         graduated: dict[str, Teacher] = {}
@@ -105,13 +106,13 @@ class _Salience(Method):
 
     def fill(self, teacher: str) -> Fill:
         """What replaces a teacher's units."""
-        found = self.fills[module_key(teacher)]
-        assert isinstance(found, Fill)
-        return found
+        fill = self.fills[module_key(teacher)]
+        assert isinstance(fill, Fill)
+        return fill
 
 
-class _Found:
-    """What a pass has seen of one layer so far."""
+class _Salient:
+    """Sums over a pass: the mean of one layer, and how far the logits move apart with each of its units."""
 
     def __init__(self, fill: Fill) -> None:
         self._fill = fill

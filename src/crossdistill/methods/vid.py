@@ -1,22 +1,24 @@
 """Variational information distillation: teachers' features are likely, given the student's (Ahn et al., 2019)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from crossdistill.batch import Batch
 from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.losses.vid import gaussian_nll, log_scale_of
-from crossdistill.method import ActsOn, DataSpec, Method, Progress, module_key
-from crossdistill.methods.feature_method import FeatureConfig, FeatureMethod, Pair, is_map
-from crossdistill.methods.loss_weights import Weighted
+from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
+from crossdistill.methods.feature_method import FeatureConfig, Pair, Pairs, is_map, paired_features, signals_of
+from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.nets.regressor import ChannelRegressor
-from crossdistill.outputs import OutputSpec
+from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.teacher import Teacher
 
 
-class VID(Weighted, FeatureConfig):
+class VID(FeatureConfig):
     """`CE + Σ over stages of -log N(teacher; regressed student, variance by channel)`.
 
     By default over all spatial taps, or the last taps where a network has none.
@@ -24,6 +26,11 @@ class VID(Weighted, FeatureConfig):
 
     acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["vid"] = "vid"
+    weight_task: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0)
+    """Of distillation, after the warm-up."""
+    warm_up: int = Field(0, ge=0)
+    """In epochs."""
     variance: float = Field(5.0, gt=1e-5)
     """At the start, in the teacher's unit squared."""
     train_variance: bool = True
@@ -35,26 +42,42 @@ class VID(Weighted, FeatureConfig):
         pairs = self.pairs("maps" if spatial else "vector", student, teachers, flat=True)
         return _VID(self, pairs, data.labelled_fraction)
 
+    def loss_weights(self) -> Warmup:
+        """Of the task and of distillation."""
+        return Warmup(self.weight_task, self.weight, self.warm_up)
 
-class _VID(FeatureMethod):
-    def __init__(self, config: VID, pairs: Mapping[str, Sequence[Pair]], labelled_fraction: float) -> None:
-        super().__init__(config, pairs, labelled_fraction)
+
+class _VID(Method):
+    def __init__(self, config: VID, pairs: Pairs, labelled_fraction: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = pairs
+        self.labelled_fraction = labelled_fraction
         self.stages = nn.ModuleDict(
             {
                 module_key(f"{name}:{stage}"): _Stage(pair, config)
-                for name, found in pairs.items()
-                for stage, pair in enumerate(found)
+                for name, of_teacher in pairs.items()
+                for stage, pair in enumerate(of_teacher)
             }
         )
 
-    def compare(
-        self, teacher: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], progress: Progress
-    ) -> Mapping[str, Tensor]:
-        found = [
-            self.stages[module_key(f"{teacher}:{stage}")](*pair)
-            for stage, pair in enumerate(zip(mine, theirs, strict=True))
-        ]
-        return {"vid": torch.stack(found).sum(0)}
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return signals_of(self.pairs, Signal.LOGITS)
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        task = task_term(outputs, batch, fraction=self.labelled_fraction)
+        terms = {}
+        for features in paired_features(self.pairs, outputs, batch, teachers):
+            if features.empty():
+                terms[f"vid/{features.name}"] = features.empty_term()
+                continue
+            stages = [
+                self.stages[module_key(f"{features.name}:{stage}")](mine, theirs)
+                for stage, (mine, theirs) in enumerate(features.pairs())
+            ]
+            terms[f"vid/{features.name}"] = features.term(torch.stack(stages).sum(0))
+        return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)
 
 
 class _Stage(nn.Module):

@@ -14,7 +14,6 @@ from crossdistill.errors import SettingError, nearest
 from crossdistill.method import STUDENT, ActsOn, MethodConfig
 from crossdistill.methods import C2KD, DML, KD, METHODS, Hint, Salience
 from crossdistill.methods.collaborate import Collaborate
-from crossdistill.methods.loss_weights import Mixed, Weighted
 from crossdistill.methods.supervised import Supervised
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.mst_distill import MST_DISTILL
@@ -143,10 +142,10 @@ def _settled(method: type[MethodConfig], setup: ExperimentSetup, settings: Mappi
     proportion (20 of 240 epochs).
     """
     shared: dict[str, Any] = {}
-    if issubclass(method, Mixed):
+    if "decay_every" in method.model_fields:
         equal = {"alpha", "decay_every"} if method is not KD else set(KD.model_fields) - {"name"}
         shared = setup.kd.model_dump(include=equal)
-    if issubclass(method, Weighted):
+    if "warm_up" in method.model_fields:
         shared = {"warm_up": method.model_fields["warm_up"].default * setup.distil.epochs // 240}
     return method.model_validate({**shared, **settings})
 
