@@ -90,9 +90,9 @@ def test_distillation_from_several_teachers_is_their_mean(number: int) -> None:
 
 
 def test_schedules_count_epochs_from_zero() -> None:
-    kd = KD(alpha=0.5)
-    assert [kd.alpha_at(epoch) for epoch in (0, 29, 30, 59, 60)] == [0.5, 0.5, 0.25, 0.25, 0.125]
-    assert KD(decay_every=None).alpha_at(1000) == 0.5
+    weights = KD(alpha=0.5).loss_weights()
+    assert [weights.at(epoch)[1] for epoch in (0, 29, 30, 59, 60)] == [0.5, 0.5, 0.25, 0.25, 0.125]
+    assert KD(decay_every=None).loss_weights().at(1000)[1] == 0.5
     route = Route()
     assert [route.distil_at(epoch) for epoch in (0, 29, 30, 60)] == [1.0, 1.0, 0.5, 0.25]
     assert [route.balance_at(epoch) for epoch in (0, 9, 10, 20)] == pytest.approx([1.0, 1.0, 0.9, 0.81])

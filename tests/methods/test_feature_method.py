@@ -1,13 +1,16 @@
 """Which layers meet: chosen from sizes, or named; and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from crossdistill.errors import ApplicabilityError, SettingError, SignalError
 from crossdistill.method import STUDENT, DataSpec
+from crossdistill.methods import METHODS
 from crossdistill.methods.at import AT
-from crossdistill.methods.feature_method import LayerChoice, Pair, chosen, met
-from crossdistill.methods.loss_weights import Mixed, Weighted
+from crossdistill.methods.feature_method import LayerChoice, Pair, chosen, shared_features
+from crossdistill.methods.loss_weights import AlphaDecay, Warmup
 from crossdistill.methods.pkt import PKT
 from crossdistill.methods.sp import SP
 from crossdistill.outputs import Outputs, OutputSpec, Signal
@@ -112,7 +115,7 @@ def test_features_meet_on_the_rows_that_both_saw() -> None:
     mine, theirs = torch.randn(3, 2, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     student = Outputs("student", features={"x": mine}, rows=torch.tensor([0, 2, 5]))
     teacher = Outputs("teacher", embedding=theirs, rows=torch.tensor([1, 5]))
-    (one,), (other,), rows = met([pair], student, teacher)
+    (one,), (other,), rows = shared_features([pair], student, teacher)
     assert rows is not None
     assert rows.tolist() == [5]
     assert torch.equal(one, mine[2:])
@@ -120,21 +123,25 @@ def test_features_meet_on_the_rows_that_both_saw() -> None:
     assert (one.requires_grad, other.requires_grad) == (True, False)
 
 
-def test_shares_of_both_protocols() -> None:
-    class A(Mixed):
-        name: str = "a"
+def test_weights_of_both_schedules() -> None:
+    assert [AlphaDecay().at(epoch) for epoch in (0, 29, 30, 60)] == [
+        (0.5, 0.5),
+        (0.5, 0.5),
+        (0.75, 0.25),
+        (0.875, 0.125),
+    ]
+    assert AlphaDecay(decay_every=None, alpha=0.9).at(99) == (pytest.approx(0.1), 0.9)
+    assert AlphaDecay(fixed=(0.1, 9.0)).at(40) == (0.1, 9.0)
+    assert Warmup(weight=4.0, weight_task=0.5).at(0) == (0.5, 4.0)
+    assert [Warmup(weight=4.0, warm_up=20).at(epoch)[1] for epoch in (0, 9, 19, 99)] == [0.2, 2.0, 4.0, 4.0]
 
-        def build(self, *_: object) -> None:
-            return None
 
-    class B(Weighted):
-        name: str = "b"
-
-        def build(self, *_: object) -> None:
-            return None
-
-    assert [A().shares_at(epoch) for epoch in (0, 29, 30, 60)] == [(0.5, 0.5), (0.5, 0.5), (0.75, 0.25), (0.875, 0.125)]
-    assert A(decay_every=None, alpha=0.9).shares_at(99) == (pytest.approx(0.1), 0.9)
-    assert A(fixed=(0.1, 9.0)).shares_at(40) == (0.1, 9.0)
-    assert B(weight=4.0, weight_task=0.5).shares_at(0) == (0.5, 4.0)
-    assert [B(weight=4.0, warm_up=20).shares_at(epoch)[1] for epoch in (0, 9, 19, 99)] == [0.2, 2.0, 4.0, 4.0]
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if hasattr(method, "loss_weights")])
+def test_settings_have_their_schedules_fields_with_its_defaults(name: str) -> None:
+    """A field of the same name has the same meaning, and reaches the schedule."""
+    config: Any = METHODS[name].model_construct()
+    weights = config.loss_weights()
+    given = {field: getattr(config, field) for field in type(weights).__dataclass_fields__}
+    assert weights == type(weights)(**given)
+    shared = {"decay", "decay_every", "fixed", "alpha"} if isinstance(weights, AlphaDecay) else set()
+    assert {field: given[field] for field in shared} == {field: getattr(AlphaDecay(), field) for field in shared}
