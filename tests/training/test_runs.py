@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from safetensors.torch import load_file
 from scaled import Scaled
 from torch import Tensor, nn
 
+import crossdistill
 from crossdistill.errors import FrozenError, NonFiniteError
+from crossdistill.losses import kl
+from crossdistill.losses.kl import kl_divergence
 from crossdistill.method import STUDENT
 from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.kd import KD
@@ -27,6 +31,7 @@ from crossdistill.testing import toy_cast, toy_dataset
 from crossdistill.training.runner import run
 
 DATA = toy_dataset()
+PACKAGE = Path(crossdistill.__file__).parent
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:
@@ -56,6 +61,37 @@ def test_a_frozen_teacher_with_batch_norm_stands_still(tmp_path: Path) -> None:
         assert moved(before[name], network) == set()
         assert all(module.training for module in network.modules())
         assert all(parameter.grad is None for parameter in network.parameters())
+
+
+class Reached(Exception):
+    pass
+
+
+def test_few_frames_lie_between_the_loop_and_the_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: the frames of this package, from that of the loop over steps to the loss function's, both included.
+
+    Not counted: what torch adds (`nn.Module.__call__`, DDP), and the divergence that raises here in place of ours.
+    """
+
+    def divergence(*arguments: Tensor) -> Tensor:
+        # The recipe is tried on an example before any training.
+        if any(frame.name == "fit" for frame in traceback.extract_stack()):
+            raise Reached
+        return kl_divergence(*arguments)
+
+    monkeypatch.setattr(kl, "kl_divergence", divergence)
+    with pytest.raises(Reached) as reached:
+        run(toy_recipe(), tmp_path / "run")
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(reached.tb)]
+    ours = [path.relative_to(PACKAGE).as_posix() for path in frames if path.is_relative_to(PACKAGE)]
+    counted = ours[len(ours) - ours[::-1].index("training/runner.py") - 1 :]
+    assert counted == [
+        "training/runner.py",
+        "training/step.py",
+        "training/step.py",
+        "methods/kd.py",
+        "losses/kl.py",
+    ]
 
 
 def test_layers_of_a_teacher_may_train_alone(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Salience(MethodConfig):
     """A pass over the training rows without training: how much of two networks' agreement each unit carries.
 
     A unit (a channel, of a map) is salient when the two networks' logits move apart as its values are permuted among
-    the rows. Each teacher graduates as `teacher@tap` with its least salient units replaced. Take it for a stage of 0
+    the rows. Each teacher goes to the next stage as `teacher@tap`, with its least salient units replaced. Take it for a stage of 0
     epochs, after one in which teacher and student were trained to agree. Rows are permuted within the batches of the
     pass.
     """
@@ -97,12 +97,12 @@ class _Salience(Method):
             layer.settle(self.config.fraction)
 
     def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
-        graduated: dict[str, Teacher] = {}
+        filled: dict[str, Teacher] = {}
         for name, tap in self.taps.items():
             base = teachers[name]
             assert isinstance(base, Live), "units are filled in networks, not in other sources"
-            graduated[f"{name}@{tap}"] = Filled(f"{name}@{tap}", base, {tap: self.fill(name)})
-        return graduated
+            filled[f"{name}@{tap}"] = Filled(f"{name}@{tap}", base, {tap: self.fill(name)})
+        return filled
 
     def fill(self, teacher: str) -> Fill:
         """What replaces a teacher's units."""

@@ -1,25 +1,22 @@
 """MST-Distill's second stage: masks that adapt frozen teachers to the student (Li et al., 2025, Eq. 5-8)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.autograd.immediate import immediately, immediately_in_blocks
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError, ShapeError
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
 from crossdistill.methods.hidden_layers import hidden_layers
 from crossdistill.methods.logit_method import require_same_logits
-from crossdistill.nets.mask import apply_mask, mask_for, mask_units, mask_width
+from crossdistill.nets.mask import mask_for, mask_units, mask_width
+from crossdistill.nets.mask_losses import MaskedTap, masked_losses
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
-from crossdistill.nets.mask_together import masks_of, opened_together, together
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, picked, shared_rows
 from crossdistill.teacher import Live, Masked, Teacher
@@ -28,7 +25,7 @@ from crossdistill.teacher import Live, Masked, Teacher
 class Specialise(MethodConfig):
     """One mask network for each named tap of each teacher, trained to predict as the frozen student does.
 
-    No labels are read. Each masked teacher graduates as `teacher@tap`. Without `taps`, every teacher is masked at its
+    No labels are read. Each masked teacher goes to the next stage as `teacher@tap`. Without `taps`, every teacher is masked at its
     intermediate and its penultimate layer, as in the paper: see `hidden_layers` for which these are.
     """
 
@@ -63,15 +60,15 @@ class Specialise(MethodConfig):
         """
         if self.taps is not None:
             return self, {}
-        found = {name: hidden_layers(network, batch, self._fits) for name, network in networks.items()}
-        without = sorted(name for name, layers in found.items() if not layers)
+        layers = {name: hidden_layers(network, batch, self._fits) for name, network in networks.items()}
+        without = sorted(name for name, named in layers.items() if not named)
         if without:
             raise ApplicabilityError(
                 f"specialise: no layer before the last one of {without} can be masked (that takes a layer that runs "
                 f"once, of {self.heads * self.width_factor} units or more); name layers with `taps`, or leave these "
                 "teachers out of the stage's `teachers`"
             )
-        return self.model_copy(update={"taps": found}), found
+        return self.model_copy(update={"taps": layers}), layers
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
         try:
@@ -101,7 +98,7 @@ class Specialise(MethodConfig):
         chosen = {name: teachers[name] for name in self.taps}
         require_same_logits(self.name, student, chosen)
         masks = {
-            graduate(name, tap): self._mask(chosen[name].feature(tap, f"teacher {name!r}"))
+            masked_name(name, tap): self._mask(chosen[name].feature(tap, f"teacher {name!r}"))
             for name, taps in self.taps.items()
             for tap in taps
         }
@@ -124,7 +121,7 @@ class _Specialise(Method):
 
     def mask(self, teacher: str, tap: str) -> nn.Module:
         """The mask at one tap of one teacher."""
-        return self.masks[module_key(graduate(teacher, tap))]
+        return self.masks[module_key(masked_name(teacher, tap))]
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
         cuts = {name: frozenset(map(Signal.cut, taps)) for name, taps in self.taps.items()}
@@ -133,7 +130,7 @@ class _Specialise(Method):
     def parts(self) -> Mapping[str, nn.Module]:
         if self.config.select == "joint":
             return {"masks": self.masks}
-        return {graduate(name, tap): self.mask(name, tap) for name, taps in self.taps.items() for tap in taps}
+        return {masked_name(name, tap): self.mask(name, tap) for name, taps in self.taps.items() for tap in taps}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
@@ -145,95 +142,54 @@ class _Specialise(Method):
         if self.config.select == "each":
             return rows
         # The released criterion: the mean over each teacher's masks, added up over teachers.
-        total = sum(rows[graduate(name, tap)] / len(taps) for name, taps in self.taps.items() for tap in taps)
+        total = sum(rows[masked_name(name, tap)] / len(taps) for name, taps in self.taps.items() for tap in taps)
         assert isinstance(total, Tensor)
         return {"masks": total}
 
     def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
-        found: dict[str, Teacher] = {}
+        masked: dict[str, Teacher] = {}
         for name, taps in self.taps.items():
             base = teachers[name]
             assert isinstance(base, Live), "masks are put on networks, not on other sources"
             for index, tap in enumerate(taps):
                 applied = taps[: index + 1] if self.config.stacked else (tap,)
                 masks = {each: self.mask(name, each) for each in applied}
-                found[graduate(name, tap)] = Masked(graduate(name, tap), base, masks)
-        return found
+                masked[masked_name(name, tap)] = Masked(masked_name(name, tap), base, masks)
+        return masked
 
     def _divergences(
         self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]
     ) -> dict[str, Float[Tensor, " R"]]:
-        """KL(student ‖ masked teacher) by graduate, row by row, on the rows that both saw.
+        """KL(student ‖ masked teacher) by the name of the masked teacher, row by row, on the rows that both saw.
 
-        Stems run once for all masks of a teacher. Then masks of equal shape run as one, and one such group after
-        another, each with its gradient taken before the next begins.
+        A teacher runs up to its taps once, whatever the number of its masks.
         """
-        masked_taps = self._masked_taps(batch, student, teachers)
-        found: dict[str, Tensor] = {}
-        for group in together([one.mask for one in masked_taps], [one.cut.value for one in masked_taps]):
-            members = [masked_taps[number] for number in group]
-            values = immediately(
-                partial(self._group_divergences, members, batch.total_rows),
-                [list(one.mask.parameters()) for one in members],
-                batch.total_rows,
-            )
-            found |= {one.name: value for one, value in zip(members, values, strict=True)}
-        return {one.name: found[one.name] for one in masked_taps}
-
-    def _masked_taps(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> list["_MaskedTap"]:
-        found = []
+        masked_taps: dict[str, MaskedTap] = {}
         for name, taps in self.taps.items():
             teacher = teachers[name]
             if isinstance(teacher, Live) and teacher.trained:
                 raise SettingError(f"specialise masks frozen teachers, and {name!r} trains; leave it out of `trains`")
-            given = teacher(batch)
-            seen, theirs, _ = shared_rows(given, student)
-            target = picked(student.need(Signal.LOGITS), theirs).detach()
+            outputs = teacher(batch)
+            seen, of_student, _ = shared_rows(outputs, student)
+            target = picked(student.need(Signal.LOGITS), of_student).detach()
             for tap in taps:
-                mask, tail = self.mask(name, tap), teacher.tail(tap)
-                found.append(_MaskedTap(graduate(name, tap), mask, given.cuts[tap], tail, seen, target))
-        return found
+                cut = outputs.cuts[tap]
+                loss = partial(self._divergence, cut, teacher.tail(tap), seen, target)
+                # Nothing besides the value crosses the cut, and each row has a target.
+                independent = seen is None and not cut.context and len(cut.value) > 0
+                masked_taps[masked_name(name, tap)] = MaskedTap(self.mask(name, tap), cut.value, loss, independent)
+        rows = masked_losses(list(masked_taps.values()), batch.total_rows)
+        return dict(zip(masked_taps, rows, strict=True))
 
-    def _group_divergences(self, members: Sequence["_MaskedTap"], total_rows: int) -> list[Tensor]:
-        networks, values = [one.mask for one in members], [one.cut.value for one in members]
-        if not torch.is_grad_enabled() or not all(one.by_row() for one in members):
-            masks = masks_of(networks, values)
-            return [self._divergence(one, mask) for one, mask in zip(members, masks, strict=True)]
-        opened = opened_together(networks, values)
-
-        def of_block(block: slice, *given: Tensor) -> list[Tensor]:
-            masks = torch.sigmoid(opened.logits(*given)).unbind()
-            return [self._divergence(one.part(block), mask) for one, mask in zip(members, masks, strict=True)]
-
-        return immediately_in_blocks(of_block, opened.rows, opened.shared, list(opened.blocks()), total_rows)
-
-    def _divergence(self, at: "_MaskedTap", mask: Tensor) -> Float[Tensor, " R"]:
-        masked = at.tail(at.cut.rewritten(apply_mask(at.cut.value, mask)))
-        theirs = picked(masked.need(Signal.LOGITS), at.seen)
-        return distillation_kl(theirs, at.target, self.config.temperature, squared=self.config.squared)
+    def _divergence(
+        self, cut: Cut, tail: Callable[[Cut], Outputs], seen: Tensor | None, target: Tensor, masked: Tensor, rows: slice
+    ) -> Float[Tensor, " R"]:
+        """KL(student ‖ teacher) of some rows, where the teacher goes on from the masked value of its tap."""
+        outputs = tail(cut.rewritten(masked))
+        logits = picked(outputs.need(Signal.LOGITS), seen)
+        return distillation_kl(logits, target[rows], self.config.temperature, squared=self.config.squared)
 
 
-@dataclass(frozen=True, slots=True)
-class _MaskedTap:
-    """One mask in one step: what it acts on, how the teacher goes on from there, and what it should say then."""
-
-    name: str
-    mask: nn.Module
-    cut: Cut
-    tail: Callable[[Cut], Outputs]
-    seen: Tensor | None
-    """Of the teacher's rows those that the student saw too; None: all of them."""
-    target: Tensor
-
-    def by_row(self) -> bool:
-        """Whether some rows can go on without the others: nothing else crosses the cut, and each row has a target."""
-        return self.seen is None and not self.cut.context and len(self.cut.value) > 0
-
-    def part(self, block: slice) -> "_MaskedTap":
-        """Some rows alone."""
-        return replace(self, cut=Cut(self.cut.value[block]), target=self.target[block])
-
-
-def graduate(teacher: str, tap: str) -> str:
-    """The name of a teacher that is masked at a tap."""
+def masked_name(teacher: str, tap: str) -> str:
+    """The name of a teacher with a mask at a tap."""
     return f"{teacher}@{tap}"

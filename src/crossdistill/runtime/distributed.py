@@ -45,7 +45,7 @@ class Devices:
         alone: dict[str, Any] = {name: False}
         return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True, **alone)
 
-    def unsynced(self, module: nn.Module) -> AbstractContextManager[Any]:
+    def unsynced(self, module: nn.Module | None) -> AbstractContextManager[Any]:
         """Backward passes in here leave gradients where they are."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 

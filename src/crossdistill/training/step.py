@@ -42,7 +42,12 @@ class _Together(nn.Module):
         step: Step = job.method(batch, job.student, job.teachers, progress)
         # DDP waits for a gradient of everything that it can reach from here: the terms alone may be reached, since the
         # student's outputs can come from weights (of an embedding, say) that no term reads.
-        return replace(step, student=step.student.detached())
+        return _detached(step)
+
+
+def _detached(step: Step) -> Step:
+    """The step with the student's outputs as numbers alone."""
+    return replace(step, student=step.student.detached())
 
 
 class Training:
@@ -88,7 +93,7 @@ class Training:
         self.schedule = schedule_for(stage.optimizer, self.optimizer, job.order.steps, stage.epochs)
         self.ema = None if stage.ema is None else Ema(job.trained[job.student.name][0].module, stage.ema)
         self._joint = JointStatistics(self._in_train_mode(), devices.exchange) if devices.ranks > 1 else None
-        self.together = devices.wrap(_Together(job))
+        self._together = devices.wrap(_Together(job)) if devices.ranks > 1 else None
         self._graphed = (
             GraphedStep(lambda batch, progress: self._move([batch], 1, len(batch), progress), CudaGraphs())
             if stage.cuda_graphs
@@ -153,10 +158,13 @@ class Training:
         for number, batch in enumerate(batches):
             last = number + 1 == parts
             separate = self.weighting.needs_separate
-            with devices.unsynced(self.together) if separate or not last else nullcontext():
+            with devices.unsynced(self._together) if separate or not last else nullcontext():
                 joint = nullcontext() if self._joint is None else self._joint.entered()
                 with joint, self.precision.passes(), factored_gradients(self._factored):
-                    step = self.together(batch, progress)
+                    if self._together is None:
+                        step = _detached(job.method(batch, job.student, job.teachers, progress))
+                    else:
+                        step = self._together(batch, progress)
                 self._backward(step, total, parts, progress, last, logs)
             job.method.after_step(batch, step)
         self._add_up(logs, [name for name in logs if name not in step.logs])
