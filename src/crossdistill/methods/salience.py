@@ -23,9 +23,9 @@ class Salience(MethodConfig):
     """A pass over the training rows without training: how much of two networks' agreement each unit carries.
 
     A unit (a channel, of a map) is salient when the two networks' logits move apart as its values are permuted among
-    the rows. Each teacher goes to the next stage as `teacher@tap`, with its least salient units replaced. Take it for a stage of 0
-    epochs, after one in which teacher and student were trained to agree. Rows are permuted within the batches of the
-    pass.
+    the rows. Each teacher goes to the next stage as `teacher@tap`, with its least salient units replaced. Take it for
+    a stage of 0 epochs, after one in which teacher and student were trained to agree. Rows are permuted within the
+    batches of the pass.
     """
 
     graduating: ClassVar[bool] = True

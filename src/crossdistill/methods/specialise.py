@@ -25,8 +25,8 @@ from crossdistill.teacher import Live, Masked, Teacher
 class Specialise(MethodConfig):
     """One mask network for each named tap of each teacher, trained to predict as the frozen student does.
 
-    No labels are read. Each masked teacher goes to the next stage as `teacher@tap`. Without `taps`, every teacher is masked at its
-    intermediate and its penultimate layer, as in the paper: see `hidden_layers` for which these are.
+    No labels are read. Each masked teacher goes to the next stage as `teacher@tap`. Without `taps`, every teacher is
+    masked at its intermediate and its penultimate layer, as in the paper: see `hidden_layers` for which these are.
     """
 
     graduating: ClassVar[bool] = True
