@@ -29,7 +29,7 @@ from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.testing import toy_dataset
 from crossdistill.testing.rehearsal import Contract, Rehearsal
 from crossdistill.training.cuda_graphs import EAGER_STEPS, GraphedStep
-from crossdistill.training.monitor import SKIPS_ALLOWED, Watch
+from crossdistill.training.monitor import SKIPS_ALLOWED, Monitor
 from crossdistill.training.runner import run
 from crossdistill.weighting import DotConfig, PCGradConfig, UncertaintyConfig
 
@@ -100,14 +100,14 @@ def test_the_scale_is_taken_up_by_a_resumed_stage() -> None:
 
 def test_gradients_that_always_overflow_end_the_run(tmp_path: Path) -> None:
     with Tracking(tmp_path) as tracking:
-        watch = Watch("kd", "cpu", tracking, lambda: "Nothing was saved")
+        monitor = Monitor("kd", "cpu", tracking, lambda: "Nothing was saved")
         values = {"loss": torch.ones(()), "skipped": torch.ones(())}
         for number in range(SKIPS_ALLOWED):
-            watch.add(torch.arange(3), Progress(0, 1, number, 1000), values)
-            watch.look()
-        watch.add(torch.arange(3), Progress(0, 1, SKIPS_ALLOWED, 1000), values)
+            monitor.add(torch.arange(3), Progress(0, 1, number, 1000), values)
+            monitor.check()
+        monitor.add(torch.arange(3), Progress(0, 1, SKIPS_ALLOWED, 1000), values)
         with raises(NonFiniteError, 33):
-            watch.look()
+            monitor.check()
 
 
 def test_what_was_skipped_is_in_the_metrics(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Data sets: one file each, an explicit table here, entry points of other packages behind it."""
+"""Data sets, their preparation and storage; lookup by name in a table here, then in entry points of other packages."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from crossdistill.errors import SettingError, nearest
 if TYPE_CHECKING:
     from crossdistill.data.config import DataConfig
 
-# Classes are named, not imported: listing the names must not cost the import of torch.
+# Import paths, not classes: listing the names does not import torch.
 DATA = {
     "av-digits": "crossdistill.data.sets.av_digits:AvDigitsConfig",
     "av-mnist": "crossdistill.data.sets.av_mnist:AvMnistConfig",
@@ -21,13 +21,13 @@ def find_data(name: str) -> "type[DataConfig]":
     """The settings class of a data set: from the table, else from the entry points `crossdistill.data`.
 
     Raises:
-        SettingError: no such data (says the nearest), or the package that offers them is broken.
+        SettingError: no data set has this name (names the nearest), or its package cannot be imported.
     """
     if name in DATA:
         module, _, attribute = DATA[name].partition(":")
-        found: type[DataConfig] = getattr(importlib.import_module(module), attribute)
-        return found
-    # Slow to import, and needed only here.
+        config_class: type[DataConfig] = getattr(importlib.import_module(module), attribute)
+        return config_class
+    # Imported here because it is slow.
     from importlib.metadata import entry_points
 
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
@@ -37,17 +37,17 @@ def find_data(name: str) -> "type[DataConfig]":
 
     try:
         foreign = offered[name].load()
-    except Exception as error:  # another package's program may fail in any way
+    except Exception as error:  # the other package's code may raise anything
         why = f"{type(error).__name__}: {error}"
         raise SettingError(f"data {name!r}: {offered[name].value} cannot be imported: {why}") from error
     if not (isinstance(foreign, type) and issubclass(foreign, config.DataConfig)):
         raise SettingError(f"the entry point {name!r} of {offered[name].value!r} is no DataConfig")
-    own: type[DataConfig] = foreign
-    return own
+    checked: type[DataConfig] = foreign
+    return checked
 
 
 def names() -> list[str]:
-    """All data, of the table and of other packages."""
+    """Names of all data sets: of the table, then of other packages."""
     from importlib.metadata import entry_points
 
     return list(dict.fromkeys([*DATA, *(point.name for point in entry_points(group=ENTRY_POINTS))]))

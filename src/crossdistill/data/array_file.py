@@ -1,4 +1,4 @@
-"""Reading `.npy` arrays without pickle, with errors that name the file."""
+"""Reads `.npy` arrays without pickle; errors name the file."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ MAGIC = b"\x93NUMPY"
 
 
 def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
-    """The array of numbers in a `.npy` file; `mapped` reads only the rows that are used.
+    """The numeric array in a `.npy` file; with `mapped`, rows are read when they are used.
 
     Raises:
         DataError: the file is missing, truncated, pickled, or not a `.npy` file; names it.
@@ -25,17 +25,17 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
         with path.open("rb") as stream:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise DataError(f"{path}: not a .npy file")
-        # Mapped first: memory is taken only once the file is known to hold what its header promises.
+        # Mapped first, so that no memory is allocated for a header that promises more than the file holds.
         with np.errstate(over="ignore"):
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, SyntaxError, RecursionError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: truncated, or not an array of numbers: {said}") from error
+        cause = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: truncated, or not an array of numbers: {cause}") from error
     if array.dtype.kind not in "biuf":
         raise DataError(f"{path}: holds {str(array.dtype)[:80]}; wanted numbers")
     return array if mapped else np.array(array)
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers as PyTorch takes them: this machine's byte order, in order, in memory that can be written."""
+    """A copy that PyTorch accepts: native byte order, C order, writable memory."""
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")

@@ -1,4 +1,4 @@
-"""What people hand over as arrays, made tensors: numpy, torch, pandas, nested lists; or refused with what to do."""
+"""Converts a user's arrays (numpy, torch, pandas, nested lists) to tensors; errors say how to correct other values."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,23 +21,23 @@ CURES = {
     "O": "make one array of numbers of it, such as x.astype(numpy.float32), or numpy.stack(list(x)) of arrays",
     "V": "make one array of numbers of it; a tensor of torch.bfloat16 is taken as it is",
 }
-"""What to do with arrays that hold no numbers, by numpy's kind of type."""
+"""How to convert arrays that are not numeric, by numpy's kind of type."""
 
 
 def as_input(name: str, modality: str, value: Any) -> Tensor:
     """One modality as a tensor on the CPU, examples first; float64 becomes float32.
 
     Raises:
-        ShapeError: no array of examples, or rows of different lengths; says which.
-        DataError: it holds something else than numbers.
+        ShapeError: no array of examples, or rows of different lengths; names them.
+        DataError: it is not numeric.
     """
     where = f"dataset {name!r}: {modality!r}"
     if isinstance(value, Mapping):
         parts = ", ".join(f"{part!r}: ..." for part in value)
         raise ShapeError(
-            f"{where} is a mapping of {', '.join(map(repr, value))}; every tensor is a modality of its own: "
-            f"inputs={{{parts}}} and Network(module, reads={tuple(value)!r}), which is given them in "
-            "that order, or `input_adapter=`, which names them"
+            f"{where} is a mapping of {', '.join(map(repr, value))}; every tensor is a separate modality: "
+            f"inputs={{{parts}}} and Network(module, reads={tuple(value)!r}), which passes them in that order, or "
+            "`input_adapter=`, which passes them by name"
         )
     tensor = as_tensor(value, where)
     if tensor.ndim < 2:
@@ -51,11 +51,11 @@ def as_input(name: str, modality: str, value: Any) -> Tensor:
 
 
 def as_tensor(value: Any, where: str) -> Tensor:
-    """Numbers as a tensor on the CPU, without a copy where that is possible; `where` begins the sentence of an error.
+    """Numbers as a tensor on the CPU, without a copy if possible; `where` begins the text of an error.
 
     Raises:
-        ShapeError: rows of different shapes; says which.
-        DataError: it holds something else than real numbers.
+        ShapeError: rows of different shapes; names them.
+        DataError: it does not hold real numbers.
     """
     if isinstance(value, list | tuple) and value and all(isinstance(row, Tensor) for row in value):
         _check_even(value, where)
@@ -77,23 +77,23 @@ def as_tensor(value: Any, where: str) -> Tensor:
     if any(stride < 0 for stride in array.strides) or any(stride % array.itemsize for stride in array.strides):
         array = np.ascontiguousarray(array)
     with warnings.catch_warnings():
-        # Of an array that may not be written to: no data set writes.
+        # torch warns of read-only arrays; a data set is never written to.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(array)
 
 
 def as_array(value: Any, where: str) -> NDArray[Any]:
-    """Anything that numpy reads, as an array of whatever type.
+    """Any array-like as a numpy array of any type; `where` begins the text of an error.
 
     Raises:
-        ShapeError: rows of different shapes; says which.
+        ShapeError: rows of different shapes; names them.
         DataError: numpy cannot read it.
     """
     if isinstance(value, Tensor):
         plain = value.detach().cpu()
         return np.asarray((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy())
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise DataError(f"{where} is a masked array; fill it in (.filled(...)), and say what is absent with `present`")
+        raise DataError(f"{where} is a masked array; fill it in (.filled(...)), and mark absent rows with `present`")
     if isinstance(value, Iterable) and not hasattr(value, "__array__") and not hasattr(value, "__len__"):
         value = list(value)
     try:
@@ -105,18 +105,18 @@ def as_array(value: Any, where: str) -> NDArray[Any]:
 
 
 def as_mask(name: str, what: str, value: Any, rows: int) -> Bool[Tensor, " N"]:
-    """True or false for each row; 0 and 1 for each row will do.
+    """A mask (N,) from booleans, or from 0 and 1, for each row.
 
     Raises:
-        ShapeError: not one for each row.
-        DataError: something else, such as the numbers of rows; says how to make a mask of them.
+        ShapeError: not one value for each row.
+        DataError: other values, such as row numbers; says how to convert them to a mask.
     """
     where = f"dataset {name!r}: {what}"
     array = as_array(value, where)
-    if array.dtype == object and array.ndim == 1 and all(isinstance(one, bool | np.bool_) for one in array):
+    if array.dtype == object and array.ndim == 1 and all(isinstance(item, bool | np.bool_) for item in array):
         array = array.astype(bool)
     per_row = array.shape == (rows,)
-    # Ids that all are 0 or 1 would name two rows at most.
+    # These are not row numbers, which could name two rows at most.
     if array.dtype.kind in "iu" and per_row and not ((array != 0) & (array != 1)).any():
         array = array.astype(bool)
     if array.dtype.kind in "iu":
@@ -132,27 +132,27 @@ def as_mask(name: str, what: str, value: Any, rows: int) -> Bool[Tensor, " N"]:
 
 
 def as_groups(name: str, kind: str, value: Any, rows: int) -> Int64[Tensor, " N"]:
-    """The number of each row's group; names are numbered in their alphabetical order.
+    """The group number of each row (N,); names are numbered in alphabetical order.
 
     Raises:
-        ShapeError: not one for each row.
+        ShapeError: not one group for each row.
         DataError: neither whole numbers nor names.
     """
     where = f"dataset {name!r}: groups[{kind!r}]"
     array = as_array(value, where)
     if array.shape != (rows,):
         raise ShapeError(f"{where} has shape {array.shape}; wanted ({rows},), the group of each row")
-    if array.dtype.kind in "US" or (array.dtype == object and all(isinstance(one, str) for one in array)):
+    if array.dtype.kind in "US" or (array.dtype == object and all(isinstance(item, str) for item in array)):
         array = np.unique(array.astype(str), return_inverse=True)[1]
     return torch.from_numpy(_whole(array, f"{where}", "whole numbers or names"))
 
 
 def as_rows(name: str, split: str, value: Any, rows: int) -> Int64[Tensor, " R"]:
-    """The row numbers of a split; a mask of all rows will do.
+    """The row numbers (R,) of a split, from row numbers or a mask (N,).
 
     Raises:
-        ShapeError: no list of rows.
-        DataError: no whole numbers.
+        ShapeError: not a list of rows.
+        DataError: not whole numbers.
     """
     where = f"dataset {name!r}: split {split!r}"
     array = as_array(value, where)
@@ -168,35 +168,37 @@ def as_rows(name: str, split: str, value: Any, rows: int) -> Int64[Tensor, " R"]
 
 
 def as_domain(name: str, value: Iterable[Any]) -> tuple[str, ...]:
-    """The name of each row's domain.
+    """The domain name of each row.
 
     Raises:
-        DataError: one text, or something else than names.
+        DataError: a single text, or values that are not names.
     """
-    found = (value,) if isinstance(value, str) else tuple(value)
-    strange = [row for row, one in enumerate(found) if not isinstance(one, str)]
-    if isinstance(value, str) or strange:
-        what = "is one text" if isinstance(value, str) else f"holds {found[strange[0]]!r} in row {strange[0]}"
+    domains = (value,) if isinstance(value, str) else tuple(value)
+    wrong = [row for row, domain in enumerate(domains) if not isinstance(domain, str)]
+    if isinstance(value, str) or wrong:
+        what = "is one text" if isinstance(value, str) else f"holds {domains[wrong[0]]!r} in row {wrong[0]}"
         raise DataError(f"dataset {name!r}: domain {what}; wanted the name of each row's domain")
-    return tuple(str(one) for one in found)
+    return tuple(str(domain) for domain in domains)
 
 
 def check_lengths(name: str, lengths: Mapping[str, int]) -> None:
-    """Every array has the same number of rows.
+    """Check that all arrays have the same number of rows.
 
     Raises:
-        ShapeError: names all of them with their lengths.
+        ShapeError: they do not; lists all arrays with their lengths.
     """
     if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{what} {count}" for what, count in lengths.items())
-        raise ShapeError(f"dataset {name!r}: every array needs the same number of rows, one per example; found {found}")
+        listed = ", ".join(f"{what} {count}" for what, count in lengths.items())
+        raise ShapeError(
+            f"dataset {name!r}: every array needs the same number of rows, one per example; found {listed}"
+        )
 
 
 def length_of(value: Any, where: str) -> int:
-    """How many rows an array has.
+    """The number of rows of an array.
 
     Raises:
-        ShapeError: it is no array of rows.
+        ShapeError: it is not an array of rows.
     """
     shape = value.shape if hasattr(value, "shape") else None
     if shape is not None and len(shape) == 0:
@@ -238,14 +240,14 @@ def _is_even(row: Any) -> bool:
 
 
 def _first_stranger(array: NDArray[Any]) -> str:
-    """Where and what the first value is that is no number."""
+    """The row and type of the first value that is not a number, as text."""
     if array.dtype != object or not array.size:
         return ""
     flat = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
     for row, values in enumerate(flat):
-        for one in values:
-            if not isinstance(one, int | float | np.number) or isinstance(one, bool):
-                return f" (row {row} holds a {type(one).__name__})"
+        for item in values:
+            if not isinstance(item, int | float | np.number) or isinstance(item, bool):
+                return f" (row {row} holds a {type(item).__name__})"
     return " (of numbers)"
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: training rows in seeded views, so that what frozen networks give of them can be kept."""
+"""Augmentation: seeded views of training rows, so that outputs of frozen networks can be stored for each view."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,29 +21,29 @@ Inputs = Mapping[str, Tensor]
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """What makes the views of training rows.
+    """Makes the views of training rows.
 
-    View 0 is the row as it is; validation and test rows are never seen otherwise. A training row is seen in another
-    view in each epoch: out of views 1 to `views`, drawn from the seed, the epoch and its id, or a new one each time.
+    View 0 is the row without augmentation; validation and test rows have no other view. In each epoch, a training row
+    has a view from 1 to `views`, drawn from the seed, the epoch and its id; or a new one if `views` is None.
     """
 
     @property
     def views(self) -> int | None:
-        """How many views a row has; None: without end, and nothing can be banked."""
+        """The number of views of a row; None: unlimited, so outputs cannot be banked."""
         ...
 
     @property
     def key(self) -> str | None:
-        """A text that is another one wherever the views would be; None where nothing can say that."""
+        """A text that differs whenever the views differ; None if there is no such text."""
         ...
 
     def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
-        """The inputs of rows, in their views: a function of id and view alone, whatever stands beside it."""
+        """The inputs of rows in their views: each row depends on its own values, id and view only."""
         ...
 
 
 class Variation(BaseModel):
-    """How the rows of one modality are varied. Each number is the most that is done; how much is drawn evenly."""
+    """Augmentation of one modality. Each number is a largest amount; the amount is drawn uniformly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,11 +60,11 @@ class Variation(BaseModel):
     def _renamed(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and "hide" in value and "mask" not in value:
             warnings.warn("hide is called mask now; the old name goes with version 0.2", DeprecationWarning, 4)
-            value = {("mask" if name == "hide" else name): own for name, own in value.items()}
+            value = {("mask" if name == "hide" else name): setting for name, setting in value.items()}
         return value
 
     def model_post_init(self, context: Any) -> None:
-        """Refuse amounts that cannot be.
+        """Check the amounts.
 
         Raises:
             ValueError: a negative shift, or a fraction that is not in [0, 1].
@@ -75,13 +75,13 @@ class Variation(BaseModel):
             raise ValueError(f"mask: wanted fractions in [0, 1], found {list(self.mask)}")
 
     def __call__(self, value: Tensor, draw: Callable[[str], RowRandom]) -> Tensor:
-        """Rows (B, ...) varied; `draw` gives the random numbers for one kind of change."""
+        """Augmented rows (B, ...); `draw` returns the random numbers for one kind of change."""
         if any(self.shift):
             value = _shifted(value, self.shift, draw("shift"))
         if self.flip:
             value = torch.where(_beside(draw("flip").uniform(1)[:, 0] < 0.5, value), value.flip(-1), value)
         if any(self.mask):
-            # The name that draws had before the field was renamed: the same seed gives the same views.
+            # "hide" is the former name of the field: with it, the same seed gives the same views as before.
             value = _masked(value, self.mask, draw("hide"))
         if self.gain:
             value = value * _beside(1 + self.gain * (2 * draw("gain").uniform(1)[:, 0] - 1), value).to(value.dtype)
@@ -90,18 +90,19 @@ class Variation(BaseModel):
         return value
 
     def faults(self, modality: str, value: Tensor) -> list[str]:
-        """Why rows like these cannot be varied so."""
-        found = [
-            f"{what} has {len(own)} numbers, but a row of {modality!r} has {value.ndim - 1} dimensions"
-            for what, own in (("shift", self.shift), ("mask", self.mask))
-            if len(own) > value.ndim - 1
+        """Reasons why rows of this shape and type cannot be augmented with these settings."""
+        faults = [
+            f"{what} has {len(amounts)} numbers, but a row of {modality!r} has {value.ndim - 1} dimensions"
+            for what, amounts in (("shift", self.shift), ("mask", self.mask))
+            if len(amounts) > value.ndim - 1
         ]
-        whole = not value.is_floating_point() and (self.gain or self.noise or any(self.mask))
-        return found + ([f"gain, noise and mask are for fractions, and {modality!r} is {value.dtype}"] if whole else [])
+        if not value.is_floating_point() and (self.gain or self.noise or any(self.mask)):
+            faults.append(f"gain, noise and mask are for fractions, and {modality!r} is {value.dtype}")
+        return faults
 
 
 class Variations(BaseModel):
-    """Views of training rows, as settings: which modalities are varied, how, and in how many views."""
+    """Settings of an augmentation: the changes of each modality, and the number of views."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -115,50 +116,53 @@ class Variations(BaseModel):
 
     @property
     def key(self) -> str | None:
-        """Its settings."""
-        settings = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in self.inputs.items()}
-        for one in settings.values():
-            if "mask" in one:
-                # Banks of before the field was renamed are found.
-                one["hide"] = one.pop("mask")
+        """A hash of the settings."""
+        settings = {
+            name: variation.model_dump(mode="json", exclude_defaults=True) for name, variation in self.inputs.items()
+        }
+        for setting in settings.values():
+            if "mask" in setting:
+                # The former name keeps the keys of banks that were filled before the field was renamed.
+                setting["hide"] = setting.pop("mask")
         return key_hash(["variations", settings, self.views, self.seed])
 
     def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
-        """Vary each modality by itself."""
+        """Augment each modality separately."""
 
         def varied(name: str, value: Tensor) -> Tensor:
-            own = self.inputs.get(name)
-            if own is None:
+            variation = self.inputs.get(name)
+            if variation is None:
                 return value
-            return own(value, lambda what: RowRandom(derived_seed("view", self.seed, name, what), ids, view))
+            return variation(value, lambda what: RowRandom(derived_seed("view", self.seed, name, what), ids, view))
 
         return {name: varied(name, value) for name, value in inputs.items()}
 
     def faults(self, inputs: Inputs) -> list[str]:
-        """Why these settings are not for such data: modalities that are not there, changes that do not fit."""
-        if all(one == Variation() for one in self.inputs.values()):
+        """Reasons why these settings do not fit these data: unknown modalities, changes that do not apply."""
+        if all(variation == Variation() for variation in self.inputs.values()):
             return [
                 "augmentation: it has settings, but nothing is varied; set data.augmentation.inputs.MODALITY.CHANGE; "
                 f"the modalities are {', '.join(inputs)}, the changes {', '.join(Variation.model_fields)}"
             ]
-        strange = [name for name in self.inputs if name not in inputs]
+        unknown = [name for name in self.inputs if name not in inputs]
         return [
-            *(f"augmentation.inputs: the data have no {name!r}; {nearest(name, inputs)}" for name in strange),
+            *(f"augmentation.inputs: the data have no {name!r}; {nearest(name, inputs)}" for name in unknown),
             *(
                 f"augmentation.inputs.{name}: {fault}"
-                for name, one in self.inputs.items()
+                for name, variation in self.inputs.items()
                 if name in inputs
-                for fault in one.faults(name, inputs[name])
+                for fault in variation.faults(name, inputs[name])
             ),
         ]
 
 
 @dataclass(frozen=True)
 class OwnAugmentation:
-    """A function of your own that makes views: `change(inputs, ids, view)`, for rows that are not view 0.
+    """A user's function `change(inputs, ids, view)` that makes views; it is not called for rows of view 0.
 
-    It has to be a function of each row's id and view (seed a generator with them, or use `RowRandom`). Networks that
-    look at it are banked where `views` is a number and everything that `change` reads can be keyed.
+    Each row of its result has to depend on the row, its id and view only (seed a generator with them, or use
+    `RowRandom`). Outputs for these inputs can be banked if `views` is a number and everything that `change` reads has a
+    key.
     """
 
     change: Callable[[Inputs, Tensor, Tensor], Inputs]
@@ -166,35 +170,35 @@ class OwnAugmentation:
 
     @property
     def key(self) -> str | None:
-        """Its code, and everything that it reads; None where that cannot be keyed."""
+        """A hash of the function's code and everything that it reads; None if some of that has no key."""
         code = self.code()
         return None if code.faults else key_hash(["own", code.text(), self.views])
 
     def code(self) -> CodeKey:
-        """The key of the function, with what cannot be keyed."""
+        """The key of the function, with the parts that have no key."""
         return code_key(change=self.change)
 
     def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
-        """What the function gives."""
+        """The function's result."""
         return self.change(inputs, ids, view)
 
 
 def in_views(augmentation: Augmentation, inputs: Inputs, ids: Tensor, view: Tensor) -> Inputs:
-    """Inputs of rows in their views; rows of view 0 stay as they are.
+    """Inputs of rows in their views; rows of view 0 are unchanged.
 
     Raises:
-        ShapeError: the augmentation does not give each modality as it came; says which.
+        ShapeError: the augmentation drops a modality or changes its shape or type; names it.
     """
     plain = view == 0
     if bool(plain.all()):
         return inputs
     changed = augmentation(inputs, ids, view)
     for name, value in inputs.items():
-        found = _form(changed.get(name))
-        if found != _form(value):
+        returned = _form(changed.get(name))
+        if returned != _form(value):
             raise ShapeError(
-                f"augmentation: {name!r} came as {_form(value)} and has to stay that, but {found} came back; it has to "
-                "give all rows of every modality that it is given, in their shape and type"
+                f"augmentation: {name!r} is {_form(value)}, but {returned} came back; it has to return all rows of "
+                "every modality in their shape and type"
             )
     if not bool(plain.any()):
         return changed
@@ -206,22 +210,22 @@ def _form(value: Tensor | None) -> str:
 
 
 def drawn_views(augmentation: Augmentation, seed: int, epoch: int, ids: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-    """The views in which training rows are seen in an epoch: a function of the seed, the epoch and the id."""
+    """The view of each training row in an epoch: a function of the seed, the epoch and the row's id."""
     drawn = RowRandom(derived_seed("views", seed, epoch), ids).whole()
     return 1 + (drawn if augmentation.views is None else drawn % augmentation.views)
 
 
 def _beside(row: Tensor, value: Tensor) -> Tensor:
-    """One number a row, shaped to go with a tensor of rows."""
+    """One number per row (B,), reshaped to broadcast with a tensor of rows."""
     return row.view(-1, *[1] * (value.ndim - 1))
 
 
 def _shifted(value: Tensor, most: tuple[int, ...], random: RowRandom) -> Tensor:
-    """Moved by whole places; what comes in from outside repeats the edge."""
+    """Rows shifted by whole positions; the edge value is repeated."""
     drawn = random.uniform(len(most))
-    for number, own in enumerate(most):
+    for number, largest in enumerate(most):
         dimension = value.ndim - len(most) + number
-        by = (drawn[:, number] * (2 * own + 1)).long() - own
+        by = (drawn[:, number] * (2 * largest + 1)).long() - largest
         places = torch.arange(value.shape[dimension])
         index = (places - by[:, None]).clamp(0, value.shape[dimension] - 1)
         value = value.take_along_dim(_along(index, value, dimension), dimension)
@@ -231,10 +235,10 @@ def _shifted(value: Tensor, most: tuple[int, ...], random: RowRandom) -> Tensor:
 def _masked(value: Tensor, most: tuple[float, ...], random: RowRandom) -> Tensor:
     drawn = random.uniform(len(most), 2)
     mean = _beside(value.flatten(1).mean(1), value)
-    for number, own in enumerate(most):
+    for number, largest in enumerate(most):
         dimension = value.ndim - len(most) + number
         length = value.shape[dimension]
-        size = drawn[:, number, 0] * own * length
+        size = drawn[:, number, 0] * largest * length
         start = drawn[:, number, 1] * (length - size)
         places = torch.arange(length)
         inside = (places >= start[:, None]) & (places < (start + size)[:, None])
@@ -243,7 +247,7 @@ def _masked(value: Tensor, most: tuple[float, ...], random: RowRandom) -> Tensor
 
 
 def _along(index: Tensor, value: Tensor, dimension: int) -> Tensor:
-    """Numbers for each row and each place along one dimension, shaped to go with a tensor of rows."""
+    """Values (B, length) along one dimension, reshaped to broadcast with a tensor of rows."""
     shape = [1] * value.ndim
     shape[0], shape[dimension] = len(value), value.shape[dimension]
     return index.view(shape)

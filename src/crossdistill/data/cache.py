@@ -1,4 +1,4 @@
-"""The cache folder: what was built once is kept under a key of its whole build recipe."""
+"""The cache folder: built data sets, each stored under a hash of the settings and code that built it."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ from crossdistill.runtime.files import read_json, remove_folder, sweep, temporar
 CACHE_VARIABLE = "CROSSDISTILL_CACHE"
 MANIFEST = "entry.json"
 HASHED_BYTES = 64 * 2**20
-"""Files up to this size are compared by content on every opening, larger ones by size."""
+"""Files up to this size are verified by hash on every opening, larger ones by size."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One folder of the cache: what it holds, where, how large, and the recipe that it was built from."""
+    """One folder of the cache: name, path, size in bytes, and the settings that it was built with."""
 
     name: str
     path: Path
@@ -35,36 +35,36 @@ class CacheEntry:
 
 
 def cache_folder() -> Path:
-    """`CROSSDISTILL_CACHE`, else where this system keeps the caches of a user; not created by asking."""
+    """`CROSSDISTILL_CACHE`, or else the user's cache folder on this system; does not create it."""
     value = os.environ.get(CACHE_VARIABLE)
     return Path(value).expanduser() if value else platformdirs.user_cache_path("crossdistill")
 
 
 def entries() -> list[CacheEntry]:
-    """Everything that is kept, by name."""
+    """All entries of the cache, sorted by name."""
     folder = cache_folder()
-    found = []
+    listed = []
     for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
         if manifest.parent.name.startswith("."):
             continue
         content = _read_manifest(manifest.parent)
         if content is not None:
-            found.append(_entry(manifest.parent, content))
-    return found
+            listed.append(_entry(manifest.parent, content))
+    return listed
 
 
 def find(name: str, recipe: Mapping[str, Any]) -> CacheEntry | None:
-    """The sound entry of this recipe; None when there is none, or when files are missing or damaged."""
+    """The entry of these settings; None if there is none, or if files are missing or damaged."""
     path = _path(name, recipe)
     content = _read_manifest(path)
     return _entry(path, content) if content is not None and _damage(path, content) is None else None
 
 
 def keep(name: str, recipe: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder of this recipe; `build` fills it when it is not there or is damaged.
+    """The folder of these settings; `build` fills it if it is missing or damaged.
 
-    It is built in a temporary folder and renamed, so that it is there as a whole or not at all; when two processes
-    build at once, the first to finish is kept.
+    It is built in a temporary folder and renamed, so it is either complete or absent. If two processes build it at the
+    same time, the first to finish is kept.
 
     Raises:
         StorageError: the cache folder cannot be written.
@@ -90,7 +90,7 @@ def keep(name: str, recipe: Mapping[str, Any], build: Callable[[Path], None]) ->
             try:
                 work.rename(path)
             except OSError:
-                # Another process was faster: what it built is the same.
+                # Another process was faster, and built the same.
                 if not (path / MANIFEST).is_file():
                     raise
     finally:
@@ -99,36 +99,36 @@ def keep(name: str, recipe: Mapping[str, Any], build: Callable[[Path], None]) ->
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content."""
+    """SHA-256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def content_key(paths: Iterable[Path]) -> dict[str, Any]:
-    """A key for source files: their names and content; of large ones (`HASHED_BYTES`) size and time of change."""
+    """A key for source files: their names and content; for files above `HASHED_BYTES`, size and modification time."""
     digest = hashlib.sha256()
     count = 0
     for path in paths:
         count += 1
         status = path.stat()
         large = status.st_size > HASHED_BYTES
-        seen = f"{status.st_size} {status.st_mtime_ns}" if large else file_digest(path)
-        digest.update(f"{path.name} {seen};".encode())
+        state = f"{status.st_size} {status.st_mtime_ns}" if large else file_digest(path)
+        digest.update(f"{path.name} {state};".encode())
     return {"files": count, "sha256": digest.hexdigest()}
 
 
 @cache
 def code_key(folder: Path = Path(__file__).parent) -> str:
-    """sha256 of the code that makes data: every Python file of this package.
+    """SHA-256 of the code that makes data: every Python file of this package.
 
-    It is a part of each data set's recipe, so that what another version of the code has built is never taken for what
-    this version would build. One that is built again with equal content keeps its fingerprint, and with it its banks.
+    It is a part of each entry's key, so data built by another version of the code are never reused. A data set that is
+    rebuilt with equal content keeps its fingerprint, and therefore its banks.
     """
     return str(content_key(sorted(folder.rglob("*.py")))["sha256"])
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a kept folder's content, from its manifest."""
+    """SHA-256 of the content of an entry's folder, from its manifest."""
     content = _read_manifest(path)
     assert content is not None, path
     return hashlib.sha256(json.dumps(content["files"], sort_keys=True).encode()).hexdigest()
@@ -152,8 +152,8 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = read_json(path / MANIFEST)
         described = content["files"].values()
-        sound = all(type(one["bytes"]) is int and isinstance(one["sha256"], str) for one in described)
-        return content if sound and isinstance(content["name"], str) and isinstance(content["recipe"], dict) else None
+        valid = all(type(file["bytes"]) is int and isinstance(file["sha256"], str) for file in described)
+        return content if valid and isinstance(content["name"], str) and isinstance(content["recipe"], dict) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -177,6 +177,5 @@ def _storing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"cache: {path} could not be written: {error}; "
-            f"set {CACHE_VARIABLE} to a folder with room that you may write to"
+            f"cache: {path} could not be written: {error}; set {CACHE_VARIABLE} to a writable folder with free space"
         ) from error

@@ -1,4 +1,4 @@
-"""DataConfig: which data a recipe uses, as typed settings, and how they are loaded."""
+"""DataConfig: the settings of a recipe's data, and loading them."""
 
 import abc
 import os
@@ -17,7 +17,7 @@ ROOT_VARIABLE = "CROSSDISTILL_DATA"
 
 
 class DataConfig(BaseModel, abc.ABC):
-    """Settings of one data set; each data set has its own subclass with a literal `name`."""
+    """Settings of one data set; each data set has a subclass with a literal `name`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,7 +37,7 @@ class DataConfig(BaseModel, abc.ABC):
     )
 
     def load(self, progress: OnProgress | None = None) -> Dataset:
-        """The data: from the cache folder where they are there, else built and kept."""
+        """The data, from the cache if they are there, or else built and stored in it."""
         built = self.build(progress or quiet)
         if self.augmentation != Variations():
             built = replace(built, augmentation=self.augmentation)
@@ -45,15 +45,15 @@ class DataConfig(BaseModel, abc.ABC):
 
     @abc.abstractmethod
     def build(self, progress: OnProgress) -> Dataset:
-        """The data with every label."""
+        """The data with all labels."""
 
     @abc.abstractmethod
     def cached(self) -> CacheEntry | None:
-        """Where these data are kept and how large they are; None when they have to be built first."""
+        """The cache entry of these data; None if they are not built yet."""
 
     @abc.abstractmethod
     def tiny(self) -> "DataConfig":
-        """The same kind of data in a few hundred rows, to see that everything runs."""
+        """Settings of the same kind of data with a few hundred rows, for a quick check."""
 
     def folder(self) -> Path:
         """The folder of downloaded data.

@@ -1,4 +1,4 @@
-"""One pass over the content of a data set: NaN and Inf are refused, and everything is hashed."""
+"""One pass over the content of a data set, which rejects NaN and Inf and hashes everything."""
 
 import hashlib
 import json
@@ -13,15 +13,15 @@ from crossdistill.batch import InputSpec
 from crossdistill.errors import DataError
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with a description, how many are done, and how many there are."""
+"""Called with a description, the number of items done, and the total."""
 
 ROWS_AT_ONCE = 4096
 BLOCK_BYTES = 2**26
-"""Rows that are read together when all of the data are looked at: they bound the memory that a mapped file takes."""
+"""Limits of a block of rows that is read at once: they bound the memory for a mapped file."""
 SAMPLE_BYTES = 2**26
-"""Of a larger tensor, so much is looked at to see whether it was changed: a twentieth of a second."""
+"""Bytes of a larger tensor that are hashed to detect changes, which takes about 50 ms."""
 BAR_BYTES = 2**29
-"""Data from this size on show a bar of their own on a terminal: reading them takes seconds."""
+"""Data from this size on show a progress bar on a terminal, since reading them takes seconds."""
 
 
 def quiet(description: str, done: int, total: int) -> None:
@@ -29,7 +29,7 @@ def quiet(description: str, done: int, total: int) -> None:
 
 
 class Content:
-    """sha256 of what is added, tensor by tensor and text by text; floating-point inputs are checked on the way."""
+    """SHA-256 over a sequence of tensors and texts; floating-point inputs are checked for NaN and Inf."""
 
     def __init__(self, name: str, progress: OnProgress, rows: int) -> None:
         self._name = name
@@ -38,7 +38,7 @@ class Content:
         self._done, self._rows = 0, rows
 
     def text(self, value: object) -> None:
-        """Plain JSON."""
+        """Add a value as JSON."""
         self._digest.update(json.dumps(value, sort_keys=True).encode())
 
     def tensor(self, what: str, tensor: Tensor | None) -> None:
@@ -67,14 +67,14 @@ class Content:
         refuse(self._name, name, bad, len(tensor))
 
     def hexadecimal(self) -> str:
-        """The hash of everything so far."""
+        """The hash of everything added so far."""
         return self._digest.hexdigest()
 
     def _begin(self, what: str, tensor: Tensor) -> None:
         self._digest.update(f"{what} {tensor.dtype} {tuple(tensor.shape)};".encode())
 
     def _update(self, block: Tensor) -> None:
-        # A dimension of one element may have any stride, also in what PyTorch calls contiguous.
+        # A dimension of one element may have any stride, even in a tensor that PyTorch calls contiguous.
         flat = block.reshape(-1).clone(memory_format=torch.contiguous_format)
         self._digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
@@ -90,10 +90,10 @@ def hash_content(
     domain: Sequence[str] | None,
     progress: OnProgress | None = None,
 ) -> str:
-    """sha256 over everything that a student could learn from or be measured on, and over how it is described.
+    """SHA-256 over all data that training or evaluation can depend on, and over their specifications.
 
-    `labels` are `targets` and `labelled`. `progress` is told of every block of rows; without it, large data show a bar
-    on a terminal.
+    `labels` are `targets` and `labelled`. `progress` is called after every block of rows; by default large data show a
+    bar on a terminal.
 
     Raises:
         DataError: NaN or Inf in an example that is present; names the modality and the first rows.
@@ -123,7 +123,7 @@ def content_sample(
     splits: Mapping[str, Tensor],
     targets: Tensor,
 ) -> str:
-    """sha256 of all rows, or of some across all of them where these are more than `SAMPLE_BYTES`."""
+    """SHA-256 of all rows; of a tensor above `SAMPLE_BYTES`, of evenly spaced rows."""
     digest = hashlib.sha256()
     tensors = {f"split {name}": rows for name, rows in splits.items()} | {"targets": targets}
     tensors |= {f"present {name}": mask for name, mask in present.items()}
@@ -141,7 +141,7 @@ def content_sample(
 
 
 def check_finite(name: str, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and Inf in examples that are present.
+    """Check examples that are present for NaN and Inf.
 
     Raises:
         DataError: names the modality and the first rows.
@@ -156,7 +156,7 @@ def check_finite(name: str, inputs: Mapping[str, Tensor], present: Mapping[str, 
 
 
 def refuse(name: str, modality: str, bad: Sequence[int], rows: int) -> None:
-    """Raise where some rows are bad.
+    """Raise an error if there are bad rows.
 
     Raises:
         DataError: names the modality and the first rows.

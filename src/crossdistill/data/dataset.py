@@ -1,4 +1,4 @@
-"""Dataset: paired rows of several modalities, their splits, and what each modality's tensor is."""
+"""Dataset: paired rows of several modalities, their targets and splits, and the format of each modality."""
 
 import logging
 import operator
@@ -26,7 +26,7 @@ log = logging.getLogger("crossdistill")
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """Where a part of the data comes from; `commercial`: whether its licence allows commercial use (None: unknown)."""
+    """Source and licence of a part of the data; `commercial`: whether it allows commercial use (None: unknown)."""
 
     name: str
     licence: str
@@ -38,14 +38,23 @@ class Licence:
 class Dataset:
     """Paired data, in memory or memory-mapped; row i of every tensor belongs to the same example.
 
-    `inputs` maps a modality to its tensor, examples first. `targets` hold `MISSING_TARGET` where an example has none;
-    `labelled` marks the rows whose target the *student* may use (None: every row that has one). `present` says where a
-    modality is there at all (an unlisted one always is); `domain` names each row's domain ("speech"). `groups` say
-    which rows share a source ("voice", "handwriting"): rows of one group are not independent of each other.
-    `fingerprint` changes with anything that changes the content; hiding labels does not, nor does `augmentation`, which
-    makes views of training rows. `sample` is a hash of (some of) the values that `fingerprint` was made of, where it
-    was made of them: see `check_unchanged`. `about` is one paragraph for reports; `how_split` says how splits were
-    drawn, where they were.
+    Attributes:
+        inputs: modality -> tensor (N, ...).
+        targets: class of each row, `MISSING_TARGET` for a row without one.
+        classes: names of the classes 0, 1, ...
+        splits: "train", "validation", "test" -> row numbers.
+        input_specs: modality -> shape and format of an example.
+        fingerprint: a hash of the content. Hidden labels and `augmentation` do not change it.
+        labelled: the rows whose target the *student* may use (None: every row that has one).
+        present: modality -> the rows in which it is present; a modality without an entry always is.
+        domain: the domain of each row, such as "speech".
+        groups: kind ("voice", "handwriting") -> group of each row. Rows of one group share a source, so they are not
+            independent.
+        about: one paragraph for reports.
+        licences: of the parts of the data.
+        augmentation: makes views of training rows.
+        how_split: how the splits were drawn, if the library drew them.
+        sample: a hash of some of the values at the time when `fingerprint` was computed; see `check_unchanged`.
     """
 
     name: str
@@ -66,11 +75,11 @@ class Dataset:
     sample: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        """Check that everything fits together.
+        """Check that rows, shapes, splits and targets are consistent.
 
         Raises:
-            ShapeError: two parts have different numbers of rows, or a tensor is not what its specification says.
-            DataError: a split is missing, empty, out of range or shares rows with another; a target names no class.
+            ShapeError: two parts have different numbers of rows, or a tensor has another shape than its specification.
+            DataError: a split is missing, empty, out of range or shares rows with another; a target is no class.
         """
         rows = len(self.targets)
         if not self.inputs:
@@ -90,12 +99,12 @@ class Dataset:
         for field_name in ("present", "input_specs"):
             for modality in set(getattr(self, field_name)) - set(self.inputs):
                 raise DataError(
-                    f"dataset {self.name!r}: {field_name} speaks of {modality!r}, which is no modality here; "
+                    f"dataset {self.name!r}: {field_name} names {modality!r}, which is not a modality of it; "
                     f"{nearest(modality, self.inputs)}"
                 )
         if set(self.input_specs) != set(self.inputs):
             lacking = sorted(set(self.inputs) - set(self.input_specs))
-            raise ShapeError(f"dataset {self.name!r}: input_specs describe no {', '.join(map(repr, lacking))}")
+            raise ShapeError(f"dataset {self.name!r}: input_specs lack {', '.join(map(repr, lacking))}")
         for modality, tensor in self.inputs.items():
             if tuple(tensor.shape[1:]) != tuple(self.input_specs[modality].shape):
                 raise ShapeError(
@@ -107,7 +116,7 @@ class Dataset:
         _check_targets(self.targets, self.classes, self.name)
 
     def __len__(self) -> int:
-        """Rows of all splits together, and of those outside every split."""
+        """Number of rows, those outside all splits included."""
         return len(self.targets)
 
     @classmethod
@@ -130,21 +139,34 @@ class Dataset:
         augmentation: Augmentation | None = None,
         progress: OnProgress | None = None,
     ) -> "Dataset":
-        """A data set from your own arrays (numpy, torch, pandas, nested lists), one per modality, examples first.
+        """A data set from your own arrays (numpy, torch, pandas, nested lists).
 
-        Float64 becomes float32, which is what networks compute in; other types stay. `targets` are whole numbers from 0
-        on, class names, truth values, or None when no example has one; `MISSING_TARGET` (-100) marks one without.
-        Where some ids never occur, `classes` has to say what they mean: the ids that are classes, which are numbered in
-        that order, or the names of all. `labelled` and `present` are true or false for each row, `groups` ids or names.
+        Irregularities of the data are logged, and shown by every run.
 
-        Without `splits` 60 % of each class train, 20 % validate and 20 % test, drawn by `seed`, whole groups together
-        (`default_split`). What is odd with the data is logged, and said by every run. `progress` is told how far
-        reading is; without it, large data show a bar on a terminal.
+        Args:
+            name: for reports and errors.
+            inputs: modality -> array, one example per row. float64 becomes float32; other types stay.
+            targets: integers from 0 on, class names, booleans, or None for unlabelled data; `MISSING_TARGET` (-100)
+                marks a row without a target.
+            splits: "train", "validation", "test" -> row numbers or a boolean mask. By default 60 % of each class are
+                for training, 20 % for validation and 20 % for the test, with groups kept together (`default_split`).
+            seed: of the default splits.
+            classes: the names of all classes, or the ids that are classes, in their order. Required if some ids between
+                0 and the largest never occur.
+            input_specs: modality -> format; by default the shape of its array.
+            present: modality -> boolean for each row: whether it is present.
+            domain: a name for each row.
+            labelled: boolean for each row, or row numbers: whether the student may use its target.
+            groups: kind -> id or name for each row.
+            about: one paragraph for reports.
+            licences: of the parts of the data.
+            augmentation: makes views of training rows.
+            progress: called with the progress of reading; by default large data show a bar on a terminal.
 
         Raises:
-            ShapeError: the arrays have different numbers of rows; says which has how many.
-            DataError: NaN or Inf in an example that is present (says which rows), a target, split or name that cannot
-                be, or groups that leave no way to split.
+            ShapeError: the arrays have different numbers of rows; lists them.
+            DataError: NaN or Inf in an example that is present (lists rows); an invalid target, split or name; or
+                groups that cannot be split.
             SettingError: the augmentation does not fit the inputs.
         """
         tensors = {modality: as_input(name, modality, value) for modality, value in inputs.items()}
@@ -185,29 +207,29 @@ class Dataset:
         return dataset
 
     def check_unchanged(self) -> None:
-        """Hold the values against those that the fingerprint was made of; of large arrays, rows all across them.
+        """Compare the values with those that the fingerprint was computed from; a sample of rows for large arrays.
 
-        Arrays are not copied, so that a program may change them after it has made a data set of them.
+        Arrays are not copied, so a program may change them after it has made a data set from them.
 
         Raises:
-            DataError: they are others by now, so that results would be taken for those of other data.
+            DataError: they have changed, so results would be stored under the fingerprint of other data.
         """
         if self.sample and self.sample != self._sample():
             raise DataError(
-                f"dataset {self.name!r}: its arrays hold other values than when it was made of them, and the keys of "
-                "what is kept of runs say the values of then; make it again with Dataset.from_arrays (of a copy, where "
-                "the program goes on to change its arrays in place)"
+                f"dataset {self.name!r}: its arrays hold other values than when it was made, so its fingerprint is "
+                "wrong; make it again with Dataset.from_arrays (from a copy, if the program keeps changing its arrays "
+                "in place)"
             )
 
     def _sample(self) -> str:
         return content_sample(self.inputs, self.present, self.splits, self.targets)
 
     def remarks(self) -> tuple[str, ...]:
-        """What is odd with these data, one sentence each: classes that are missing, groups in two splits."""
+        """Irregularities of the data, one sentence each: missing classes, groups in two splits."""
         return remarks(self.targets, self.classes, self.splits, self.groups, self.labelled)
 
     def __repr__(self) -> str:
-        """A few lines: rows, modalities, classes, splits, groups, memory, and what is odd."""
+        """A few lines: rows, modalities, classes, splits, groups, memory, and irregularities."""
         return described(
             self.name,
             self.inputs,
@@ -228,14 +250,13 @@ class Dataset:
         only: Collection[str] | None = None,
         view: Int64[Tensor, " B"] | None = None,
     ) -> Batch:
-        """These rows as one batch, fetched by index; sample ids are the row numbers.
+        """The given rows as one batch; their sample ids are the row numbers.
 
-        `total_rows` counts the rows of the whole optimizer step and defaults to those asked for. `only` names the
-        modalities to fetch, where not all of them are read. `view` says in which view of the augmentation each row is
-        wanted (None: as it is).
+        `total_rows` is the number of rows of the whole optimizer step (default: of this batch). `only` names the
+        modalities to fetch (default: all). `view` is the augmented view of each row (None: no augmentation).
         """
-        wanted = self.inputs if only is None else {name: self.inputs[name] for name in self.inputs if name in only}
-        inputs: Mapping[str, Tensor] = {modality: _fetched(tensor, rows) for modality, tensor in wanted.items()}
+        read = self.inputs if only is None else {name: self.inputs[name] for name in self.inputs if name in only}
+        inputs: Mapping[str, Tensor] = {modality: _fetched(tensor, rows) for modality, tensor in read.items()}
         if view is not None and self.augmentation is not None:
             inputs = in_views(self.augmentation, inputs, rows, view)
         return Batch(
@@ -250,20 +271,20 @@ class Dataset:
         )
 
     def views(self, rows: Int64[Tensor, " B"], seed: int, epoch: int) -> Int64[Tensor, " B"] | None:
-        """In which view training rows are seen in an epoch; None without augmentation."""
+        """The augmented view of each training row in an epoch; None without augmentation."""
         return None if self.augmentation is None else drawn_views(self.augmentation, seed, epoch, rows)
 
     def example(self, rows: int = 2) -> Batch:
-        """The first rows of the training split: enough to see shapes."""
+        """The first rows of the training split, for shapes."""
         return self.batch(self.splits["train"][:rows])
 
 
 def hide_labels(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
-    """Let the student keep this fraction of its training labels, stratified by class.
+    """Keep this fraction of the training labels for the student, stratified by class.
 
     Deterministic for a seed and nested: the rows kept at 0.05 are among those kept at 0.1. Every class keeps at least
-    one row as long as the fraction amounts to one row per class. Validation and test rows keep theirs; teachers see
-    every target whatever is hidden here, and the fingerprint stays what it was.
+    one row if the fraction amounts to one row per class. Labels of validation and test rows are kept, teachers train
+    on all labels, and the fingerprint does not change.
 
     Raises:
         SettingError: the fraction is not in (0, 1].
@@ -279,16 +300,16 @@ def hide_labels(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
     kept[train] = False
     at_least = 1 if fraction * len(usable) >= len(dataset.classes) else 0
     for number in range(len(dataset.classes)):
-        own = usable[dataset.targets[usable] == number].numpy()
-        order = np.random.default_rng([seed, number]).permutation(np.sort(own))
-        count = min(len(own), max(at_least, round(fraction * len(own))))
+        of_class = usable[dataset.targets[usable] == number].numpy()
+        order = np.random.default_rng([seed, number]).permutation(np.sort(of_class))
+        count = min(len(of_class), max(at_least, round(fraction * len(of_class))))
         kept[torch.from_numpy(order[:count])] = True
-    # The content is what it was: stages that never see the hidden labels are shared with runs that hide none.
+    # The fingerprint stays: stages that do not use the hidden labels are shared with runs that hide none.
     return replace(dataset, labelled=kept)
 
 
 def content_fingerprint(dataset: Dataset, progress: OnProgress | None = None) -> str:
-    """sha256 over everything that a student could learn from or be measured on, and over how it is described.
+    """SHA-256 over all data that training or evaluation can depend on, and over their specifications.
 
     Raises:
         DataError: NaN or Inf in an example that is present; names the modality and the first rows.
@@ -309,7 +330,11 @@ def content_fingerprint(dataset: Dataset, progress: OnProgress | None = None) ->
 def _rows_of(
     name: str, tensors: Mapping[str, Tensor], single: Mapping[str, Any], several: Mapping[str, Mapping[str, Any] | None]
 ) -> int:
-    """The number of rows, which all arrays have; `labelled` may be a list of row numbers, and says so itself."""
+    """The number of rows that all arrays have. `labelled` is not among them: it may be a list of row numbers.
+
+    Raises:
+        ShapeError: there is no input, or two arrays have different numbers of rows.
+    """
     if not tensors:
         raise ShapeError(f"dataset {name!r} has no inputs; it needs at least one modality")
     rowwise = dict(single)
@@ -325,15 +350,15 @@ def _rows_of(
 
 def _fetched(tensor: Tensor, rows: Int64[Tensor, " B"]) -> Tensor:
     if tensor.dtype == torch.uint16:
-        # PyTorch before 2.7 takes no rows of this type; the bits are those of a signed one.
+        # PyTorch before 2.7 does not index uint16: index the same bits as int16.
         return tensor.view(torch.int16)[rows].view(torch.uint16)
     return tensor[rows]
 
 
 def _pick(names: tuple[str, ...], rows: Tensor) -> list[str]:
     index = rows.tolist()
-    found = operator.itemgetter(*index)(names) if len(index) > 1 else tuple(names[i] for i in index)
-    return list(found)
+    # itemgetter of one index returns an item, not a tuple.
+    return list(operator.itemgetter(*index)(names)) if len(index) > 1 else [names[i] for i in index]
 
 
 def _check_targets(targets: Tensor, classes: tuple[str, ...], name: str) -> None:
@@ -350,6 +375,6 @@ def _check_targets(targets: Tensor, classes: tuple[str, ...], name: str) -> None
 
 
 def visible(dataset: Dataset) -> Tensor:
-    """Which rows have a target that the student may use."""
+    """A mask (N,) of the rows whose target the student may use."""
     known = dataset.targets != MISSING_TARGET
     return known if dataset.labelled is None else known & dataset.labelled

@@ -1,4 +1,4 @@
-"""One file, or one array in memory -> the input of a saved student, prepared as its training data were."""
+"""Turns one file, or one array in memory, into the input of a saved student, prepared as its training data were."""
 
 import os
 import warnings
@@ -22,7 +22,7 @@ from crossdistill.runtime.files import file_fault
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARRAY_SUFFIX = ".npy"
 LUMINANCE = (0.299, 0.587, 0.114)
-"""Of red, green and blue, as Pillow has it (ITU-R 601-2)."""
+"""Weights of red, green and blue, as in Pillow (ITU-R 601-2)."""
 _READS = {
     "image": (*PICTURE_SUFFIXES, ARRAY_SUFFIX),
     "log-mel": (*SOUND_SUFFIXES, ARRAY_SUFFIX),
@@ -31,18 +31,20 @@ _READS = {
 
 
 def decode(spec: InputSpec, path: Path) -> Tensor:
-    """The tensor of `spec.shape` that the network reads, without a batch dimension.
+    """Read a file as the network's input: a tensor of shape `spec.shape`, without a batch dimension.
 
-    Pictures become grey, or RGB where the network reads three channels, and are resized by averaging over areas; sounds
-    become mono, are resampled and lose both ends or gain silence at them. Then both go through exactly the steps of the
-    training data. A `.npy` holds what `prepare_array` takes.
+    Pictures become grey, or RGB if the network reads three channels, and are resized by area averaging. Sounds become
+    mono, are resampled, and are cut or padded with silence at both ends. Then the preparation of the training data
+    applies. A `.npy` holds an array for `prepare_array`.
 
     Raises:
         DataError: the file is missing, unreadable, truncated, of the wrong kind or shape, or holds NaN; names it.
-        MissingExtraError: the package that reads such files is not installed; says its extra.
+        MissingExtraError: the package that reads such files is not installed; names its extra.
     """
     if spec.kind not in _READS:
-        raise DataError(f"{path}: this student reads {spec.kind!r}, which no file can be turned into; pass it a tensor")
+        raise DataError(
+            f"{path}: this student reads {spec.kind!r}, for which there is no file format; pass it a tensor"
+        )
     suffix = path.suffix.lower()
     if suffix not in _READS[spec.kind]:
         raise DataError(
@@ -60,75 +62,76 @@ def decode(spec: InputSpec, path: Path) -> Tensor:
     return prepare_sound(fit_length(torch.from_numpy(wave), spec.options["samples"])[None], spec)[0]
 
 
-def prepare_array(spec: InputSpec, found: NDArray[Any] | Tensor, who: str) -> Tensor:
-    """One example out of an array, as `spec.shape`.
+def prepare_array(spec: InputSpec, array: NDArray[Any] | Tensor, who: str) -> Tensor:
+    """One example from an array, as a tensor of shape `spec.shape`.
 
-    It holds what a file would, before the steps of the training data: a picture (height, width), or (height, width, 3)
-    for a network that reads colours, as bytes, 16-bit numbers or numbers in [0, 1]; a waveform at the right rate. Or,
-    with the network's own dimensions, its input as it is.
+    The array is the content of a file before the preparation: a picture (height, width), or (height, width, 3) for a
+    network that reads colours, as bytes, 16-bit integers or numbers in [0, 1]; or a waveform at the network's rate. An
+    array of shape `spec.shape` is the network's input itself. `who` begins the text of an error.
 
     Raises:
-        DataError: it has another shape, holds no numbers, NaN or Inf, or numbers that no picture has; names `who`.
+        DataError: wrong shape, not numeric, NaN or Inf, or outside the range of a picture; names `who`.
     """
-    shape, own = tuple(found.shape), tuple(spec.shape)
-    if spec.kind in ("image", "log-mel") and shape == own:
-        if spec.kind == "image" and not _is_floating(found):
+    shape, input_shape = tuple(array.shape), tuple(spec.shape)
+    if spec.kind in ("image", "log-mel") and shape == input_shape:
+        if spec.kind == "image" and not _is_floating(array):
             raise DataError(
-                f"{who}: a picture of whole numbers with the network's own dimensions {own}, which are read as they "
-                f"are; give it as {_raw_picture(own)}, or as the network's input in floating point"
+                f"{who}: a picture of whole numbers in the shape of the network's input {input_shape}, which is read "
+                f"without preparation; give it as {_raw_picture(input_shape)}, or as the network's input in floating "
+                "point"
             )
-        return _numbers(found, who).float()
+        return _numbers(array, who).float()
     if spec.kind == "image":
         check_options(spec, who)
-        if shape == _raw_picture(own):
-            return prepare_pictures(_picture_numbers(found, who)[None], spec)[0]
+        if shape == _raw_picture(input_shape):
+            return prepare_pictures(_picture_numbers(array, who)[None], spec)[0]
     elif spec.kind == "log-mel" and len(shape) == 1 and shape[0] > 0:
         check_options(spec, who)
-        wave = found[_middle(shape[0], spec.options["samples"])]
+        wave = array[_middle(shape[0], spec.options["samples"])]
         return prepare_sound(fit_length(_numbers(wave, who).float(), spec.options["samples"])[None], spec)[0]
-    elif spec.kind not in ("image", "log-mel") and shape in example_shapes(own):
-        ready = _numbers(found, who).reshape(own)
+    elif spec.kind not in ("image", "log-mel") and shape in example_shapes(input_shape):
+        ready = _numbers(array, who).reshape(input_shape)
         how = spec.options.get("normalisation") if spec.kind == "array" else None
         if how is None:
             return ready
         check_options(spec, who)
         return normalise(ready[None].float(), how)[0]
-    wanted: list[Any] = [own]
+    readable: list[Any] = [input_shape]
     if spec.kind == "log-mel":
-        wanted.append("(samples,)")
+        readable.append("(samples,)")
     else:
-        wanted += [_raw_picture(own)] if spec.kind == "image" else example_shapes(own)
-    said = " or ".join(str(one) for one in dict.fromkeys(wanted))
-    raise DataError(f"{who}: an array of shape {shape}; this student reads {said}")
+        readable += [_raw_picture(input_shape)] if spec.kind == "image" else example_shapes(input_shape)
+    shapes = " or ".join(str(readable_shape) for readable_shape in dict.fromkeys(readable))
+    raise DataError(f"{who}: an array of shape {shape}; this student reads {shapes}")
 
 
-def _middle(found: int, wanted: int) -> slice:
-    """The part of a long waveform that `fit_length` keeps: the rest of a mapped file is not read."""
-    start = max(0, (found - wanted) // 2)
-    return slice(start, start + min(found, wanted))
+def _middle(length: int, wanted: int) -> slice:
+    """The part of a long waveform that `fit_length` keeps; the rest of a mapped file is not read."""
+    start = max(0, (length - wanted) // 2)
+    return slice(start, start + min(length, wanted))
 
 
-def _raw_picture(own: tuple[int, ...]) -> tuple[int, ...]:
-    """Dimensions of a picture before its preparation: as Pillow and NumPy have them."""
-    size = picture_size(own)
+def _raw_picture(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a picture before its preparation: channels last, as in Pillow and NumPy."""
+    size = picture_size(input_shape)
     if size is None:
-        return own
+        return input_shape
     return (*size[1:], 3) if size[0] == 3 else size[1:]
 
 
-def _is_floating(found: NDArray[Any] | Tensor) -> bool:
-    return found.is_floating_point() if isinstance(found, Tensor) else found.dtype.kind == "f"
+def _is_floating(array: NDArray[Any] | Tensor) -> bool:
+    return array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"
 
 
-def _numbers(found: NDArray[Any] | Tensor, who: str) -> Tensor:
-    """As a tensor of this machine: floating point in single precision and finite, other numbers as they are."""
-    if isinstance(found, Tensor):
-        values = found.detach().cpu()
+def _numbers(array: NDArray[Any] | Tensor, who: str) -> Tensor:
+    """The array as a CPU tensor: float32 and finite for floating point and booleans, other types unchanged."""
+    if isinstance(array, Tensor):
+        values = array.detach().cpu()
     else:
-        if found.dtype.kind not in "biuf":
-            raise DataError(f"{who}: holds {str(found.dtype)[:80]}; wanted numbers")
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{who}: holds {str(array.dtype)[:80]}; wanted numbers")
         with np.errstate(over="ignore"):
-            values = torch.from_numpy(native(found.astype(np.float32) if found.dtype.kind in "fb" else found))
+            values = torch.from_numpy(native(array.astype(np.float32) if array.dtype.kind in "fb" else array))
     if values.is_complex():
         raise DataError(f"{who}: holds {values.dtype}; wanted real numbers")
     if not values.is_floating_point() and values.dtype != torch.bool:
@@ -139,11 +142,11 @@ def _numbers(found: NDArray[Any] | Tensor, who: str) -> Tensor:
     return values
 
 
-def _picture_numbers(found: NDArray[Any] | Tensor, who: str) -> Tensor:
-    """A picture in [0, 1], channels first: bytes and 16-bit numbers by their range, others as they are."""
-    name = str(found.dtype).removeprefix("torch.")
+def _picture_numbers(array: NDArray[Any] | Tensor, who: str) -> Tensor:
+    """A picture in [0, 1], channels first: bytes and 16-bit integers are divided by their largest value."""
+    name = str(array.dtype).removeprefix("torch.")
     largest = {"uint8": 255, ">u2": 65535, "uint16": 65535}.get(name, 1)
-    values = _numbers(found, who).float() / largest
+    values = _numbers(array, who).float() / largest
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 1:
         raise DataError(
@@ -153,7 +156,7 @@ def _picture_numbers(found: NDArray[Any] | Tensor, who: str) -> Tensor:
 
 
 def _read_picture(path: Path, spec: InputSpec) -> Float[Tensor, "*channels H W"]:
-    """A picture in [0, 1] of the size that the network reads, grey or RGB; what is transparent is dark."""
+    """A picture in [0, 1] of the network's size, grey or RGB; transparent pixels become black."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -165,19 +168,19 @@ def _read_picture(path: Path, spec: InputSpec) -> Float[Tensor, "*channels H W"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # A picture so large that Pillow warns of it is refused, not read.
+            # A picture that is so large that Pillow warns is rejected.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 pixels = _pixels(file, channels)
-    except Exception as error:  # of a damaged file its decoders may raise anything
-        said = " ".join(str(error).split())[:300]
-        raise DataError(f"{path}: truncated, or not a readable picture: {said}") from error
+    except Exception as error:  # decoders may raise anything for a damaged file
+        cause = " ".join(str(error).split())[:300]
+        raise DataError(f"{path}: truncated, or not a readable picture: {cause}") from error
     resized = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], (height, width), mode="area")[0]
     return resized if channels == 3 else resized[0]
 
 
 def _pixels(file: Any, channels: int) -> NDArray[np.float32]:
-    """All pixels (channels, height, width) in [0, 1], at the depth that the file has."""
+    """All pixels (channels, height, width) in [0, 1], at the bit depth of the file."""
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(file)
@@ -195,16 +198,16 @@ def _pixels(file: Any, channels: int) -> NDArray[np.float32]:
     colours = np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
     if channels == 3:
         return np.ascontiguousarray(colours)
-    # Not Pillow's grey, which is rounded to bytes.
+    # Pillow's conversion to grey rounds to bytes, so it is not used.
     return np.tensordot(np.array(LUMINANCE, np.float32), colours, 1)[None].astype(np.float32)
 
 
 def _check_depth(path: Path) -> None:
-    """Refuse what Pillow would cut down to eight bits without a word: PNG with 16 bits and more than one channel."""
+    """Reject PNG files with 16 bits and several channels, which Pillow reduces to eight bits without a warning."""
     with path.open("rb") as file:
         head = os.pread(file.fileno(), 26, 0)
     if len(head) == 26 and head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] != 0:
         raise DataError(
             f"{path}: a colour picture, or one with transparency, of 16 bits, of which only eight can be read; save it "
-            "as 16-bit grey or with eight bits, or give it as a .npy"
+            "as 16-bit grey or with eight bits, or as a .npy"
         )

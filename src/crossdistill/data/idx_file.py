@@ -1,4 +1,4 @@
-"""Reading MNIST's IDX files, plain or gzipped, with every length checked."""
+"""Reads MNIST's IDX files, plain or gzipped, and checks every length."""
 
 import gzip
 import struct
@@ -15,7 +15,7 @@ MOST_DIMENSIONS = 8
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file of so many dimensions.
+    """The array of unsigned bytes in an IDX file with this number of dimensions.
 
     Raises:
         DataError: the file is missing, truncated, too long, or no such IDX file; names it.

@@ -1,4 +1,4 @@
-"""The options of an `InputSpec` as typed settings, so that a file is turned into a tensor by numbers that can be."""
+"""The options of an `InputSpec` as typed settings with limits, since they may come from an untrusted file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,37 +10,37 @@ from crossdistill.batch import InputSpec
 from crossdistill.errors import DataError
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
-"""Hertz. Below, a second of sound is no word; above, no recorder is."""
+"""Range of sample rates in hertz: speech needs more than the lowest, and no recorder exceeds the highest."""
 MOST_SAMPLES = 2**28
-"""Of one recording: 1 GiB in single precision, 4.6 hours at 16 kHz."""
+"""Largest recording in samples: 1 GiB in single precision, 4.6 hours at 16 kHz."""
 MOST_NUMBERS = 2**28
-"""Of one example: 1 GiB in single precision."""
+"""Largest example in numbers: 1 GiB in single precision."""
 MOST_CLASSES, MOST_NAME, MOST_LABEL = 1_000_000, 200, 1000
-"""Classes, and characters in the name of a modality and of a class."""
+"""Most classes, and most characters in the name of a modality and in that of a class."""
 MOST_DEPTH, MOST_VALUES, MOST_TEXT = 8, 10_000, 10_000
-"""Of options: how deep they are nested, how many values they have, and characters of one text."""
+"""Limits of options: nesting depth, number of values, and characters of one text."""
 MOST_BINS = 2**28
-"""Frequencies times frames of one spectrogram."""
+"""Largest spectrogram, frequencies times frames."""
 MOST_FILTERS = 2**24
-"""Bands times frequencies of the mel filters."""
+"""Largest mel filter bank, bands times frequencies."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Options(BaseModel):
-    # What else an own data set writes there is for people.
+    # A user's data set may add options for information.
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
 
 class PerSample(_Options):
-    """Each example to [0, 1] by itself."""
+    """Scale each example separately to [0, 1]."""
 
     kind: Literal["per-sample min-max"]
 
 
 class MinMax(_Options):
-    """Two values, measured on the training split, become 0 and 1."""
+    """Map two values, measured on the training split, to 0 and 1."""
 
     kind: Literal["min-max"]
     low: Finite
@@ -54,7 +54,7 @@ class MinMax(_Options):
 
 
 class MeanAndDeviation(_Options):
-    """Two numbers, measured on the training split."""
+    """Subtract the mean and divide by the standard deviation, both measured on the training split."""
 
     kind: Literal["mean and standard deviation"]
     mean: Finite
@@ -65,13 +65,13 @@ Normalisation = Annotated[PerSample | MinMax | MeanAndDeviation, Field(discrimin
 
 
 class PictureOptions(_Options):
-    """How a picture becomes a tensor; without a normalisation it stays in [0, 1]."""
+    """Preparation of a picture; without a normalisation it stays in [0, 1]."""
 
     normalisation: Normalisation | None = None
 
 
 class SoundOptions(_Options):
-    """How a recording becomes a log-mel spectrogram: hertz, samples, bands, decibels."""
+    """Preparation of a recording as a log-mel spectrogram: hertz, samples, bands, decibels."""
 
     sample_rate: int = Field(ge=LOWEST_RATE, le=HIGHEST_RATE)
     n_fft: int = Field(ge=2, le=2**18)
@@ -91,10 +91,11 @@ class SoundOptions(_Options):
 
 
 def check_plain(value: Any, depth: int = 0) -> int:
-    """How many values plain options hold.
+    """Check that options are plain JSON within the limits, and return their number of values.
 
     Raises:
-        ValueError: they are nested too deeply, or hold too much, or a number that is not finite or has no end.
+        ValueError: nested too deeply, too many values, a text that is too long, or a number that is not finite or has
+            more than 63 bits.
     """
     if depth > MOST_DEPTH:
         raise ValueError(f"options are nested more than {MOST_DEPTH} deep")
@@ -109,24 +110,24 @@ def check_plain(value: Any, depth: int = 0) -> int:
             f"options hold a {type(value).__module__}.{type(value).__name__}; wanted plain numbers and texts"
         )
     if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        raise ValueError("options have keys that are no texts")
+        raise ValueError("options have keys that are not texts")
     inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-    total = 1 + sum(check_plain(one, depth + 1) for one in inner)
+    total = 1 + sum(check_plain(part, depth + 1) for part in inner)
     if total > MOST_VALUES:
         raise ValueError(f"options hold more than {MOST_VALUES:,} values")
     return total
 
 
 def check_described(classes: Sequence[str], specs: Mapping[str, InputSpec], who: str) -> None:
-    """Whether a student of such data could be saved and loaded again: found before it is trained.
+    """Check, before training, that a student of these data can be saved and loaded again.
 
     Raises:
-        DataError: a name or a shape is larger than a student's folder may hold, or options are no plain JSON.
+        DataError: a name or a shape exceeds the limits of a student's folder, or options are not plain JSON.
     """
-    wrong = next((name for name in classes if len(name) > MOST_LABEL), None)
-    if len(classes) > MOST_CLASSES or wrong is not None:
-        found = f"{len(classes):,} classes" if wrong is None else f"a class name of {len(wrong):,} characters"
-        raise DataError(f"{who}: {found}; at most {MOST_CLASSES:,} classes with names of {MOST_LABEL:,} characters")
+    too_long = next((name for name in classes if len(name) > MOST_LABEL), None)
+    if len(classes) > MOST_CLASSES or too_long is not None:
+        fault = f"{len(classes):,} classes" if too_long is None else f"a class name of {len(too_long):,} characters"
+        raise DataError(f"{who}: {fault}; at most {MOST_CLASSES:,} classes with names of {MOST_LABEL:,} characters")
     for name, spec in specs.items():
         if not 0 < len(name) <= MOST_NAME or not 0 < len(spec.kind) <= MOST_NAME:
             raise DataError(
@@ -152,10 +153,10 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
 
 
 def check_options(spec: InputSpec, who: str) -> None:
-    """Whether files can be turned into this input: options that can be, a shape and fitted tensors that fit them.
+    """Check that files can be turned into this input: its options are valid and fit its shape and fitted tensors.
 
     Raises:
-        DataError: an option is missing or cannot be, or does not fit the shape; names it.
+        DataError: an option is missing, invalid, or does not fit the shape; names it.
     """
     if spec.kind not in _KINDS:
         return
@@ -177,7 +178,7 @@ def check_options(spec: InputSpec, who: str) -> None:
 
 
 def picture_size(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Channels, height and width of a picture's tensor, (H, W), (1, H, W) or (3, H, W); None: it is none of them."""
+    """Channels, height and width of a picture's tensor (H, W), (1, H, W) or (3, H, W); None for other shapes."""
     if len(shape) == 2:
         return (1, shape[0], shape[1])
     return (shape[0], shape[1], shape[2]) if len(shape) == 3 and shape[0] in (1, 3) else None
@@ -193,16 +194,16 @@ def _check_picture(spec: InputSpec, who: str) -> None:
     if not spec.parameters:
         return
     numbers = math.prod(shape)
-    found = {name: tuple(value.shape) for name, value in spec.parameters.items()}
+    shapes = {name: tuple(value.shape) for name, value in spec.parameters.items()}
     right = (
-        set(found) == {"mean", "basis"}
-        and found["mean"] == (numbers,)
-        and len(found["basis"]) == 2
-        and found["basis"][1] == numbers
+        set(shapes) == {"mean", "basis"}
+        and shapes["mean"] == (numbers,)
+        and len(shapes["basis"]) == 2
+        and shapes["basis"][1] == numbers
         and all(value.is_floating_point() for value in spec.parameters.values())
     )
     if not right:
         raise DataError(
-            f"{who}: this student's fitted tensors are {found}; wanted mean ({numbers},) and basis (components, "
+            f"{who}: this student's fitted tensors are {shapes}; wanted mean ({numbers},) and basis (components, "
             f"{numbers})"
         )

@@ -1,7 +1,7 @@
-"""From raw pictures and waveforms to the tensors of a network, as an `InputSpec` says.
+"""Prepares raw pictures and waveforms as network inputs, as described by an `InputSpec`.
 
-Data sets are built with these functions and `decode` reads files with them, so that a saved student sees at prediction
-time what it saw in training.
+Data sets are built with these functions and `decode` reads files with them, so inputs are prepared identically in
+training and prediction.
 """
 
 import math
@@ -23,7 +23,7 @@ MIN_MAX = {"kind": "per-sample min-max"}
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums depend on how many threads share them: on one thread the same data come out of every build."""
+    """Run a block with one thread of torch: sums depend on the number of threads, and builds must be reproducible."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -33,37 +33,44 @@ def one_thread() -> Iterator[None]:
 
 
 def limits(low: float, high: float) -> dict[str, Any]:
-    """Normalisation that maps two values, measured on the training split, to 0 and 1."""
+    """Options of a normalisation that maps two values, measured on the training split, to 0 and 1."""
     return {"kind": "min-max", "low": low, "high": high}
 
 
 def mean_and_deviation(mean: float, deviation: float) -> dict[str, Any]:
-    """Normalisation by two numbers that were measured on the training split."""
+    """Options of a normalisation by a mean and a standard deviation, measured on the training split."""
     return {"kind": "mean and standard deviation", "mean": mean, "deviation": deviation}
 
 
 def example_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Shapes in which an example of an array may come: as it is and, of one channel, without it, or in one row."""
+    """Accepted shapes of an example: `shape`; for one channel, also without the channel, and flat."""
     return list(dict.fromkeys([shape, shape[1:], (math.prod(shape),)])) if shape[:1] == (1,) else [shape]
 
 
 def prepare_pictures(pictures: Float[Tensor, "B *shape"], spec: InputSpec) -> Float[Tensor, "B *input"]:
-    """Pictures in [0, 1], weakened and normalised where their specification says so; grey ones without a channel."""
-    own = tuple(spec.shape)
-    if tuple(pictures.shape[1:]) not in (own, own[1:] if own[:1] == (1,) else own):
-        raise ShapeError(f"pictures are {tuple(pictures.shape[1:])}, but the network reads {own}")
+    """Pictures in [0, 1] (B, ...), projected on principal components and normalised if the specification says so.
+
+    Raises:
+        ShapeError: pictures of another shape than the input; grey pictures may come without a channel.
+    """
+    shape = tuple(spec.shape)
+    if tuple(pictures.shape[1:]) not in (shape, shape[1:] if shape[:1] == (1,) else shape):
+        raise ShapeError(f"pictures are {tuple(pictures.shape[1:])}, but the network reads {shape}")
     flat = pictures.flatten(1)
     if "basis" in spec.parameters:
         flat = weaken(flat, spec.parameters["mean"], spec.parameters["basis"])
-    shaped = flat.reshape(len(flat), *own)
+    shaped = flat.reshape(len(flat), *shape)
     how = spec.options.get("normalisation")
     return shaped if how is None else normalise(shaped, how)
 
 
 def prepare_sound(waves: Float[Tensor, "B samples"], spec: InputSpec) -> Float[Tensor, "B 1 bands frames"]:
-    """Mono waveforms of exactly the specified length as normalised log-mel spectrograms.
+    """Mono waveforms of the specified length as normalised log-mel spectrograms.
 
-    With the option `level` each waveform is first scaled to that root mean square.
+    With the option `level`, each waveform is first scaled to that root mean square.
+
+    Raises:
+        ShapeError: waveforms of another length.
     """
     options = spec.options
     if waves.shape[1] != options["samples"]:
@@ -86,7 +93,7 @@ def mel_settings(options: Mapping[str, Any]) -> MelSettings:
 
 
 def fit_length(wave: Float[Tensor, " found"], samples: int) -> Float[Tensor, " wanted"]:
-    """The middle of a longer waveform, or a shorter one in the middle of silence."""
+    """A waveform of `samples` samples: the middle of a longer one, or a shorter one padded with zeros at both ends."""
     spare = len(wave) - samples
     if spare >= 0:
         return wave[spare // 2 : spare // 2 + samples]
@@ -94,7 +101,7 @@ def fit_length(wave: Float[Tensor, " found"], samples: int) -> Float[Tensor, " w
 
 
 def normalise(values: Float[Tensor, "B *shape"], how: Mapping[str, Any]) -> Float[Tensor, "B *shape"]:
-    """By what was measured on the training split, or each example to [0, 1] by itself (a constant one becomes zero)."""
+    """Normalise by values measured on the training split, or each example to [0, 1] (a constant one becomes 0)."""
     if how["kind"] == MIN_MAX["kind"]:
         flat = values.flatten(1)
         low = flat.amin(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Pictures weakened to their leading principal components, as AV-MNIST does it."""
+"""Projection of pictures on their leading principal components, as in AV-MNIST."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ BLOCK_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The leading principal components of flattened pictures; `energy` is the share of the variance that they carry."""
+    """The leading principal components of flattened pictures; `energy` is the fraction of the variance they explain."""
 
     mean: Float[Tensor, " D"]
     basis: Float[Tensor, "K D"]
@@ -23,12 +23,12 @@ class Principal:
 def fit_principal(
     pictures: Float[Tensor, "N D"], *, energy: float | None = None, components: int | None = None
 ) -> Principal:
-    """The fewest leading components that carry at least `energy` of the variance, or just so many `components`.
+    """The smallest number of leading components that explain a fraction `energy` of the variance, or `components` many.
 
-    Exact (float64, in blocks); each component's largest entry is positive, so that the result has one sign only.
+    Computed in float64, in blocks. The largest entry of each component is made positive, which fixes its sign.
 
     Raises:
-        SettingError: neither or both were asked for, or more than there are dimensions.
+        SettingError: neither or both of `energy` and `components`, or one out of range.
     """
     width = pictures.shape[1]
     if (energy is None) is (components is None):
@@ -46,18 +46,18 @@ def fit_principal(
         centred = block.double() - mean
         scatter += centred.T @ centred
     values, vectors = torch.linalg.eigh(scatter)
-    carried = values.flip(0).clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
+    explained = values.flip(0).clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
     if energy is not None:
-        # A rounding error must not ask for one component more than the energy does.
-        components = min(int((carried < energy - 1e-12).sum()) + 1, width)
+        # The tolerance keeps rounding errors from adding a component.
+        components = min(int((explained < energy - 1e-12).sum()) + 1, width)
     basis = vectors.flip(1).T[:components]
     kept = len(basis)
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-    return Principal(mean.float(), (basis * largest.sign()).float(), float(carried[kept - 1]))
+    return Principal(mean.float(), (basis * largest.sign()).float(), float(explained[kept - 1]))
 
 
 def weaken(
     pictures: Float[Tensor, "N D"], mean: Float[Tensor, " D"], basis: Float[Tensor, "K D"]
 ) -> Float[Tensor, "N D"]:
-    """What is left of pictures when only these components are kept: they are projected on them and rebuilt."""
+    """Pictures projected on these components and reconstructed, (N, D)."""
     return mean + ((pictures - mean) @ basis.T) @ basis

@@ -1,4 +1,4 @@
-"""What a person should know of a data set before anything trains on it, in sentences and in a few lines."""
+"""Description of a data set in a few lines, and remarks on its irregularities."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from crossdistill.batch import MISSING_TARGET
 from crossdistill.data.split import SPLITS
 
 SHOWN = 8
-"""So many names are written out; of more, their number."""
+"""Names that are listed; the rest are counted."""
 
 
 def untrained(targets: Tensor, classes: Sequence[str], splits: Mapping[str, Tensor]) -> list[str]:
@@ -26,8 +26,8 @@ def remarks(
     groups: Mapping[str, Tensor],
     labelled: Tensor | None,
 ) -> tuple[str, ...]:
-    """One sentence for each thing that makes results mean less than they seem to."""
-    found = []
+    """One sentence for each irregularity that limits the meaning of results."""
+    sentences = []
     counts = class_counts(targets, len(classes), splits)
     total = torch.bincount(targets[targets != MISSING_TARGET], minlength=len(classes))
 
@@ -36,31 +36,31 @@ def remarks(
 
     if len(targets) and bool((total > 0).any()):
         if bool((total == 0).any()):
-            found.append(f"no row is of {names(total == 0)}; networks have an output for it that nothing trains")
+            sentences.append(f"no row is of {names(total == 0)}; networks have an output for it that nothing trains")
         for split in SPLITS:
             missing = (counts[split] == 0) & (total > 0)
             if bool(missing.any()):
-                found.append(f"the {split} split has no row of {names(missing)}")
+                sentences.append(f"the {split} split has no row of {names(missing)}")
     if labelled is not None:
         kept = class_counts(targets.where(labelled, MISSING_TARGET), len(classes), splits)["train"]
         hidden = (kept == 0) & (counts["train"] > 0)
         if bool(hidden.any()):
-            found.append(f"the student has no label of {names(hidden)}")
+            sentences.append(f"the student has no label of {names(hidden)}")
     for kind, ids in groups.items():
         shared = _shared(ids, splits)
         if shared:
-            found.append(
+            sentences.append(
                 f"{shared} of {len(ids.unique())} groups of {kind!r} have rows in more than one split, so results say "
                 f"less about a new {kind}"
             )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def class_counts(targets: Tensor, classes: int, splits: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rows of each class in each split."""
     return {
-        split: torch.bincount(own[own != MISSING_TARGET], minlength=classes)
-        for split, own in ((split, targets[rows]) for split, rows in splits.items())
+        split: torch.bincount(values[values != MISSING_TARGET], minlength=classes)
+        for split, values in ((split, targets[rows]) for split, rows in splits.items())
     }
 
 
@@ -77,7 +77,7 @@ def described(
     how_split: str,
     remarks: Sequence[str],
 ) -> str:
-    """A data set in a few lines."""
+    """The text of a data set's `repr`."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.values())
     lines = [f"Dataset {name!r}: {len(targets):,} rows, {_bytes(size)}"]
     for modality, tensor in inputs.items():
@@ -91,9 +91,9 @@ def described(
     if groups:
         lines.append("groups: " + ", ".join(f"{kind} {len(ids.unique()):,}" for kind, ids in groups.items()))
     if labelled is not None:
-        own = splits["train"]
-        known = labelled[own] & (targets[own] != MISSING_TARGET)
-        lines.append(f"labels for the student: {int(known.sum()):,} of {len(own):,} training rows")
+        train = splits["train"]
+        known = labelled[train] & (targets[train] != MISSING_TARGET)
+        lines.append(f"labels for the student: {int(known.sum()):,} of {len(train):,} training rows")
     return "\n  ".join([*lines, *(f"note: {remark}" for remark in remarks)])
 
 
@@ -103,10 +103,10 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _shared(ids: Tensor, splits: Mapping[str, Tensor]) -> int:
-    """Groups with rows in more than one split."""
+    """Number of groups with rows in more than one split."""
     pairs = [torch.stack([ids[rows], torch.full_like(rows, number)]) for number, rows in enumerate(splits.values())]
-    where = torch.cat(pairs, dim=1).unique(dim=1)
-    return int((where[0].unique(return_counts=True)[1] > 1).sum())
+    group_and_split = torch.cat(pairs, dim=1).unique(dim=1)
+    return int((group_and_split[0].unique(return_counts=True)[1] > 1).sum())
 
 
 def _bytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Which rows make which step: a function of the seed and the epoch alone, so that any position can be found again."""
+"""The order of training rows: a function of the seed and the epoch, so training can resume at any step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from crossdistill.runtime.hashing import derived_seed
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The steps of one stage's epochs.
+    """The batches of one stage's epochs.
 
-    `rows` are drawn without repetition, as often as an epoch of `num_rows` rows needs them: with few labelled
-    rows, a supervised epoch has as many steps as one over all rows. Where something trains that normalises by the
-    batch, a last batch of one row `joins` the batch before it.
+    An epoch has `num_rows` rows, drawn from `rows` without repetition until all are used, then again: with few labelled
+    rows, a supervised epoch has as many steps as one over all rows. With `joins`, a last batch of one row is added to
+    the batch before it, for networks with batch normalisation. `limit` is the largest number of steps per epoch.
     """
 
     rows: Int64[Tensor, " N"]
@@ -28,7 +28,7 @@ class Order:
 
     @property
     def joined(self) -> bool:
-        """Whether the last step of an epoch has one row more than the batch size."""
+        """Whether the last batch of an epoch has one row more than the batch size."""
         batches, left = divmod(self.num_rows, self.batch_size)
         return self.joins and left == 1 and batches > 0 and (self.limit is None or self.limit > batches)
 
@@ -39,19 +39,19 @@ class Order:
         return steps if self.limit is None else min(steps, self.limit)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Int64[Tensor, " B"]]:
-        """The rows of each step of an epoch (over all ranks), from step `start` on."""
-        source = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
+        """The rows of each step of an epoch (of all ranks together), from step `start` on."""
+        generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
         rounds = -(-self.num_rows // len(self.rows))
-        drawn = torch.cat([torch.randperm(len(self.rows), generator=source) for _ in range(rounds)])[: self.num_rows]
+        drawn = torch.cat([torch.randperm(len(self.rows), generator=generator) for _ in range(rounds)])[: self.num_rows]
         for step in range(start, self.steps):
             end = None if self.joined and step == self.steps - 1 else (step + 1) * self.batch_size
             yield self.rows[drawn[step * self.batch_size : end]]
 
 
 def share_of(rows: Int64[Tensor, " B"], rank: int, ranks: int, parts: int) -> list[Int64[Tensor, " S"]]:
-    """The micro-batches of one rank: it takes every `ranks`-th row from its own number on.
+    """The micro-batches of one rank, from every `ranks`-th row, starting with row `rank`.
 
-    At least one, which is empty where there are fewer rows than ranks: every rank takes part in every step.
+    There is at least one, since every rank takes part in every step; it is empty if there are fewer rows than ranks.
     """
-    own = rows[rank::ranks]
-    return [part for part in own.chunk(parts) if len(part)] or [own]
+    share = rows[rank::ranks]
+    return [part for part in share.chunk(parts) if len(part)] or [share]

@@ -1,4 +1,4 @@
-"""Splits: which rows train, validate and test."""
+"""Splits of the rows into training, validation and test."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ PAPER_COLUMNS = 20
 
 
 def random_split(rows: int, seed: int, fractions: tuple[float, float] = (0.6, 0.2)) -> dict[str, Tensor]:
-    """Rows drawn without regard to anything: `fractions` train and validate, what is left tests."""
+    """A uniformly random split: `fractions` are for training and validation, the rest for the test."""
     return cut(torch.from_numpy(np.random.default_rng(seed).permutation(rows)), fractions)
 
 
@@ -28,27 +28,27 @@ def default_split(
     seed: int,
     fractions: tuple[float, float] = (0.6, 0.2),
 ) -> tuple[dict[str, Tensor], str]:
-    """Rows dealt to the splits class by class, whole groups together; and one sentence that says so.
+    """A split stratified by class that keeps groups together; and a sentence that describes it.
 
-    `fractions` of every class train and validate, what is left of it tests, to whole rows: a class of three rows or
-    more is in each split, one of two rows in training and one other split, a single row trains. Rows without a target
-    are dealt as one more class. Rows that share a group of any kind form a block, and a block is in one split; blocks
-    are dealt so that classes stay near their fractions, and every class has a block in training. With groups, the
-    split depends on ids and classes alone, not on the order of rows.
+    `fractions` of every class are for training and validation, the rest for the test, rounded to whole rows: a class of
+    three rows or more is in each split, a class of two rows in training and one other split, a single row in training.
+    Rows without a target count as one more class. Rows that share a group of any kind form a block, which is in one
+    split. Blocks are assigned such that classes are near their fractions and every class has a block in training. With
+    groups, the split depends on ids and classes only, not on the order of rows.
 
     Raises:
-        DataError: blocks are too few, or no way of dealing them leaves every class in training.
+        DataError: there are too few blocks, or no assignment leaves every class in training.
     """
     shares = (*fractions, 1 - sum(fractions))
     _, classes = np.unique(targets.numpy(), return_inverse=True)
     if groups:
         block = blocks(groups)
         try:
-            place = _deal_blocks(block, classes, groups, shares, seed)[block]
+            place = _split_blocks(block, classes, groups, shares, seed)[block]
         except DataError as error:
             raise DataError(f"dataset {name!r}: {error}") from error
     else:
-        place = _deal_rows(classes, shares, seed)
+        place = _split_rows(classes, shares, seed)
     splits = {split: torch.from_numpy(np.flatnonzero(place == number)) for number, split in enumerate(SPLITS)}
     percent = ", ".join(f"{split} {len(rows) / max(1, len(targets)):.0%}" for split, rows in splits.items())
     known = len(targets.unique()) > 1
@@ -57,10 +57,10 @@ def default_split(
     return splits, f"rows were split {how}, by seed {seed}{kept}: {percent}"
 
 
-def _deal_rows(classes: NDArray[np.int64], shares: tuple[float, ...], seed: int) -> NDArray[np.int64]:
-    """The split of each row: the fractions of every class, and what rounding leaves where most rows are missing."""
+def _split_rows(classes: NDArray[np.int64], shares: tuple[float, ...], seed: int) -> NDArray[np.int64]:
+    """The number of each row's split, by class; rows left by rounding go where most rows are missing so far."""
     place = np.zeros(len(classes), dtype=np.int64)
-    dealt, due = np.zeros(len(SPLITS)), np.zeros(len(SPLITS))
+    assigned, due = np.zeros(len(SPLITS)), np.zeros(len(SPLITS))
     order = np.argsort(classes, kind="stable")
     for number, rows in enumerate(np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)):
         exact = np.array(shares) * len(rows)
@@ -74,22 +74,22 @@ def _deal_rows(classes: NDArray[np.int64], shares: tuple[float, ...], seed: int)
             counts[np.argmax(counts - exact)] -= 1
         due += exact
         while counts.sum() < len(rows):
-            # A split that has its fraction of this class, rounded up, takes no more.
-            missing = np.where(counts < exact, due - dealt - counts, -np.inf)
+            # A split never gets more than its fraction of this class, rounded up.
+            missing = np.where(counts < exact, due - assigned - counts, -np.inf)
             counts[np.argmax(missing)] += 1
-        dealt += counts
+        assigned += counts
         drawn = np.random.default_rng([seed, number]).permutation(rows)
         place[drawn] = np.repeat(np.arange(len(SPLITS)), counts.astype(np.int64))
     return place
 
 
 def blocks(groups: Mapping[str, Tensor]) -> NDArray[np.int64]:
-    """The block of each row, numbered from 0: rows that share a group of any kind, directly or over other rows.
+    """The block of each row, numbered from 0: rows are connected if they share a group of any kind.
 
-    Numbers follow the ids of the first kind, not the order of rows.
+    Blocks are numbered by the ids of the first kind, not by the order of rows.
     """
     kinds = [np.unique(ids.numpy(), return_inverse=True)[1] for _, ids in sorted(groups.items())]
-    # Each row points at the first row that it is known to belong to.
+    # Each row points to the first row of its block that is known so far.
     block, before = np.arange(len(kinds[0])), None
     while before is None or not np.array_equal(before, block):
         before = block
@@ -100,79 +100,81 @@ def blocks(groups: Mapping[str, Tensor]) -> NDArray[np.int64]:
 
 
 def _lowest(ids: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The lowest value that goes with each id."""
+    """The lowest of the values of each id."""
     lowest = np.full(int(ids.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(lowest, ids, values)
     return lowest
 
 
-def _deal_blocks(
+def _split_blocks(
     block: NDArray[np.int64],
     classes: NDArray[np.int64],
     groups: Mapping[str, Tensor],
     shares: tuple[float, ...],
     seed: int,
 ) -> NDArray[np.int64]:
-    """The split of each block; large ones first, each where the classes are furthest from their fractions."""
+    """The number of each block's split: large blocks first, to the split with the largest deficit of its classes."""
     count = int(block.max(initial=-1)) + 1
     if count < len(SPLITS):
         each = ", ".join(f"{len(ids.unique())} of {kind!r}" for kind, ids in groups.items())
         raise DataError(
-            f"groups tie the rows into {'one block' if count == 1 else f'{count} blocks'} ({each}), and three splits "
+            f"groups connect the rows to {'one block' if count == 1 else f'{count} blocks'} ({each}), and three splits "
             "that share no group need at least three; give fewer kinds of groups, or `splits` of your own"
         )
     held = np.zeros((count, int(classes.max()) + 1))
     np.add.at(held, (block, classes), 1)
     size, total, holders = held.sum(1), held.sum(0), (held > 0).sum(0)
-    # What no other block has trains.
+    # The only block of a class has to be in training.
     bound = held[:, holders == 1].sum(1) > 0
     place = np.where(bound, 0, -1)
     have = np.stack([held[bound].sum(0), *np.zeros((2, len(total)))])
     wanted = np.outer(shares, total)
     shuffled = np.random.default_rng([seed, count]).permutation(count)
-    # By powers of two: among blocks of about one size the seed decides.
-    for one in shuffled[np.argsort(-np.floor(np.log2(size[shuffled])), kind="stable")]:
-        if place[one] < 0:
-            own = held[one] > 0
-            rise = held[one, own] * (2 * have[:, own] + held[one, own]) / (wanted[:, own] * total[own])
-            place[one] = int(np.argmin(rise.sum(1)))
-            have[place[one]] += held[one]
+    # Sizes are compared by powers of two, so the order of blocks of similar size depends on the seed.
+    for number in shuffled[np.argsort(-np.floor(np.log2(size[shuffled])), kind="stable")]:
+        if place[number] < 0:
+            present = held[number] > 0
+            rise = held[number, present] * (2 * have[:, present] + held[number, present])
+            rise /= wanted[:, present] * total[present]
+            place[number] = int(np.argmin(rise.sum(1)))
+            have[place[number]] += held[number]
     _mend(place, held, bound)
     if len(np.unique(place)) < len(SPLITS):
         raise DataError(
-            f"groups tie the rows into {count} blocks, of which {int(bound.sum())} hold a class of their own and "
-            "have to train: too few are left to validate and test; give fewer kinds of groups, or `splits` of your own"
+            f"groups connect the rows to {count} blocks, of which {int(bound.sum())} are the only ones of a class and "
+            "have to be in training: too few are left for validation and test; give fewer kinds of groups, or `splits` "
+            "of your own"
         )
     return place
 
 
 def _mend(place: NDArray[np.int64], held: NDArray[np.float64], bound: NDArray[np.bool_]) -> None:
-    """Move single blocks until every class trains and every split has a block, where that is possible."""
+    """Move single blocks until every class is in training and every split has a block, if that is possible."""
     size = held.sum(1)
     for number in range(held.shape[1]):
-        own = np.flatnonzero(held[:, number])
-        if len(own) and not (place[own] == 0).any():
-            place[own[np.argmin(size[own])]] = 0
+        holders = np.flatnonzero(held[:, number])
+        if len(holders) and not (place[holders] == 0).any():
+            place[holders[np.argmin(size[holders])]] = 0
     for split in (1, 2):
         if (place == split).any():
             continue
-        for one in np.argsort(size, kind="stable"):
-            rest = np.delete(np.arange(len(place)), one)
+        for block in np.argsort(size, kind="stable"):
+            rest = np.delete(np.arange(len(place)), block)
             left = held[rest][place[rest] == 0].sum(0) > 0
-            spare = not bound[one] and (place == place[one]).sum() > 1
-            if spare and (place[one] != 0 or left[held[one] > 0].all()):
-                place[one] = split
+            spare = not bound[block] and (place == place[block]).sum() > 1
+            if spare and (place[block] != 0 or left[held[block] > 0].all()):
+                place[block] = split
                 break
 
 
 def paper_split(rows: int, column: int) -> dict[str, Tensor]:
-    """The random 60/20/20 split that the released MST-Distill tables hold in their column `group_{column}`.
+    """The random 60/20/20 split in the column `group_{column}` of the released MST-Distill tables.
 
-    Those tables are the first twenty permutations of one seeded generator. Rows are drawn without regard to who
-    speaks, so the same voice, even the same clip, may train and test.
+    Those tables are the first twenty permutations of one seeded generator. The split ignores speakers, so the same
+    voice, even the same clip, may be in training and test.
 
     Raises:
-        SettingError: there are only columns 0 to 19.
+        SettingError: the column is not in 0 to 19.
     """
     if not 0 <= column < PAPER_COLUMNS:
         raise SettingError(
@@ -185,17 +187,17 @@ def paper_split(rows: int, column: int) -> dict[str, Tensor]:
 
 
 def cut(order: Int64[Tensor, " N"], fractions: tuple[float, float]) -> dict[str, Tensor]:
-    """Cut an order of rows in three, rounding both cuts down."""
+    """Cut a sequence of rows into the three splits; both positions are rounded down."""
     first = int(fractions[0] * len(order))
     second = int((fractions[0] + fractions[1]) * len(order))
     return {"train": order[:first], "validation": order[first:second], "test": order[second:]}
 
 
 def choose_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
-    """All rows, or so many of them drawn by `seed`, in their own order.
+    """All rows, or `wanted` of them drawn by `seed`, in ascending order.
 
     Raises:
-        SettingError: more are wanted than there are.
+        SettingError: `wanted` exceeds the available rows.
     """
     if wanted is None or wanted == available:
         return np.arange(available)
@@ -205,9 +207,9 @@ def choose_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int
 
 
 def split_sources(names: Sequence[str], seed: int, fractions: tuple[float, float], what: str) -> dict[str, list[str]]:
-    """Deal whole sources (voices, noise clips) to the splits, so that no two splits share one.
+    """Assign whole sources (voices, noise clips) to the splits, so that no source is in two splits.
 
-    Every split gets at least one. `what` names the sources in the error.
+    Every split gets at least one source. `what` names the sources in the error.
 
     Raises:
         DataError: there are fewer than three sources.
@@ -235,10 +237,10 @@ def split_sources(names: Sequence[str], seed: int, fractions: tuple[float, float
 
 
 def check_splits(splits: Mapping[str, Tensor], rows: int, name: str) -> None:
-    """Check that train, validation and test are there, hold rows, are in range and share none.
+    """Check that train, validation and test exist, are not empty, are in range and are disjoint.
 
     Raises:
-        DataError: says which split and why.
+        DataError: names the split and the fault.
     """
     missing = [split for split in SPLITS if split not in splits]
     unknown = sorted(set(splits) - set(SPLITS))

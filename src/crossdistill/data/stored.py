@@ -1,4 +1,4 @@
-"""A data set as a folder of arrays: how builders leave it in the cache and how it is opened, memory-mapped."""
+"""Writes a data set as a folder of arrays, and opens it, memory-mapped."""
 
 import json
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from crossdistill.data.split import SPLITS
 
 DESCRIPTION = "dataset.json"
 MAPPED_BYTES = 2**27
-"""Arrays from this size on stay on disk and are read by row."""
+"""Arrays from this size on are memory-mapped."""
 
 
 def store(folder: Path, dataset: Dataset) -> None:
-    """Write a data set; an input that is there already (`input.<modality>.npy`, built in blocks) is left as it is.
+    """Write a data set; an input file that exists already (`input.<modality>.npy`, built in blocks) is kept.
 
     Raises:
         DataError: an example holds NaN or Inf.
@@ -47,7 +47,7 @@ def store(folder: Path, dataset: Dataset) -> None:
 
 
 def open_stored(folder: Path) -> Dataset:
-    """The data set that `store` wrote into a folder of the cache."""
+    """The data set that `store` wrote to a folder of the cache."""
     content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     parameters = _read(folder, "parameter")
     splits = _read(folder, "split")
@@ -75,8 +75,8 @@ def open_stored(folder: Path) -> Dataset:
 
 
 def map_array(path: Path) -> Tensor:
-    """An array on disk as a tensor; from `MAPPED_BYTES` on only the rows that are used are read."""
-    # Copy on write: a tensor over a read-only mapping would warn, and nobody writes to it.
+    """An array on disk as a tensor; from `MAPPED_BYTES` on, rows are read when they are used."""
+    # Copy on write, because torch warns of tensors over read-only mappings.
     large = path.stat().st_size >= MAPPED_BYTES
     return torch.from_numpy(np.load(path, mmap_mode="c" if large else None, allow_pickle=False))
 

@@ -1,4 +1,4 @@
-"""Saver: what a running stage has found and where it is, saved when it is time, and brought back."""
+"""Saver: writes checkpoints of the running stage and restores them; StageState: its validation and best weights."""
 
 import time
 from collections.abc import Mapping
@@ -29,20 +29,20 @@ from crossdistill.training.monitor import metrics_text
 from crossdistill.training.step import Training
 
 
-def parts_of(job: Job) -> dict[str, dict[str, nn.Module]]:
-    """What is selected by itself: the method's own parts, and the learner with all else that trains."""
+def selected_parts(job: Job) -> dict[str, dict[str, nn.Module]]:
+    """Module groups whose best epoch is selected separately: each part of the method, and the student with the rest."""
     modules = job.modules()
-    own: dict[str, dict[str, nn.Module]] = {name: {name: module} for name, module in job.method.parts().items()}
-    rest = {name: module for name, module in modules.items() if name != "method" or not own}
-    return {**own, STUDENT: rest} if rest else own
+    parts: dict[str, dict[str, nn.Module]] = {name: {name: module} for name, module in job.method.parts().items()}
+    rest = {name: module for name, module in modules.items() if name != "method" or not parts}
+    return {**parts, STUDENT: rest} if rest else parts
 
 
 @dataclass
-class Found:
-    """What a stage has found so far: validation values, and the best state of each part selected by itself.
+class StageState:
+    """Validation values of a running stage, and the best weights of each part that is selected separately.
 
-    A best state takes as much room as what trains and is read once, at the end: large tensors of it lie in files of
-    this folder.
+    Best weights need as much memory as the weights that train and are read once, at the end: large tensors are kept in
+    files of `folder`.
     """
 
     folder: Path
@@ -51,31 +51,33 @@ class Found:
     best: dict[str, MappedTensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     totals: dict[str, float] = field(default_factory=dict)
-    """What the steps of the running epoch logged, added up."""
+    """Sums of the values logged by the steps of the running epoch."""
     seconds: float = 0.0
-    """Spent before the last resume."""
+    """Training time before the last resume."""
 
-    def consider(self, epoch: int, found: Mapping[str, float], parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
-        """Keep the parts that are strictly better than ever before."""
-        for name, value in found.items():
+    def consider(
+        self, epoch: int, validation: Mapping[str, float], parts: Mapping[str, Mapping[str, nn.Module]]
+    ) -> None:
+        """Keep the weights of each part whose validation value is strictly lower than in all earlier epochs."""
+        for name, value in validation.items():
             if name in parts and (name not in self.values or value < self.values[name]):
                 self.values[name], self.epochs[name] = value, epoch
                 self._keep({f"best/{name}/{key}": tensor for key, tensor in moving(parts[name]).items()})
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up the best states out of a checkpoint."""
+        """Restore the best weights from a checkpoint's tensors."""
         self._keep({key: value for key, value in tensors.items() if key.startswith("best/")})
 
     @torch.no_grad()
     def bring_back(self, parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
-        """Leave the best state in each part that has one."""
+        """Load the best weights into each part that has any."""
         for name in self.values:
             for key, target in moving(parts[name]).items():
                 self.best[f"best/{name}/{key}"].copy_to(target)
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in tensors.items():
-            # What was best before goes first, with its file.
+            # Free the previous best, and its file, before the new one is allocated.
             self.best.pop(name, None)
             self.best[name] = MappedTensor.copy(value.detach(), self.folder)
 
@@ -84,31 +86,34 @@ class Found:
         return {name: {"epoch": self.epochs[name], "value": value} for name, value in self.values.items()}
 
     def note(self, seconds: float) -> str:
-        """What was found, in one line."""
+        """One line for the display: epochs, seconds, and the selected validation values."""
         if not self.history:
             return "no epochs"
         values = ", ".join(
-            f"{name} {one['value']:.4f} (epoch {one['epoch']}{self._accuracy(name, one['epoch'])})"
-            for name, one in self.chosen().items()
+            f"{name} {chosen['value']:.4f} (epoch {chosen['epoch']}{self._accuracy(name, chosen['epoch'])})"
+            for name, chosen in self.chosen().items()
         )
         kind = f"lowest validation loss: {values}" if values else f"last validation: {metrics_text(self.history[-1])}"
         return f"{counted(len(self.history), 'epoch')} in {seconds:.1f} s, {kind}"
 
     def _accuracy(self, name: str, epoch: int | float) -> str:
-        """The learner's in the epoch that it was selected from."""
-        found = next((one for one in self.history if one["epoch"] == epoch and name == STUDENT), {})
-        return f", accuracy {found['accuracy']:.3f}" if "accuracy" in found else ""
+        """The student's validation accuracy in the selected epoch, as text; empty for other parts."""
+        values = next((values for values in self.history if values["epoch"] == epoch and name == STUDENT), {})
+        return f", accuracy {values['accuracy']:.3f}" if "accuracy" in values else ""
 
 
 class Saver:
-    """Saves the running stage when it is time, and brings it back. Several ranks save together, after epochs."""
+    """Writes checkpoints of the running stage when they are due, and restores the newest one.
+
+    Several ranks write one checkpoint together; by time, they do so only after epochs.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         job: Job,
         training: Training,
-        state: Found,
+        state: StageState,
         folder: Path,
         devices: Devices,
         tracking: Tracking,
@@ -119,21 +124,21 @@ class Saver:
         self._began = self._last = time.monotonic()
 
     def seconds(self) -> float:
-        """Time spent on this stage, with what its method measures before it trains, over all resumes."""
+        """Time spent on this stage over all resumes, with the method's own measuring pass before training."""
         return self._state.seconds + time.monotonic() - self._began
 
     def due(self, step: int) -> bool:
         """Whether to save after this step."""
         if self._settings.steps is not None:
             return (step + 1) % self._settings.steps == 0
-        return self._where.ranks == 1 and self._over()
+        return self._where.ranks == 1 and self._minutes_are_over()
 
     def due_after_epoch(self) -> bool:
         """Whether to save after this epoch."""
-        return self._settings.steps is not None or self._where.same(str(self._over())) == "True"
+        return self._settings.steps is not None or self._where.same(str(self._minutes_are_over())) == "True"
 
     def save(self, epoch: int, step: int) -> None:
-        """Write a checkpoint from which the given step is the next."""
+        """Write a checkpoint from which `step` is the next step."""
         self._training.agree()
         state = {
             "key": self._job.key,
@@ -146,15 +151,15 @@ class Saver:
             "metrics": self._tracking.position(),
         }
         best = self._state.best
-        tensors = {**moving(self._job.modules()), **{name: one.tensor for name, one in best.items()}}
+        tensors = {**moving(self._job.modules()), **{name: kept.tensor for name, kept in best.items()}}
         if self._where.is_main:
             save_checkpoint(self._folder, Checkpoint(self._job.index, epoch, step, tensors, state), self._settings.keep)
-        for one in best.values():
-            one.release()
+        for kept in best.values():
+            kept.release()
         self._last = time.monotonic()
 
     def kept(self) -> str:
-        """Where one could go on from, as a sentence."""
+        """A sentence that says from which checkpoint the run can be resumed."""
         name = newest_name(self._folder)
         return (
             "No checkpoint of this stage had been written yet; what earlier stages trained is kept"
@@ -163,29 +168,33 @@ class Saver:
         )
 
     def resume(self) -> tuple[int, int]:
-        """Take up the newest checkpoint of this stage; gives the epoch and step that come next."""
+        """Restore the newest checkpoint of this stage, and return the next epoch and step.
+
+        Raises:
+            ResumeError: the checkpoints belong to a stage with other data, first weights or code.
+        """
         saved = newest_checkpoint(self._folder)
         if saved is None or saved.stage != self._job.index:
-            # Lines of steps that are made again now.
+            # Remove the metrics of steps that are computed again.
             self._tracking.back_to(self._tracking.settled)
             return 0, 0
         if saved.state["key"] != self._job.key:
             raise ResumeError(
                 f"{self._folder} holds checkpoints of another stage {self._job.stage.name!r}: its recipe is the same, "
-                "but the data, weights that it starts from, or the code of your networks or methods, are not what they "
-                "were. Start anew in another folder"
+                "but the data, the weights that it starts from, or the code of your networks or methods have changed. "
+                "Start anew in another folder"
             )
         restore(self._job.modules(), saved.tensors)
         self._training.load_state(saved.state["training"])
         self._tracking.back_to(saved.state["metrics"])
-        found = self._state
-        found.values, found.epochs = dict(saved.state["best"]["values"]), dict(saved.state["best"]["epochs"])
-        found.take(saved.tensors)
-        found.totals.update(saved.state["totals"])
-        found.history, found.seconds = list(saved.state["history"]), float(saved.state["seconds"])
-        # Last of all: whatever was done to get here may have drawn random numbers.
+        state = self._state
+        state.values, state.epochs = dict(saved.state["best"]["values"]), dict(saved.state["best"]["epochs"])
+        state.take(saved.tensors)
+        state.totals.update(saved.state["totals"])
+        state.history, state.seconds = list(saved.state["history"]), float(saved.state["seconds"])
+        # Last, since the steps before may have drawn random numbers.
         self._where.restore_random_state(saved.state["rng"])
         return saved.epoch, saved.step
 
-    def _over(self) -> bool:
+    def _minutes_are_over(self) -> bool:
         return time.monotonic() - self._last > 60 * self._settings.minutes

@@ -1,4 +1,4 @@
-"""Whole training steps as CUDA graphs: a small student's step is a hundred launches, and a graph is one."""
+"""Whole training steps as CUDA graphs: one launch replaces the hundred launches of a small student's step."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,31 +13,31 @@ from crossdistill.errors import SettingError
 from crossdistill.method import Progress
 
 EAGER_STEPS = 3
-"""Steps before the first capture, in which libraries choose their kernels and the optimizer makes its state."""
+"""Steps before the first capture, in which libraries select kernels and the optimizer allocates its state."""
 
-Move = Callable[[Batch, Progress], dict[str, Tensor]]
-"""One optimizer step on a batch, and its numbers."""
+StepFunction = Callable[[Batch, Progress], dict[str, Tensor]]
+"""One optimizer step on a batch; returns the values to log."""
 
 
 @runtime_checkable
 class Graphs(Protocol):
-    """Whatever can record work and repeat it."""
+    """Captures a function's work and replays it."""
 
     def aside(self) -> AbstractContextManager[None]:
-        """Where work runs that is recorded later."""
+        """The context for steps before the capture."""
         ...
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Note what `work` would do, without doing it; gives what does it."""
+        """Capture the work of a function without executing it; returns a function that replays it."""
         ...
 
 
 class CudaGraphs:
-    """CUDA's own, on the present device."""
+    """CUDA graphs on the current device."""
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """A stream of its own, as captures have: autograd remembers where it first saw a weight."""
+        """A side stream, as captures need: autograd keeps the stream on which it first used a weight."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -45,7 +45,7 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Capture."""
+        """Capture the work as a `torch.cuda.CUDAGraph`."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             work()
@@ -53,14 +53,14 @@ class CudaGraphs:
 
 
 class GraphedStep:
-    """A step that is captured once for each epoch and then replayed on the same memory.
+    """A step that is captured once in each epoch and then replayed on the same memory.
 
-    Numbers that a method draws from the epoch (weights that decay) are constants of the graph, so each epoch has its
-    own. Batches of another size than the first one run as they are.
+    Values that a method derives from the epoch (decaying weights) are constants of the graph, hence a capture in each
+    epoch. Batches of another size than the first one run without a graph.
     """
 
-    def __init__(self, move: Move, graphs: Graphs) -> None:
-        self._move = move
+    def __init__(self, step: StepFunction, graphs: Graphs) -> None:
+        self._step = step
         self._graphs = graphs
         self._eager_left = EAGER_STEPS
         self._num_rows: int | None = None
@@ -70,7 +70,7 @@ class GraphedStep:
         self._logs: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """One step; its numbers are copies, which the next step does not touch.
+        """One step; the returned values are copies that the next step does not overwrite.
 
         Raises:
             SettingError: the step cannot be captured; says why.
@@ -79,7 +79,7 @@ class GraphedStep:
         if self._eager_left or len(batch) != self._num_rows:
             self._eager_left -= bool(self._eager_left)
             with self._graphs.aside():
-                return self._move(batch, progress)
+                return self._step(batch, progress)
         if self._epoch != progress.epoch:
             self._record(batch, progress)
             self._epoch = progress.epoch
@@ -92,36 +92,36 @@ class GraphedStep:
         return dict(zip(self._logs, values.unbind(), strict=True))
 
     def _record(self, batch: Batch, progress: Progress) -> None:
-        # A new batch each time: sources may remember what they found for a batch, by the identity of its tensors.
+        # A new copy in each epoch: sources cache their outputs by the identity of a batch's tensors.
         static = _copied(batch)
 
-        def move() -> None:
-            self._logs = self._move(static, progress)
+        def step() -> None:
+            self._logs = self._step(static, progress)
 
         self._replay = None
         try:
-            self._replay = self._graphs.record(move)
+            self._replay = self._graphs.record(step)
         except RuntimeError as error:
             raise SettingError(
-                "cuda_graphs: the step cannot be captured, because it looks at a value on the host or its shapes "
+                "cuda_graphs: the step cannot be captured, because it reads a value on the host or its shapes "
                 f"depend on one ({' '.join(str(error).split())[:300]}); set cuda_graphs to false"
             ) from error
         self._static = static
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, Mapping):
             for part in value.values():
                 add(part)
 
-    for one in fields(batch):
-        add(getattr(batch, one.name))
-    return found
+    for field in fields(batch):
+        add(getattr(batch, field.name))
+    return tensors
 
 
 def _copied(batch: Batch) -> Batch:
@@ -130,9 +130,9 @@ def _copied(batch: Batch) -> Batch:
             return value.clone()
         return {name: copy(part) for name, part in value.items()} if isinstance(value, Mapping) else value
 
-    return replace(batch, **{one.name: copy(getattr(batch, one.name)) for one in fields(batch)})
+    return replace(batch, **{field.name: copy(getattr(batch, field.name)) for field in fields(batch)})
 
 
 def _overwrite(static: Batch, batch: Batch) -> None:
-    for own, new in zip(_tensors(static), _tensors(batch), strict=True):
-        own.copy_(new, non_blocking=True)
+    for target, source in zip(_tensors(static), _tensors(batch), strict=True):
+        target.copy_(source, non_blocking=True)

@@ -1,4 +1,4 @@
-"""What a recipe would do, before it does it: stages, sizes, and time and memory projected from a few real steps."""
+"""Estimate of a recipe: its stages and sizes, and time and memory projected from a few timed steps."""
 
 import copy
 import itertools
@@ -21,14 +21,15 @@ from crossdistill.training.runner import validate
 from crossdistill.training.step import Training
 
 TIMED_STEPS = 3
-"""Enough for a projection; more, for figures that are quoted."""
+"""Enough for a projection; published figures need more."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """One stage: what trains (parameters), how many steps, projected seconds and the peak of memory in MB.
+    """The estimate of one stage.
 
-    `step_seconds` are the quartiles of the timed steps.
+    `trains` is the number of trained parameters, `step_seconds` the quartiles of the timed steps in seconds, `seconds`
+    the projected time and `peak_memory_mb` the peak memory in MB.
     """
 
     name: str
@@ -45,7 +46,7 @@ class StageForecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """A whole recipe, projected."""
+    """The estimate of a whole recipe; `members` maps each network to its number of parameters."""
 
     recipe: str
     student: str
@@ -59,11 +60,11 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """All stages together."""
+        """The projected time of all stages, in seconds."""
         return sum(stage.seconds for stage in self.stages)
 
     def text(self) -> str:
-        """For people."""
+        """A table for the terminal."""
         members = ", ".join(f"{name} {size:,}" for name, size in self.members.items())
         splits = ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items())
         lines = [
@@ -92,21 +93,21 @@ class Forecast:
 
 
 def _quartiles(seconds: tuple[float, ...]) -> str:
-    """In milliseconds, or in seconds where they are long."""
+    """As text, in milliseconds, or in seconds from 10 s on."""
     factor, unit = (1000, "ms") if seconds[-1] < 10 else (1, "s")
-    return " / ".join(f"{factor * one:.1f}" for one in seconds) + f" {unit}"
+    return " / ".join(f"{factor * value:.1f}" for value in seconds) + f" {unit}"
 
 
 def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -> Forecast:
-    """Build everything, time a few steps of each stage on throw-away weights, and project.
+    """Build all networks, time a few steps of each stage on copies of the weights, and project time and memory.
 
     Raises:
-        RecipeError: every fault of the recipe, as a run would find them.
+        RecipeError: lists every fault of the recipe, as `run` does.
     """
     with devices(recipe.device) as where:
         display.say("loading the data")
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(_thrown_away(recipe), dataset, where.device, ranks=where.ranks)
+        plan = prepare(_with_copies(recipe), dataset, where.device, ranks=where.ranks)
         stages = tuple(forecast_stage(plan, job, where, timed_steps) for job in plan.jobs)
         splits = {name: len(rows) for name, rows in dataset.splits.items()}
         device = str(where.device)
@@ -124,13 +125,13 @@ def forecast(recipe: Recipe, display: Display, timed_steps: int = TIMED_STEPS) -
 
 
 def forecast_stage(plan: Plan, job: Job, devices: Devices, timed_steps: int = TIMED_STEPS) -> StageForecast:
-    """Time a few steps of one stage, on the weights that are there; they move."""
-    training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices)
+    """Time a few steps of one stage; they change the weights of the plan's networks."""
+    training = Training(job, [*plan.members.values(), *(planned.method for planned in plan.jobs)], devices)
     order, epochs = job.order, job.stage.epochs
     devices.reset_peak()
     times = []
     every = itertools.chain.from_iterable(order.epoch(epoch) for epoch in itertools.count())
-    # A stage of no epochs only looks through the data, which is not projected.
+    # A stage of no epochs only measures over the data, which is not projected.
     for step, rows in enumerate(itertools.islice(every, timed_steps + 1 if epochs else 0)):
         began = time.perf_counter()
         training.step(rows, Progress(0, max(1, epochs), step, order.steps, devices.gather))
@@ -139,7 +140,7 @@ def forecast_stage(plan: Plan, job: Job, devices: Devices, timed_steps: int = TI
     if epochs:
         validate(job, training, devices)
     validation = time.perf_counter() - began
-    # The first step pays for allocations and for torch's own late imports.
+    # The first step includes allocations and torch's lazy imports, so it is left out.
     later = times[1:] or [0.0]
     quartiles = statistics.quantiles(later, n=4) if len(later) > 1 else later * 3
     steady = quartiles[1]
@@ -157,8 +158,8 @@ def forecast_stage(plan: Plan, job: Job, devices: Devices, timed_steps: int = TI
     )
 
 
-def _thrown_away(recipe: Recipe) -> Recipe:
-    """The recipe with copies of the live networks in it: the timed steps must not train somebody's own."""
+def _with_copies(recipe: Recipe) -> Recipe:
+    """The recipe with copies of its live networks: timed steps must not change the caller's weights."""
     teachers = {n: copy.deepcopy(t) if isinstance(t, Network) else t for n, t in recipe.teachers.items()}
     student = copy.deepcopy(recipe.student) if isinstance(recipe.student, Network) else recipe.student
     return recipe.model_copy(update={"student": student, "teachers": teachers})
@@ -169,7 +170,7 @@ def _size(modules: Iterable[nn.Module]) -> int:
 
 
 def _bank_bytes(plan: Plan) -> int:
-    """Float32 logits of every teacher for every training and validation row."""
+    """Size of the float32 logits of every teacher for every training and validation row."""
     rows = len(banked_rows(plan.dataset))
     numbers = 0
     for teacher in plan.teachers.values():
@@ -181,7 +182,7 @@ def _bank_bytes(plan: Plan) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
+    """A time as text, in seconds, minutes or hours by its size."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

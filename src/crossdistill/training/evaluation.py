@@ -1,4 +1,4 @@
-"""How well a network does on a split: predictions without gradient, and a metric over all of them at once."""
+"""Evaluation on a split: predictions without gradient, and a metric over all of them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from crossdistill.training.metrics import METRICS, measure
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a network said of the rows of a split that have a target and that it sees, row by row.
+    """A network's predictions, one per row of a split that has a target and for which its inputs are present.
 
-    `probabilities` (N, C) are there where they were wanted.
+    `ids`, `predicted` and `targets` have shape (N,), `probabilities` (N, C) or None.
     """
 
     ids: Int64[Tensor, " N"]
@@ -34,7 +34,7 @@ class Predictions:
     probabilities: Float[Tensor, "N C"] | None = None
 
     def accuracy(self) -> float:
-        """Fraction of rows that are right, dimensionless."""
+        """Fraction of correct predictions; NaN without rows."""
         return float((self.predicted == self.targets).double().mean()) if len(self.targets) else float("nan")
 
 
@@ -47,9 +47,9 @@ def batches(
     only: Collection[str] | None = None,
     view: Tensor | None = None,
 ) -> Iterator[Batch]:
-    """Rows in their order, as whole batches of `size` rows on a device.
+    """The rows in their order, in batches of `size` on a device; the last batch may be smaller.
 
-    `only` names the modalities to fetch (None: all), `view` says in which view each row is wanted (None: as they are).
+    `only` names the modalities to fetch (None: all); `view` is the augmented view of each row (None: no augmentation).
     """
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
@@ -66,12 +66,12 @@ def predict(
     only: Collection[str] | None = None,
     probabilities: bool = False,
 ) -> Predictions:
-    """Class numbers for all rows that have a target and whose modalities are present.
+    """Predicted classes of all rows that have a target and whose modalities are present.
 
-    With `probabilities`, those of all classes beside them. `only` names the modalities that the source reads (None: all
+    With `probabilities`, the softmax over the classes too. `only` names the modalities that the source reads (None: all
     are fetched).
     """
-    ids, predicted, targets, likely = [], [], [], []
+    ids, predicted, targets, softmax = [], [], [], []
     size = rows_at_once(source, lambda n: dataset.batch(rows[:n], only=only).to(device), len(rows), device)
     for batch in batches(dataset, rows, device, size, only=only):
         outputs = source(batch)
@@ -83,23 +83,26 @@ def predict(
         targets.append(known[keep])
         ids.append(outputs.of(batch.ids)[keep])
         if probabilities:
-            likely.append(logits.movedim(1, -1)[keep].softmax(-1).cpu())
-    none = torch.zeros(0, dtype=torch.int64)
-    one, two, three = (torch.cat(part).cpu() if part else none for part in (ids, predicted, targets))
-    return Predictions(one, two, three, torch.cat(likely) if likely else None)
+            softmax.append(logits.movedim(1, -1)[keep].softmax(-1).cpu())
+    empty = torch.zeros(0, dtype=torch.int64)
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts).cpu() if parts else empty
+
+    return Predictions(joined(ids), joined(predicted), joined(targets), torch.cat(softmax) if softmax else None)
 
 
-class Overheard:
-    """A source whose answers are compared with the targets on their way to a method."""
+class WithAccuracy:
+    """A source that counts the correct predictions among the outputs that a method reads."""
 
     def __init__(self, source: Teacher) -> None:
         self.name, self.modalities, self.spec = source.name, source.modalities, source.spec
         self._source = source
         self.counts = torch.zeros(2, dtype=torch.float64)
-        """Right answers, and answers that have a target."""
+        """Correct predictions, and predictions of rows with a target."""
 
     def __call__(self, batch: Batch) -> Outputs:
-        """What the source gives."""
+        """The outputs of the source."""
         outputs = self._source(batch)
         if outputs.logits is not None and batch.targets is not None:
             known = outputs.of(batch.targets)
@@ -109,20 +112,20 @@ class Overheard:
         return outputs
 
     def select(self, signals: Iterable[Signal]) -> Teacher:
-        """The source, asked for these things; no longer listened to."""
+        """The source restricted to these signals, without counting."""
         return self._source.select(signals)
 
     def sees(self, batch: Batch) -> Batch:
-        """The rows that the source looks at."""
+        """The rows for which the source's inputs are present."""
         return self._source.sees(batch)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        """The source's own."""
+        """The source's tail from this tap on."""
         return self._source.tail(tap)
 
 
 def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accuracy") -> dict[str, Any]:
-    """A finished run's saved student on a split of its data.
+    """A metric of a finished run's saved student on a split of its data.
 
     Raises:
         SettingError: the recipe's data has no such split, or there is no such metric.
@@ -135,15 +138,17 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accura
     if split not in dataset.splits:
         raise SettingError(f"data {dataset.name!r} has no split {split!r}; {nearest(split, dataset.splits)}")
     rows = dataset.splits[split]
-    found = predict(student.network, dataset, rows, torch.device("cpu"), only=student.network.reads)
-    # Single precision would not repeat the number that the run wrote.
-    own = metric == "accuracy"
-    value = found.accuracy() if own else measure(metric, found.predicted, found.targets, len(dataset.classes))
-    return {"split": split, "metric": metric, "value": value, "rows": len(found.targets), "of": len(rows)}
+    predictions = predict(student.network, dataset, rows, torch.device("cpu"), only=student.network.reads)
+    if metric == "accuracy":
+        # In double precision, as the run computed it; torchmetrics computes in single precision.
+        value = predictions.accuracy()
+    else:
+        value = measure(metric, predictions.predicted, predictions.targets, len(dataset.classes))
+    return {"split": split, "metric": metric, "value": value, "rows": len(predictions.targets), "of": len(rows)}
 
 
 def chance(dataset: Dataset, split: str = "test") -> Predictions:
-    """What always naming the class that is most frequent in the training split says of the rows with a target."""
+    """Predictions of the most frequent class of the training split, for all rows with a target."""
     train = dataset.targets[dataset.splits["train"]]
     train = train[train != MISSING_TARGET]
     best = torch.bincount(train, minlength=len(dataset.classes)).argmax()

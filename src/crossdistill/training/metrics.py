@@ -1,6 +1,6 @@
-"""How right class numbers are, in one number: by torchmetrics, which is imported on first use only.
+"""Classification metrics, computed by torchmetrics, which is imported on first use.
 
-One of them is not torchmetrics' own: its macro average counts classes that occur in predictions only.
+Balanced accuracy is averaged here: torchmetrics' macro average counts classes that occur in predictions only.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor
 
-# Names here -> function of `torchmetrics.functional.classification` and its settings beside the number of classes.
+# Metric -> function of `torchmetrics.functional.classification` and its settings besides the number of classes.
 METRICS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "accuracy": ("multiclass_accuracy", {"average": "micro"}),
@@ -23,12 +23,12 @@ METRICS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
 
 
 def measure(metric: str, predicted: Int64[Tensor, " N"], targets: Int64[Tensor, " N"], classes: int) -> float:
-    """A metric of `METRICS` over all rows at once, dimensionless; NaN where there is no row."""
+    """A metric of `METRICS` over all rows at once; NaN without rows."""
     if not len(targets):
         return float("nan")
     from torchmetrics.functional import classification
 
     function, settings = METRICS[metric]
-    found: Tensor = getattr(classification, function)(predicted, targets, num_classes=classes, **settings)
-    # Of values by class, the mean over those that occur in the targets (sklearn's balanced_accuracy_score).
-    return float(found if found.ndim == 0 else found[targets.unique()].mean())
+    value: Tensor = getattr(classification, function)(predicted, targets, num_classes=classes, **settings)
+    # Values by class are averaged over the classes that occur in the targets (sklearn's balanced_accuracy_score).
+    return float(value if value.ndim == 0 else value[targets.unique()].mean())

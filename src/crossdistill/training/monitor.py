@@ -1,4 +1,4 @@
-"""The numbers of the last steps, looked at together: on an accelerator each look waits for it."""
+"""Monitor: checks and logs the values of several steps together, since each check synchronises with the device."""
 
 import math
 import time
@@ -13,41 +13,41 @@ from crossdistill.method import Progress
 from crossdistill.run_folder.loggers import Tracking
 from crossdistill.stage import Stage
 
-LOOK_EVERY = {"cpu": 1, "cuda": 50, "mps": 50}
-"""Steps between two looks, by the kind of device."""
+CHECK_EVERY = {"cpu": 1, "cuda": 50, "mps": 50}
+"""Steps between two checks, by the type of device."""
 IDS_SHOWN = 16
 SKIPS_ALLOWED = 32
-"""Steps in a row that may be left out because float16 overflowed: each halves the loss scale, which starts at 2¹⁶."""
+"""Consecutive steps that may be skipped because float16 overflowed: each halves the loss scale, which starts at 2¹⁶."""
 
 
 @dataclass
-class Watch:
-    """Keeps the terms of each step until they are looked at: then they are tracked, if all of them are finite."""
+class Monitor:
+    """Collects the logged values of steps, and writes them to the metrics once they are checked to be finite."""
 
     stage: str
     kind: str
-    """Of device."""
+    """Type of device: "cpu", "cuda" or "mps"."""
     tracking: Tracking
     kept: Callable[[], str]
-    """What is left when a run stops here, as a sentence."""
+    """Returns a sentence that says which checkpoint is kept, for errors."""
     totals: dict[str, float] = field(default_factory=dict)
-    """What the steps of this epoch logged, added up; part of a checkpoint, since an epoch may be resumed."""
+    """Sums of the values logged in this epoch; part of a checkpoint, since an epoch may be resumed."""
     waiting: list[tuple[Tensor, Progress, Mapping[str, Tensor]]] = field(default_factory=list)
     skips: int = 0
-    """Steps in a row that were left out so far."""
+    """Consecutive skipped steps so far."""
     loss: float = math.nan
-    """Of the last step that was looked at."""
+    """Loss of the last step that was checked."""
     rows: int = 0
-    """Training rows since this process went on with the stage."""
+    """Training rows since this process started or resumed the stage."""
 
     def add(self, rows: Tensor, progress: Progress, logs: Mapping[str, Tensor]) -> bool:
-        """Take one step's numbers; whether it is time to look."""
+        """Collect the values of one step; returns whether `check` is due."""
         self.waiting.append((rows, progress, logs))
         self.rows += len(rows)
-        return len(self.waiting) >= LOOK_EVERY[self.kind] or progress.step + 1 == progress.steps
+        return len(self.waiting) >= CHECK_EVERY[self.kind] or progress.step + 1 == progress.steps
 
-    def look(self) -> None:
-        """Track all that waits.
+    def check(self) -> None:
+        """Check and log the values collected so far.
 
         Raises:
             NonFiniteError: NaN or Inf in a step, or too many steps were skipped for it; names the sample ids.
@@ -57,9 +57,9 @@ class Watch:
         flat = torch.stack([value.float().reshape(()) for _, _, logs in self.waiting for value in logs.values()])
         numbers = iter(flat.tolist())
         for rows, progress, logs in self.waiting:
-            found = {name: next(numbers) for name in logs}
-            bad = sorted(name for name, value in found.items() if not math.isfinite(value))
-            self.skips = self.skips + 1 if found.get("skipped") else 0
+            values = {name: next(numbers) for name in logs}
+            bad = sorted(name for name, value in values.items() if not math.isfinite(value))
+            self.skips = self.skips + 1 if values.get("skipped") else 0
             bad += [f"the gradients of {self.skips} steps in a row"] if self.skips > SKIPS_ALLOWED else []
             if bad:
                 where = f"stage {self.stage!r}, epoch {progress.epoch}, step {progress.step}"
@@ -68,14 +68,14 @@ class Watch:
                     f"{self.kept()}. Look at these samples; if they are sound, lower the learning rate or set "
                     "clip_norm, and start again in another folder"
                 )
-            self.loss = found["loss"]
-            self.tracking.log("step", self.stage, progress.epoch, progress.step, found)
-            for name, value in found.items():
+            self.loss = values["loss"]
+            self.tracking.log("step", self.stage, progress.epoch, progress.step, values)
+            for name, value in values.items():
                 self.totals[name] = self.totals.get(name, 0.0) + value
         self.waiting.clear()
 
     def end_epoch(self, progress: Progress, summary: Callable[[Mapping[str, float]], Mapping[str, float]]) -> None:
-        """Track what a method makes of the sums over an epoch, all of whose steps were looked at."""
+        """Log a method's summary of the sums over an epoch, all of whose steps are checked."""
         values = summary(self.totals)
         if values:
             self.tracking.log("epoch", self.stage, progress.epoch, progress.steps, values)
@@ -83,41 +83,41 @@ class Watch:
 
 
 class Pace:
-    """Where a stage is and how fast: the text beside its bar."""
+    """The text beside a stage's progress bar: epoch, loss, validation and speed."""
 
-    def __init__(self, stage: Stage, watch: Watch) -> None:
+    def __init__(self, stage: Stage, monitor: Monitor) -> None:
         self._stage, self._epochs = stage.name, stage.epochs
-        self._watch = watch
+        self._monitor = monitor
         self._began = time.monotonic()
         self._validation = ""
 
-    def validated(self, epoch: int, steps: int, found: Mapping[str, int | float]) -> None:
-        """Track what a validation gave, and when."""
-        tracking = self._watch.tracking
-        tracking.log("validation", self._stage, epoch, steps, found)
+    def validated(self, epoch: int, steps: int, validation: Mapping[str, int | float]) -> None:
+        """Log validation values, the time and the speed."""
+        tracking = self._monitor.tracking
+        tracking.log("validation", self._stage, epoch, steps, validation)
         tracking.clock(self._stage, epoch, time.monotonic() - self._began, self._speed())
-        self._validation = f", validation: {metrics_text(found)}"
+        self._validation = f", validation: {metrics_text(validation)}"
 
     def _speed(self) -> float:
-        """Training rows a second since this process went on with the stage, validation and checkpoints in the time."""
-        return self._watch.rows / max(time.monotonic() - self._began, 1e-9)
+        """Training rows per second since this process started the stage; validation and checkpoints count as time."""
+        return self._monitor.rows / max(time.monotonic() - self._began, 1e-9)
 
     def text(self, epoch: int) -> str:
-        """For people."""
+        """One line for the display."""
         speed = f"{self._speed():,.0f} rows/s"
-        return f"epoch {epoch + 1}/{self._epochs}, loss {self._watch.loss:.4g}{self._validation}, {speed}"
+        return f"epoch {epoch + 1}/{self._epochs}, loss {self._monitor.loss:.4g}{self._validation}, {speed}"
 
 
-def metrics_text(found: Mapping[str, int | float]) -> str:
-    """Validation values as people read them: losses by part, and the accuracy."""
-    losses = {name: value for name, value in found.items() if name not in ("epoch", "accuracy")}
-    # One part alone needs no name.
+def metrics_text(validation: Mapping[str, int | float]) -> str:
+    """Validation values as text: losses by part, and the accuracy."""
+    losses = {name: value for name, value in validation.items() if name not in ("epoch", "accuracy")}
+    # A single part is shown without its name.
     parts = [f"loss {name if len(losses) > 1 else ''}".strip() + f" {value:.4f}" for name, value in losses.items()]
-    parts += [f"accuracy {found['accuracy']:.3f}"] if "accuracy" in found else []
+    parts += [f"accuracy {validation['accuracy']:.3f}"] if "accuracy" in validation else []
     return ", ".join(parts)
 
 
 def shown(rows: Tensor) -> str:
-    """The first sample ids, and how many more there are."""
+    """The first sample ids, and the number of the rest, as text."""
     more = f" and {len(rows) - IDS_SHOWN} more" if len(rows) > IDS_SHOWN else ""
     return f"{rows[:IDS_SHOWN].tolist()}{more}"

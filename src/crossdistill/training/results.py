@@ -1,4 +1,4 @@
-"""What a run leaves behind: the outcomes of its stages, test results, and the student's folder."""
+"""The end of a run: test results, predictions, and the student's folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from crossdistill.training.evaluation import Predictions, chance, predict
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished stage: its name and what its `outcome.json` says."""
+    """A finished stage: its name and the content of its `outcome.json`."""
 
     stage: str
     about: Mapping[str, Any]
@@ -32,9 +32,9 @@ class Outcome:
 def finish(
     plan: Plan, out: Path, outcomes: Sequence[Outcome], devices: Devices, split: str = "test", memory: float = 0.0
 ) -> Report:
-    """Read the test split (or another), once; write predictions, the student, and last of all `results.json`.
+    """Evaluate once on the test split (or another); write predictions, the student, and `results.json` last.
 
-    `memory` is the peak of what came before the first stage, in MB; the row of the student has that of the whole run.
+    `memory` is the peak memory before the first stage, in MB; the student's row has the peak of the whole run.
     """
     recipe, dataset = plan.recipe, plan.dataset
     rows = dataset.splits[split]
@@ -46,9 +46,10 @@ def finish(
     with_target = _fraction(dataset.targets != MISSING_TARGET, dataset)
     results = [table.row("chance", chance(dataset, split), labelled=with_target)]
     for name, teacher in plan.teachers.items():
-        found = predict(teacher.select({Signal.LOGITS}), dataset, rows, devices.device, only=teacher.modalities)
-        # Of a teacher that sees no such row, which the run has said, there is nothing to tell.
-        results += [table.row(f"teacher:{name}", found, labelled=with_target)] * bool(len(found.targets))
+        predictions = predict(teacher.select({Signal.LOGITS}), dataset, rows, devices.device, only=teacher.modalities)
+        # A teacher whose inputs are absent in the whole split has no row; the run has shown that before.
+        if len(predictions.targets):
+            results.append(table.row(f"teacher:{name}", predictions, labelled=with_target))
     student = predict(learner, dataset, rows, devices.device, only=learner.modalities, probabilities=True)
     memory = max(memory, devices.peak_memory(), *(float(outcome.about["peak_memory_mb"]) for outcome in outcomes))
     row = table.row(f"{method}@{recipe.control}" if recipe.control else method, student)
@@ -71,7 +72,7 @@ def finish(
 
 
 class _Table:
-    """Rows of one run share most of their fields."""
+    """Makes the result rows of one run, which share most of their fields."""
 
     def __init__(self, plan: Plan, metric: str) -> None:
         self._plan = plan
@@ -79,9 +80,9 @@ class _Table:
         data = plan.recipe.data
         self._labelled = labelled_fraction(data) if isinstance(data, Dataset) else data.labelled
 
-    def row(self, method: str, found: Predictions, *, labelled: float | None = None) -> Row:
-        """One line of results."""
-        accuracy = found.accuracy()
+    def row(self, method: str, predictions: Predictions, *, labelled: float | None = None) -> Row:
+        """The row of one source's predictions."""
+        accuracy = predictions.accuracy()
         return Row(
             data=self._plan.dataset.name,
             method=method,
@@ -93,25 +94,25 @@ class _Table:
             mean=accuracy,
             std=None,
             values=(accuracy,),
-            test_rows=len(found.targets),
+            test_rows=len(predictions.targets),
             seconds=0.0,
             peak_memory_mb=0.0,
         )
 
 
 def labelled_fraction(dataset: Dataset) -> float:
-    """Fraction of all training rows that have a label which the student may use, to four digits."""
+    """Fraction of the training rows whose label the student may use, to four digits."""
     known = dataset.targets != MISSING_TARGET
     return _fraction(known if dataset.labelled is None else known & dataset.labelled, dataset)
 
 
 def _fraction(rows: Tensor, dataset: Dataset) -> float:
-    """Of the training rows, to four digits."""
+    """Fraction of the training rows that a mask selects, to four digits."""
     return round(float(rows[dataset.splits["train"]].double().mean()), 4)
 
 
 def _remove(student: Path) -> None:
-    """A student that is there is of a kill at the very end, or damaged: it is written again."""
+    """Remove a student's folder that is damaged or was left by a killed process, before it is written again."""
     if student.is_dir():
         try:
             remove_folder(student)
@@ -119,15 +120,15 @@ def _remove(student: Path) -> None:
             raise storage_error(student, error) from error
 
 
-def _save_predictions(path: Path, found: Predictions) -> None:
+def _save_predictions(path: Path, predictions: Predictions) -> None:
     import numpy as np
 
-    assert found.probabilities is not None
+    assert predictions.probabilities is not None
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
-            ids=found.ids.numpy(),
-            predicted=found.predicted.numpy(),
-            targets=found.targets.numpy(),
-            probabilities=found.probabilities.numpy(),
+            ids=predictions.ids.numpy(),
+            predicted=predictions.predicted.numpy(),
+            targets=predictions.targets.numpy(),
+            probabilities=predictions.probabilities.numpy(),
         )

@@ -1,4 +1,4 @@
-"""The loops: `run` a recipe, `fit` a stage, `validate` and evaluate. They read from top to bottom."""
+"""The training loops: `run` trains all stages of a recipe, `fit` trains one stage, `validate` measures it."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -32,15 +32,15 @@ from crossdistill.runtime.hashing import derived_seed, fingerprint, tensor_hash
 from crossdistill.runtime.interruption import Interruption
 from crossdistill.runtime.lock import Holder, Lock
 from crossdistill.runtime.progress import Display, Quiet, Terminal, attended
-from crossdistill.training.checkpointer import Found, Saver, parts_of
-from crossdistill.training.evaluation import Overheard, batches
-from crossdistill.training.monitor import Pace, Watch, shown
+from crossdistill.training.checkpointer import Saver, StageState, selected_parts
+from crossdistill.training.evaluation import WithAccuracy, batches
+from crossdistill.training.monitor import Monitor, Pace, shown
 from crossdistill.training.results import Outcome, finish
 from crossdistill.training.step import Training
 from crossdistill.training.teacher_accuracy import TeacherCheck
 
 Stop = Callable[[], bool]
-"""Whether a run is to stop at the next step; asked after every one."""
+"""Returns whether the run stops; called after every step."""
 
 
 def _never() -> bool:
@@ -61,29 +61,38 @@ def run(
     split: str = "test",
     wait: bool = False,
 ) -> Report:
-    """Train everything that a recipe says, and evaluate on the test split once, at the end.
+    """Train all stages of a recipe, then evaluate once on the test split.
 
-    `share` is a folder in which stages are looked up by everything that their numbers depend on, and left for
-    other runs; of several runs at the same time, on any machine, one trains a stage and the others wait for it.
-    `banks` is a folder for what frozen networks gave, which several runs may use at a time; by default `banks` in
-    `share`, or else in the run's own folder. `dataset` saves loading the recipe's data again. A run that was killed
-    goes on with `resume`; on a finished one it does nothing, or writes again what is damaged. Networks of your own that
-    train are copied: yours stay as they were, and the trained student is in the folder `student` of `out`
-    (`load_student`). Parameters that come with `requires_grad=False` do not train. On a terminal and in notebooks bars
-    show stage, epoch, loss, validation, rows per second and the time that is left, unless `progress` is False or
-    another `display` is given. Once `stop` gives True, it saves where it is and ends; without a `stop` of yours, Ctrl-C
-    does that (in the main thread, where the program handles it in no other way). With another `split`, results are of
-    that split, and no row of the test split is read. One process at a
-    time computes in `out`; with `wait` a second one waits.
+    Networks that the program built itself and that train are copied: the originals keep their weights, and the trained
+    student is written to the folder `student` of `out` (see `load_student`). Parameters with `requires_grad=False` do
+    not train. On a terminal and in notebooks, bars show stage, epoch, loss, validation, rows per second and remaining
+    time.
+
+    Args:
+        recipe: what to train.
+        out: the run's folder. One process at a time computes in it.
+        resume: continue a run that was interrupted. On a finished run this does nothing, or rewrites damaged files.
+        share: a folder with finished stages, looked up by a key over everything that their numbers depend on. Runs add
+            their stages to it. When several runs need a stage at the same time, on any machine, one trains it and the
+            others wait.
+        banks: a folder for stored outputs of frozen networks, which several runs may use at the same time; by default
+            `banks` in `share`, or else in `out`.
+        dataset: the recipe's data, if they are loaded already.
+        display: where progress is shown, instead of the terminal.
+        progress: False shows no bars.
+        stop: called after every step; once it returns True, the run writes a checkpoint and ends. By default Ctrl-C
+            does this, in the main thread and if the program does not handle SIGINT itself.
+        split: the split for the results. With another one than "test", no row of the test split is read.
+        wait: wait while another process computes in `out`, instead of raising RunError.
 
     Raises:
-        RecipeError: every fault of the recipe, before any training.
+        RecipeError: lists every fault of the recipe, before any training.
         DataError: arrays of the data were changed after a data set was made of them.
-        RunError: the folder holds another run, or this one already; another process computes it; or what is needed to
-            go on differs.
+        RunError: the folder holds another run, or this one already; another process computes in it; or the conditions
+            of the run have changed since it began.
         NonFiniteError: NaN or Inf in a loss; names the batch.
-        StorageError: something could not be written; what was written before is intact.
-        StoppedError: `stop` gave True; says how to go on.
+        StorageError: a file could not be written; files written before are intact.
+        StoppedError: `stop` returned True; says how to resume.
     """
     out = run_folder(out)
     for data in (dataset, recipe.data):
@@ -98,13 +107,13 @@ def run(
         done, _ = examine(out, recipe, resume, where) if resume else (None, None)
         if done is None:
             held.enter_context(held_by_all(out, where, _said(display, out) if wait else None))
-            # Whoever held it before may have finished it.
+            # The process that held the folder before may have finished the run.
             done, damage = examine(out, recipe, resume, where)
             if done is None:
                 if damage is not None:
                     display.say(f"{damage}; what the run wrote at its end is written again")
-                given = [one for one in (recipe.student, *recipe.teachers.values()) if isinstance(one, Network)]
-                with left_as_they_were(given):
+                members = (recipe.student, *recipe.teachers.values())
+                with left_as_they_were([member for member in members if isinstance(member, Network)]):
                     return _computed(recipe, out, resume, share, banks, dataset, where, display, stop, split)
         if where.is_main:
             drop_leftover(out)
@@ -128,7 +137,7 @@ def _computed(
     stop: Stop,
     split: str,
 ) -> Report:
-    """All stages, and the results; the folder is held."""
+    """Train all stages and write the results; this process holds the lock of the folder."""
     devices.reset_peak()
     require(recipe.tracking)
     if dataset is None:
@@ -168,18 +177,22 @@ def _stage(
     check: TeacherCheck,
     stop: Stop,
 ) -> Outcome:
-    """A stage's outcome: from this run, from a shared folder, or by training now."""
-    modules, own = job.modules(), out / "stages" / job.folder
+    """The outcome of a stage: read from this run's folder or from the shared folder, or else trained now."""
+    modules, stage_folder = job.modules(), out / "stages" / job.folder
     if share is not None and job.unkeyed:
-        display.say(f"{job.stage.name}: not shared with other runs, since no key says all of it: {_first(job.unkeyed)}")
+        display.say(
+            f"{job.stage.name}: not shared with other runs, since its key would be incomplete: {_first(job.unkeyed)}"
+        )
         share = None
-    about = load_outcome(own, modules, job.key) or _shared(job, own, share, devices, tracking, display)
+    about = load_outcome(stage_folder, modules, job.key) or _shared(
+        job, stage_folder, share, devices, tracking, display
+    )
     if about is None:
-        # Several ranks are one run: runs of one rank alone look out for each other.
+        # The lock coordinates runs of one rank each. A run of several ranks does not take it.
         lock = Lock(share / "locks" / job.key) if share is not None and devices.ranks == 1 else None
         with nullcontext() if lock is None else lock.held(_waiting(job, display)):
-            # Whoever held the lock before may have trained it.
-            about = None if lock is None else _shared(job, own, share, devices, tracking, display)
+            # The process that held the lock before may have trained the stage.
+            about = None if lock is None else _shared(job, stage_folder, share, devices, tracking, display)
             if about is None:
                 devices.reset_peak()
                 supplied, seconds = supply(job, plan.recipe.bank, banks, devices, display)
@@ -189,7 +202,7 @@ def _stage(
                 about |= {} if job.stage.ema is None else {"ema": job.stage.ema}
                 devices.wait()
                 if devices.is_main:
-                    for folder in [own, *([] if share is None else [share / job.key])]:
+                    for folder in [stage_folder, *([] if share is None else [share / job.key])]:
                         save_outcome(folder, modules, about)
                 devices.wait()
     tracking.settled = int(about["metrics"])
@@ -206,15 +219,15 @@ def _first(reasons: Sequence[str]) -> str:
 
 
 def _shared(
-    job: Job, own: Path, share: Path | None, devices: Devices, tracking: Tracking, display: Display
+    job: Job, stage_folder: Path, share: Path | None, devices: Devices, tracking: Tracking, display: Display
 ) -> dict[str, Any] | None:
-    """Take a stage's outcome over from the shared folder, if there is one and it lies there."""
+    """Copy the outcome of a stage from the shared folder into this run; None if it is not there."""
     about = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
     if about is not None:
         display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
         about |= {"metrics": tracking.position()}
         if devices.is_main:
-            save_outcome(own, job.modules(), about)
+            save_outcome(stage_folder, job.modules(), about)
     return about
 
 
@@ -225,26 +238,29 @@ def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
 def fit(
     plan: Plan, job: Job, out: Path, devices: Devices, tracking: Tracking, display: Display, stop: Stop = _never
 ) -> dict[str, Any]:
-    """Train one stage from its start, or from its newest checkpoint; leaves the selected state in the modules.
+    """Train one stage from its start or from its newest checkpoint, and load the selected state into its modules.
+
+    Returns:
+        What `outcome.json` of the stage holds: key, seconds, peak memory in MB, selected epochs and validation history.
 
     Raises:
         NonFiniteError: NaN or Inf in a loss, a gradient or a validation value.
-        StoppedError: `stop` gave True; a checkpoint was written.
-        FrozenError: something that does not train in this stage has moved.
+        StoppedError: `stop` returned True; a checkpoint was written.
+        FrozenError: a weight that does not train in this stage has changed.
     """
     stage, steps = job.stage, job.order.steps
     torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
     if job.initial is not None:
         restore({job.student.name: plan.members[job.student.name]}, job.initial)
-    before = _still(plan, job)
+    before = _frozen_fingerprints(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices, out)
-    state = Found(out)
+    state = StageState(out)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", devices, tracking)
     _measure(plan, job, training, devices)
     if training.ema is not None:
         display.say(f"{stage.name}: {training.ema.note(stage.epochs * steps)}")
-    watch = Watch(stage.name, devices.device.type, tracking, saver.kept, state.totals)
-    pace = Pace(stage, watch)
+    monitor = Monitor(stage.name, devices.device.type, tracking, saver.kept, state.totals)
+    pace = Pace(stage, monitor)
     start = saver.resume()
     if start != (0, 0):
         display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
@@ -254,12 +270,12 @@ def fit(
         first = start[1] if epoch == start[0] else 0
         for step, rows in enumerate(job.order.epoch(epoch, first), first):
             progress = Progress(epoch, stage.epochs, step, steps, devices.gather)
-            looking = watch.add(rows, progress, training.step(rows, progress))
+            check_now = monitor.add(rows, progress, training.step(rows, progress))
             display.advance()
-            # Several ranks have to agree, for which they wait for each other.
-            stopping = devices.same(str(stop())) == "True" if looking or devices.ranks == 1 else False
-            if looking or stopping or saver.due(step):
-                watch.look()
+            # Ranks have to agree on stopping, which synchronises them: only when the numbers are checked.
+            stopping = devices.same(str(stop())) == "True" if check_now or devices.ranks == 1 else False
+            if check_now or stopping or saver.due(step):
+                monitor.check()
                 display.status(pace.text(epoch))
             if stopping or saver.due(step):
                 saver.save(epoch, step + 1)
@@ -268,16 +284,16 @@ def fit(
                     f"stopped in stage {stage.name!r}, epoch {epoch}, after step {step}, and saved; go on with: "
                     f"{go_on(out, plan.recipe, devices.ranks)}"
                 )
-        watch.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
+        monitor.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(devices.add_up if devices.ranks > 1 else None)
         pace.validated(epoch, steps, _judged(epoch, job, training, devices, state))
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
     training.leave()
-    state.bring_back(parts_of(job))
-    moved = [name for name, print_ in _still(plan, job).items() if print_ != before[name]]
-    if moved:
-        raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, moved))}, which does not train in it")
+    state.bring_back(selected_parts(job))
+    changed = [name for name, value in _frozen_fingerprints(plan, job).items() if value != before[name]]
+    if changed:
+        raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, changed))}, which does not train in it")
     display.end(state.note(saver.seconds()))
     return {
         "key": job.key,
@@ -290,47 +306,50 @@ def fit(
     }
 
 
-def _judged(epoch: int, job: Job, training: Training, devices: Devices, state: Found) -> dict[str, float]:
-    """What validation finds after an epoch; the best states so far are kept."""
+def _judged(epoch: int, job: Job, training: Training, devices: Devices, state: StageState) -> dict[str, float]:
+    """Validate after an epoch, and keep the best weights so far."""
     with training.judged():
-        found = validate(job, training, devices)
-        state.history.append({"epoch": epoch, **found})
-        state.consider(epoch, found, parts_of(job) if job.stage.select == "best" else {})
-    return found
+        validation = validate(job, training, devices)
+        state.history.append({"epoch": epoch, **validation})
+        state.consider(epoch, validation, selected_parts(job) if job.stage.select == "best" else {})
+    return validation
 
 
 def _measure(plan: Plan, job: Job, training: Training, devices: Devices) -> None:
     """The method's own pass over the training data, for those that have one."""
     if type(job.method).measure is not Method.measure:
-        job.method.measure(_looked_through(plan, job, training, devices), job.student, job.teachers)
+        job.method.measure(_training_pass(plan, job, training, devices), job.student, job.teachers)
 
 
-def _looked_through(plan: Plan, job: Job, training: Training, devices: Devices) -> Iterator[Batch]:
-    """The training rows in a random order of the recipe's seed, since methods may look at a batch as a sample."""
-    source = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
+def _training_pass(plan: Plan, job: Job, training: Training, devices: Devices) -> Iterator[Batch]:
+    """The training rows, shuffled by the recipe's seed, since methods may use a batch as a random sample."""
+    generator = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
     train = job.dataset.splits["train"]
-    rows = train[torch.randperm(len(train), generator=source)]
-    # As the first epoch sees them.
+    rows = train[torch.randperm(len(train), generator=generator)]
+    # The augmented views of the first epoch.
     view = job.dataset.views(rows, job.order.seed, 0)
 
-    def few(number: int) -> Batch:
+    def first_rows(number: int) -> Batch:
         part = None if view is None else view[:number]
         return job.dataset.batch(rows[:number], only=job.reads, view=part).to(devices.device)
 
-    def everybody(batch: Batch) -> list[Outputs]:
+    def all_outputs(batch: Batch) -> list[Outputs]:
         return [source(batch) for source in (job.student, *job.teachers.values())]
 
     training.eval_mode()
-    size = rows_at_once(everybody, few, len(rows), devices.device, compiled=job.stage.compile)
+    size = rows_at_once(all_outputs, first_rows, len(rows), devices.device, compiled=job.stage.compile)
     training.train_mode()
     return batches(job.dataset, rows, devices.device, size, only=job.reads, view=view)
 
 
 @torch.no_grad()
 def validate(job: Job, training: Training, devices: Devices) -> dict[str, float]:
-    """Mean over the validation split of what the method judges its parts by (lower is better), over all ranks.
+    """Means over the validation split, on all ranks, of the values by which the method selects its parts.
 
-    "accuracy" is the learner's, where it trains and the method looks at its logits.
+    Lower is better. "accuracy" is the student's; it is there if the student trains and the method reads its logits.
+
+    Raises:
+        NonFiniteError: NaN or Inf in a value; names the sample ids.
     """
     devices.agree(job.modules().values())
     training.eval_mode()
@@ -345,36 +364,36 @@ def validate(job: Job, training: Training, devices: Devices) -> dict[str, float]
             devices.device,
             compiled=job.stage.compile,
         )
-    student = Overheard(job.student)
+    student = WithAccuracy(job.student)
     for batch in batches(job.dataset, rows, devices.device, training.part_rows, only=job.reads):
         for name, values in job.method.validate(batch, student, job.teachers).items():
-            pair = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
-            totals[name] = totals[name] + pair if name in totals else pair
+            sum_and_count = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
+            totals[name] = totals[name] + sum_and_count if name in totals else sum_and_count
             if not values.isfinite().all():
                 bad += (batch.ids[~values.isfinite()] if len(values) == len(batch) else batch.ids).tolist()
     training.train_mode()
-    everywhere = torch.tensor(sorted({row for part in devices.everyone(bad) for row in part}))
-    if len(everywhere):
+    bad_ids = torch.tensor(sorted({row for part in devices.everyone(bad) for row in part}))
+    if len(bad_ids):
         raise NonFiniteError(
-            f"stage {job.stage.name!r}: NaN or Inf on the validation split, for the sample ids {shown(everywhere)}; "
+            f"stage {job.stage.name!r}: NaN or Inf on the validation split, for the sample ids {shown(bad_ids)}; "
             "look at these samples; if they are sound, lower the learning rate or set clip_norm"
         )
     if job.student.name in job.trained:
         totals["accuracy"] = student.counts.to(devices.device)
-    whole = {name: devices.add_up(pair) for name, pair in totals.items()}
-    # A part that no row of the split speaks of (its modality is absent there) is not judged.
-    return {name: float(pair[0] / pair[1]) for name, pair in whole.items() if float(pair[1])}
+    sums = {name: devices.add_up(total) for name, total in totals.items()}
+    # A part whose modality is absent in the whole split has no rows, so no mean.
+    return {name: float(total / count) for name, (total, count) in sums.items() if float(count)}
 
 
-def _still(plan: Plan, job: Job) -> dict[str, str]:
-    """Fingerprints of everything in the run that must not move in this stage."""
-    found = {name: fingerprint(network) for name, network in plan.members.items() if name not in job.trained}
+def _frozen_fingerprints(plan: Plan, job: Job) -> dict[str, str]:
+    """Fingerprints of all weights in the run that must not change in this stage."""
+    prints = {name: fingerprint(network) for name, network in plan.members.items() if name not in job.trained}
     for name, (network, taps) in job.trained.items():
-        # A member that trains at some taps alone stands still everywhere else.
+        # A network that trains only at some taps is frozen elsewhere.
         rest = {key: value for key, value in network.module.state_dict().items() if not key.startswith(_below(taps))}
-        found |= {f"{name}.{key}": tensor_hash(value) for key, value in rest.items()} if taps else {}
-    methods = {f"method of {other.stage.name}": other.method for other in plan.jobs if other.index < job.index}
-    return found | {name: fingerprint(method) for name, method in methods.items()}
+        prints |= {f"{name}.{key}": tensor_hash(value) for key, value in rest.items()} if taps else {}
+    methods = {f"method of {earlier.stage.name}": earlier.method for earlier in plan.jobs if earlier.index < job.index}
+    return prints | {name: fingerprint(method) for name, method in methods.items()}
 
 
 def _below(taps: Sequence[str]) -> tuple[str, ...]:

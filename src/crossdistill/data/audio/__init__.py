@@ -1,1 +1,1 @@
-"""Reading, mixing and synthesising sound."""
+"""Reads, mixes and synthesises sound."""

@@ -1,13 +1,13 @@
-"""The child process that speaks: eSpeak NG (GPL-3) is loaded here and nowhere else.
+"""The child process that synthesises speech: the only place that loads eSpeak NG (GPL-3).
 
 `python -m crossdistill.data.audio.espeak_worker` reads one JSON request from standard input and writes wavs to standard
 output, each preceded by its length (4 bytes, little endian). A request is `{"variants": true}`, answered by one JSON
 list of the voice variants, or `{"speakers": [{"voice": "en+f1", "clips": [[text, words per minute, pitch], ...]}]}`,
-answered by one wav for each clip in the order asked for. Nothing but the standard library is imported.
+answered by one wav for each clip in the order of the request. Only the standard library is imported.
 
-eSpeak NG keeps state from one utterance to the next that no call resets, and some voices draw from the C library's
-`rand`. The library is therefore unloaded and loaded again for each speaker, and `rand` is seeded: a speaker's clips are
-bit-identical whoever spoke before. Variants with breath are left out: they read memory that was never written.
+eSpeak NG keeps state between utterances that no call resets, and some voices use the C library's `rand`. The library is
+therefore unloaded and loaded again for each speaker, and `rand` is seeded: a speaker's clips are bit-identical whatever
+was synthesised before. Variants with breath are left out, since they read uninitialised memory.
 """
 
 import _ctypes
@@ -35,7 +35,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Speaker:
-    """One freshly loaded library with one voice."""
+    """A freshly loaded library with one voice."""
 
     def __init__(self, library: ctypes.CDLL, voice: str) -> None:
         self.library = library
@@ -44,15 +44,15 @@ class Speaker:
         )
         if self.sample_rate <= 0:
             raise RuntimeError(f"eSpeak NG did not start: {self.sample_rate}")
-        self._heard: list[bytes] = []
+        self._samples: list[bytes] = []
 
-        def hear(samples: Any, count: int, events: Any) -> int:
+        def receive(samples: Any, count: int, events: Any) -> int:
             if samples and count > 0:
-                self._heard.append(ctypes.string_at(samples, 2 * count))
+                self._samples.append(ctypes.string_at(samples, 2 * count))
             return 0
 
-        # The library keeps only an address: without this reference the callback would be collected.
-        self._callback = _CALLBACK(hear)
+        # The library keeps only an address: this reference keeps the callback alive.
+        self._callback = _CALLBACK(receive)
         library.espeak_SetSynthCallback(self._callback)
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"eSpeak NG has no voice {voice!r}")
@@ -61,18 +61,18 @@ class Speaker:
         """The text as 16-bit samples."""
         self.library.espeak_SetParameter(RATE, words_per_minute, 0)
         self.library.espeak_SetParameter(PITCH, pitch, 0)
-        self._heard.clear()
+        self._samples.clear()
         content = text.encode() + b"\0"
         failed = self.library.espeak_Synth(content, ctypes.c_size_t(len(content)), 0, AT_CHARACTER, 0, UTF8, None, None)
         if failed:
             raise RuntimeError(f"eSpeak NG could not say {text!r}: {failed}")
         self.library.espeak_Synchronize()
-        return b"".join(self._heard)
+        return b"".join(self._samples)
 
 
 @contextmanager
 def fresh_speaker(voice: str) -> Iterator[Speaker]:
-    """A speaker with a library of its own, unloaded afterwards."""
+    """A speaker with its own instance of the library, which is unloaded afterwards."""
     (ctypes.cdll.ucrtbase if sys.platform == "win32" else ctypes.CDLL(None)).srand(1)
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     handle = library._handle
@@ -86,7 +86,7 @@ def fresh_speaker(voice: str) -> Iterator[Speaker]:
 
 
 def variants() -> list[str]:
-    """The names of the voice variants that always sound the same."""
+    """The names of the voice variants whose output is reproducible."""
     folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
     return sorted(path.name for path in folder.iterdir() if b"\nbreath" not in path.read_bytes())
 

@@ -1,4 +1,4 @@
-"""Speech somewhere in a window of noise, at a given ratio of their powers."""
+"""Mixes speech with noise at a given signal-to-noise ratio."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ def mix(
     snr_db: float,
     generators: Sequence[np.random.Generator],
 ) -> Float[Tensor, "B samples"]:
-    """Each clip at a random place in its noise; a clip that is longer than the window loses both its ends.
+    """Each clip at a random position in its noise; a clip that is longer than the window is cut at both ends.
 
-    `snr_db` compares the power of the clip over its own length with that of the noise over the window, in decibels.
+    `snr_db` is the ratio of the clip's power over its length to the noise's power over the window, in decibels.
     """
     mixed = noise / noise.square().mean(1, keepdim=True).sqrt().clamp(min=1e-8)
     samples = noise.shape[1]

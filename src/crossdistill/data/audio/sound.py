@@ -17,11 +17,11 @@ POWER_FLOOR = 1e-10
 
 @dataclass(frozen=True, slots=True)
 class MelSettings:
-    """How a waveform becomes a mel spectrogram.
+    """Settings of a mel spectrogram.
 
-    `sample_rate` and the limits in hertz; `n_fft`, `hop` and `window` in samples (a Hann window, centred frames, zeros
-    beyond the ends); `high_hz` None is half the sample rate. `scale` is Slaney's (linear below 1 kHz) or HTK's;
-    filters have unit area. `top_db`: decibels below the loudest point of the same example are cut off (None: not).
+    `sample_rate` and the limits are in hertz; `n_fft`, `hop` and `window` in samples (a Hann window, centred frames,
+    zeros beyond the ends); `high_hz` None is half the sample rate. `scale` is Slaney's (linear below 1 kHz) or HTK's;
+    filters have unit area. `top_db` is the dynamic range of an example in decibels (None: unlimited).
     """
 
     sample_rate: int
@@ -35,7 +35,7 @@ class MelSettings:
     top_db: float | None = 80.0
 
     def frames(self, samples: int) -> int:
-        """Frames of a spectrogram of so many samples."""
+        """The number of frames of a spectrogram of `samples` samples."""
         return 1 + samples // self.hop
 
 
@@ -59,7 +59,7 @@ def mel_filters(settings: MelSettings) -> Float[Tensor, "bands bins"]:
     """Triangular filters between equally spaced mel numbers, each of unit area (power per hertz).
 
     Raises:
-        SettingError: a filter lies between two bins of the FFT and would be empty; says what would help.
+        SettingError: a filter lies between two bins of the FFT and would be empty.
     """
     high = settings.high_hz or settings.sample_rate / 2
     ends = hertz_to_mel(torch.tensor([settings.low_hz, high], dtype=torch.float64), settings.scale)

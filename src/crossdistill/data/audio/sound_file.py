@@ -1,4 +1,4 @@
-"""Reading recordings (wav, flac, ogg, mp3), and telling a truncated one from a short one."""
+"""Reads recordings (wav, flac, ogg, mp3) and detects truncated ones."""
 
 import logging
 import struct
@@ -19,16 +19,16 @@ log = logging.getLogger("crossdistill")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 BLOCK_NUMBERS = 2**20
-"""Numbers of all channels that are read together."""
+"""Numbers, over all channels, that are read at once."""
 CANCELLED = 1e-4
 """Share of the channels' mean power below which their mean is silence: 40 decibels less."""
 
 _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
-"""What streaming writers leave in a wav header whose length they did not know."""
+"""Lengths that streaming writers leave in a wav header."""
 
 
 def read_sound(path: Path, sample_rate: int | None = None) -> tuple[NDArray[np.float32], int]:
-    """One recording as mono samples in [-1, 1], and its rate in hertz; resampled when another rate is asked for.
+    """One recording as mono samples in [-1, 1], resampled to `sample_rate` if that is given, and its rate in hertz.
 
     Raises:
         DataError: the file is missing, unreadable, truncated, empty or holds NaN; names it.
@@ -41,30 +41,32 @@ def read_sound(path: Path, sample_rate: int | None = None) -> tuple[NDArray[np.f
     _check_complete(path)
     try:
         with soundfile.SoundFile(str(path)) as stream:
-            found = int(stream.samplerate)
-            _check_promise(path, found, int(stream.frames))
+            rate = int(stream.samplerate)
+            _check_promise(path, rate, int(stream.frames))
             mono = _mono(path, stream)
             promised = int(stream.frames)
     except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: not a readable sound file: {error}") from error
-    # An mp3 states no exact length: what its decoder guessed beforehand is no promise.
+    # The length of an mp3 is an estimate of its decoder.
     if path.suffix.lower() != ".mp3" and len(mono) < promised:
         raise DataError(f"{path}: truncated: it promises {promised:,} samples and holds {len(mono):,}")
     if len(mono) == 0:
         raise DataError(f"{path}: holds no samples")
     if not np.isfinite(mono).all():
         raise DataError(f"{path}: holds NaN or Inf")
-    return (
-        (mono, found)
-        if sample_rate in (None, found)
-        else (resample(mono, found, int(sample_rate or 0)), int(sample_rate or 0))
-    )
+    if sample_rate is None or sample_rate == rate:
+        return mono, rate
+    return resample(mono, rate, int(sample_rate)), int(sample_rate)
 
 
 def _check_promise(path: Path, rate: int, samples: int) -> None:
-    """Whether a header can be true: by it, memory is taken and everything is resampled."""
+    """Check the rate and length in a header, since they determine the allocated memory.
+
+    Raises:
+        DataError: one is out of range, or the length is unknown.
+    """
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise DataError(f"{path}: says that it has {rate:,} Hz; wanted {LOWEST_RATE:,} to {HIGHEST_RATE:,}")
     if path.suffix.lower() == ".mp3" or samples <= MOST_SAMPLES:
@@ -75,7 +77,11 @@ def _check_promise(path: Path, rate: int, samples: int) -> None:
 
 
 def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
-    """The mean of all channels, read in parts; says where channels cancel each other."""
+    """The mean of all channels, read in parts; warns if channels cancel each other.
+
+    Raises:
+        DataError: the recording is too long.
+    """
     parts, held = [], 0
     loud, left = 0.0, 0.0
     while len(block := stream.read(BLOCK_NUMBERS // stream.channels, dtype="float32", always_2d=True)):
@@ -89,7 +95,7 @@ def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
     if stream.channels > 1 and left < CANCELLED * loud:
         log.warning(
             "%s: its %d channels cancel each other: their mean, which is read, has %.2g of their power. Is one of them "
-            "inverted? Give one channel alone",
+            "inverted? Save one channel alone",
             visible(str(path)),
             stream.channels,
             left / loud,
@@ -98,7 +104,7 @@ def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
 
 
 def resample(wave: NDArray[np.float32], found: int, wanted: int) -> NDArray[np.float32]:
-    """The same sound at another rate in hertz (soxr, high quality).
+    """The sound at another rate in hertz (soxr, high quality).
 
     Raises:
         MissingExtraError: soxr is not installed.
@@ -117,7 +123,11 @@ def _import(package: str, what: str) -> ModuleType:
 
 
 def _check_complete(path: Path) -> None:
-    """Compare a file with the length that it states itself: libsndfile reads truncated ones without a word."""
+    """Compare a file's size with the length in its header: libsndfile reads truncated files without an error.
+
+    Raises:
+        DataError: the file is truncated.
+    """
     with path.open("rb") as stream:
         start = stream.read(4)
         size = path.stat().st_size
@@ -142,7 +152,7 @@ def _check_wav(path: Path, size: int) -> None:
 
 
 def _check_ogg(path: Path, size: int) -> None:
-    """The last page of a complete stream is whole and carries the end-of-stream flag."""
+    """Check that the last page of the stream is complete and has the end-of-stream flag."""
     with path.open("rb") as stream:
         stream.seek(max(0, size - 2**17))
         tail = stream.read()

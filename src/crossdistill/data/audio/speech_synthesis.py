@@ -1,4 +1,4 @@
-"""Synthesised speech: eSpeak NG in child processes that hand wavs back."""
+"""Synthesises speech by eSpeak NG in child processes, which return wavs."""
 
 import functools
 import importlib.util
@@ -29,12 +29,12 @@ WORKER = "crossdistill.data.audio.espeak_worker"
 MOST_WORKERS = 4
 
 ACCENTS = ("en", "en-us", "en-us-nyc", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
-"""The English accents that synthesise."""
+"""The English accents that work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What one speaker says once; `pitch` is eSpeak's number from 0 to 99, 50 is the voice's own."""
+    """A text to synthesise once; `pitch` is eSpeak's number from 0 to 99, where 50 is the voice's default."""
 
     text: str
     words_per_minute: int
@@ -43,7 +43,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A voice variant with an accent, and what it says."""
+    """A voice variant with an accent, and its utterances."""
 
     accent: str
     variant: str
@@ -51,7 +51,7 @@ class Speaker:
 
 
 def synthesiser_version() -> str:
-    """The installed version of the synthesiser: other versions sound different.
+    """The installed version of the synthesiser, on which the samples depend.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -63,15 +63,15 @@ def synthesiser_version() -> str:
 
 @functools.cache
 def list_variants() -> tuple[str, ...]:
-    """All voice variants that sound different: of those that say a word with the very same samples, the first."""
+    """All distinct voice variants: of variants with identical samples for a test word, the first."""
     synthesiser_version()
     names = json.loads(_run_worker({"variants": True}))
     probe = (Utterance("seven", 175, 50),)
-    heard: dict[bytes, str] = {}
+    distinct: dict[bytes, str] = {}
     clips = synthesise([Speaker("en", name, probe) for name in names], lambda done: None)[0]
     for name, clip in zip(names, clips, strict=True):
-        heard.setdefault(clip.tobytes(), name)
-    return tuple(sorted(heard.values()))
+        distinct.setdefault(clip.tobytes(), name)
+    return tuple(sorted(distinct.values()))
 
 
 def synthesise(
@@ -83,12 +83,12 @@ def synthesise(
 ) -> tuple[list[NDArray[np.int16]], int]:
     """All utterances of all speakers in order, as 16-bit samples, and their rate in hertz.
 
-    The speakers are shared out to a few child processes; each has a library of its own, so that the result does not
-    depend on how many there are. `said` is called with the number of utterances that are done.
+    A few child processes share the speakers. Each loads its own library, so the samples do not depend on the number of
+    processes. `said` is called with the number of finished utterances.
 
     Raises:
         MissingExtraError: the synthesiser is not installed.
-        DataError: a child failed; holds the last lines that it wrote.
+        DataError: a child process failed; quotes its last lines.
     """
     synthesiser_version()
     workers = max(1, min(most_workers, os.cpu_count() or 1, len(speakers) // 8))
@@ -98,18 +98,18 @@ def synthesise(
     results: list[list[tuple[NDArray[np.int16], int]]] = [[] for _ in shares]
     failures: list[Exception] = []
 
-    def listen(number: int) -> None:
-        def heard(clip: tuple[NDArray[np.int16], int]) -> None:
+    def collect(number: int) -> None:
+        def add(clip: tuple[NDArray[np.int16], int]) -> None:
             results[number].append(clip)
             counts[number] += 1
             said(sum(counts))
 
         try:
-            _speak(shares[number], heard, worker)
+            _speak(shares[number], add, worker)
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=listen, args=(number,)) for number in range(workers)]
+    threads = [threading.Thread(target=collect, args=(number,)) for number in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -133,7 +133,7 @@ def _request(speakers: Sequence[Speaker]) -> dict[str, Any]:
 
 
 def _start_worker(module: str = WORKER) -> "subprocess.Popen[bytes]":
-    # The child must find this very package, however the parent came to it.
+    # The child imports the same package, whatever import path the parent has.
     package = str(Path(crossdistill.__file__).parent.parent)
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
@@ -147,21 +147,21 @@ def _start_worker(module: str = WORKER) -> "subprocess.Popen[bytes]":
 
 def _run_worker(request: dict[str, Any]) -> bytes:
     with _start_worker() as process:
-        out, complaint = process.communicate(json.dumps(request).encode())
+        out, errors = process.communicate(json.dumps(request).encode())
     if process.returncode:
-        raise _failure(process.returncode, complaint)
+        raise _failure(process.returncode, errors)
     return out
 
 
-def _speak(speakers: Sequence[Speaker], heard: Callable[[tuple[NDArray[np.int16], int]], None], worker: str) -> None:
+def _speak(speakers: Sequence[Speaker], add: Callable[[tuple[NDArray[np.int16], int]], None], worker: str) -> None:
     wanted = sum(len(speaker.utterances) for speaker in speakers)
     with _start_worker(worker) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        complaint: list[bytes] = []
-        # Errors are read beside the sound: a child that fills this pipe would wait for ever.
-        reader = threading.Thread(target=lambda stream: complaint.append(stream.read()), args=(process.stderr,))
+        errors: list[bytes] = []
+        # A thread reads stderr, since a child blocks once this pipe is full.
+        reader = threading.Thread(target=lambda stream: errors.append(stream.read()), args=(process.stderr,))
         reader.start()
         try:
             try:
@@ -172,7 +172,7 @@ def _speak(speakers: Sequence[Speaker], heard: Callable[[tuple[NDArray[np.int16]
             done = 0
             while done < wanted and len(header := process.stdout.read(4)) == 4:
                 content = process.stdout.read(struct.unpack("<I", header)[0])
-                heard(_parse(content))
+                add(_parse(content))
                 done += 1
         except BaseException:
             process.kill()
@@ -181,7 +181,7 @@ def _speak(speakers: Sequence[Speaker], heard: Callable[[tuple[NDArray[np.int16]
             process.wait()
             reader.join()
     if process.returncode or done < wanted:
-        raise _failure(process.returncode, b"".join(complaint))
+        raise _failure(process.returncode, b"".join(errors))
 
 
 def _parse(content: bytes) -> tuple[NDArray[np.int16], int]:
@@ -189,8 +189,8 @@ def _parse(content: bytes) -> tuple[NDArray[np.int16], int]:
         return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.int16), file.getframerate()
 
 
-def _failure(code: int, complaint: bytes) -> DataError:
-    lines = complaint.decode(errors="replace").strip().splitlines()[-3:]
+def _failure(code: int, errors: bytes) -> DataError:
+    lines = errors.decode(errors="replace").strip().splitlines()[-3:]
     return DataError(
         f"speech synthesis: the child process ended with {code}: {' | '.join(lines) or '(it said nothing)'}"
     )
