@@ -25,8 +25,8 @@ from crossdistill.recipes import make
 from crossdistill.run_folder.loggers import Tracking
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
-from crossdistill.training.checkpointer import Found, parts_of
-from crossdistill.training.monitor import Watch
+from crossdistill.training.checkpointer import StageState, selected_parts
+from crossdistill.training.monitor import Monitor
 from crossdistill.training.runner import validate
 from crossdistill.training.step import Training
 
@@ -75,8 +75,8 @@ class Course:
         frozen = [*plan.members.values(), *(other.method for other in plan.jobs)]
         self.training = Training(self.job, frozen, self._where, folder)
         self._tracking = Tracking(folder)
-        self._watch = Watch(job.stage.name, device.type, self._tracking, lambda: "")
-        self._found, self._epoch = Found(folder), 0
+        self._monitor = Monitor(job.stage.name, device.type, self._tracking, lambda: "")
+        self._found, self._epoch = StageState(folder), 0
 
     def close(self) -> None:
         """Close its files."""
@@ -91,12 +91,12 @@ class Course:
         job = self.job
         for step, rows in enumerate(job.order.epoch(self._epoch)):
             progress = Progress(self._epoch, job.stage.epochs, step, job.order.steps, self._where.gather)
-            if self._watch.add(rows, progress, self.training.step(rows, progress)):
-                self._watch.look()
-        self._watch.look()
+            if self._monitor.add(rows, progress, self.training.step(rows, progress)):
+                self._monitor.check()
+        self._monitor.check()
         found = validate(job, self.training, self._where)
         if job.stage.select == "best":
-            self._found.consider(self._epoch, found, parts_of(job))
+            self._found.consider(self._epoch, found, selected_parts(job))
         self._epoch += 1
         return found
 
