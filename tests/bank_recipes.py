@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from builders import toy_recipe
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,37 +15,16 @@ from crossdistill.network import Network
 from crossdistill.planning.plan import Plan, prepare
 from crossdistill.planning.sources import BankChoice
 from crossdistill.recipe import Recipe
-from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import Stage
-from crossdistill.testing import toy_dataset
-from crossdistill.testing.toy import toy_cast
 
 EPOCHS = 4
-
-
-class Heard(Quiet):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def recipe(
     *stages: Stage, dataset: Dataset | None = None, teachers: Mapping[str, Network] | None = None, **fields: Any
 ) -> Recipe:
-    data = toy_dataset() if dataset is None else dataset
-    student, *others = (cast := toy_cast(data)).keys()
-    return Recipe(
-        data=data,
-        student=cast[student],
-        student_name="student-network",
-        teachers={name: cast[name] for name in others} if teachers is None else teachers,
-        stages=stages,
-        **fields,
-    )
+    chosen = {} if teachers is None else {"teachers": teachers}
+    return toy_recipe(*stages, data=dataset, **chosen, **fields)
 
 
 def stage(method: Any, source: str = "auto", **fields: Any) -> Stage:

@@ -1,4 +1,4 @@
-"""What many tests begin with: recipes on toy data, batches of given or drawn inputs, data sets of pictures."""
+"""What many tests begin with: a display, recipes on toy data, batches of given or drawn inputs, sets of pictures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,25 @@ from crossdistill.batch import Batch, InputSpec
 from crossdistill.data.dataset import Dataset
 from crossdistill.network import Network
 from crossdistill.recipe import Recipe
+from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import Stage
 from crossdistill.testing import toy_cast, toy_dataset, toy_map_cast
+
+
+class Heard(Quiet):
+    """Keeps the lines that a run says; ends the program, as Ctrl-C does, after so many steps."""
+
+    def __init__(self, steps: int = 10**9) -> None:
+        self.lines: list[str] = []
+        self.left = steps
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def advance(self, parts: int = 1) -> None:
+        self.left -= parts
+        if self.left < 0:
+            raise KeyboardInterrupt
 
 
 def toy_recipe(

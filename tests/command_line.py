@@ -89,3 +89,10 @@ def finished(
         child.communicate()
         raise
     return Said(child.returncode, out, err)
+
+
+def has(said: Said, *words: str) -> None:
+    """Assert that a command complains in these words."""
+    text = said.complaint()
+    missing = [word for word in words if word not in text]
+    assert not missing, (missing, text)

@@ -2,18 +2,18 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from jaxtyping import install_import_hook
 
 # Before the first import of the package, so there is none above: every annotation in it is then checked at run time.
-install_import_hook("crossdistill", "beartype.beartype")
+jaxtyping.install_import_hook("crossdistill", "beartype.beartype")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".pytest_cache" / "crossdistill"
@@ -37,6 +37,14 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations off, as users run: the package's own messages are then what they see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

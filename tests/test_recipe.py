@@ -117,9 +117,8 @@ def test_live_objects_are_named_and_refused_with_the_reason(
     assert ", ".join(recipe.live) == fields
     path = written(recipe, tmp_path)
     assert path.read_text().startswith(f"# Built from live objects ({fields}), which no file can hold.\n")
-    with raises(RecipeError, fields) as caught:
+    with raises(RecipeError, fields, "crossdistill.run(recipe, out)"):
         Recipe.from_yaml(path)
-    assert "call crossdistill.run(recipe, out) in the program that made it" in str(caught.value)
 
 
 def test_a_live_recipe_with_an_origin_says_the_command(tmp_path: Path) -> None:
@@ -178,7 +177,6 @@ def test_live_data_stay_as_they_are_in_tiny() -> None:
 def test_all_faults_of_a_recipe_are_named_together(changes: Mapping[str, Any], wanted: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         checked({**PLAIN, **changes}, "mine")
-    assert "nothing was trained" in str(caught.value)
     for words in wanted:
         assert any(words in fault for fault in caught.value.faults), (words, caught.value.faults)
     assert len(caught.value.faults) == len(wanted), caught.value.faults

@@ -7,18 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from command_line import Command, Said, process
+from command_line import Command, has, process
 
 from crossdistill.recipes import make
 from crossdistill.run_folder.student_files import sealed
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
-
-
-def has(said: Said, *words: str) -> None:
-    text = said.complaint()
-    missing = [word for word in words if word not in text]
-    assert not missing, (missing, text)
 
 
 def test_all_faults_of_all_settings_at_once_in_a_real_process(tmp_path: Path) -> None:

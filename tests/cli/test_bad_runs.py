@@ -10,19 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from command_line import MOST_SENTENCES, Command, Said, command, process
+from command_line import MOST_SENTENCES, Command, Said, command, has, process
 
 from crossdistill.report import Report
 from crossdistill.runtime.files import read_sealed, write_sealed
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 SPEAKERS = ("ann", "bob", "cy")
-
-
-def has(said: Said, *words: str) -> None:
-    text = said.complaint()
-    missing = [word for word in words if word not in text]
-    assert not missing, (missing, text)
 
 
 def checkpoints(out: Path) -> list[str]:

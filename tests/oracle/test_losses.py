@@ -1,10 +1,8 @@
 """Every loss against a slow re-derivation: Python loops in float64, written from the equation."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 
-import jaxtyping
 import pytest
 import torch
 from derivations import assert_equal, draw, gradient_by_differences, probabilities, slow_kl
@@ -24,14 +22,6 @@ from crossdistill.losses import (
 
 SHAPES = [(1, 2), (5, 3), (4, 11), (3, 1)]
 DENSE = [(2, 3, 4, 5), (1, 2, 1, 1), (3, 4, 2, 7)]
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Annotations off, as users run: the losses' own messages are then what they see."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- temperature KL

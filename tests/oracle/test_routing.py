@@ -1,10 +1,8 @@
 """Routing against a slow re-derivation: Python loops in float64, written from the equation."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
-import jaxtyping
 import pytest
 import torch
 from derivations import assert_equal, draw, gradient_by_differences, slow_kl
@@ -12,14 +10,6 @@ from facts import raises
 
 from crossdistill.errors import SettingError, ShapeError
 from crossdistill.losses import distillation_kl, routed_kl, top_teachers, weighted_kl
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Annotations off, as users run: the losses' own messages are then what they see."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def slow_choice(gate: list[float], k: int, available: list[bool]) -> list[int]:

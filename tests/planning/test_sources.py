@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from bank_recipes import EPOCHS, Heard, assert_close, choices, masks, planned, recipe, stage, weights
+from bank_recipes import EPOCHS, assert_close, choices, masks, planned, recipe, stage, weights
+from builders import Heard
 from facts import raises, states
 from torch import Tensor, nn
 

@@ -5,24 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import Heard
 from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, run
 from crossdistill.data.dataset import Dataset
-from crossdistill.runtime.progress import Quiet
 from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
 
 TWO = toy_dataset(("first", "second"), rows=60)
 KD = (Stage(method="supervised", learner="t", epochs=1), Stage(method="kd", epochs=2))
-
-
-class Says(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 class Both(nn.Module):
@@ -47,7 +39,7 @@ def test_d_a_teacher_that_lacks_an_input_says_how_many_rows(tmp_path: Path) -> N
     data = with_absent()
     teacher = Network(Both(), ("first", "second"))
     recipe = Recipe(data=data, student=Network(linear(), "first"), teachers={"t": teacher}, stages=KD)
-    says = Says()
+    says = Heard()
     run(recipe, tmp_path / "out", display=says)
     train = data.splits["train"]
     count = int((~data.present["second"][train]).sum())
@@ -73,7 +65,7 @@ def test_d_needs_any_reads_a_default_for_what_is_absent(tmp_path: Path, absent: 
     filled[~data.present["second"][rows]] = 0.0 if absent is None else absent
     assert outputs.logits is not None
     assert torch.equal(outputs.logits, module(data.inputs["first"][rows], filled))
-    says = Says()
+    says = Heard()
     recipe = Recipe(data=data, student=Network(linear(), "first"), teachers={"t": network}, stages=KD)
     run(recipe, tmp_path / "out", display=says)
     assert any("'t' reads" in line and "train rows" in line for line in says.lines)

@@ -112,16 +112,14 @@ def test_c_arrays_of_other_types_stay_what_they_are(kind: Any) -> None:
         (torch.ones(ROWS, 3) + 0j, DataError, ["complex64", "x.imag"]),
         (np.array([["2020-01-01"]] * ROWS, dtype="M8[D]"), DataError, ["datetime64", "timedelta64"]),
         (np.array([["a"]] * ROWS), DataError, ["<U1"]),
-        (torch.eye(ROWS).to_sparse(), DataError, ["sparse", "to_dense()"]),
+        (torch.eye(ROWS).to_sparse(), DataError, ["torch.sparse_coo", "to_dense()"]),
         (np.ma.array(VALUES, mask=VALUES > 0.5), DataError, ["masked", "present"]),
         (None, DataError, ["NoneType"]),
     ],
 )
 def test_c_arrays_that_are_refused(values: Any, kind: type[CrossdistillError], facts: list[str]) -> None:
-    with pytest.raises(kind) as refused:
+    with raises(kind, "audio", *facts):
         made(values)
-    for fact in ("audio", *facts):
-        assert fact in str(refused.value)
 
 
 def test_c_arrays_without_rows() -> None:
@@ -146,10 +144,8 @@ def test_c_arrays_of_a_type_that_weights_are_not_of(kind: Any, facts: list[str],
         student=network,
         stages=(Stage(method="supervised", epochs=1),),
     )
-    with pytest.raises(RecipeError) as refused:
+    with raises(RecipeError, "'picture'", *facts):
         run(recipe, tmp_path / "out")
-    for fact in ("'picture'", *facts):
-        assert fact in str(refused.value)
 
 
 def written(root: Path, **other: np.ndarray) -> AvMnistConfig:
@@ -183,10 +179,8 @@ def test_c_reference_labels_in_a_row_and_in_a_column(tmp_path: Path) -> None:
     ],
 )
 def test_c_reference_arrays_that_are_refused(other: dict[str, np.ndarray], facts: list[str], tmp_path: Path) -> None:
-    with pytest.raises(DataError) as refused:
+    with raises(DataError, *facts):
         written(tmp_path, **other).load()
-    for fact in facts:
-        assert fact in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +192,10 @@ def test_c_reference_arrays_that_are_refused(other: dict[str, np.ndarray], facts
     ],
 )
 def test_c_a_setting_of_a_deeper_level_is_suggested(setting: str, hint: str) -> None:
-    with pytest.raises(RecipeError) as refused:
+    with raises(RecipeError, hint):
         make("av-mnist/kd", [setting])
-    assert f"did you mean {hint}" in str(refused.value) or hint in str(refused.value)
-    with pytest.raises(RecipeError) as refused:
+    with raises(RecipeError, hint):
         make("av-mnist/kd", []).overridden([setting])
-    assert hint in str(refused.value)
 
 
 def arguments() -> tuple[dict[str, np.ndarray], dict[str, Any]]:

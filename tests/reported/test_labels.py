@@ -96,10 +96,8 @@ def test_c_labels_named_and_missing() -> None:
     ],
 )
 def test_c_labels_that_are_refused(targets: Any, kind: type[CrossdistillError], facts: list[str]) -> None:
-    with pytest.raises(kind) as refused:
+    with raises(kind, "targets", *facts):
         made(targets)
-    for fact in ("targets", *facts):
-        assert fact in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +105,8 @@ def test_c_labels_that_are_refused(targets: Any, kind: type[CrossdistillError], 
 )
 def test_a9_ids_that_never_occur_are_named(ids: list[int], missing: str) -> None:
     targets = np.resize(ids, ROWS)
-    with pytest.raises(DataError) as refused:
+    with raises(DataError, missing, "classes=sorted(set(targets))"):
         made(targets)
-    assert missing in str(refused.value)
-    assert "classes=sorted(set(targets))" in str(refused.value)
     settled = made(targets, classes=sorted(set(targets)))
     assert settled.classes == tuple(map(str, ids)), "no class that no row has"
     assert [ids[number] for number in settled.targets.tolist()] == targets.tolist()
@@ -175,10 +171,8 @@ def test_a9_ids_from_one_with_names() -> None:
 def test_a8_rowwise_arguments_that_are_refused(
     more: dict[str, Any], kind: type[CrossdistillError], facts: list[str]
 ) -> None:
-    with pytest.raises(kind) as refused:
+    with raises(kind, *facts):
         made(**more)
-    for fact in facts:
-        assert fact in str(refused.value)
 
 
 def test_a8_a_dataset_made_by_hand_is_checked_too() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Heard
 from facts import raises
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -29,22 +30,6 @@ KD = (
     Stage(method="supervised", learner="t", epochs=1, batch_size=12),
     Stage(method="kd", epochs=2, batch_size=12),
 )
-
-
-class Says(Quiet):
-    """Keeps what is said; ends the program, as ctrl-C does, after so many steps."""
-
-    def __init__(self, steps: int = 10**9) -> None:
-        self.lines: list[str] = []
-        self.left = steps
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def advance(self, parts: int = 1) -> None:
-        self.left -= parts
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 class Both(nn.Module):
@@ -120,12 +105,12 @@ def test_a3_a_run_of_factories_is_killed_and_goes_on(tmp_path: Path) -> None:
     recipe = Recipe(
         data=ONE, student=linear, teachers={"t": linear}, stages=KD, seed=3, checkpoints=Checkpoints(steps=1)
     )
-    says = Says()
+    says = Heard()
     run(recipe, tmp_path / "whole", display=says)
     assert not any("seed 3" in line for line in says.lines)
     torch.manual_seed(99)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "parts", display=Says(4))
+        run(recipe, tmp_path / "parts", display=Heard(4))
     torch.manual_seed(100)
     run(recipe, tmp_path / "parts", resume=True)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
@@ -144,7 +129,7 @@ def test_a3_a_factory_that_the_seed_does_not_hold_is_refused_where_a_run_goes_on
 
     recipe = Recipe(data=ONE, student=linear, teachers={"t": odd}, stages=KD, checkpoints=Checkpoints(steps=1))
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "out", display=Says(4))
+        run(recipe, tmp_path / "out", display=Heard(4))
     with raises(ResumeError, "'t'", "factory"):
         run(recipe, tmp_path / "out", resume=True)
 
@@ -154,7 +139,7 @@ def test_a3_live_modules_and_a_seed_are_said(tmp_path: Path) -> None:
         data=ONE, student=Network(linear(), "first"), teachers={"t": Network(linear(), "first")}, stages=SUPERVISED
     )
     for seed in (0, 5):
-        says = Says()
+        says = Heard()
         run(live.model_copy(update={"seed": seed}), tmp_path / str(seed), display=says)
         said = [line for line in says.lines if "seed 5" in line]
         assert len(said) == (1 if seed else 0)
@@ -172,9 +157,8 @@ FAULTY: tuple[tuple[Callable[[], Any], tuple[str, ...]], ...] = (
 
 @pytest.mark.parametrize(("make", "facts"), FAULTY)
 def test_a3_a_network_of_nothing_is_refused(make: Callable[[], Any], facts: tuple[str, ...]) -> None:
-    with pytest.raises(SettingError) as caught:
+    with raises(SettingError, *facts):
         make()
-    assert all(fact in str(caught.value) for fact in facts)
 
 
 def test_a3_factories_that_fail_are_refused_in_a_sentence() -> None:
@@ -184,9 +168,8 @@ def test_a3_factories_that_fail_are_refused_in_a_sentence() -> None:
         raise KeyError("weights.pt")
 
     for student, facts in ((broken, ("broken", "weights.pt")), (lambda: 3, ("int",))):
-        with pytest.raises(ValidationError) as caught:
+        with raises(ValidationError, *facts):
             Recipe(data=ONE, student=student, stages=SUPERVISED)  # type: ignore[arg-type]
-        assert all(fact in str(caught.value) for fact in facts)
     same = Recipe(data=ONE, student=Network(factory=lambda: kept, reads="first"), stages=SUPERVISED)
     prepare(same, ONE, torch.device("cpu"))
     with raises(CrossdistillError, "one and the same"):
@@ -214,14 +197,14 @@ def test_a11_a_student_that_is_a_part_of_its_teacher_is_said(tmp_path: Path) -> 
         teachers={"t": Network(both, ("first", "second"))},
         stages=KD,
     )
-    says = Says()
+    says = Heard()
     run(recipe, tmp_path / "out", display=says)
     said = [line for line in says.lines if "share 2 weights" in line]
     assert len(said) == 1
     assert all(fact in said[0] for fact in ("'first'", "'t'", "0.weight"))
     assert fingerprint(both) == before
     apart = recipe.model_copy(update={"student": Network(linear(), "first")})
-    run(apart, tmp_path / "apart", display=(says := Says()))
+    run(apart, tmp_path / "apart", display=(says := Heard()))
     assert not any("share" in line for line in says.lines)
 
 
@@ -263,7 +246,7 @@ def test_a14_ties_hold_through_run_kill_resume_and_load(tmp_path: Path, own: boo
     first = recipe()
     run(first, tmp_path / "whole", share=tmp_path / "share")
     with pytest.raises(KeyboardInterrupt):
-        run(first, tmp_path / "parts", display=Says(4))
+        run(first, tmp_path / "parts", display=Heard(4))
     run(recipe() if own is False else first, tmp_path / "parts", resume=True)
     run(first, tmp_path / "shared", share=tmp_path / "share")
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole") == weights(tmp_path / "shared")
@@ -322,7 +305,7 @@ def test_c_modules_of_unusual_kinds_train_resume_and_load(tmp_path: Path, make: 
     run(recipe, tmp_path / "whole")
     run(recipe, tmp_path / "twice")
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "parts", display=Says(4))
+        run(recipe, tmp_path / "parts", display=Heard(4))
     run(recipe, tmp_path / "parts", resume=True)
     assert weights(tmp_path / "parts") == weights(tmp_path / "twice") == weights(tmp_path / "whole")
     found = load_student(tmp_path / "parts", module=make())
@@ -353,9 +336,8 @@ def test_c_modules_of_another_precision_teach(tmp_path: Path, dtype: torch.dtype
 
 def test_c_modules_that_refuse_their_input_name_the_types() -> None:
     mixed = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4).double())
-    with pytest.raises(ShapeError) as caught:
+    with raises(ShapeError, "float32", "float64", "(2, 6)"):
         Network(mixed, "first").probe(ONE.example())
-    assert all(fact in str(caught.value) for fact in ("float32", "float64", "(2, 6)"))
 
 
 NAMES = ("type", "float", "train", "half", "cuda", "forward", "keys", "training", "_modules", "items", "T_destination")

@@ -230,9 +230,8 @@ FEATURES = [name for name, one in METHODS.items() if issubclass(one, FeatureConf
 
 def test_c_class_counts_that_differ_come_with_a_cure() -> None:
     student, teacher = OutputSpec((4,)), OutputSpec((1000,))
-    with raises(ApplicabilityError, 1000, "output_adapter=lambda") as caught:
+    with raises(ApplicabilityError, 1000, "output_adapter=lambda", *FEATURES):
         KD().build(student, {"big": teacher}, DataSpec(rows=20, classes=4))
-    assert all(name in str(caught.value) for name in FEATURES)
     assert set(FEATURES) == set(ON_FEATURES)
     with pytest.raises(ApplicabilityError) as caught:
         KD().build(teacher, {"small": student}, DataSpec(rows=20, classes=1000))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Heard
 from facts import raises
 from sklearn.model_selection import StratifiedShuffleSplit
 
@@ -15,7 +16,6 @@ from crossdistill.data.split import SPLITS, blocks
 from crossdistill.errors import DataError, RecipeError
 from crossdistill.network import Network
 from crossdistill.recipe import Recipe
-from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import Stage
 from crossdistill.testing import toy_network
 from crossdistill.training.runner import run
@@ -141,16 +141,6 @@ def test_a7_given_splits_that_cut_a_group_are_said(caplog: pytest.LogCaptureFixt
     assert dataset.how_split == ""
 
 
-class Listening(Quiet):
-    """Keeps every line that a run says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def recipe(dataset: Dataset) -> Recipe:
     network = toy_network(("first",), classes=len(dataset.classes))
     assert isinstance(network, Network)
@@ -159,7 +149,7 @@ def recipe(dataset: Dataset) -> Recipe:
 
 def test_a7_a_run_says_how_rows_were_split_and_what_is_missing(tmp_path: Path) -> None:
     dataset = made(np.array([0] * 50 + [1] * 10 + [2]))
-    heard = Listening()
+    heard = Heard()
     run(recipe(dataset), tmp_path / "out", display=heard)
     for line in (dataset.how_split, *dataset.remarks()):
         assert any(line in said for said in heard.lines)

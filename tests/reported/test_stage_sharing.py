@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import Heard
 from facts import raises
 from torch import Tensor, nn
 
 from crossdistill import Dataset, Network, Recipe, Stage, run
 from crossdistill.errors import DataError
 from crossdistill.planning.plan import prepare
-from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_dataset
 
 DATASET = toy_dataset(("first",), rows=60)
@@ -43,14 +43,6 @@ class Draws(nn.Module):
         return found
 
 
-class _Says(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 @pytest.mark.parametrize(("kind", "where"), [(Counts, "module.times"), (Draws, "module.source")])
 def test_a2_what_cannot_be_keyed_is_neither_shared_nor_banked(
     tmp_path: Path, kind: type[nn.Module], where: str
@@ -59,7 +51,7 @@ def test_a2_what_cannot_be_keyed_is_neither_shared_nor_banked(
     student = Network(nn.Linear(6, 4), "first", taps=())
     stage = Stage(method="kd", epochs=4, batch_size=16)
     recipe = Recipe(data=DATASET, student=student, teachers={"t": teacher}, stages=(stage,))
-    says = _Says()
+    says = Heard()
     run(recipe, tmp_path / "out", share=tmp_path / "share", display=says)
     assert any("not shared" in line and f"t: {where}" in line for line in says.lines)
     assert any("t logits: live" in line and where in line for line in says.lines)
@@ -100,7 +92,7 @@ def test_a2_shared_stages_and_banks_of_other_code_are_not_taken(
     found = []
     for name, scale in (("a", 1.0), ("b", 25.0), ("c", 25.0)):
         monkeypatch.setattr(sys.modules[__name__], "SCALE", scale)
-        says = _Says()
+        says = Heard()
         run(recipe, tmp_path / name, share=tmp_path / "share", display=says)
         taken = any("taken over" in line for line in says.lines)
         found.append(((tmp_path / name / "student" / "model.safetensors").read_bytes(), taken))
@@ -126,7 +118,7 @@ def test_a2_a_teacher_of_random_answers_is_not_banked(tmp_path: Path) -> None:
     stage = Stage(method="kd", epochs=4, batch_size=16)
     teachers = {"t": Network(Noisy(), "first")}
     recipe = Recipe(data=DATASET, student=Network(nn.Linear(6, 4), "first"), teachers=teachers, stages=(stage,))
-    says = _Says()
+    says = Heard()
     run(recipe, tmp_path / "out", share=tmp_path / "share", display=says)
     assert any("t logits: live" in line and "one and the same row" in line for line in says.lines)
     assert not [path for path in (tmp_path / "share").glob("*") if path.name not in {"banks", "locks"}]

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from builders import drawn_rows
+from builders import Heard, drawn_rows
 from facts import raises
 from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, run
 from crossdistill.errors import SplitError
 from crossdistill.outputs import Signal
-from crossdistill.runtime.progress import Quiet
 from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
 
@@ -214,14 +213,6 @@ def test_d_what_cannot_be_replayed_runs_whole_and_says_what_that_costs(
         assert len(caplog.records) == 1
 
 
-class Says(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def test_d_masks_on_a_model_that_cannot_be_traced(tmp_path: Path) -> None:
     data = toy_dataset(("first",), rows=60)
     torch.manual_seed(0)
@@ -231,6 +222,6 @@ def test_d_masks_on_a_model_that_cannot_be_traced(tmp_path: Path) -> None:
         Stage(method={"name": "specialise", "taps": {"t": ("pooler", "embeddings")}}, epochs=2, batch_size=12),
         Stage(method="route", epochs=1),
     )
-    says = Says()
+    says = Heard()
     run(Recipe(data=data, student=student, teachers={"t": teacher}, stages=stages), tmp_path / "out", display=says)
     assert any("t cut:pooler" in line and "cannot be traced" in line for line in says.lines)

@@ -224,15 +224,8 @@ def test_outcomes_hold_no_time_and_no_place(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_say_which(tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(4), "extra": torch.zeros(1)}
     save_file(tensors, tmp_path / "w.safetensors")
-    with raises(ShapeError, "Net") as caught:
+    with raises(ShapeError, "Net", "1.weight", "2 more", "extra", "0.weight (4, 2)", "(4, 3)"):
         load_weights(module(), tmp_path / "w.safetensors", "Net")
-    for words in (
-        "missing: 1.weight",
-        "and 2 more",
-        "unknown: extra",
-        "of another shape: 0.weight (4, 2) instead of (4, 3)",
-    ):
-        assert words in str(caught.value)
 
 
 def test_weights_that_cannot_be_read_name_the_file(tmp_path: Path) -> None:

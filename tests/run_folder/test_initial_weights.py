@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import Heard
 from facts import raises
 from torch import nn
 
@@ -11,7 +12,6 @@ from crossdistill import Network, Recipe, Stage, load_student, run
 from crossdistill.errors import RecipeError, ResumeError
 from crossdistill.recipe import Checkpoints
 from crossdistill.runtime.hashing import fingerprint
-from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_dataset
 
 DATASET = toy_dataset(("first", "second"), rows=120)
@@ -43,18 +43,6 @@ def _recipe(teacher_seed: int = 0) -> Recipe:
     )
 
 
-class _Stop(Quiet):
-    """Ends the program, as ctrl-C does, after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, parts: int = 1) -> None:
-        self.left -= parts
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-
 def _weights(out: Path) -> bytes:
     return (out / "student" / "model.safetensors").read_bytes()
 
@@ -74,7 +62,7 @@ def test_a_run_goes_on_though_the_program_draws_other_weights(tmp_path: Path, st
     recipe = _recipe()
     run(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "parts", display=_Stop(steps))
+        run(recipe, tmp_path / "parts", display=Heard(steps))
     again = _recipe()
     assert isinstance(again.student, Network)
     assert isinstance(recipe.student, Network)
@@ -87,7 +75,7 @@ def test_a_run_goes_on_though_the_program_draws_other_weights(tmp_path: Path, st
 
 def test_a_frozen_teacher_has_to_be_the_same(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(_recipe(), tmp_path / "out", display=_Stop(3))
+        run(_recipe(), tmp_path / "out", display=Heard(3))
     with raises(ResumeError, "'frozen'"):
         run(_recipe(teacher_seed=1), tmp_path / "out", resume=True)
 
