@@ -55,8 +55,8 @@ def hidden_layers(network: Network, batch: Batch, fits: Callable[[Shape], bool])
     weighted = [run for run in earlier if run.name in fused and run.dimensions()]
     # Where networks meet, a layer without weights may be all that there is of it.
     choices = (weighted, [run for run in earlier if run.name in fused] if len(network.reads) > 1 else [])
-    found = next((some[-1].name for some in choices if some), None)
-    return (penultimate.name,) if found is None else (found, penultimate.name)
+    intermediate = next((layers[-1].name for layers in choices if layers), None)
+    return (penultimate.name,) if intermediate is None else (intermediate, penultimate.name)
 
 
 def _feeds(value: Tensor, reader: _Run) -> bool:
@@ -78,13 +78,13 @@ def _runs(network: Network, batch: Batch) -> list[_Run]:
         counts[name] = counts.get(name, 0) + 1
         if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(batch):
             # What runs later may work in place on it.
-            given = tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)
-            seen.append(_Run(name, layer, given, value.clone()))
+            kept = tuple(item.clone() if isinstance(item, Tensor) else item for item in inputs)
+            seen.append(_Run(name, layer, kept, value.clone()))
 
     try:
         for name, layer in network.module.named_modules():
             if name and not any(True for _ in layer.children()):
-                handles.append(layer.register_forward_hook(lambda m, given, out, name=name: keep(name, m, given, out)))
+                handles.append(layer.register_forward_hook(lambda m, args, out, name=name: keep(name, m, args, out)))
         network.eval()
         with torch.no_grad():
             network(batch)
@@ -101,7 +101,7 @@ def _reached_by_all(network: Network, batch: Batch, names: list[str]) -> set[str
     reached = set(names)
     for modality in network.reads if len(network.reads) > 1 else ():
         moved = replace(batch, inputs={**batch.inputs, modality: _rolled(batch.inputs[modality])})
-        as_they_are, others = ({run.name: run.value for run in _runs(network, one)} for one in (batch, moved))
+        as_they_are, others = ({run.name: run.value for run in _runs(network, rows)} for rows in (batch, moved))
         reached &= {name for name, value in as_they_are.items() if not torch.equal(value, others[name])}
     return reached
 
