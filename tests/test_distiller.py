@@ -219,6 +219,10 @@ def test_stages_follow_each_other() -> None:
     assert all(name.startswith("method.") for name, _ in masks.named_parameters())
     masks(inputs, targets).backward()
     graduates = masks.next_teachers()
+    with pytest.raises(SettingError, match=r"'student' .*requires_grad_\(True\)"):
+        Distiller(student, graduates, Route(k=2))
+    with pytest.raises(SettingError, match="Masked"):
+        Distiller(plain(), graduates, "dml")
     student.module.requires_grad_(True)
     route = Distiller(student, graduates, Route(k=2), example=inputs)
     route.set_epoch(0)

@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from crossdistill.adapters import LOW
 from crossdistill.batch import MISSING_TARGET, Batch, Input
 from crossdistill.data.dataset import Dataset
-from crossdistill.errors import SettingError, nearest
+from crossdistill.errors import SettingError
 from crossdistill.method import STUDENT, Method, MethodConfig, Progress, Step, module_key
 from crossdistill.methods import method_config
 from crossdistill.models.own_network import as_network, left_as_they_were
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Signal
+from crossdistill.planning.members import Member, Members, check_trains, modules_of, named_members
 from crossdistill.planning.training_data import TrainingData
 from crossdistill.runtime.distributed import Devices
-from crossdistill.teacher import Keyed, Live, Teacher
+from crossdistill.teacher import Live, Teacher
 
 Inputs = Tensor | Mapping[str, Input] | Batch
-Member = nn.Module | Teacher
-Members = Member | Mapping[str, Member] | Sequence[Member]
 
 PROBED_ROWS = 8
 """Rows of the first batch on which sizes are measured."""
@@ -79,8 +78,10 @@ class Distiller(nn.Module):
         super().__init__()
         # Not `config`: transformers takes that for its own.
         self.settings = method if isinstance(method, MethodConfig) else method_config(method)
-        members = _named(teachers)
-        self.trains = self._trained(trains, members)
+        members = named_members(teachers)
+        every = (STUDENT, *(members if self.settings.trains_teachers else ()))
+        self.trains = every if trains is None else tuple(trains)
+        check_trains(self.trains, {STUDENT: student, **members})
         self.method: Method | None = None
         self.terms: dict[str, Tensor] = {}
         """The weighted terms of the last call by name, detached; their sum is its loss."""
@@ -102,24 +103,16 @@ class Distiller(nn.Module):
         else:
             object.__setattr__(self, "student", module)
         trained = [name for name in members if name in self.trains]
-        self.teachers = nn.ModuleDict({module_key(name): _modules(members[name])[0] for name in trained})
+        self.teachers = nn.ModuleDict({module_key(name): modules_of(members[name])[0] for name in trained})
         # In a tuple, so that they are no part of this module.
         self._frozen = tuple(
             part.requires_grad_(False).eval()
             for name, member in self._given.items()
             if name not in self.trains
-            for part in _modules(member)
+            for part in modules_of(member)
         )
         if example is not None:
             self._build(self._of_pair(example))
-
-    def _trained(self, trains: Sequence[str] | None, members: Mapping[str, Member]) -> tuple[str, ...]:
-        if trains is None:
-            return (STUDENT, *(members if self.settings.trains_teachers else ()))
-        for name in trains:
-            if name not in (STUDENT, *members):
-                raise SettingError(f"trains: no member is called {name!r}; {nearest(name, (STUDENT, *members))}")
-        return tuple(trains)
 
     def forward(
         self,
@@ -369,32 +362,3 @@ def _changing(method: Method, batch: Batch, sources: Mapping[str, Teacher]) -> s
         )
     weights = {name: (float(term.weight), float(late[name].weight)) for name, term in early.items() if name in late}
     return ", ".join(f"the weight of {name} goes from {a:g} to {b:g}" for name, (a, b) in weights.items() if a != b)
-
-
-def _named(teachers: Members) -> dict[str, Member]:
-    """Teachers by name.
-
-    Raises:
-        SettingError: one is neither a module nor a `Teacher`, or has the student's name.
-    """
-    if isinstance(teachers, Mapping):
-        found = dict(teachers)
-    elif isinstance(teachers, nn.Module | Teacher):
-        found = {"teacher": teachers}
-    else:
-        found = {f"teacher-{number}": one for number, one in enumerate(teachers)}
-    for name, one in found.items():
-        if not isinstance(one, nn.Module | Teacher):
-            raise SettingError(f"teacher {name!r}: wanted a module, a Network or a Teacher, found {type(one).__name__}")
-        if name == STUDENT:
-            raise SettingError(f"teachers: {STUDENT!r} means the student itself; call the teacher otherwise")
-    return found
-
-
-def _modules(member: Member) -> list[nn.Module]:
-    """The modules that a member runs."""
-    if isinstance(member, Network):
-        return [member.module]
-    if isinstance(member, nn.Module):
-        return [member]
-    return list(member.modules()) if isinstance(member, Keyed) else []
