@@ -18,7 +18,7 @@ MISSING_TARGET = -100
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What one modality's tensor is, so that a saved student can read a file by itself.
+    """The shape, format and preparation of one modality, with which a saved student reads files.
 
     `kind` is "image", "log-mel" or "array"; `shape` has no batch dimension; `options` hold everything that turns
     a file into the tensor (hertz, seconds, bands, normalisation) and are plain JSON; `parameters` are fitted
@@ -86,7 +86,7 @@ class Batch:
         return self.inputs[modality]
 
     def has_target(self) -> Bool[Tensor, " B"]:
-        """Rows that have a target at all, whoever may use it (dense targets: any pixel)."""
+        """Rows that have a target, whether or not the student may use it (dense targets: in any pixel)."""
         if self.targets is None:
             return torch.zeros(len(self), dtype=torch.bool, device=self.ids.device)
         known = ~self.targets.isnan() if self.targets.is_floating_point() else self.targets != MISSING_TARGET

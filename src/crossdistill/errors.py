@@ -1,25 +1,25 @@
-"""Every exception that crossdistill raises on purpose, as one tree.
+"""The tree of exceptions that crossdistill raises.
 
 ```
-CrossdistillError                     what a user can mend; the command line prints it without a traceback
-├── SettingError (ValueError)         a hyper-parameter, override or name that cannot be
+CrossdistillError                     a fault that a user can correct; the command line prints it without a traceback
+├── SettingError (ValueError)         an invalid hyper-parameter, override or name
 │   └── RecipeError                   all faults of one recipe, collected and shown together
-├── ShapeError (ValueError)           two things that do not fit: who produced what
-├── SignalError (LookupError)         an output was asked for that its source does not give
+├── ShapeError (ValueError)           two shapes that do not match; names their origins
+├── SignalError (LookupError)         an output that its source does not provide
 │   └── TapError                      ... a named layer that the module does not have
 ├── SplitError (ValueError)           a network cannot be cut exactly at a tap; it runs live instead
 ├── DataError (ValueError)            missing, truncated, unreadable or non-finite data; names the file or the rows
 ├── MissingExtraError (ImportError)   an optional dependency is absent; says its install command
 ├── NonFiniteError (ArithmeticError)  a loss or gradient became NaN or Inf; names the batch ids
-├── FrozenError (AssertionError)      something that had to stay frozen moved: a fault of ours or of a plug-in
+├── FrozenError (AssertionError)      frozen weights changed: a fault of this package or of a plug-in
 ├── BankError (RuntimeError)          stored outputs of frozen networks that cannot be used
-│   ├── BankMissing                   ... because they are not there, or not all of them
+│   ├── BankMissing                   ... because some or all of them are missing
 │   ├── BankStale                     ... because they are of other weights, data or settings; names the fields
-│   └── BankDamaged                   ... because a file is not what it was when it was written
+│   └── BankDamaged                   ... because a file has changed since it was written
 ├── RunError (RuntimeError)           a run folder cannot be used
-│   ├── ResumeError                   ... because what it was started with differs
+│   ├── ResumeError                   ... because recipe or environment differ from those of its start
 │   ├── StorageError                  ... because it could not be written (disk full, no permission)
-│   └── StoppedError                  ... any further now: the run was asked to stop, and has saved where it is
+│   └── StoppedError                  the run was stopped by a signal or by `stop`, after it wrote a checkpoint
 └── ApplicabilityError (ValueError)   a method cannot apply to these networks or this data
 ```
 """
@@ -29,18 +29,18 @@ from collections.abc import Iterable, Sequence
 
 
 class CrossdistillError(Exception):
-    """Root of the tree: catch this to catch everything that a user can mend."""
+    """Root of the tree: catch this to catch every fault that a user can correct."""
 
 
 class SettingError(CrossdistillError, ValueError):
-    """A hyper-parameter, an override or a name that cannot be."""
+    """An invalid hyper-parameter, override or name."""
 
 
 class RecipeError(SettingError):
-    """All faults of one recipe, collected so that they are mended in one go."""
+    """All faults of one recipe, collected so that they can be corrected together."""
 
     def __init__(self, recipe: str, faults: Sequence[str]) -> None:
-        """Keep the single sentences in `faults`, one for each fault."""
+        """Store one sentence for each fault in `faults`."""
         self.faults = tuple(faults)
         noun = "fault" if len(self.faults) == 1 else "faults"
         lines = "\n".join(f"  - {fault}" for fault in self.faults)
@@ -48,11 +48,11 @@ class RecipeError(SettingError):
 
 
 class ShapeError(CrossdistillError, ValueError):
-    """Two things that do not fit together; the text names who produced which shape."""
+    """Two shapes that do not match; the text names their origins."""
 
 
 class SignalError(CrossdistillError, LookupError):
-    """An output was asked for that its source does not give."""
+    """An output that its source does not provide."""
 
 
 class TapError(SignalError):
@@ -60,7 +60,7 @@ class TapError(SignalError):
 
 
 class SplitError(CrossdistillError, ValueError):
-    """A network cannot be cut at a tap into two parts that are exactly the whole."""
+    """A network cannot be cut at a tap into two parts whose composition is exactly the network."""
 
 
 class DataError(CrossdistillError, ValueError):
@@ -82,15 +82,15 @@ class NonFiniteError(CrossdistillError, ArithmeticError):
 
 
 class FrozenError(CrossdistillError, AssertionError):
-    """Something that had to stay frozen moved during training."""
+    """Frozen weights changed during training."""
 
 
 class BankError(CrossdistillError, RuntimeError):
-    """Stored outputs of frozen networks cannot be used as asked."""
+    """Stored outputs of frozen networks cannot be used."""
 
 
 class BankMissing(BankError):
-    """A bank is not there, or some of its blocks are not filled."""
+    """A bank is missing, or some of its blocks are not filled."""
 
 
 class BankStale(BankError):
@@ -102,19 +102,19 @@ class BankDamaged(BankError):
 
 
 class RunError(CrossdistillError, RuntimeError):
-    """A run folder cannot be used as asked."""
+    """A run folder cannot be used."""
 
 
 class ResumeError(RunError):
-    """A run cannot go on, because what it was started with differs from what is asked now."""
+    """A run cannot be resumed, because recipe or environment differ from those of its start."""
 
 
 class StorageError(RunError):
-    """Something could not be written; what was written before is intact."""
+    """A file could not be written; files written before are intact."""
 
 
 class StoppedError(RunError):
-    """A run was asked to stop, and has saved where it is."""
+    """A run was stopped by a signal or by `stop`, after it wrote a checkpoint."""
 
 
 class ApplicabilityError(CrossdistillError, ValueError):
@@ -122,7 +122,7 @@ class ApplicabilityError(CrossdistillError, ValueError):
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str:
-    """One sentence that helps after a wrong name: the nearest names, then all of them."""
+    """A hint for an unknown name: the nearest names, then all of them."""
     names = sorted(set(known))
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""

@@ -13,7 +13,7 @@ from crossdistill.errors import SignalError, nearest
 
 @dataclass(frozen=True, slots=True, order=True)
 class Signal:
-    """One thing asked of a network: its logits, its embedding, the value at a tap, or an exact cut at a tap."""
+    """One output of a network: its logits, its embedding, the value at a tap, or an exact cut at a tap."""
 
     kind: str
     tap: str = ""
@@ -54,7 +54,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """Sizes of what a network gives, known before the first step: they size projectors, masks and gates.
+    """Sizes of a network's outputs, known before the first step: they determine the sizes of projectors and masks.
 
     Shapes are without the batch dimension: logits (C,) or (C, H, W), embedding (D,), features by tap.
     """

@@ -94,12 +94,12 @@ class Checkpoints(BaseModel):
 
 
 class Recipe(BaseModel):
-    """One experiment. Everything that changes its numbers is in here, except for the code and the machine.
+    """One experiment: everything that its numbers depend on, except for code and machine.
 
-    `data`, `student` and `teachers` are settings out of the tables, or live objects of your own (a Dataset,
-    Networks); a recipe with live objects runs and resumes from Python only. A function that makes a Network, or a
-    module where the data have one modality, may stand for a network: `seed` then draws its weights, as it draws those
-    of the tables' networks. The weights of a live Network are those that it has, whatever the seed.
+    `data`, `student` and `teachers` are settings of the tables, or live objects (a Dataset, Networks); a recipe with
+    live objects runs and resumes from Python only. A network may also be a function that returns a Network, or a module
+    if the data have one modality: `seed` then draws its weights, as it does for the tables' networks. A live Network
+    keeps its weights, whatever the seed.
 
     Raises:
         pydantic.ValidationError: a field of the wrong type or value; each fault with its path.

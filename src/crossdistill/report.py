@@ -18,7 +18,7 @@ RESULTS = "results.json"
 FILES = "files.json"
 """Hashes of a run's results and predictions, and of what they belong to; the student's folder has its own."""
 BELONGING = ("recipe.yaml", "student/config.json")
-"""Each is sound by itself in the folder of any run; results belong to those of one."""
+"""Files whose hashes tie the results to one run: each of them could be replaced by a valid file of another run."""
 PREDICTIONS = "predictions.npz"
 
 

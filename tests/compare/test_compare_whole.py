@@ -34,14 +34,14 @@ pytestmark = pytest.mark.usefixtures("digits")
 
 
 class Here:
-    """A crew of one, in this process."""
+    """An executor with one worker, in this process."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
         self.begun: list[Any] = []
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
-        """See `Crew`."""
+        """See `Executor`."""
         while (task := choose()) is not None:
             self.begun.append(tasks[task])
             heard: list[Message] = []
@@ -59,11 +59,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Here]:
     """Crews that were asked for: each is of this process."""
     crews: list[Here] = []
 
-    def crew(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Here, int]:
+    def executor_for(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Here, int]:
         crews.append(Here(work))
         return crews[-1], 1
 
-    monkeypatch.setattr(comparing, "crew", crew)
+    monkeypatch.setattr(comparing, "executor_for", executor_for)
     return crews
 
 

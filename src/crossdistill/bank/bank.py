@@ -116,7 +116,7 @@ class BankKey:
         return cls(**{**value, "shape": tuple(value["shape"])})
 
     def bytes(self, num_rows: int) -> int:
-        """Size of the values of so many rows."""
+        """Size of the values of `rows` rows, in bytes."""
         return num_rows * int(np.prod(self.shape)) * STORED[self.dtype][0].itemsize
 
 
@@ -240,7 +240,7 @@ class Bank:
     def _values(self) -> Tensor:
         if self._held is None:
             self._require_all()
-            # Copy on write: a tensor over a read-only mapping would warn, and nobody writes to it.
+            # Copy on write, because torch warns of tensors over read-only mappings.
             mapped = np.load(self.path / "values.npy", mmap_mode="c", allow_pickle=False)
             self._take_up(_as_tensor(mapped, self.key), np.array(self._array("seen")))
         assert self._held is not None
@@ -353,7 +353,7 @@ def _short(value: Any) -> str:
 
 
 def size_text(size: int) -> str:
-    """Bytes, for people."""
+    """A number of bytes as text with a unit."""
     for unit, bytes_ in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
         if size >= bytes_:
             return f"{size / bytes_:.1f} {unit}"

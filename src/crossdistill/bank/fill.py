@@ -46,7 +46,7 @@ class Estimate:
     seconds: float
 
     def text(self) -> str:
-        """For people."""
+        """One line for the display."""
         return f"{self.num_rows:,} rows, {size_text(self.bytes)}, about {_duration(self.seconds)}"
 
 

@@ -1,4 +1,4 @@
-"""Where each sample's row is in a bank: found for a whole batch at once, and held against its sample id."""
+"""Looks up the rows of a batch in a bank by sample id and view."""
 
 from functools import cached_property
 
@@ -10,32 +10,32 @@ from crossdistill.errors import BankMissing
 from crossdistill.runtime.hashing import key_hash, tensor_hash
 
 ABSENT = -1
-LOOK_EVERY = 64
-"""Lookups between looks at the verdict on an accelerator, which wait for it."""
+CHECK_EVERY = 64
+"""Lookups between checks for missing samples on an accelerator, since a check synchronises with it."""
 
 
 class BankRows:
-    """The rows of a bank: of which sample each is, and in which view (None: all of them as they are, which is view 0).
+    """The sample id and the view of each row of a bank (`view` None: all rows are view 0, without augmentation).
 
-    Banks of the same rows share one, so that a batch is looked up once for all of them.
+    Banks with the same rows share one object, so a batch is looked up once for all of them.
     """
 
     def __init__(self, ids: Int64[Tensor, " R"], view: Int64[Tensor, " R"] | None = None) -> None:
         self.ids = ids
         self.view = view
         self.views = 1 if view is None or not len(view) else int(view.max()) + 1
-        # For each device: the row by view and id, that of view 0 by id, and whether any lookup has failed there.
+        # For each device: the row by view and id, the row of view 0 by id, and whether a lookup has failed.
         self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._last: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._lookups = 0
 
     def __len__(self) -> int:
-        """How many rows: samples times the views that they are in."""
+        """Number of rows: samples times their views."""
         return len(self.ids)
 
     @cached_property
     def key(self) -> str:
-        """A hash of what the rows are, in their order."""
+        """A hash of the ids and views in their order."""
         return key_hash([tensor_hash(self.ids), None if self.view is None else tensor_hash(self.view)])
 
     def part(self, start: int, end: int) -> tuple[Tensor, Tensor | None]:
@@ -61,15 +61,19 @@ class BankRows:
         else:
             failed |= (at < 0).any()
             at = at.clamp(min=0)
-            self._look(ids, view, failed)
+            self._check(ids, view, failed)
         self._last = (ids, view, at)
         return at
 
-    def _look(self, ids: Tensor, view: Tensor | None, failed: Tensor) -> None:
-        """Now and then at the verdict of an accelerator; never while a graph is captured."""
+    def _check(self, ids: Tensor, view: Tensor | None, failed: Tensor) -> None:
+        """Check at intervals whether a lookup on an accelerator failed; not during a graph capture.
+
+        Raises:
+            BankMissing: a sample of this or an earlier batch is not in the bank.
+        """
         self._lookups += 1
         capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self._lookups % LOOK_EVERY == 1 and not capturing and bool(failed):
+        if self._lookups % CHECK_EVERY == 1 and not capturing and bool(failed):
             failed.zero_()
             raise BankMissing(self._absent(ids, view))
 

@@ -37,7 +37,7 @@ class Banked:
         return () if self._rest is None else self.modalities
 
     def select(self, signals: Iterable[Signal]) -> "Banked":
-        """The same source, asked for these things."""
+        """The same source, restricted to these signals."""
         return Banked(self.live, self.banks, signals)
 
     def sees(self, batch: Batch) -> Batch:
@@ -49,7 +49,7 @@ class Banked:
         return self.live.tail(tap)
 
     def __call__(self, batch: Batch) -> Outputs:
-        """What was asked for, for the rows whose modalities are present.
+        """The selected signals of the rows whose modalities are present.
 
         Raises:
             BankMissing: a sample that is not in the bank.
@@ -83,7 +83,7 @@ class ShuffledBanked(Shuffled):
         self._banked = base
 
     def select(self, signals: Iterable[Signal]) -> Shuffled:
-        """The same control over the base, asked for these things."""
+        """The same control over the base, restricted to these signals."""
         return shuffled(self._banked.select(signals), self.partner, self.fetch)
 
     def __call__(self, batch: Batch) -> Outputs:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from crossdistill.compare.cell import loaded
-from crossdistill.compare.feasibility import Survey
+from crossdistill.compare.feasibility import Feasibility
 from crossdistill.compare.grid import Cell, Grid
 from crossdistill.data.config import DataConfig
 from crossdistill.errors import RunError
@@ -66,7 +66,7 @@ class Projection:
         return (sum(self.stages[key].seconds(part) for key in keys) + CELL_S for keys in self.cells)
 
 
-def project(survey: Survey, display: Display) -> Projection:
+def project(survey: Feasibility, display: Display) -> Projection:
     """Time a few steps of each kind of stage; seeds and hidden labels change nothing about how long one takes."""
     kinds: dict[tuple[object, ...], Timed] = {}
     stages: dict[str, Timed] = {}

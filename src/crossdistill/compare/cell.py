@@ -57,7 +57,7 @@ def train(task: dict[str, Any], send: Send) -> str:
 
 
 class _Messages:
-    """A display that sends on what it is told."""
+    """A display that sends its calls as messages."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -1,11 +1,11 @@
-"""What a comparison would do, before it does it: cells, what they share, projected time, and what cannot apply."""
+"""Dry run of a comparison: its cells, shared stages, projected time, and the cells that cannot run."""
 
 from collections import Counter
 from collections.abc import Mapping
 
 from crossdistill.compare.budget import Pick, Projection, project
 from crossdistill.compare.executors.choose import local_workers, place
-from crossdistill.compare.feasibility import Survey, survey
+from crossdistill.compare.feasibility import Feasibility, survey
 from crossdistill.compare.grid import Grid
 from crossdistill.compare.run import fitted
 from crossdistill.compare.sweep import Tuning, tunings
@@ -14,7 +14,7 @@ from crossdistill.training.estimate import duration
 
 
 def outline(grid: Grid, jobs: int | None, on: str) -> str:
-    """A page for people; nothing is trained or written.
+    """The text of a dry run; nothing is trained or written.
 
     Raises:
         RecipeError: no cell can run, or a sweep names what no method has.
@@ -51,7 +51,7 @@ def outline(grid: Grid, jobs: int | None, on: str) -> str:
     return "\n".join(lines)
 
 
-def _cells(looked: Survey) -> list[str]:
+def _cells(looked: Feasibility) -> list[str]:
     """One line for each setting: its stages, with the number of cells that use the same one."""
     users = Counter(key for one in looked.found.values() for key in one.stages)
     lines: dict[tuple[str, str, str], int] = {}

@@ -16,36 +16,36 @@ from crossdistill.runtime.progress import Display
 
 
 @dataclass(frozen=True, slots=True)
-class Surveyed:
-    """A cell that can run: its stages by key, and what its table will say of it."""
+class Feasible:
+    """A cell that can run: its stages by key, and sizes for its table."""
 
     stages: Mapping[str, str]
-    """Names, by the key under which runs share what they have trained."""
+    """Names of its stages, by the key under which runs share them."""
     steps: Mapping[str, int]
     """Optimizer steps, by the same key."""
     parameters: int
-    """Of the student."""
+    """Parameters of the student."""
     trained: int
-    """Parameters that train in any stage: student, teachers, and what the method adds."""
+    """Parameters that train in any stage: of student, teachers and method."""
     alone: tuple[str, ...]
-    """Teachers that learnt from labels and from nothing else."""
+    """Teachers trained from labels only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
-    """All cells of a comparison: those that can run and those that cannot, by their place; and the data in words."""
+class Feasibility:
+    """All cells of a comparison: those that can run and the reasons of those that cannot, by number."""
 
     cells: tuple[Cell, ...]
-    found: Mapping[int, Surveyed]
+    found: Mapping[int, Feasible]
     refused: Mapping[int, str]
     about: str
 
     def steps(self) -> dict[str, int]:
         """Optimizer steps of every stage of any cell, each stage once."""
-        return {key: count for one in self.found.values() for key, count in one.steps.items()}
+        return {key: count for cell in self.found.values() for key, count in cell.steps.items()}
 
     def stages(self) -> list[Mapping[str, str]]:
-        """Each cell's stages; of a refused cell none."""
+        """The stages of each cell; none for a cell that cannot run."""
         return [self.found[i].stages if i in self.found else {} for i in range(len(self.cells))]
 
     def refused_cells(self) -> dict[str, str]:
@@ -53,15 +53,15 @@ class Survey:
         return {self.cells[i].name: reason for i, reason in self.refused.items()}
 
 
-def survey(cells: Sequence[Cell], display: Display) -> Survey:
-    """Build every cell's plan. Faults of data and files end the whole; a recipe's faults refuse its cell.
+def survey(cells: Sequence[Cell], display: Display) -> Feasibility:
+    """Build the plan of every cell. Faults of data and files are raised; a faulty recipe excludes its cell only.
 
     Raises:
-        RecipeError: no cell at all can run, or a setting is of a stage that no cell has.
+        RecipeError: no cell can run, or a setting is of a stage that no cell has.
     """
     if cells and (lost := unplaced(cells)):
         raise RecipeError(f"compare {cells[0].data}", lost)
-    found: dict[int, Surveyed] = {}
+    found: dict[int, Feasible] = {}
     refused: dict[int, str] = {}
     about = ""
     several = len({cell.seed for cell in cells}) > 1
@@ -85,7 +85,7 @@ def survey(cells: Sequence[Cell], display: Display) -> Survey:
         about = about or dataset.about
         try:
             with devices(recipe.device) as where:
-                found[number] = _surveyed(prepare(recipe, dataset, where.device))
+                found[number] = _feasible(prepare(recipe, dataset, where.device))
         except RecipeError as error:
             refused[number] = reason(error)
         display.advance()
@@ -93,7 +93,7 @@ def survey(cells: Sequence[Cell], display: Display) -> Survey:
     if cells and not found:
         reasons = list(dict.fromkeys(refused.values()))
         raise RecipeError(f"compare {cells[0].data}", reasons)
-    return Survey(tuple(cells), found, refused, about)
+    return Feasibility(tuple(cells), found, refused, about)
 
 
 def reason(error: CrossdistillError) -> str:
@@ -102,12 +102,12 @@ def reason(error: CrossdistillError) -> str:
     return "; ".join(" ".join(fault.split()) for fault in faults)
 
 
-def _surveyed(plan: Plan) -> Surveyed:
+def _feasible(plan: Plan) -> Feasible:
     moving: dict[int, int] = {}
     for job in plan.jobs:
         for part in _moving(job.trained, job.method):
             moving |= {id(parameter): parameter.numel() for parameter in part.parameters()}
-    return Surveyed(
+    return Feasible(
         stages={job.key: job.stage.name for job in plan.jobs},
         steps={job.key: job.stage.epochs * job.order.steps for job in plan.jobs},
         parameters=plan.parameters()[plan.recipe.learner],
@@ -125,9 +125,9 @@ def _moving(trained: Mapping[str, tuple[nn.Module, tuple[str, ...]]], method: nn
 
 def alone(recipe: Recipe) -> tuple[str, ...]:
     """The teachers that train in one supervised stage of their own and nowhere else."""
-    found = []
+    names = []
     for name in recipe.teachers:
-        own = [stage for stage in recipe.stages if name in {part.partition(":")[0] for part in stage.trained}]
-        if len(own) == 1 and own[0].learner == name and own[0].method.name == "supervised":
-            found.append(name)
-    return tuple(found)
+        stages = [stage for stage in recipe.stages if name in {part.partition(":")[0] for part in stage.trained}]
+        if len(stages) == 1 and stages[0].learner == name and stages[0].method.name == "supervised":
+            names.append(name)
+    return tuple(names)

@@ -9,10 +9,10 @@ from typing import Any
 
 from crossdistill.compare.budget import Pick, pick, project
 from crossdistill.compare.cell import as_task, loaded, train
-from crossdistill.compare.executors.choose import crew, local_workers, place
+from crossdistill.compare.executors.choose import executor_for, local_workers, place
 from crossdistill.compare.executors.local import Message
 from crossdistill.compare.executors.progress import GridProgress
-from crossdistill.compare.feasibility import Survey, survey
+from crossdistill.compare.feasibility import Feasibility, survey
 from crossdistill.compare.grid import Cell, Grid, Setting
 from crossdistill.compare.results.collect import collect
 from crossdistill.compare.results.markdown import save
@@ -175,7 +175,7 @@ class _Run:
     jobs: int | None
     on: str
 
-    def cells(self, looked: Survey, folder: str, split: str, skip: set[str]) -> dict[str, str]:
+    def cells(self, looked: Feasibility, folder: str, split: str, skip: set[str]) -> dict[str, str]:
         """Run all cells that are not done; gives those that failed with their reasons."""
         out = self.out.absolute()
         cells = looked.cells
@@ -188,7 +188,7 @@ class _Run:
         failed: dict[str, str] = {}
         if not waiting:
             return failed
-        workers, count = crew(self.on, train, self.jobs, len(waiting), out)
+        workers, count = executor_for(self.on, train, self.jobs, len(waiting), out)
         title = "cells" if split == "test" else "trials"
         with GridProgress(steps, len(waiting), title) as progress:
             progress.say(
@@ -258,7 +258,7 @@ def _split_moves(tuned: Sequence[Tuning]) -> bool:
     return len({one.seed for one in drawn if isinstance(one, DataConfig)}) > 1
 
 
-def _samples(looked: Survey) -> Samples:
+def _samples(looked: Feasibility) -> Samples:
     """Test samples by what the student is shown, looked up once for each student and seed."""
     known: dict[tuple[str, int], Any] = {}
 

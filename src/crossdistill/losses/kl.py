@@ -45,7 +45,7 @@ def distillation_kl(
     """T² · KL(teacher ‖ student) on softmax(logits / T), in nats: Hinton et al. 2015, arXiv 1503.02531.
 
     Dense logits (B, C, H, W) give the mean over all pixels of a row. Nothing is detached here: joint training needs
-    both gradients, and who wants one side fixed detaches that argument.
+    both gradients; detach an argument to keep its side fixed.
 
     Args:
         student: logits of the prediction, the second argument of the divergence.

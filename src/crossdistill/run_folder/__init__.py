@@ -1,1 +1,1 @@
-"""What a run writes and reads again: its folder, checkpoints, environment, first weights and logs."""
+"""The files of a run: its folder and lock, checkpoints, environment, initial weights and logs."""

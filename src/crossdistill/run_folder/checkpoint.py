@@ -1,4 +1,4 @@
-"""Saving and finding again: checkpoints inside a stage, and the outcome of a finished one. Atomic, without pickle."""
+"""Checkpoints of a running stage and outcomes of finished ones: written atomically, read without pickle."""
 
 import logging
 import shlex
@@ -26,7 +26,7 @@ OUTCOME = "outcome.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a stage stood: tensors by name, and everything else that its next step depends on."""
+    """The state of a stage at a step: tensors by name, and all other state that the next step depends on."""
 
     stage: int
     epoch: int
@@ -36,20 +36,20 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write one checkpoint beside the others, then drop all but the newest `keep`.
+    """Write one checkpoint, then delete all but the newest `keep`.
 
     Raises:
         StorageError: it could not be written; the earlier ones are intact.
     """
     name = f"{checkpoint.stage:02d}-{checkpoint.epoch:05d}-{checkpoint.step:07d}"
-    # One of the same position is the same to the last bit, or it was damaged and the run has come by here again.
+    # A checkpoint of the same position is bit-identical, or it is damaged and is replaced.
     shutil.rmtree(folder / name, ignore_errors=True)
     with atomic_folder(folder / name) as temporary:
         write_tensors(temporary / WEIGHTS, _apart(checkpoint.tensors))
         try:
             torch.save(dict(checkpoint.state), temporary / STATE)
         except RuntimeError as error:
-            # torch says in C++ that a file could not be written.
+            # torch reports a failed write as a RuntimeError.
             raise OSError(f"{STATE} was not written: {' '.join(str(error).split())}") from error
         about = {"stage": checkpoint.stage, "epoch": checkpoint.epoch, "step": checkpoint.step}
         hashes = {file: file_hash(temporary / file) for file in (WEIGHTS, STATE)}
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, or None; one that cannot be read is passed over for the one before it."""
+    """The newest complete checkpoint, or None; a damaged one is skipped with a warning."""
     for path in sorted(_complete(folder), reverse=True):
         try:
             about = read_sealed(path / ABOUT)
@@ -70,18 +70,18 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(path / STATE, weights_only=True)
             return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
-        except Exception as error:  # damage can make each of the three readers raise anything
+        except Exception as error:  # the three readers may raise anything for damaged files
             log.warning("%s is damaged (%s: %s) and is passed over", path, type(error).__name__, error)
     return None
 
 
 def newest_name(folder: Path) -> str | None:
-    """What the newest complete checkpoint is called."""
+    """The name of the newest complete checkpoint."""
     return max((path.name for path in _complete(folder)), default=None)
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints: the stage that they belong to has its outcome written."""
+    """Delete all checkpoints, once the outcome of their stage is written."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -90,38 +90,38 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def flatten(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """All parameters and buffers as `module/name`, as copies that later steps do not move."""
+    """Copies of all parameters and buffers on the CPU, as `module/name`."""
     return {name: value.detach().cpu().clone() for name, value in moving(modules).items()}
 
 
 def moving(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """All parameters and buffers as `module/name`, themselves."""
+    """All parameters and buffers as `module/name`, not copied."""
     return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors takes them: in memory, in order, and each in memory of its own."""
-    found: dict[str, Tensor] = {}
+    """Tensors as safetensors requires them: on the CPU, contiguous, and without shared memory."""
+    separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in tensors.items():
         plain = value.detach().cpu().contiguous()
         storage = plain.untyped_storage()
-        # Tied weights are written twice; a part of a larger tensor by itself.
+        # Tied weights are written twice, and a slice is written without the tensor that it is a part of.
         shares = storage.data_ptr() in seen or storage.nbytes() != plain.nbytes
         seen.add(storage.data_ptr())
-        found[name] = plain.clone() if shares else plain
-    return found
+        separate[name] = plain.clone() if shares else plain
+    return separate
 
 
 def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Load what `flatten` gave and a checkpoint kept, strictly."""
+    """Load tensors named `module/name` into their modules, strictly."""
     for name, module in modules.items():
         start = f"{name}/"
         module.load_state_dict({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
 
 
 def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[str, Any]) -> None:
-    """Write what a stage trained, once: one safetensors file for each module, and `outcome.json` with their hashes.
+    """Write the outcome of a stage: one safetensors file per module, and `outcome.json` with their hashes.
 
     Raises:
         StorageError: it could not be written.
@@ -136,26 +136,26 @@ def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[st
 
 
 def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict[str, Any] | None:
-    """Bring back a stage's outcome into its modules; None when there is none.
+    """Load the outcome of a stage into its modules and return `outcome.json`; None if there is no outcome.
 
     Raises:
-        RunError: it belongs to another stage, or a file is not what it was when it was written.
+        RunError: it belongs to another stage, or a file is damaged.
     """
     file = path / OUTCOME
     if not file.is_file():
         return None
     try:
         about = read_sealed(file)
-        found, stage, files = about["key"], about["stage"], dict(about["files"])
+        stored_key, stage, files = about["key"], about["stage"], dict(about["files"])
         counts = [about[name] for name in ("seconds", "peak_memory_mb", "metrics")]
-        if not all(isinstance(one, int | float) and one >= 0 for one in counts) or type(counts[2]) is not int:
+        if not all(isinstance(count, int | float) and count >= 0 for count in counts) or type(counts[2]) is not int:
             raise TypeError("seconds, peak_memory_mb and metrics are numbers")
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; {_again(path)}") from error
-    if found != key:
+    if stored_key != key:
         raise RunError(
-            f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, weights that it "
-            "starts from, or the code of your networks or methods, are not what they were. Start anew in another folder"
+            f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, the weights that it "
+            "starts from, or the code of your networks or methods have changed. Start anew in another folder"
         )
     for name, module in modules.items():
         weights = path / f"{name}.safetensors"

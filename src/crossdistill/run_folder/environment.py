@@ -1,4 +1,4 @@
-"""What a run was started with besides its recipe: decided once, stored, and reused when it is resumed."""
+"""The environment of a run (versions, device, threads, ranks): stored at its start, compared when it is resumed."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from crossdistill.runtime.files import read_sealed, write_sealed
 
 ENVIRONMENT = "environment.json"
 MOST_THREADS = 4096
-"""More are no thread count of a machine."""
+"""Largest plausible number of threads; a larger stored one means damage."""
 
 
 def describe(devices: Devices, seed: int) -> dict[str, Any]:
@@ -38,30 +38,30 @@ def describe(devices: Devices, seed: int) -> dict[str, Any]:
 
 
 def stored(out: Path) -> dict[str, Any] | None:
-    """What a run folder says of where its run was started; None when there is none.
+    """The stored environment of a run folder; None if there is none.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the file is damaged.
     """
     path = out / ENVIRONMENT
     if not path.is_file():
         return None
     try:
-        found = read_sealed(path)
-        torch.device(found["device"])
-        if not (isinstance(found["threads"], int) and 1 <= found["threads"] <= MOST_THREADS):
-            raise ValueError(f"threads: {found['threads']!r}")
-        int(found["seed"])
+        environment = read_sealed(path)
+        torch.device(environment["device"])
+        if not (isinstance(environment["threads"], int) and 1 <= environment["threads"] <= MOST_THREADS):
+            raise ValueError(f"threads: {environment['threads']!r}")
+        int(environment["seed"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise RunError(
             f"{path} is damaged: {' '.join(str(error).split())}; without it no resume repeats the run's numbers, so "
             "start anew in another folder with --out"
         ) from error
-    return found
+    return environment
 
 
 def store(out: Path, devices: Devices, seed: int, recipe: str) -> None:
-    """Remember where a new run is started, and the hash of its recipe.
+    """Write the environment of a new run, and the hash of its recipe.
 
     Raises:
         StorageError: it could not be written.
@@ -70,10 +70,10 @@ def store(out: Path, devices: Devices, seed: int, recipe: str) -> None:
 
 
 def go_back_to(out: Path, devices: Devices) -> None:
-    """Return to what a run was started with (its thread count above all).
+    """Check that the environment matches the one that the run was started in, and restore its thread count.
 
     Raises:
-        ResumeError: what the numbers depend on is another one now; says what.
+        ResumeError: ranks, versions or kind of device differ, on which the numbers depend; names the difference.
     """
     before = stored(out)
     if before is None:
@@ -98,19 +98,21 @@ def go_back_to(out: Path, devices: Devices) -> None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """The commit of the working folder's repository, and whether files differ from it; None without one.
+    """The commit of the working folder's repository, and whether files differ from it; None without a repository.
 
-    A repository's own settings name programs (`core.fsmonitor`, filters, hooks, transports): none of them is run.
+    The settings of a repository can name programs (`core.fsmonitor`, filters, hooks, transports): none is executed.
     """
     try:
-        own = _git("config", "--show-scope", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process)$")
+        configured = _git(
+            "config", "--show-scope", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process)$"
+        )
     except subprocess.CalledProcessError as error:
         if error.returncode != 1:  # 1: there are none
             return None
-        own = ""
+        configured = ""
     except (OSError, subprocess.SubprocessError):
         return None
-    pairs = [line.partition("\t") for line in own.splitlines()]
+    pairs = [line.partition("\t") for line in configured.splitlines()]
     filters = {name.rpartition(".")[0] for scope, _, name in pairs if scope in {"local", "worktree", "command"}}
     off = [f"{name}.{what}=" for name in sorted(filters) for what in ("clean", "smudge", "process")]
     off += [f"{name}.required=false" for name in sorted(filters)]
@@ -122,7 +124,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _git(*words: str, settings: Sequence[str] = ()) -> str:
-    given = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", "core.pager=cat", *settings)
+    options = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", "core.pager=cat", *settings)
     environment = {
         **os.environ,
         "LC_ALL": "C",
@@ -131,8 +133,8 @@ def _git(*words: str, settings: Sequence[str] = ()) -> str:
         "GIT_NO_LAZY_FETCH": "1",
         "GIT_ALLOW_PROTOCOL": "none",
     }
-    done = subprocess.run(
-        ["git", "--no-pager", *(part for text in given for part in ("-c", text)), *words],
+    process = subprocess.run(
+        ["git", "--no-pager", *(part for text in options for part in ("-c", text)), *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -140,4 +142,4 @@ def _git(*words: str, settings: Sequence[str] = ()) -> str:
         check=True,
         env=environment,
     )
-    return done.stdout.strip()
+    return process.stdout.strip()

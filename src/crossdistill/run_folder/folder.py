@@ -1,4 +1,4 @@
-"""Whose a run's folder is: a new run takes it, the same run goes on in it, another one is refused."""
+"""Ownership of a run folder: a new run claims it, the same run resumes in it, any other run is rejected."""
 
 import shlex
 import shutil
@@ -23,16 +23,16 @@ LOCK = ".in-use"
 MOST_LINE = 1000
 SOUND = "sound"
 INITIAL = "initial"
-"""Folder of the first weights of live networks; see `initial.py`."""
+"""Folder of the initial weights of live networks; see `initial_weights.py`."""
 
 Waiting = Callable[[Holder], None]
 
 
 def run_folder(out: Path | str) -> Path:
-    """A run's folder as it was given.
+    """The path of a run's folder.
 
     Raises:
-        SettingError: it is empty, which would be the working folder.
+        SettingError: the text is empty, which would mean the working folder.
     """
     if isinstance(out, str) and not out.strip():
         raise SettingError("the run's folder is empty; give one, as in --out runs/first (the working folder is '.')")
@@ -41,12 +41,13 @@ def run_folder(out: Path | str) -> Path:
 
 @contextmanager
 def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
-    """Hold a folder in a block: two processes that write into one folder would mix what they compute.
+    """Hold the lock of a run folder in a block, so that only one process writes to it.
 
-    With `waiting` it is waited for, and said once for whom. What was made for the lock alone goes with it.
+    With `waiting`, wait for the lock; `waiting` is called once with its holder. Folders created only for the lock are
+    removed.
 
     Raises:
-        RunError: another process holds it, or took it over while this one was suspended; names the folder.
+        RunError: another process holds the lock, or took it over while this process was suspended; names the folder.
         StorageError: the folder cannot be written.
     """
     missing = [path for path in (out, *out.parents) if not path.exists()]
@@ -61,7 +62,7 @@ def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
                 yield
             finally:
                 if not (out / RECIPE).is_file():
-                    # Kept for a run that did not begin.
+                    # The run did not start, so its initial weights are not needed.
                     shutil.rmtree(out / INITIAL, ignore_errors=True)
         if lock.lost:
             raise RunError(
@@ -76,7 +77,7 @@ def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
 
 @contextmanager
 def held_by_all(out: Path, devices: Devices, waiting: Waiting | None = None) -> Iterator[None]:
-    """`held`, by all ranks of a run as one: the main rank has the lock."""
+    """`held` for all ranks of a run together: the main rank holds the lock."""
     if devices.ranks == 1:
         with held(out, waiting):
             yield
@@ -99,16 +100,16 @@ def held_by_all(out: Path, devices: Devices, waiting: Waiting | None = None) -> 
 
 
 def drop_leftover(out: Path) -> None:
-    """Remove what a run that was killed while it gave up its lock left of it, where no process holds it."""
+    """Remove the lock file of a run that was killed while it released its lock, if no process holds it."""
     lock = Lock(out / LOCK)
-    # A finished run may lie where nothing can be written.
+    # A finished run may be on a read-only disk.
     with suppress(StorageError):
         if lock.path.is_file() and lock.acquire():
             lock.release()
 
 
 def go_on(out: Path, recipe: Recipe, ranks: int = 1) -> str:
-    """What resumes this run: a command, or what a program has to call where no command can make the recipe."""
+    """The command that resumes this run, or the call in Python if no command can make the recipe."""
     command = "crossdistill" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m crossdistill"
     if not recipe.live:
         return f"{command} run {shlex.quote(str(out))} --resume"
@@ -118,7 +119,7 @@ def go_on(out: Path, recipe: Recipe, ranks: int = 1) -> str:
 
 
 def unfinished(out: Path) -> str:
-    """What to do about a folder whose run is not finished."""
+    """The end of an error's sentence: how to finish the run of this folder."""
     holder = Lock(out / LOCK).holder()
     if holder is not None:
         return f"it is being computed by {holder}"
@@ -132,19 +133,20 @@ def unfinished(out: Path) -> str:
 
 
 def device_for(out: Path, recipe: Recipe, resume: bool) -> str:
-    """The device to compute on: what "auto" stood for when the run was started, where it goes on."""
+    """The recipe's device; for a resumed run with "auto", the one that the run was started on."""
     before = stored(out) if resume and recipe.device == "auto" else None
     return recipe.device if before is None else str(before["device"]).partition(":")[0]
 
 
 def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[Report | None, str | None]:
-    """Look whether the folder is free, or this very run's; give the report if that is finished and undamaged.
+    """Check that the folder is free or holds this run.
 
-    The second value says what is damaged in a finished run, which is to be finished again.
+    Returns:
+        The report, if the run is finished and undamaged, or else None; and the damage of a finished run, or else None.
 
     Raises:
-        RunError: it holds a run, and `resume` was not asked for.
-        ResumeError: it holds a run of another recipe, or one that was started elsewhere; says what differs.
+        RunError: it holds a run, and `resume` is False.
+        ResumeError: it holds a run of another recipe or environment; lists the differences.
     """
     path = out / RECIPE
     if path.is_file():
@@ -153,7 +155,7 @@ def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[
                 f"{out} holds a run already; go on with: {go_on(out, recipe)}. Or choose another folder with --out, or "
                 "remove it"
             )
-        # The same recipe may have been made in another way.
+        # The command that made the recipe may differ.
         then, now = (plain | {"origin": None} for plain in (_read(path), parse_yaml(recipe.to_yaml())))
         differences = _differences(then, now)
         if differences:
@@ -162,7 +164,7 @@ def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[
                 "What differs:\n" + "\n".join(differences)
             )
         unchanged(out)
-        # Looked at by one rank, which may be mending it for all.
+        # Decided by the main rank, since files may change while ranks read them.
         damage = devices.same((_damage(out) or SOUND) if (out / RESULTS).is_file() else "")
         if damage == SOUND:
             return Report.load(out), None
@@ -174,21 +176,21 @@ def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[
 
 
 def _damage(out: Path) -> str | None:
-    """What a finished run wrote at its end and is not there any more as it was written; None: nothing."""
-    found = fault(out)
-    if found is None:
+    """The damage of a finished run's results or student's folder, as text; None if they are intact."""
+    damage = fault(out)
+    if damage is None:
         try:
             read_config(out / STUDENT_FOLDER)
         except CrossdistillError as error:
             return str(error)
-    return found
+    return damage
 
 
 def unchanged(out: Path) -> None:
-    """Look whether a run's recipe is what it was started with.
+    """Check that a run's recipe.yaml has the hash stored at the start of the run.
 
     Raises:
-        RunError: it is not.
+        RunError: it has not.
     """
     before = stored(out)
     wanted = None if before is None else before.get("recipe")
@@ -200,13 +202,13 @@ def unchanged(out: Path) -> None:
 
 
 def take(out: Path, recipe: Recipe, devices: Devices) -> None:
-    """Make the folder this run's, once nothing that can be known beforehand stands in its way.
+    """Start a run in its folder, after all checks: remove temporary files, write the environment and the recipe.
 
     Raises:
         StorageError: it cannot be written.
     """
     if devices.is_main:
-        # What a killed process was writing at that moment; this process alone writes here, but others fill banks.
+        # Temporary files of a killed process. Only this process writes here; banks are filled by several processes.
         for folder in (out, out / "stages"):
             for path in folder.glob(".*.tmp"):
                 if path.is_dir():
@@ -215,7 +217,7 @@ def take(out: Path, recipe: Recipe, devices: Devices) -> None:
                     path.unlink(missing_ok=True)
         sweep(out / "banks")
         if not (out / RECIPE).is_file():
-            # The recipe comes last: a folder without one holds no run yet.
+            # The recipe is written last: a folder without one holds no run.
             text = recipe.to_yaml()
             store(out, devices, recipe.seed, bytes_hash(text.encode()))
             write_text(out / RECIPE, text)
@@ -240,6 +242,8 @@ def _differences(then: Any, now: Any, path: str = "") -> list[str]:
             line for i, pair in enumerate(zip(then, now, strict=True)) for line in _differences(*pair, f"{path}.{i}")
         ]
     if isinstance(then, list) and isinstance(now, list):
-        # Of long lists the names say more than their whole content.
-        then, now = ([one.get("name", one) if isinstance(one, dict) else one for one in some] for some in (then, now))
+        # Lists of different lengths are shown by the names of their items.
+        then, now = (
+            [item.get("name", item) if isinstance(item, dict) else item for item in items] for items in (then, now)
+        )
     return [] if then == now else [f"  - {path}: was {then!r}, is {now!r}"]

@@ -1,7 +1,7 @@
-"""Initial weights of the networks that a program made itself: kept in the run folder, so that it can be resumed.
+"""Initial weights of live networks, stored in the run folder so that the run can be resumed.
 
-A network out of the table of models, or of a factory, is initialised from the recipe's seed and can be made again at
-any time. A live one was drawn by the user's program, which may draw others the next time it runs.
+Networks of the table of models and of factories are initialised from the recipe's seed, so they can be built again. The
+weights of a live network were drawn by the user's program, which may draw others the next time.
 """
 
 import copy
@@ -24,28 +24,30 @@ from crossdistill.runtime.tensor_file import load_weights, write_tensors
 PRINTS = "fingerprints.json"
 
 
-def begun(recipe: Recipe, dataset: Dataset, out: Path, devices: Devices, say: Callable[[str], None]) -> Recipe:
-    """The recipe as this run began: live networks that train are copies, with the weights that they had then.
+def with_initial_weights(
+    recipe: Recipe, dataset: Dataset, out: Path, devices: Devices, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe with copies of the live networks that train, with the weights of the start of this run.
 
-    The program's own networks so stay as they were, and a second run of the same recipe begins where this one did.
-    Those that never train are used as they are; of them only a fingerprint is kept. Networks of factories are drawn
-    from the recipe's seed, and so again the same where the run goes on.
+    The program's networks keep their weights, so a second run of the same recipe starts from the same ones. Live
+    networks that never train are not copied; only their fingerprint is stored. Networks of factories are drawn from the
+    recipe's seed.
 
     Raises:
-        ResumeError: a live network that does not train has other weights than when the run began, or a factory draws
-            others.
-        SettingError: a factory fails, or a parameter that trains has a hook, which a copy does not have.
-        ShapeError: a live network that trains has become another one.
+        ResumeError: a live network that does not train has other weights than at the start of the run, or a factory
+            draws other weights.
+        SettingError: a factory fails, or a parameter that trains has a hook, which torch does not copy.
+        ShapeError: a live network that trains has other layers than at the start.
     """
-    given = _given(recipe)
-    if not given:
+    members = _live_members(recipe)
+    if not members:
         return recipe
-    live = _complete(recipe, given, dataset)
-    _say_what_is_not_meant(recipe, live, say)
+    live = _complete(recipe, members, dataset)
+    _warn_of_shared_and_undrawn(recipe, live, say)
     moving = set(recipe.undrawn)
     folder = out / INITIAL
     if devices.is_main and not (out / RECIPE).is_file():
-        # Left by a run that could not begin.
+        # Left by a run that did not start.
         shutil.rmtree(folder, ignore_errors=True)
     if devices.is_main and not folder.is_dir():
         with atomic_folder(folder) as temporary:
@@ -56,15 +58,15 @@ def begun(recipe: Recipe, dataset: Dataset, out: Path, devices: Devices, say: Ca
             write_sealed(temporary / PRINTS, {name: fingerprint(network) for name, network in live.items()})
     devices.wait()
     known = _known(folder, live)
-    found: dict[str, Network] = {}
+    networks: dict[str, Network] = {}
     for name, network in live.items():
-        found[name] = network
+        networks[name] = network
         if name in moving:
             _refuse_gradient_hooks(name, network)
-            found[name] = copy.deepcopy(network)
+            networks[name] = copy.deepcopy(network)
             file = folder / f"{name}.safetensors"
-            load_weights(found[name].module, file, f"{name!r}")
-            if fingerprint(found[name]) != known[name]:
+            load_weights(networks[name].module, file, f"{name!r}")
+            if fingerprint(networks[name]) != known[name]:
                 raise RunError(f"{file} is damaged: it is not what was written; {_ELSEWHERE}")
         elif fingerprint(network) != known[name]:
             cure = (
@@ -75,11 +77,11 @@ def begun(recipe: Recipe, dataset: Dataset, out: Path, devices: Devices, say: Ca
             raise ResumeError(
                 f"{name!r} has other weights than when {out} was started; {cure}, or start anew in another folder"
             )
-    return recipe.model_copy(update=_fields(recipe, found))
+    return recipe.model_copy(update=_fields(recipe, networks))
 
 
 def _refuse_gradient_hooks(name: str, network: Network) -> None:
-    hooked = [key for key, one in network.module.named_parameters() if one._backward_hooks]
+    hooked = [key for key, parameter in network.module.named_parameters() if parameter._backward_hooks]
     if hooked:
         raise SettingError(
             f"{name!r}: the parameter {hooked[0]!r} has a gradient hook, and torch copies parameters without their "
@@ -101,25 +103,25 @@ def _known(folder: Path, names: Collection[str]) -> dict[str, str]:
     return known
 
 
-def _complete(recipe: Recipe, given: Mapping[str, Network], dataset: Dataset) -> dict[str, Network]:
-    """Networks with all of their weights: drawn where they are factories, sized where their layers are lazy."""
-    found: dict[str, Network] = {}
-    for name, network in given.items():
+def _complete(recipe: Recipe, members: Mapping[str, Network], dataset: Dataset) -> dict[str, Network]:
+    """Networks with all of their weights: factories are called, and lazy layers get their sizes."""
+    networks: dict[str, Network] = {}
+    for name, network in members.items():
         if network.factory is not None:
-            found[name] = draw(network, recipe.seed, name)
+            networks[name] = draw(network, recipe.seed, name)
         else:
-            # The program's own stays without sizes.
-            found[name] = copy.deepcopy(network) if is_incomplete(network) else network
-    for pair in shared_weights(found):
-        # A factory may give a part of another network: what trains must not be that one's.
+            # The program's network keeps its lazy layers.
+            networks[name] = copy.deepcopy(network) if is_incomplete(network) else network
+    for pair in shared_weights(networks):
+        # A factory may return a part of another network, whose weights must not train.
         for name in pair:
-            found[name] = copy.deepcopy(found[name]) if given[name].factory is not None else found[name]
-    for name, network in found.items():
+            networks[name] = copy.deepcopy(networks[name]) if members[name].factory is not None else networks[name]
+    for name, network in networks.items():
         complete(network, dataset.example(), derived_seed("member", recipe.seed, name))
-    return found
+    return networks
 
 
-def _say_what_is_not_meant(recipe: Recipe, live: Mapping[str, Network], say: Callable[[str], None]) -> None:
+def _warn_of_shared_and_undrawn(recipe: Recipe, live: Mapping[str, Network], say: Callable[[str], None]) -> None:
     moving = recipe.undrawn
     for (one, other), names in shared_weights(live).items():
         if {one, other} & set(moving):
@@ -137,11 +139,11 @@ def _say_what_is_not_meant(recipe: Recipe, live: Mapping[str, Network], say: Cal
         )
 
 
-def _given(recipe: Recipe) -> dict[str, Network]:
+def _live_members(recipe: Recipe) -> dict[str, Network]:
     members: Mapping[str, Any] = {recipe.learner: recipe.student, **recipe.teachers}
     return {name: network for name, network in members.items() if isinstance(network, Network)}
 
 
-def _fields(recipe: Recipe, found: Mapping[str, Network]) -> dict[str, Any]:
-    teachers = {name: found.get(name, given) for name, given in recipe.teachers.items()}
-    return {"student": found.get(recipe.learner, recipe.student), "teachers": teachers}
+def _fields(recipe: Recipe, networks: Mapping[str, Network]) -> dict[str, Any]:
+    teachers = {name: networks.get(name, teacher) for name, teacher in recipe.teachers.items()}
+    return {"student": networks.get(recipe.learner, recipe.student), "teachers": teachers}

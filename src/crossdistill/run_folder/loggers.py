@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, other trackers where the recipe names them."""
+"""Logs the metrics of a run to metrics.jsonl, and to the other trackers that the recipe names."""
 
 import importlib
 import json
@@ -16,31 +16,31 @@ from crossdistill.errors import MissingExtraError
 from crossdistill.runtime.files import storage_error
 
 TIMES = "times.jsonl"
-"""File of a run folder that says when each epoch ended, and how fast it was."""
+"""File of a run folder with the end time and the speed of each epoch."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Anything that takes numbers."""
+    """A sink for metrics."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Take the values of one moment."""
+        """Log values at a step."""
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write buffered values and close."""
         ...
 
 
 class Tracking:
-    """The metrics of a run: one JSON line for each moment, and a copy to every tracker."""
+    """Writes the metrics of a run: one JSON line per record, and a copy to every tracker."""
 
     def __init__(self, out: Path, trackers: Sequence[str] = (), name: str = "run", *, silent: bool = False) -> None:
         self.path = out / "metrics.jsonl"
         self.silent = silent
         try:
             self._file = None if silent else self.path.open("a", encoding="utf-8")
-            # Apart, and never shortened: metrics.jsonl is the same in every run of a recipe, to the last byte.
+            # A separate file, never truncated: metrics.jsonl is byte-identical in every run of a recipe.
             self._times = None if silent else (out / TIMES).open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise storage_error(self.path, error) from error
@@ -50,7 +50,7 @@ class Tracking:
         """Bytes that belong to finished stages."""
 
     def log(self, kind: str, stage: str, epoch: int, step: int, values: Mapping[str, float | Tensor]) -> None:
-        """Write one moment.
+        """Write one record.
 
         Raises:
             StorageError: the disk is full.
@@ -99,10 +99,10 @@ class Tracking:
         return self._file.tell()
 
     def back_to(self, position: int) -> None:
-        """Forget what was written after a checkpoint that the run goes on from."""
+        """Truncate the metrics to the position of the checkpoint that the run resumes from."""
         if self._file is not None:
             self._file.flush()
-            # Lines that are lost are lost: filling up with zeros would make more of them unreadable.
+            # The file may be shorter after a crash; extending it with zeros would make it unreadable.
             position = min(position, self.path.stat().st_size)
             self._file.truncate(position)
             self._file.seek(position)
@@ -110,7 +110,7 @@ class Tracking:
                 self._moment = sum(1 for _ in lines)
 
     def __enter__(self) -> "Tracking":
-        """Open already."""
+        """The files are open already."""
         return self
 
     def __exit__(
@@ -136,10 +136,10 @@ def _finite(value: float | Tensor) -> float | None:
 
 
 def require(trackers: Sequence[str]) -> None:
-    """Look whether what these trackers need is installed.
+    """Check that the packages of these trackers are installed.
 
     Raises:
-        MissingExtraError: it is not; says how to install it.
+        MissingExtraError: one is not; says how to install it.
     """
     for kind in trackers:
         _module(kind)
@@ -171,7 +171,7 @@ class _TensorBoard:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         if self._writer is None:
-            # What a killed process had written of the steps from here on is not shown.
+            # Hides records of later steps that a killed process wrote.
             self._writer = _module("tensorboard").SummaryWriter(str(self._folder), purge_step=step)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

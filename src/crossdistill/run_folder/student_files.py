@@ -1,4 +1,4 @@
-"""What a student's folder holds, and whether it still is what was written: looked at before anything is built."""
+"""The files of a student's folder, and their verification before a network is built from them."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from crossdistill.runtime.hashing import file_hash, key_hash
 
 WEIGHTS, CONFIG, PREPARATION, CARD = "model.safetensors", "config.json", "preparation.safetensors", "README.md"
 STUDENT_FOLDER = "student"
-"""Its name in a run's folder."""
+"""Name of the student's folder in a run folder."""
 FORMAT = 2
-"""Raised when a folder of before cannot be read as one of now. 1 had no hashes."""
+"""Version of the format; changes when old folders become unreadable. Version 1 had no hashes."""
 
 CONFIG_BYTES = 2**25
 
@@ -45,7 +45,7 @@ class ModelOfTable(_Part):
 
 
 class ForeignModel(_Part):
-    """A class of the user's own, named for people: it is never imported by this name."""
+    """A user's class; the name is for information and is never imported."""
 
     class_name: Annotated[str, StringConstraints(min_length=1, max_length=1000)] = Field(alias="class")
 
@@ -66,9 +66,9 @@ class InputConfig(_Part):
 
 
 class StudentConfig(_Part):
-    """`config.json`: which network, what it reads, its classes, and the SHA-256 of every file that answers depend on.
+    """`config.json`: the network, its inputs and classes, and the SHA-256 of every file that predictions depend on.
 
-    The model card is not among them: people may edit it.
+    The model card is not among them, so it can be edited.
     """
 
     format: Literal[2]
@@ -90,17 +90,17 @@ class StudentConfig(_Part):
 
 
 def sealed(config: Mapping[str, Any]) -> str:
-    """The text of a `config.json`, with the hash of its own content as the field `checksum`."""
+    """The text of a `config.json`, with the hash of its content as the field `checksum`."""
     content = {name: value for name, value in config.items() if name != "checksum"}
     return json.dumps({**content, "checksum": key_hash(content)}, indent=2, sort_keys=True) + "\n"
 
 
 def read_config(path: Path) -> StudentConfig:
-    """The config of a student's folder, once it and every file that it names are what was written.
+    """The config of a student's folder, after verifying its checksum and the hashes of all files.
 
     Raises:
-        RunError: the folder is not a student's, or its config is damaged, was edited, or is of another format.
-        DataError: a file is missing, is none of this student's, or is not what was written; names it.
+        RunError: not a student's folder, or its config is damaged, edited, or of another format.
+        DataError: a file is missing, unknown, or damaged; names it.
     """
     text = _read(path)
     try:
@@ -110,7 +110,7 @@ def read_config(path: Path) -> StudentConfig:
         _check_seal(path, plain)
         del plain["checksum"]
         _check_lengths(plain)
-        # As JSON once more: only there is a list what a tuple is written as.
+        # Validated as JSON, where strict mode accepts a list for a tuple.
         config = StudentConfig.model_validate_json(json.dumps(plain))
     except ValidationError as error:
         faults = [
@@ -119,8 +119,8 @@ def read_config(path: Path) -> StudentConfig:
         ]
         raise RunError(f"{path / CONFIG} is damaged: {'; '.join(faults)}") from error
     except (ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise RunError(f"{path / CONFIG} is damaged: {type(error).__name__}: {said}") from error
+        cause = " ".join(str(error).split())[:300]
+        raise RunError(f"{path / CONFIG} is damaged: {type(error).__name__}: {cause}") from error
     _check_files(path, config)
     return config
 
@@ -140,21 +140,25 @@ def _read(path: Path) -> bytes:
 
 
 def _check_lengths(values: Mapping[str, Any]) -> None:
-    """Long lists are looked at here, up to the first fault: pydantic would collect a million of them."""
+    """Check long lists up to the first fault, since pydantic would collect a million faults.
+
+    Raises:
+        ValueError: a list is too long, or holds something else than texts.
+    """
     for field, most in (("inputs", 64), ("files", 2), ("reads", 64), ("taps", 10_000), ("classes", MOST_CLASSES)):
-        found = values.get(field)
-        if isinstance(found, list | dict) and len(found) > most:
-            raise ValueError(f"{field} has {len(found):,} entries; at most {most:,}")
-        for one in found if isinstance(found, list) else ():
-            if not isinstance(one, str):
-                raise ValueError(f"{field} holds a {type(one).__name__}; wanted texts")
+        entries = values.get(field)
+        if isinstance(entries, list | dict) and len(entries) > most:
+            raise ValueError(f"{field} has {len(entries):,} entries; at most {most:,}")
+        for item in entries if isinstance(entries, list) else ():
+            if not isinstance(item, str):
+                raise ValueError(f"{field} holds a {type(item).__name__}; wanted texts")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a key is given twice")
-    return found
+    return unique
 
 
 def _no_constant(name: str) -> float:
@@ -189,11 +193,11 @@ def _check_files(path: Path, config: StudentConfig) -> None:
         if fault is not None:
             raise DataError(f"{file}: {fault}")
         try:
-            found = file_hash(file)
+            digest = file_hash(file)
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-        if found != wanted:
+        if digest != wanted:
             raise DataError(
-                f"{file}: damaged, or another student's: its SHA-256 is {found[:12]}..., and {CONFIG} says "
+                f"{file}: damaged, or another student's: its SHA-256 is {digest[:12]}..., and {CONFIG} says "
                 f"{wanted[:12]}..."
             )

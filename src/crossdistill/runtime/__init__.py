@@ -1,1 +1,1 @@
-"""What every layer stands on: files, hashes, locks, devices, progress. Nothing here knows of distillation."""
+"""Services for all layers: files, hashes, locks, devices, progress. Nothing here depends on distillation."""

@@ -1,4 +1,4 @@
-"""One device to many machines: the only file that knows of ranks (torchrun's variables), DDP and accelerators."""
+"""Devices and ranks: the only file that reads torchrun's variables and uses DDP and accelerators."""
 
 import atexit
 import inspect
@@ -63,7 +63,7 @@ class Devices:
                     dist.broadcast(buffer, src=0)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, with gradient: each rank's rows receive what the losses of all ranks want of them."""
+        """The rows of all ranks, with gradient: each rank's rows receive the gradients of the losses of all ranks."""
         if self.ranks == 1:
             return rows
         if self._gathering is None:
@@ -74,7 +74,7 @@ class Devices:
         dist.all_gather(everyone, own, self._gathering)
         counts = [int(count) for count, _ in everyone]
         if any(bool(wanted) for _, wanted in everyone) and not rows.requires_grad and torch.is_grad_enabled():
-            # Whoever has no gradient to receive still has to be there when the others receive theirs.
+            # The backward pass is a collective operation: ranks without gradient have to take part.
             rows = rows.detach().requires_grad_()
         apply: Callable[..., Tensor] = _Gathered.apply
         return apply(rows, counts, self.rank, self._gathering)

@@ -225,7 +225,7 @@ def file_fault(path: Path, *, links: bool = True) -> str | None:
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
-    """What a person is told when a file or folder could not be written."""
+    """The error for a file or folder that could not be written, with the free space of its disk."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     free = next((shutil.disk_usage(folder).free for folder in path.parents if folder.is_dir()), 0)
     return StorageError(

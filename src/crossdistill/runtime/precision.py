@@ -32,11 +32,11 @@ class Precision:
         return torch.autocast(self._device.type, self._dtype, cache_enabled=self._keeps_casts)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss to descend from."""
+        """The loss, multiplied by the loss scale."""
         return self._scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make gradients what they are; before anybody looks at them."""
+        """Unscale the gradients, before they are read."""
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -45,10 +45,10 @@ class Precision:
         self._scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """What a resumed stage needs."""
+        """The state for a checkpoint."""
         return self._scaler.state_dict()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore a state."""
         if self.scales:
             self._scaler.load_state_dict(state)

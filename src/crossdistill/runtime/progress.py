@@ -20,30 +20,30 @@ from crossdistill.runtime.escaping import visible
 
 @runtime_checkable
 class Display(Protocol):
-    """Who is told how far things are."""
+    """Shows the progress of long work."""
 
     def begin(self, name: str, total: int) -> None:
-        """Something of `total` parts starts."""
+        """Start a task of `total` parts."""
         ...
 
     def advance(self, parts: int = 1) -> None:
-        """So many more parts are done."""
+        """Count `parts` more parts as done."""
         ...
 
     def status(self, text: str) -> None:
-        """What stands beside the bar from now on: epoch, loss, metrics, rows per second."""
+        """Set the text beside the bar: epoch, loss, metrics, rows per second."""
         ...
 
     def end(self, note: str = "") -> None:
-        """It is over."""
+        """End the task."""
         ...
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Show one line permanently."""
         ...
 
     def data(self, description: str, done: int, total: int) -> None:
-        """How far the data are: what is done to them, how many are done, how many there are."""
+        """Show the progress of reading data: a description, the items done, and the total."""
         ...
 
 
@@ -145,7 +145,7 @@ class Terminal:
         self.console.print(visible(text, lines=True), markup=False, highlight=False)
 
     def data(self, description: str, done: int, total: int) -> None:
-        """Progress as data sets report it: a description, how many are done, how many there are."""
+        """Show the progress of reading data: a description, the items done, and the total."""
         if self._reading != description:
             self._reading = description
             self.begin(description, total)

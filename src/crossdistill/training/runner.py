@@ -25,7 +25,7 @@ from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
 from crossdistill.run_folder.folder import device_for, drop_leftover, examine, go_on, held_by_all, run_folder, take
-from crossdistill.run_folder.initial_weights import begun
+from crossdistill.run_folder.initial_weights import with_initial_weights
 from crossdistill.run_folder.loggers import Tracking, require
 from crossdistill.runtime.distributed import Devices, devices
 from crossdistill.runtime.hashing import derived_seed, fingerprint, tensor_hash
@@ -145,7 +145,13 @@ def _computed(
     for line in filter(None, (dataset.how_split, *dataset.remarks())):
         display.say(f"data {dataset.name!r}: {line}")
     decided = load_choices(out) if resume else None
-    plan = prepare(begun(recipe, dataset, out, devices, display.say), dataset, devices.device, decided, devices.ranks)
+    plan = prepare(
+        with_initial_weights(recipe, dataset, out, devices, display.say),
+        dataset,
+        devices.device,
+        decided,
+        devices.ranks,
+    )
     trained = {name for job in plan.jobs for name in job.trained}
     for line in (*absences(dataset, plan.members), *standing_still(plan.members, trained)):
         display.say(line)

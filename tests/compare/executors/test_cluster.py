@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from facts import raises
 
-from crossdistill.compare.executors.choose import crew, local_workers, place
+from crossdistill.compare.executors.choose import executor_for, local_workers, place
 from crossdistill.compare.executors.cluster import ClusterJob, Ended, Remote
 from crossdistill.compare.executors.local import Message, Pool
 from crossdistill.compare.executors.messages import Inbox, Outbox
@@ -134,7 +134,7 @@ def test_a_place_that_cannot_be_is_refused(on: str, said: str) -> None:
 
 
 def test_here_are_as_many_workers_as_there_is_work(tmp_path: Path) -> None:
-    made, workers = crew("local", work, 7, 3, tmp_path)
+    made, workers = executor_for("local", work, 7, 3, tmp_path)
     assert isinstance(made, Pool)
     assert workers == 3
     assert local_workers(5) == 5
@@ -154,7 +154,7 @@ def test_without_the_package_its_install_command_is_told(
 
     monkeypatch.setattr(importlib, "import_module", absent)
     with raises(MissingExtraError, f"crossdistill[{extra}]"):
-        crew(on, work, 2, 2, tmp_path)
+        executor_for(on, work, 2, 2, tmp_path)
 
 
 def test_a_job_that_slurm_stops_is_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from crossdistill.compare.results.csv_table import comma_separated
 from crossdistill.compare.results.latex import latex
 from crossdistill.compare.results.markdown import markdown, save
 from crossdistill.compare.results.pairwise import verdicts
-from crossdistill.compare.results.table import Findings, Sheet
+from crossdistill.compare.results.table import Findings, ResultTable
 from crossdistill.compare.results.terminal import terminal
 from crossdistill.report import Report, Row, spread_of
 
@@ -104,7 +104,7 @@ def found() -> Findings:
 
 
 def test_best_and_second_are_marked_in_every_column_and_equals_share(found: Findings) -> None:
-    sheet = Sheet.of(found)
+    sheet = ResultTable.of(found)
     marks = {line.title: {c: e.mark for c, e in line.entries.items()} for line in sheet.lines if line.kind == "method"}
     assert marks["kd (mm)"]["image", 1.0] == marks["mst-distill (mm+cm)"]["image", 1.0] == "best"
     assert marks["kd (cm)"]["audio", 1.0] == "second"
@@ -116,7 +116,7 @@ def test_best_and_second_are_marked_in_every_column_and_equals_share(found: Find
 
 
 def test_methods_are_between_what_stands_beside_them_and_their_controls(found: Findings) -> None:
-    sheet = Sheet.of(found)
+    sheet = ResultTable.of(found)
     assert [line.title for line in sheet.lines] == [
         "chance", "teacher:mm", "supervised", "kd (mm)", "kd (cm)", "mst-distill (mm+cm)",
         "kd@shuffled (mm)", "kd@shuffled (cm)", "mst-distill@shuffled (mm+cm)",
@@ -126,7 +126,9 @@ def test_methods_are_between_what_stands_beside_them_and_their_controls(found: F
 
 def test_what_cannot_apply_and_what_failed_are_two_things(found: Findings) -> None:
     states = {
-        (line.title, column): entry.state for line in Sheet.of(found).lines for column, entry in line.entries.items()
+        (line.title, column): entry.state
+        for line in ResultTable.of(found).lines
+        for column, entry in line.entries.items()
     }
     assert states["mst-distill (mm+cm)", ("audio", 1.0)] == "cannot apply"
     assert states["kd (cm)", ("image", 1.0)] == "partly failed"
@@ -134,7 +136,7 @@ def test_what_cannot_apply_and_what_failed_are_two_things(found: Findings) -> No
     everything = {cell.name: "x" for cell in found.cells if cell.setting.title == "kd (cm)"}
     rows = tuple(r for r in found.collected.rows if (r.method, r.teachers) != ("kd", "cm"))
     lost = replace(found, failed=everything, collected=replace(found.collected, rows=rows))
-    line = next(line for line in Sheet.of(lost).lines if line.title == "kd (cm)")
+    line = next(line for line in ResultTable.of(lost).lines if line.title == "kd (cm)")
     assert {entry.state for entry in line.entries.values()} == {"failed"}
     assert "failed" in terminal(lost)
 
@@ -213,7 +215,7 @@ def test_the_latex_is_one_tabular_whose_lines_all_have_its_columns(found: Findin
     assert match is not None
     columns = len(match.group(1))
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 1 + len(Sheet.of(found).lines)
+    assert len(lines) == 1 + len(ResultTable.of(found).lines)
     assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {columns - 1}
     # What LaTeX reads as a comment or as mathematics is escaped everywhere else.
     body = "".join(line for line in text.splitlines() if not line.startswith("%"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.compare.executors.cluster import Remote
-from crossdistill.compare.executors.local import Crew, Pool, Work
+from crossdistill.compare.executors.local import Executor, Pool, Work
 from crossdistill.compare.executors.on_ray import RayCluster
 from crossdistill.compare.executors.on_slurm import SlurmCluster
 from crossdistill.errors import SettingError, nearest
@@ -30,8 +30,8 @@ def place(on: str) -> tuple[str, Mapping[str, Any]]:
     return name, options
 
 
-def crew(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Crew, int]:
-    """Workers at a place, as many as `jobs` says (by default what the place has) but not more than `most`.
+def executor_for(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Executor, int]:
+    """The executor of a place and its number of workers: `jobs` (default: the place's own), at most `most`.
 
     Raises:
         MissingExtraError: the package that talks to the cluster is not installed.
@@ -48,5 +48,5 @@ def crew(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[C
 
 
 def local_workers(jobs: int | None) -> int:
-    """As many as were asked for, else one a core."""
+    """`jobs`, or by default the number of cores."""
     return jobs or cpu_count() or 1

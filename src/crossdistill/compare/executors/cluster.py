@@ -22,24 +22,24 @@ class Ended:
 
 @runtime_checkable
 class Cluster(Protocol):
-    """Somebody who runs jobs somewhere."""
+    """Runs jobs on other machines."""
 
     def submit(self, job: "ClusterJob") -> Any:
-        """Start a job when there is room; gives what `ended` asks for."""
+        """Queue a job; returns its handle for `ended`."""
         ...
 
     def ended(self, handle: Any) -> Ended | None:
-        """How it ended; None while it waits or runs."""
+        """The result of a job; None while it waits or runs."""
         ...
 
     def close(self) -> None:
-        """Drop what still runs, and leave."""
+        """Cancel all running jobs and close the connection."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterJob:
-    """One try of one task; it can be called on any machine that has the package and sees the folder."""
+    """One attempt at one task; callable on any machine with the package and access to the folder."""
 
     work: Work
     task: Any
@@ -47,7 +47,7 @@ class ClusterJob:
     """The file in which it says how far it is."""
 
     def __call__(self) -> tuple[str, Any]:
-        """Do it, like a worker of a local pool."""
+        """Execute the task as a worker of a local pool does."""
         return attempted(self.work, self.task, Outbox(Path(self.mail)))
 
 
@@ -59,9 +59,9 @@ class _Running:
 
 
 class Remote:
-    """A crew of `workers` jobs at a time on a cluster. A task whose machine was lost is tried once more.
+    """Executes tasks on a cluster, at most `workers` at a time. A task whose machine was lost is repeated once.
 
-    A second try goes on from the first one's checkpoint, and a lock keeps the two apart if the first is not dead.
+    The second attempt resumes from the checkpoint of the first; a lock separates the two if the first still runs.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Remote:
         self._tried: dict[int, int] = {}
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
-        """Do tasks as `choose` names them; see `Crew`."""
+        """Do tasks as `choose` names them; see `Executor`."""
         try:
             while True:
                 for place, running in enumerate(self._places):

@@ -27,22 +27,22 @@ class Message:
 
 
 @runtime_checkable
-class Crew(Protocol):
-    """Workers, wherever they are."""
+class Executor(Protocol):
+    """Executes tasks on workers, here or on a cluster."""
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
-        """Do tasks as `choose` names their numbers (None: none can start now), giving messages as they come.
+        """Execute the tasks whose numbers `choose` returns (None: no task can start now), and yield their messages.
 
-        Ends when no worker is busy and `choose` gives None. A task that fails, or takes its worker down with it, is
-        reported and does not stop the others.
+        Ends when no worker is busy and `choose` returns None. A task that fails, or kills its worker, is reported and
+        does not stop the others.
         """
         ...
 
 
 class Pool:
-    """Worker processes on this machine, which end with this process, however it ends.
+    """Worker processes on this machine, which end when this process ends.
 
-    `work` has to be importable by name, and tasks and results plain values: workers are fresh processes.
+    Workers are new processes, so `work` has to be importable by name, and tasks and results have to be plain values.
     """
 
     def __init__(self, work: Work, workers: int) -> None:
@@ -51,7 +51,7 @@ class Pool:
         self._workers: list[_Worker | None] = [None] * workers
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
-        """Do tasks as `choose` names them; see `Crew`."""
+        """Do tasks as `choose` names them; see `Executor`."""
         try:
             while True:
                 for place in range(len(self._workers)):
@@ -127,8 +127,8 @@ def _death(code: int | None) -> str:
 
 
 def _serve(work: Work, pipe: Connection) -> None:
-    """A worker's life: task after task, until the pipe closes."""
-    # The terminal's interrupt is the parent's to handle: it ends its workers.
+    """The main loop of a worker: executes tasks until the pipe closes."""
+    # The parent handles the terminal's interrupt and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
@@ -140,9 +140,9 @@ def _serve(work: Work, pipe: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave at once when the parent has died: nobody waits for the result, and a resumed comparison needs the cores.
+    """Exit when the parent has died, since its result is not needed and a resumed comparison needs the cores.
 
-    What is half done goes on from its last checkpoint; all that is written is written atomically.
+    The cell resumes from its last checkpoint; all files are written atomically.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdistill.compare.feasibility import Survey
+from crossdistill.compare.feasibility import Feasibility
 from crossdistill.compare.grid import Cell, Setting
 from crossdistill.errors import RunError
 from crossdistill.report import PREDICTIONS, Report, Row, finished, merged
@@ -43,7 +43,7 @@ class Collected:
     costs: Mapping[Setting, Cost]
 
 
-def collect(survey: Survey, folder: Path) -> Collected:
+def collect(survey: Feasibility, folder: Path) -> Collected:
     """Read every finished cell in the folder of cells."""
     rows: list[tuple[Cell, tuple[str, ...], list[Row]]] = []
     answers: dict[Setting, dict[int, Answers]] = {}

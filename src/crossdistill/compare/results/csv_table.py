@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from crossdistill.compare.results.pairwise import ALONE, KD
-from crossdistill.compare.results.table import Entry, Findings, Line, Sheet
+from crossdistill.compare.results.table import Entry, Findings, Line, ResultTable
 from crossdistill.runtime.escaping import csv_cell
 
 FIELDS = (
@@ -21,7 +21,7 @@ def comma_separated(findings: Findings) -> str:
 
     Numbers are written so that reading them gives the same ones; `values` are separated by spaces.
     """
-    sheet = Sheet.of(findings)
+    sheet = ResultTable.of(findings)
     fields = [*FIELDS, *(f"{name}_{what}" for name in ("alone", "kd") for what in AGAINST)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")

@@ -1,14 +1,14 @@
 """The table of a comparison for a paper: LaTeX that needs no package."""
 
 from crossdistill.compare.grid import percent
-from crossdistill.compare.results.table import Entry, Findings, Sheet, table_rows
+from crossdistill.compare.results.table import Entry, Findings, ResultTable, table_rows
 from crossdistill.runtime import escaping
 from crossdistill.runtime.progress import counted
 
 
 def latex(findings: Findings) -> str:
     """The table for a paper: plain LaTeX, no packages; best bold, second underlined."""
-    sheet = Sheet.of(findings)
+    sheet = ResultTable.of(findings)
     columns = [escaping.latex(f"{student}, {percent(labelled)}") for student, labelled in sheet.columns]
     lines = [
         f"% {escaping.latex(findings.grid.data)}: accuracy, mean and standard deviation over "

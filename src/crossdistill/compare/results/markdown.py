@@ -10,7 +10,7 @@ from crossdistill.compare.results.csv_table import comma_separated
 from crossdistill.compare.results.latex import latex
 from crossdistill.compare.results.pairwise import PairedDifference
 from crossdistill.compare.results.summary import control_sentences, interval, notes, tuning_sentences, verdict_sentences
-from crossdistill.compare.results.table import Entry, Findings, Sheet
+from crossdistill.compare.results.table import Entry, Findings, ResultTable
 from crossdistill.compare.results.terminal import costs, on_rows
 from crossdistill.report import Report, number
 from crossdistill.runtime.escaping import markdown as escape
@@ -30,7 +30,7 @@ def save(findings: Findings, out: Path) -> None:
 
 def as_data(findings: Findings) -> dict[str, Any]:
     """Everything besides the rows: comparisons, costs, choices, and cells without a result."""
-    sheet = Sheet.of(findings)
+    sheet = ResultTable.of(findings)
     places = [(line, *sheet.places(line)) for line in sheet.lines if line.kind == "method"]
     return {
         **findings.verdicts.as_data(),
@@ -48,7 +48,7 @@ def as_data(findings: Findings) -> dict[str, Any]:
 
 def markdown(findings: Findings) -> str:
     """The page."""
-    sheet = Sheet.of(findings)
+    sheet = ResultTable.of(findings)
     parts = [f"# {escape(findings.grid.data)}: methods side by side", findings.about, _reading(findings), _table(sheet)]
     said = [*verdict_sentences(findings), *control_sentences(findings)]
     if said:
@@ -86,7 +86,7 @@ def _reading(findings: Findings) -> str:
     )
 
 
-def _table(sheet: Sheet) -> str:
+def _table(sheet: ResultTable) -> str:
     head = [
         "method",
         "teachers",
@@ -132,7 +132,7 @@ def _pairs(pairs: Sequence[PairedDifference]) -> str:
     return _grid(head, lines, left=4)
 
 
-def _costs(findings: Findings, sheet: Sheet) -> str:
+def _costs(findings: Findings, sheet: ResultTable) -> str:
     head = [
         "method",
         "teachers",

@@ -68,7 +68,7 @@ class PairedDifference:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """All comparisons of a grid; controls stand apart, since they are asked another question."""
+    """All comparisons of a grid; controls are separate, since they are tested for another hypothesis."""
 
     pairs: tuple[PairedDifference, ...]
     controls: tuple[PairedDifference, ...]
@@ -126,7 +126,7 @@ def _block(
     for setting in own:
         for method in (ALONE,) if setting.control else (ALONE, KD):
             other = reference(setting, method, own)
-            # KD with other teachers is no rival of KD's, and nothing is compared with what taught nobody.
+            # KD is not compared with KD of other teachers, and the student alone is compared with nothing.
             if other is None or setting.method == ALONE or (setting.method == KD and method == KD):
                 continue
             seeds = tuple(sorted(set(answers[setting]) & set(answers[other])))

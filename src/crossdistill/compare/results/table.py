@@ -72,14 +72,14 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class ResultTable:
     """The whole table."""
 
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
 
     @classmethod
-    def of(cls, findings: Findings) -> "Sheet":
+    def of(cls, findings: Findings) -> "ResultTable":
         """Lay out what was found: what stands beside the methods first, controls last."""
         cells = findings.cells
         settings = list(dict.fromkeys(cell.setting for cell in cells))

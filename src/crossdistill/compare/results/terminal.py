@@ -8,7 +8,7 @@ from rich.text import Text
 
 from crossdistill.compare.grid import percent
 from crossdistill.compare.results.summary import control_sentences, notes, verdict_sentences
-from crossdistill.compare.results.table import Column, Entry, Findings, Line, Sheet
+from crossdistill.compare.results.table import Column, Entry, Findings, Line, ResultTable
 from crossdistill.report import number
 from crossdistill.runtime.escaping import visible
 from crossdistill.runtime.progress import counted
@@ -20,7 +20,7 @@ FITTING = 6
 
 def terminal(findings: Findings) -> str:
     """The table, what the comparison says in sentences, and what could not run."""
-    sheet = Sheet.of(findings)
+    sheet = ResultTable.of(findings)
     out = StringIO()
     console = Console(file=out, width=max(120, 70 + 22 * FITTING))
     students = list(dict.fromkeys(student for student, _ in sheet.columns))
@@ -37,7 +37,7 @@ def terminal(findings: Findings) -> str:
     return out.getvalue()
 
 
-def _table(sheet: Sheet, columns: list[Column]) -> Table:
+def _table(sheet: ResultTable, columns: list[Column]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
     table.add_column("method", no_wrap=True)
     table.add_column("teachers", no_wrap=True)
