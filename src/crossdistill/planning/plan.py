@@ -62,9 +62,9 @@ class Job:
     choices: Choices = ()
     """What is read from banks, what is live, and why."""
     unkeyed: tuple[str, ...] = ()
-    """What its numbers may depend on and the key does not say, so that no other run may take its outcome over."""
+    """Reasons why the key is incomplete; if there are any, other runs do not reuse the outcome."""
     reads: frozenset[str] | None = None
-    """Modalities that anybody live reads; None: all of them."""
+    """Modalities that live sources read; None: all of them."""
 
     @property
     def folder(self) -> str:
@@ -91,7 +91,7 @@ class Plan:
     members: Mapping[str, Network]
     jobs: tuple[Job, ...]
     teachers: Mapping[str, Teacher]
-    """Everybody who teaches or has taught, graduates included, for the table at the end."""
+    """All teachers of any stage, masked ones included, for the table at the end."""
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each member."""
@@ -172,7 +172,7 @@ def _faults(where: str, error: CrossdistillError) -> list[str]:
 
 
 class _Planner:
-    """Who is who while stages are built one after another."""
+    """The networks and teachers so far, while stages are built one after another."""
 
     def __init__(
         self,

@@ -65,8 +65,7 @@ def run(
 
     Networks that the program built itself and that train are copied: the originals keep their weights, and the trained
     student is written to the folder `student` of `out` (see `load_student`). Parameters with `requires_grad=False` do
-    not train. On a terminal and in notebooks, bars show stage, epoch, loss, validation, rows per second and remaining
-    time.
+    not train. On a terminal and in notebooks, bars show stage, epoch, loss, validation, speed and remaining time.
 
     Args:
         recipe: what to train.
@@ -244,10 +243,7 @@ def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
 def fit(
     plan: Plan, job: Job, out: Path, devices: Devices, tracking: Tracking, display: Display, stop: Stop = _never
 ) -> dict[str, Any]:
-    """Train one stage from its start or from its newest checkpoint, and load the selected state into its modules.
-
-    Returns:
-        What `outcome.json` of the stage holds: key, seconds, peak memory in MB, selected epochs and validation history.
+    """Train one stage from its start or newest checkpoint, load the selected weights, and return its `outcome.json`.
 
     Raises:
         NonFiniteError: NaN or Inf in a loss, a gradient or a validation value.
@@ -353,9 +349,6 @@ def validate(job: Job, training: Training, devices: Devices) -> dict[str, float]
     """Means over the validation split, on all ranks, of the values by which the method selects its parts.
 
     Lower is better. "accuracy" is the student's; it is there if the student trains and the method reads its logits.
-
-    Raises:
-        NonFiniteError: NaN or Inf in a value; names the sample ids.
     """
     devices.agree(job.modules().values())
     training.eval_mode()
