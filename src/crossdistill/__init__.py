@@ -3,6 +3,7 @@
 Train and compare:
 
     run(recipe, folder)              train a Recipe's stages, evaluate the student, return a Report
+    Distiller(student, teachers, method)   a loss for your own training loop
     compare                          grids of recipes with paired statistics: compare.compare(compare.Grid(...), folder)
     list_methods(), list_models()    names for Stage(method=...) and NetworkConfig(model=...)
 

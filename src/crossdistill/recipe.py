@@ -128,6 +128,7 @@ class Recipe(BaseModel):
     channels_last: bool = False
     """Pictures channels last in memory: the same numbers up to rounding, faster convolutions on most machines."""
     checkpoints: Checkpoints = Checkpoints()
+    """How often a running stage is saved, and how many of its checkpoints are kept."""
     bank: BankSettings = BankSettings()
     """Space and precision of the stored outputs of frozen networks; each stage's `source` switches them."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

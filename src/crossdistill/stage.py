@@ -42,7 +42,9 @@ class OptimizerConfig(BaseModel):
     name: str = Field("adam", json_schema_extra=KIND)
     """A class of `torch.optim`, in any case: "adam", "sgd", "RMSprop", "NAdam"."""
     learning_rate: float = Field(1e-3, gt=0)
+    """At the start, or at the end of the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
+    """L2 penalty, or decoupled decay for AdamW, as the class of `torch.optim` defines it."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """For SGD alone; other optimizers take theirs in `arguments`."""
     arguments: Mapping[str, Any] = Field(default_factory=dict)
@@ -142,25 +144,33 @@ class Stage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Names the stage in `--set stages.NAME...`, the output and the folder; default: the method and its learner."""
     method: SerializeAsAny[MethodConfig]
+    """A method by name ("kd"), or its settings ([methods](methods.md))."""
     epochs: int = Field(ge=0)
+    """Passes over the training rows; 0 for methods that only measure."""
     batch_size: int = Field(64, ge=1)
     """Rows of one optimizer step, over all ranks and micro-batches."""
     learner: str = STUDENT
+    """The member that the method trains as its student; default: the student of the recipe."""
     teachers: tuple[str, ...] | None = None
-    """Who teaches; None: every teacher there is by then, those that graduated included."""
+    """Members whose outputs the method reads; None: all teachers, with the masked ones that earlier stages made."""
     trains: tuple[str, ...] | None = None
     """None: the learner, and every member that teaches where the method trains its teachers (`collaborate`, `dml`,
     `c2kd`)."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and learning rate of the stage."""
     weighting: AnyWeighting = SumConfig()
+    """How the terms of the loss are added up: sum, uncertainty, loss-ratio, gradnorm, pcgrad, dot."""
     select: Literal["best", "last"] = "best"
     """"best": lowest validation value, each part for itself, strictly lower wins; "last": the last epoch."""
     source: Literal["auto", "live", "banked"] = "auto"
+    """Whether outputs of frozen networks come from banks: where they can, never, or always (refused if they cannot)."""
     micro_batches: int = Field(1, ge=1)
     """Parts of a batch that are computed one after another, and whose gradients add up to that of the whole batch:
     gradient accumulation. `batch_size` stays the rows of one optimizer step, so that the numbers stay the same."""
     clip_norm: float | None = Field(None, gt=0)
+    """Largest L2 norm of the gradient of a step; None: no clipping."""
     steps: int | None = Field(None, ge=1)
     """At most so many steps in an epoch; None: all rows."""
     fresh: bool = False
