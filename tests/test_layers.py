@@ -172,6 +172,47 @@ def test_methods_import_neither_data_nor_recipe_nor_runner() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def _kinds_of_teachers() -> set[str]:
+    """Classes that derive from `TeacherBase`, directly or not, and the old protocol of those with a key."""
+    classes = [node for tree in sources().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    kinds = {"TeacherBase"}
+    for _ in classes:
+        kinds |= {one.name for one in classes if kinds & {ast.unparse(base) for base in one.bases}}
+    return kinds - {"TeacherBase"} | {"Keyed"}
+
+
+def _asks_for_a_kind(node: ast.AST, kinds: set[str]) -> bool:
+    """isinstance, issubclass, a comparison with the class, a `match` on it, or another name for it."""
+    asked: list[ast.AST] = []
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+        asked = list(node.args[1:])
+    elif isinstance(node, ast.Compare):
+        asked = [node.left, *node.comparators]
+    elif isinstance(node, ast.MatchClass):
+        asked = [node.cls]
+    elif isinstance(node, ast.alias) and node.asname:
+        return node.name in kinds
+    names = {
+        part for one in asked for inner in ast.walk(one) for part in (getattr(inner, "id", getattr(inner, "attr", "")),)
+    }
+    return bool(kinds & names)
+
+
+def test_nothing_but_teachers_and_banks_asks_which_kind_a_teacher_is() -> None:
+    kinds = _kinds_of_teachers()
+    assert {"Live", "Masked", "Filled", "Shuffled", "Banked", "FakeTeacher"} <= kinds
+    for code in ("isinstance(x, Live | int)", "type(x) is teacher.Masked", "match x:\n case Banked(): pass"):
+        assert any(_asks_for_a_kind(node, kinds) for node in ast.walk(ast.parse(code))), code
+    wrong = [
+        f"{module}, line {getattr(node, 'lineno', 0)}: {ast.unparse(node)}"
+        for module, tree in sources().items()
+        if module != "teacher" and _noun(module) != "bank"
+        for node in ast.walk(tree)
+        if _asks_for_a_kind(node, kinds)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def _words_in_code(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Identifiers and texts of the code, with their lines; docstrings speak of papers and are left out."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef)

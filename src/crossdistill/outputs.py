@@ -1,6 +1,6 @@
 """What a network gives, how large that is, and for which rows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -85,6 +85,24 @@ class OutputSpec:
         if tap not in self.features:
             raise SignalError(f"{who} has no tap {tap!r}; {nearest(tap, self.features)}")
         return self.features[tap]
+
+    def no_rows(self, source: str, signals: Collection[Signal], anchor: Tensor) -> "Outputs":
+        """Outputs for no rows, without a pass of a network that may refuse them (batch norm does).
+
+        `anchor` is a zero () whose gradient they carry.
+        """
+
+        def empty(shape: tuple[int, ...]) -> Tensor:
+            return torch.zeros((0, *shape), device=anchor.device) + anchor
+
+        taps = {signal.tap: empty(self.features[signal.tap]) for signal in signals if signal.tap}
+        return Outputs(
+            source,
+            None if self.logits is None else empty(self.logits),
+            None if self.embedding is None else empty(self.embedding),
+            taps,
+            {signal.tap: Cut(taps[signal.tap]) for signal in signals if signal.kind == "cut"},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +191,12 @@ def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:
     whole = logits.new_zeros((num_rows, *logits.shape[1:])).index_copy(0, outputs.rows, logits)
     seen = torch.zeros(num_rows, dtype=torch.bool, device=logits.device).index_fill(0, outputs.rows, True)
     return whole, seen
+
+
+def zero_of(parameters: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Zero (), whose backward pass gives each of the parameters that train a gradient of zeros."""
+    zero = torch.zeros((), device=device)
+    if not torch.is_grad_enabled():
+        return zero
+    # A sum over nothing, where a weight times zero would be NaN once the weight is.
+    return zero + sum(weight.flatten()[:0].sum() for weight in parameters if weight.requires_grad)

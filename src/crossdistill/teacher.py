@@ -1,5 +1,6 @@
 """Where signals come from. A method cannot tell a live network from a bank, a masked teacher or a fake."""
 
+import abc
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -9,13 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch, Input
-from crossdistill.errors import SplitError
-from crossdistill.nets.batch_statistics import batch_statistics, is_joint, standing_in
+from crossdistill.batch import Batch
+from crossdistill.errors import ApplicabilityError, SplitError
+from crossdistill.nets.batch_statistics import batch_statistics, is_joint, one_row_like, standing_in
 from crossdistill.nets.fill import Fill
 from crossdistill.nets.mask import apply_mask
 from crossdistill.network import Network
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, zero_of
 from crossdistill.runtime.code_key import code_key
 from crossdistill.runtime.hashing import structure
 
@@ -27,52 +28,130 @@ Fetch = Callable[[Tensor, Tensor | None], Batch]
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Anything that gives outputs for a batch; a student answers in the same way."""
+    """What a method reads of a teacher or of the student; a class that has these members is enough as a teacher."""
+
+    name: str
+    modalities: tuple[str, ...]
+    """A row in which one of them is absent has no outputs."""
+    spec: OutputSpec
+
+    @abc.abstractmethod
+    def __call__(self, batch: Batch) -> Outputs:
+        """The selected outputs, for the rows whose modalities are present."""
+
+    def select(self, signals: Iterable[Signal]) -> "Teacher":
+        """The same teacher, whose calls give these outputs."""
+
+    def sees(self, batch: Batch) -> Batch:
+        """The rows whose outputs a call gives: the batch itself, except under the shuffled control."""
+
+    def tail(self, tap: str) -> Callable[[Cut], Outputs]:
+        """The network from a tap on: from a (rewritten) cut to the outputs."""
+
+
+class TeacherBase(Teacher):
+    """The full protocol: a `Teacher`, and the members that planning, banks, controls and masks read, with defaults.
+
+    A subclass sets `name`, `modalities` and `spec`, and defines `__call__` and `select`. With the defaults its outputs
+    are computed for every batch and never stored. `TeacherBase.of` gives the defaults to any other `Teacher`.
+    """
 
     name: str
     modalities: tuple[str, ...]
     spec: OutputSpec
+    network: Network | None = None
+    """The network whose outputs a call gives; only a network is trained, compiled, masked, and cut for a bank."""
+    trained: bool = False
+    """Whether the stage trains it, so that calls give outputs with gradient."""
+    masked_tap: str | None = None
+    """The tap of `base` from whose cut `continued` computes the outputs; None where it reads no cut."""
+    _base: "TeacherBase | None" = None
 
-    def __call__(self, batch: Batch) -> Outputs:
-        """What was asked for, for the rows whose modalities are present."""
-        ...
+    @staticmethod
+    def of(teacher: Teacher) -> "TeacherBase":
+        """The teacher itself if its class is a subclass, else a teacher of its outputs with the default members."""
+        return teacher if isinstance(teacher, TeacherBase) else _WithDefaults(teacher)
 
-    def select(self, signals: Iterable[Signal]) -> "Teacher":
-        """The same source, asked for these things."""
-        ...
+    @abc.abstractmethod
+    def select(self, signals: Iterable[Signal]) -> "TeacherBase":
+        """See `Teacher`."""
 
     def sees(self, batch: Batch) -> Batch:
-        """The rows that this source really looks at: the batch itself, but for the shuffled control."""
-        ...
+        """See `Teacher`; the batch itself."""
+        return batch
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        """From a (rewritten) cut at a tap to the outputs."""
-        ...
+        """See `Teacher`.
 
+        Raises:
+            SplitError: it cannot be cut.
+        """
+        raise SplitError(f"{self.name!r} cannot be cut at {tap!r}: its class defines no `tail`")
 
-@runtime_checkable
-class Keyed(Protocol):
-    """A source whose outputs can be kept in a bank, because everything that they depend on can be named."""
+    @property
+    def base(self) -> "TeacherBase":
+        """The teacher that this one wraps (with masks, a bank or the control); itself where it wraps none."""
+        return self if self._base is None else self._base
+
+    @property
+    def unshuffled(self) -> "TeacherBase":
+        """The teacher without the shuffled control."""
+        return self
+
+    def reshuffle(self, teacher: "TeacherBase") -> "TeacherBase":
+        """Another teacher under this one's shuffled control; unchanged where it has none."""
+        return teacher
+
+    @property
+    def inputs_needed(self) -> tuple[str, ...]:
+        """Modalities whose values a call reads from the batch; stored outputs are found by sample ids alone."""
+        return self.modalities
+
+    def continued(self, outputs: Outputs) -> Outputs:
+        """The outputs, from those of `base` (with its cut at `masked_tap`): teachers of one network share its pass."""
+        return outputs
 
     def wiring(self) -> Any | None:
-        """JSON that differs wherever the outputs of equal weights would; None where nothing says that."""
-        ...
+        """JSON that differs where outputs under equal weights could; a bank's key has it. None: no bank is filled."""
+        return None
 
     def unkeyed(self) -> list[str]:
-        """Why `wiring` says nothing: what the outputs may depend on and cannot be named."""
-        ...
+        """Why `wiring` is None: what the outputs may depend on and cannot be named."""
+        return [f"a {type(self).__name__} has no `wiring`"]
 
     def modules(self) -> list[nn.Module]:
         """Modules whose weights the outputs depend on, in an order that `wiring` relies on."""
-        ...
+        return []
 
 
-class Live:
+class _WithDefaults(TeacherBase):
+    """A teacher of the small protocol; where its class defines all three members of a bank's key, these are kept."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        members, key = ["name", "modalities", "spec", "sees", "tail"], ["wiring", "unkeyed", "modules"]
+        if all(callable(getattr(teacher, member, None)) for member in key):
+            members += key
+        vars(self).update({member: getattr(teacher, member) for member in members})
+
+    def __call__(self, batch: Batch) -> Outputs:
+        return self._teacher(batch)
+
+    def select(self, signals: Iterable[Signal]) -> TeacherBase:
+        return TeacherBase.of(self._teacher.select(signals))
+
+    def unkeyed(self) -> list[str]:
+        return [f"a {type(self._teacher).__name__} has no `wiring`"]
+
+
+class Live(TeacherBase):
     """A network that runs on every batch: without gradient, unless the stage trains it.
 
     Raises:
         SignalError: the network lacks a tap, or the batch a modality.
     """
+
+    network: Network
 
     def __init__(
         self, name: str, network: Network, signals: Iterable[Signal] = (Signal.LOGITS,), *, trained: bool = False
@@ -90,22 +169,18 @@ class Live:
         self._uncut: set[str] = set()
 
     def select(self, signals: Iterable[Signal]) -> "Live":
-        """The same network, asked for these things."""
-        found = Live(self.name, self.network, signals, trained=self.trained)
-        # One finds out for all that a tap cannot be cut: who runs the stem need not be who goes on from there.
-        found._uncut = self._uncut
-        return found
-
-    def sees(self, batch: Batch) -> Batch:
-        """The batch itself."""
-        return batch
+        """The same network, whose calls give these outputs."""
+        selected = Live(self.name, self.network, signals, trained=self.trained)
+        # Shared: the object that runs the stem may be another one than the object that runs the tail.
+        selected._uncut = self._uncut
+        return selected
 
     def wiring(self) -> Any | None:
-        """See `Keyed`; None for a network that trains, depends on the batch, or whose code cannot be keyed."""
+        """See `TeacherBase`; None for a network that trains, depends on the batch, or whose code has no key."""
         return None if self.trained or self._of_batch() else self.network.wiring()
 
     def unkeyed(self) -> list[str]:
-        """See `Keyed`."""
+        """See `TeacherBase`."""
         return ["it trains"] if self.trained else [*self._of_batch(), *self.network.unkeyed()]
 
     def _of_batch(self) -> list[str]:
@@ -113,14 +188,14 @@ class Live:
         return [f"{', '.join(layers)} normalises by the batch, whichever rows are in it"] if layers else []
 
     def modules(self) -> list[nn.Module]:
-        """See `Keyed`."""
+        """See `TeacherBase`."""
         return [self.network.module]
 
     def __call__(self, batch: Batch) -> Outputs:
         """Run the network on the rows whose modalities are present; absent inputs are never read."""
         rows, part = self.network.usable(batch)
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            outputs = self._none_of(batch) if len(part) == 0 else self._run(part)
+            outputs = self._no_rows(batch) if len(part) == 0 else self._run(part)
         return replace(outputs, source=self.name, rows=rows)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
@@ -134,7 +209,7 @@ class Live:
 
     def _go_on(self, tap: str, exact: Callable[[Cut], Outputs] | None, cut: Cut) -> Outputs:
         if len(cut.value) == 0:
-            return self._empty(cut.value.sum())
+            return self.spec.no_rows(self.name, self.signals, cut.value.sum())
         if exact is None:
             return self.network.edited(cut.context[0], {tap: lambda _: cut.value})
         return exact(cut)
@@ -161,13 +236,13 @@ class Live:
             )
             self._uncut.add(tap)
 
-    def _none_of(self, batch: Batch) -> Outputs:
+    def _no_rows(self, batch: Batch) -> Outputs:
         """Outputs for no rows; where batch norms see the rows of all ranks, the network still meets them there."""
-        anchor = self._anchor(batch.ids.device)
+        anchor = zero_of(self.network.parameters(), batch.ids.device)
         if not (self.trained and torch.is_grad_enabled() and is_joint(self.network)):
-            return self._empty(anchor)
+            return self.spec.no_rows(self.name, self.signals, anchor)
         with standing_in(self.network):
-            ran = self._run(_stand_in(batch, self.modalities))
+            ran = self._run(one_row_like(batch, self.modalities))
 
         def none(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[:0] + anchor
@@ -177,56 +252,26 @@ class Live:
         cuts = {tap: Cut(cut.value[:0] + anchor) for tap, cut in ran.cuts.items()}
         return replace(ran, logits=none(ran.logits), embedding=none(ran.embedding), features=features, cuts=cuts)
 
-    def _anchor(self, device: torch.device) -> Tensor:
-        """Zero, which hangs on every weight that trains here: rows that are all absent give zero gradients."""
-        zero = torch.zeros((), device=device)
-        if not torch.is_grad_enabled():
-            return zero
-        # A sum over nothing, where a weight times zero would be NaN once the weight is.
-        return zero + sum(own.flatten()[:0].sum() for own in self.network.parameters() if own.requires_grad)
 
-    def _empty(self, anchor: Tensor) -> Outputs:
-        """Outputs for no rows, without running a network that may refuse them (batch norm does)."""
-        taps = {signal.tap: _no_rows(self.spec.features[signal.tap], anchor) for signal in self.signals if signal.tap}
-        return Outputs(
-            self.name,
-            None if self.spec.logits is None else _no_rows(self.spec.logits, anchor),
-            None if self.spec.embedding is None else _no_rows(self.spec.embedding, anchor),
-            taps,
-            {signal.tap: Cut(taps[signal.tap]) for signal in self.signals if signal.kind == "cut"},
-        )
-
-
-def _stand_in(batch: Batch, modalities: Iterable[str]) -> Batch:
-    """One row of no meaning, of the batch's shape: a ramp, which no norm divides by zero, or whole zeros."""
-
-    def row(value: Tensor) -> Tensor:
-        size = (1, *value.shape[1:])
-        if not value.is_floating_point():
-            return value.new_zeros(size)
-        return torch.linspace(0, 1, torch.Size(size).numel(), dtype=value.dtype, device=value.device).view(size)
-
-    inputs: dict[str, Input] = {}
-    for name in modalities:
-        value = batch.read(name)
-        inputs[name] = row(value) if isinstance(value, Tensor) else {key: row(part) for key, part in value.items()}
-    return Batch(inputs, batch.ids.new_zeros(1), total_rows=batch.total_rows)
-
-
-def _no_rows(shape: tuple[int, ...], anchor: Tensor) -> Tensor:
-    return torch.zeros((0, *shape), device=anchor.device) + anchor
-
-
-class Masked:
+class Masked(TeacherBase):
     """A frozen teacher whose values at one or more taps are weighted by mask networks: a specialised teacher.
 
     With several masks they act in one pass, each on what the ones before it left, as the released MST-Distill does.
     """
 
-    def __init__(self, name: str, base: Live, masks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, name: str, base: Teacher, masks: Mapping[str, nn.Module]) -> None:
+        """`masks` are by tap.
+
+        Raises:
+            ApplicabilityError: the base is no network.
+        """
         self.name = name
-        self.base = base
+        self._base = TeacherBase.of(base)
+        if self.base.network is None:
+            raise ApplicabilityError(f"{name!r} masks layers of a network, and {base.name!r} is not one by itself")
+        self._network = self.base.network
         self.masks = dict(masks)
+        self.masked_tap = next(iter(self.masks)) if len(self.masks) == 1 else None
         self.modalities = base.modalities
         self.spec = OutputSpec(logits=base.spec.logits, embedding=base.spec.embedding)
 
@@ -234,56 +279,52 @@ class Masked:
         """The same teacher: it always gives logits (and the embedding, where its base does)."""
         return self
 
-    def sees(self, batch: Batch) -> Batch:
-        """The batch itself."""
-        return batch
-
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
         """Not cut again: its base is."""
         raise SplitError(f"{self.name!r} is a masked teacher; cut its base {self.base.name!r} at {tap!r} instead")
 
     def wiring(self) -> Any | None:
-        """See `Keyed`: the base's, and which masks stand at which taps."""
+        """See `TeacherBase`: the base's, and which masks stand at which taps."""
         if self.unkeyed():
             return None
         masks = [[tap, structure(mask), code_key(mask=mask).text()] for tap, mask in self.masks.items()]
         return [self.base.wiring(), masks]
 
     def unkeyed(self) -> list[str]:
-        """See `Keyed`."""
-        own = [fault for mask in self.masks.values() for fault in code_key(mask=mask).faults.values()]
-        return [*self.base.unkeyed(), *own]
+        """See `TeacherBase`."""
+        faults = [fault for mask in self.masks.values() for fault in code_key(mask=mask).faults.values()]
+        return [*self.base.unkeyed(), *faults]
 
     def modules(self) -> list[nn.Module]:
-        """See `Keyed`: the base's, then the masks."""
+        """See `TeacherBase`: the base's, then the masks."""
         return [*self.base.modules(), *self.masks.values()]
 
     @torch.no_grad()
-    def continued(self, given: Outputs) -> Outputs:
-        """From the base's outputs with the cut at the one masked tap, which may come from a bank."""
+    def continued(self, outputs: Outputs) -> Outputs:
+        """See `TeacherBase`; the cut at the one masked tap may come from a bank."""
         ((tap, mask),) = self.masks.items()
-        cut = given.cuts[tap]
+        cut = outputs.cuts[tap]
         if len(cut.value) == 0:
             # Not run at all: it may refuse no rows.
             shapes = (self.spec.logits, self.spec.embedding)
             logits, embedding = (None if s is None else cut.value.new_zeros((0, *s)) for s in shapes)
-            return Outputs(self.name, logits, embedding, rows=given.rows)
-        outputs = self.base.tail(tap)(cut.rewritten(self._rewritten(cut.value, mask)))
-        return replace(outputs, source=self.name, rows=given.rows)
+            return Outputs(self.name, logits, embedding, rows=outputs.rows)
+        masked = self.base.tail(tap)(cut.rewritten(self._rewritten(cut.value, mask)))
+        return replace(masked, source=self.name, rows=outputs.rows)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs of the base with its taps masked."""
-        if len(self.masks) == 1:
-            return self.continued(self.base.select(map(Signal.cut, self.masks))(batch))
-        rows, part = self.base.network.usable(batch)
+        if self.masked_tap is not None:
+            return self.continued(self.base.select({Signal.cut(self.masked_tap)})(batch))
+        rows, part = self._network.usable(batch)
         if len(part) == 0:
             return replace(self.base.select({Signal.LOGITS})(batch), source=self.name)
         edits = {tap: lambda value, mask=mask: self._rewritten(value, mask) for tap, mask in self.masks.items()}
-        return replace(self.base.network.edited(part, edits), source=self.name, rows=rows)
+        return replace(self._network.edited(part, edits), source=self.name, rows=rows)
 
     def _rewritten(self, value: Tensor, mask: nn.Module) -> Tensor:
-        """What goes on from a tap instead of its value."""
+        """The value that the rest of the network gets in place of the tap's."""
         return apply_mask(value, mask(value))
 
 
@@ -291,7 +332,7 @@ class Filled(Masked):
     """A frozen teacher some of whose units at a tap are replaced by what they are on average (MGDFR)."""
 
     def unkeyed(self) -> list[str]:
-        """See `Keyed`; also where a row's output depends on the other rows of its batch."""
+        """See `TeacherBase`; also where a row's output depends on the other rows of its batch."""
         alone = all(isinstance(fill, Fill) and fill.by_row for fill in self.masks.values())
         return [*super().unkeyed(), *([] if alone else ["what it gives for a row depends on the rest of the batch"])]
 
@@ -301,24 +342,41 @@ class Filled(Masked):
         return filled
 
 
-class Shuffled:
-    """The control: a teacher that looks at other rows than the batch's, by one fixed permutation."""
+class Shuffled(TeacherBase):
+    """The control: a teacher whose outputs are those of other rows than the batch's, by one fixed permutation."""
 
     def __init__(self, base: Teacher, partner: Tensor, fetch: Fetch) -> None:
-        """`partner` maps each sample id to the id that is looked at instead; `fetch` brings rows by id and view."""
-        self.name = base.name
-        self.base = base
-        self.modalities = base.modalities
-        self.spec = base.spec
+        """`partner` maps each sample id to the id of the row in its place; `fetch` gives rows by id and view."""
+        self._base = TeacherBase.of(base)
+        self.name, self.modalities, self.spec = base.name, base.modalities, base.spec
+        self.trained = self.base.trained
         self.partner = partner
         self.fetch = fetch
 
+    @property
+    def unshuffled(self) -> TeacherBase:
+        """The same as `base`."""
+        return self.base
+
+    def reshuffle(self, teacher: TeacherBase) -> "Shuffled":
+        """Another teacher by the same permutation."""
+        return Shuffled(teacher, self.partner, self.fetch)
+
+    @property
+    def inputs_needed(self) -> tuple[str, ...]:
+        """None: the partners' rows are fetched."""
+        return ()
+
     def select(self, signals: Iterable[Signal]) -> "Shuffled":
-        """The same control over the base, asked for these things."""
-        return Shuffled(self.base.select(signals), self.partner, self.fetch)
+        """The same control over the base, whose calls give these outputs."""
+        return self.reshuffle(self.base.select(signals))
+
+    def modules(self) -> list[nn.Module]:
+        """See `TeacherBase`: the base's."""
+        return self.base.modules()
 
     def partner_of(self, ids: Tensor) -> Tensor:
-        """The sample ids that are looked at instead of these."""
+        """The sample ids of the rows in the place of these."""
         if self.partner.device != ids.device:
             self.partner = self.partner.to(ids.device)
         return self.partner[ids]
@@ -333,5 +391,9 @@ class Shuffled:
         return self.base.tail(tap)
 
     def __call__(self, batch: Batch) -> Outputs:
-        """The base's outputs for the partners' rows."""
-        return self.base(self.sees(batch))
+        """The base's outputs for the partners' rows; fetched only where the base reads more of them than their ids."""
+        # A base without modalities may read the targets.
+        if self.base.inputs_needed or not self.modalities:
+            return self.base(self.sees(batch))
+        ids = self.partner_of(batch.ids)
+        return self.base(Batch(inputs={}, ids=ids, view=batch.view, total_rows=batch.total_rows))

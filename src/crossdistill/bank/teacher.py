@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from crossdistill.bank.bank import Bank
 from crossdistill.batch import Batch
 from crossdistill.outputs import Cut, Outputs, Signal
-from crossdistill.teacher import Fetch, Shuffled, Teacher
+from crossdistill.teacher import Teacher, TeacherBase
 
 
-class Banked:
+class Banked(TeacherBase):
     """A frozen source whose outputs are read by sample id; what has no bank is still computed live.
 
     `banks` are of one network, by output, all for the same samples. A banked cut goes on through the live network's
@@ -20,33 +20,37 @@ class Banked:
     """
 
     def __init__(self, live: Teacher, banks: Mapping[Signal, Bank], signals: Iterable[Signal]) -> None:
+        self._base = TeacherBase.of(live)
         self.name = live.name
         self.modalities = live.modalities
         self.spec = live.spec
-        self.live = live
         self.banks = dict(banks)
         self.signals = frozenset(signals)
         rest = self.signals - set(self.banks)
-        self._rest = live.select(rest) if rest else None
+        self._rest = self.base.select(rest) if rest else None
         self._read = [(signal, self.banks[signal]) for signal in sorted(self.signals & set(self.banks))]
         self._types = {signal: getattr(torch, bank.key.gives) for signal, bank in self._read}
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """Modalities that a batch has to bring: none, when everything asked for is banked."""
-        return () if self._rest is None else self.modalities
+    def inputs_needed(self) -> tuple[str, ...]:
+        """None where every selected output is banked."""
+        return () if self._rest is None else self._rest.inputs_needed
 
     def select(self, signals: Iterable[Signal]) -> "Banked":
         """The same source, restricted to these signals."""
-        return Banked(self.live, self.banks, signals)
+        return Banked(self.base, self.banks, signals)
 
-    def sees(self, batch: Batch) -> Batch:
-        """The batch itself."""
-        return batch
+    def unkeyed(self) -> list[str]:
+        """See `TeacherBase`."""
+        return ["it is read from banks already"]
+
+    def modules(self) -> list[nn.Module]:
+        """See `TeacherBase`: the base's."""
+        return self.base.modules()
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
         """From a (rewritten) cut through the live network."""
-        return self.live.tail(tap)
+        return self.base.tail(tap)
 
     def __call__(self, batch: Batch) -> Outputs:
         """The selected signals of the rows whose modalities are present.
@@ -73,27 +77,3 @@ class Banked:
             cuts={**outputs.cuts, **cuts},
             rows=rows,
         )
-
-
-class ShuffledBanked(Shuffled):
-    """The control over a source that needs no inputs: the partners' rows are read by their ids alone."""
-
-    def __init__(self, base: Banked, partner: Tensor, fetch: Fetch) -> None:
-        super().__init__(base, partner, fetch)
-        self._banked = base
-
-    def select(self, signals: Iterable[Signal]) -> Shuffled:
-        """The same control over the base, restricted to these signals."""
-        return shuffled(self._banked.select(signals), self.partner, self.fetch)
-
-    def __call__(self, batch: Batch) -> Outputs:
-        """The base's outputs for the partners' rows."""
-        ids = self.partner_of(batch.ids)
-        return self._banked(Batch(inputs={}, ids=ids, view=batch.view, total_rows=batch.total_rows))
-
-
-def shuffled(base: Teacher, partner: Tensor, fetch: Fetch) -> Shuffled:
-    """The control over any source; a source that needs no inputs gets none fetched."""
-    if isinstance(base, Banked) and not base.reads:
-        return ShuffledBanked(base, partner, fetch)
-    return Shuffled(base, partner, fetch)

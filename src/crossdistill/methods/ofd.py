@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.bank.teacher import Banked
 from crossdistill.batch import Batch
 from crossdistill.losses.ofd import normal_margin, partial_distance
 from crossdistill.losses.spatial import as_map, same_space
@@ -17,7 +16,7 @@ from crossdistill.methods.feature_method import FeatureConfig, Pairs, paired_fea
 from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.nets.norm import Gather, JointNorm
 from crossdistill.outputs import OutputSpec, Signal
-from crossdistill.teacher import Live, Shuffled, Teacher
+from crossdistill.teacher import Teacher, TeacherBase
 
 log = logging.getLogger("crossdistill")
 
@@ -151,10 +150,9 @@ class _Below:
 
 def _norm(teacher: Teacher, tap: str) -> "nn.modules.batchnorm._BatchNorm | None":
     """The batch norm whose output is read at the tap, if there is one and the teacher is a network."""
-    source = teacher.base if isinstance(teacher, Shuffled) else teacher
-    source = source.live if isinstance(source, Banked) else source
-    if not isinstance(source, Live) or not tap:
+    network = TeacherBase.of(teacher).unshuffled.base.network
+    if network is None or not tap:
         return None
-    layers = list(source.network.module.get_submodule(tap).modules())
+    layers = list(network.module.get_submodule(tap).modules())
     last = layers[-1]
     return last if isinstance(last, nn.modules.batchnorm._BatchNorm) and last.affine else None

@@ -16,7 +16,7 @@ from crossdistill.methods.feature_method import chosen
 from crossdistill.methods.logit_method import require_same_logits
 from crossdistill.nets.fill import Fill, FillWith
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, aligned
-from crossdistill.teacher import Filled, Live, Teacher
+from crossdistill.teacher import Filled, Teacher
 
 
 class Salience(MethodConfig):
@@ -99,9 +99,7 @@ class _Salience(Method):
     def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         filled: dict[str, Teacher] = {}
         for name, tap in self.taps.items():
-            base = teachers[name]
-            assert isinstance(base, Live), "units are filled in networks, not in other sources"
-            filled[f"{name}@{tap}"] = Filled(f"{name}@{tap}", base, {tap: self.fill(name)})
+            filled[f"{name}@{tap}"] = Filled(f"{name}@{tap}", teachers[name], {tap: self.fill(name)})
         return filled
 
     def fill(self, teacher: str) -> Fill:

@@ -19,7 +19,7 @@ from crossdistill.nets.mask_losses import MaskedTap, masked_losses
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, picked, shared_rows
-from crossdistill.teacher import Live, Masked, Teacher
+from crossdistill.teacher import Masked, Teacher, TeacherBase
 
 
 class Specialise(MethodConfig):
@@ -149,12 +149,10 @@ class _Specialise(Method):
     def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         masked: dict[str, Teacher] = {}
         for name, taps in self.taps.items():
-            base = teachers[name]
-            assert isinstance(base, Live), "masks are put on networks, not on other sources"
             for index, tap in enumerate(taps):
                 applied = taps[: index + 1] if self.config.stacked else (tap,)
                 masks = {each: self.mask(name, each) for each in applied}
-                masked[masked_name(name, tap)] = Masked(masked_name(name, tap), base, masks)
+                masked[masked_name(name, tap)] = Masked(masked_name(name, tap), teachers[name], masks)
         return masked
 
     def _divergences(
@@ -167,7 +165,7 @@ class _Specialise(Method):
         masked_taps: dict[str, MaskedTap] = {}
         for name, taps in self.taps.items():
             teacher = teachers[name]
-            if isinstance(teacher, Live) and teacher.trained:
+            if TeacherBase.of(teacher).trained:
                 raise SettingError(f"specialise masks frozen teachers, and {name!r} trains; leave it out of `trains`")
             outputs = teacher(batch)
             seen, of_student, _ = shared_rows(outputs, student)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from crossdistill.batch import Batch, Input
 from crossdistill.errors import RunError
 
 Exchange = Callable[[Tensor], Tensor]
@@ -112,6 +113,22 @@ def standing_in(module: nn.Module) -> Iterator[None]:
     finally:
         for forward in forwards:
             forward.muted = False
+
+
+def one_row_like(batch: Batch, modalities: Iterable[str]) -> Batch:
+    """One artificial row for `standing_in`: a ramp, whose variance is not zero; zeros in integer inputs."""
+
+    def row(value: Tensor) -> Tensor:
+        size = (1, *value.shape[1:])
+        if not value.is_floating_point():
+            return value.new_zeros(size)
+        return torch.linspace(0, 1, torch.Size(size).numel(), dtype=value.dtype, device=value.device).view(size)
+
+    inputs: dict[str, Input] = {}
+    for name in modalities:
+        value = batch.read(name)
+        inputs[name] = row(value) if isinstance(value, Tensor) else {key: row(part) for key, part in value.items()}
+    return Batch(inputs, batch.ids.new_zeros(1), total_rows=batch.total_rows)
 
 
 def _joint(module: nn.Module) -> Iterator["_Forward"]:

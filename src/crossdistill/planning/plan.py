@@ -27,7 +27,7 @@ from crossdistill.planning.preflight import (
     moving_parts,
     rehearse,
 )
-from crossdistill.planning.sources import Choices, choices_key, decide, unkeyed_views, unshuffled
+from crossdistill.planning.sources import Choices, choices_key, decide, masked_base, unkeyed_views
 from crossdistill.planning.stage_key import initial_key, views_key
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.run_folder.checkpoint import flatten
@@ -35,7 +35,7 @@ from crossdistill.runtime.code_key import CodeKey, code_key
 from crossdistill.runtime.hashing import derived_seed, key_hash, tensor_hash
 from crossdistill.runtime.tensor_file import load_weights
 from crossdistill.stage import Stage
-from crossdistill.teacher import Live, Masked, Shuffled, Teacher
+from crossdistill.teacher import Live, Shuffled, Teacher, TeacherBase
 
 SCHEMA = 2
 """Changes whenever the same key would stand for other numbers."""
@@ -214,11 +214,11 @@ class _Planner:
         )
         asked: dict[str, Teacher] = {}
         for name, wanted in signals.items():
-            teacher = teachers[name]
+            network = TeacherBase.of(teachers[name]).network
             asked[name] = (
-                Live(name, teacher.network, wanted, trained=True)
-                if name in trained and isinstance(teacher, Live)
-                else teacher.select(wanted)
+                Live(name, network, wanted, trained=True)
+                if name in trained and network is not None
+                else teachers[name].select(wanted)
             )
         teaches = learner == recipe.learner and learner in trained and bool(asked)
         if recipe.control == "shuffled" and teaches:
@@ -247,7 +247,8 @@ class _Planner:
 
     def _settled(self, stage: Stage, teachers: dict[str, Teacher]) -> tuple[Stage, dict[str, Teacher]]:
         """The stage with what its method left open, and teachers that show the layers which it chose."""
-        networks = {name: teacher.network for name, teacher in teachers.items() if isinstance(teacher, Live)}
+        found = {name: TeacherBase.of(teacher).network for name, teacher in teachers.items()}
+        networks = {name: network for name, network in found.items() if network is not None}
         batch = self.dataset.example().to(self.device)
         method, layers = stage.method.settled(networks, batch)
         if method is stage.method:
@@ -379,17 +380,15 @@ class _Planner:
 
     def _unkeyed(self, members: Collection[str], teachers: Mapping[str, Teacher], code: CodeKey) -> list[str]:
         """What a stage's numbers may depend on and its key does not say."""
-        bases = {t.base.name for t in map(unshuffled, teachers.values()) if isinstance(t, Masked)}
+        bases = {base.name for base in map(masked_base, teachers.values()) if base is not None}
         own = {name: self.unkeyed.get(name, []) for name in sorted({*members, *teachers, *bases})}
         networks = [f"{name}: {reason}" for name, reasons in own.items() for reason in reasons]
         return list(dict.fromkeys([*networks, *code.faults.values(), *unkeyed_views(self.dataset)]))
 
     def _source(self, name: str, teacher: Teacher) -> str:
         """Where a teacher's numbers come from: under a mask also from its base, which may train again later."""
-        if isinstance(teacher, Shuffled):
-            return self._source(name, teacher.base)
-        own = self.provenance[name]
-        return key_hash([own, self.provenance[teacher.base.name]]) if isinstance(teacher, Masked) else own
+        own, base = self.provenance[name], masked_base(teacher)
+        return own if base is None else key_hash([own, self.provenance[base.name]])
 
 
 def _spec(network: Network) -> OutputSpec:

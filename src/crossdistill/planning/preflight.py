@@ -21,7 +21,7 @@ from crossdistill.nets.batch_statistics import batch_statistics, can_join
 from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec
 from crossdistill.stage import Stage
-from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
+from crossdistill.teacher import Live, Teacher, TeacherBase
 
 
 def moving_parts(trained: Mapping[str, tuple[Network, tuple[str, ...]]]) -> dict[str, nn.Module]:
@@ -131,11 +131,11 @@ def check_sources(
 
 
 def _rows_of(source: Teacher, dataset: Dataset) -> Bool[Tensor, " N"]:
-    base = source.base if isinstance(source, Shuffled) else source
-    if isinstance(base, Live):
-        return seen_rows(dataset, base.network)
+    network = TeacherBase.of(source).unshuffled.network
+    if network is not None:
+        return seen_rows(dataset, network)
     there = torch.ones(len(dataset), dtype=torch.bool)
-    return torch.stack([dataset.present.get(name, there) for name in base.modalities]).all(0)
+    return torch.stack([dataset.present.get(name, there) for name in source.modalities]).all(0)
 
 
 def standing_still(networks: Mapping[str, Network], trained: Collection[str]) -> list[str]:
@@ -159,11 +159,10 @@ def _statistics_faults(
     """Layers that normalise by the batch, where the batch is computed in shares."""
     found = {name: batch_statistics(module) for name, module in moving.items()}
     for name, teacher in teachers.items():
-        source = teacher.base if isinstance(teacher, Shuffled) else teacher
-        if name not in moving and isinstance(source, Keyed):
+        if name not in moving:
             found[name] = {
                 key: layer
-                for module in source.modules()
+                for module in TeacherBase.of(teacher).modules()
                 for key, layer in batch_statistics(module, train=False).items()
             }
     faults = []

@@ -21,7 +21,7 @@ from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.runtime.files import read_sealed, write_sealed
 from crossdistill.stage import Stage
-from crossdistill.teacher import Keyed, Live, Shuffled, Teacher
+from crossdistill.teacher import Live, Teacher, TeacherBase
 
 log = logging.getLogger("crossdistill")
 
@@ -81,7 +81,7 @@ def decide(
     Raises:
         SettingError: the stage's source is "banked", and something that it reads cannot be; one line for each.
     """
-    sources: dict[str, Teacher] = {student.name: student, **teachers}
+    sources = {name: TeacherBase.of(source) for name, source in {student.name: student, **teachers}.items()}
     asked = {student.name if name == STUDENT else name: signals for name, signals in needs.items()}
     asked.setdefault(student.name, frozenset({Signal.LOGITS}))
     num_rows = len(banked_rows(dataset))
@@ -95,7 +95,7 @@ def decide(
     found: dict[tuple[str, Signal], BankChoice] = {}
     for name, signals in asked.items():
         for signal in signals:
-            reason = why[name] or _unbankable(unshuffled(sources[name]), signal, dataset)
+            reason = why[name] or _unbankable(sources[name].unshuffled, signal, dataset)
             size = 0 if reason else num_rows * item_bytes * _numbers(sources[name].spec, signal, name)
             found[name, signal] = BankChoice(name, str(signal), not reason, reason or "", size, settings.dtype)
     left = settings.budget
@@ -150,29 +150,28 @@ def _same_again(dataset: Dataset) -> str:
     return "frozen, on data that stay the same" if views is None else f"frozen, in {views} views of each training row"
 
 
-def _never(stage: Stage, teacher: Teacher, moving: Collection[nn.Module]) -> str | None:
+def _never(stage: Stage, teacher: TeacherBase, moving: Collection[nn.Module]) -> str | None:
     """Why nothing of this source is banked, whatever its outputs are."""
-    base = unshuffled(teacher)
+    source = teacher.unshuffled
     trained = {id(part) for network in moving for part in network.modules()}
-    if isinstance(base, Keyed) and any(id(p) in trained for module in base.modules() for p in module.modules()):
+    if any(id(part) in trained for module in source.modules() for part in module.modules()):
         return TRAINS
     if stage.source == "live":
         return "as the stage's source says"
-    if not isinstance(base, Keyed):
-        return f"a {type(base).__name__} has no key that would tell its outputs from another's"
-    unkeyed = base.unkeyed()
+    unkeyed = source.unkeyed()
     return f"no key would tell its outputs from another's: {'; '.join(unkeyed[:3])}" if unkeyed else None
 
 
-def _unbankable(teacher: Teacher, signal: Signal, dataset: Dataset) -> str | None:
+def _unbankable(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> str | None:
     """Why this one output cannot be kept as rows of numbers."""
     if signal.kind != "cut":
         return None
-    if not isinstance(teacher, Live):
+    network = teacher.network
+    if network is None:
         return "only a network is cut"
     try:
-        others = _others_at(teacher.network, signal.tap, dataset)
-        why = teacher.network.replays(signal.tap)
+        others = _others_at(network, signal.tap, dataset)
+        why = network.replays(signal.tap)
         if why is not None:
             return (
                 f"{why}. It is cut between its layers: what they gave before the cut is held for each batch, "
@@ -214,9 +213,10 @@ def wanted_shape(spec: OutputSpec, signal: Signal, who: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def unshuffled(teacher: Teacher) -> Teacher:
-    """The source behind the shuffled control; any other is given back."""
-    return teacher.base if isinstance(teacher, Shuffled) else teacher
+def masked_base(teacher: Teacher) -> TeacherBase | None:
+    """The teacher that this one masks, under the shuffled control too; None where it masks none."""
+    source = TeacherBase.of(teacher).unshuffled
+    return None if source.base is source else source.base
 
 
 def choices_key(choices: Sequence[BankChoice]) -> Any:

@@ -21,7 +21,7 @@ from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, Signal
 from crossdistill.planning.sources import TRAINS
 from crossdistill.runtime.hashing import fingerprint
-from crossdistill.teacher import Live, Teacher
+from crossdistill.teacher import Live, Teacher, TeacherBase
 from crossdistill.testing.ranks import compare_with_one
 from crossdistill.testing.rehearsal import (
     ROWS,
@@ -153,7 +153,7 @@ def _owns_nothing_else(contract: Contract) -> None:
     foreign |= {id(source): f"the source {name!r}" for name, source in run.job.teachers.items()}
     foreign[id(run.job.student)] = "the student"
     for path, value in _reachable(run.job.method):
-        held = foreign.get(id(value)) or ("a teacher" if isinstance(value, Live | Network) else None)
+        held = foreign.get(id(value)) or ("a teacher" if isinstance(value, TeacherBase | Network) else None)
         assert held is None, f"The method holds {held} in {path}; student and teachers are arguments, never attributes"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from crossdistill.batch import Batch
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
 from crossdistill.runtime.hashing import derived_seed
+from crossdistill.teacher import TeacherBase
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Record:
     ids: list[Int64[Tensor, " R"]] = field(default_factory=list)
 
 
-class FakeTeacher:
+class FakeTeacher(TeacherBase):
     """A teacher of any sizes for tests of methods: no network, no weights, the same numbers on every machine.
 
     Each output is a fixed function of the sample id, about 1 in size and different for every id and unit. `given`
@@ -52,10 +53,6 @@ class FakeTeacher:
         signals = frozenset(signals)
         self.record.signals.append(signals)
         return FakeTeacher(self.name, self.spec, self.modalities, signals=signals, given=self.given, record=self.record)
-
-    def sees(self, batch: Batch) -> Batch:
-        """The batch itself."""
-        return batch
 
     def __call__(self, batch: Batch) -> Outputs:
         """Exactly what it was asked for, for the rows whose modalities are present.

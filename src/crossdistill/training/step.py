@@ -22,7 +22,7 @@ from crossdistill.planning.preflight import moving_parts
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.precision import Precision
 from crossdistill.stage import OptimizerConfig
-from crossdistill.teacher import Live
+from crossdistill.teacher import TeacherBase
 from crossdistill.training.cuda_graphs import CudaGraphs, GraphedStep
 from crossdistill.training.ema import Ema
 from crossdistill.training.optimizer import InParts, decay_groups, optimizer_for, schedule_for
@@ -222,8 +222,8 @@ class Training:
 
     def _running(self) -> list[Network]:
         """Networks that run in this stage as a whole."""
-        sources = [source for source in (self.job.student, *self.job.teachers.values()) if isinstance(source, Live)]
-        return list({id(source.network): source.network for source in sources}.values())
+        networks = [TeacherBase.of(source).network for source in (self.job.student, *self.job.teachers.values())]
+        return list({id(network): network for network in networks if network is not None}.values())
 
     def _by_rate(self, config: OptimizerConfig) -> list[dict[str, Any]]:
         modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
-from crossdistill.planning.attach_banks import modules_of, reads_of
 from crossdistill.planning.plan import Job, Plan
-from crossdistill.planning.sources import unshuffled
+from crossdistill.planning.sources import masked_base
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Display, counted
-from crossdistill.teacher import Masked, Teacher
+from crossdistill.teacher import TeacherBase
 from crossdistill.training.evaluation import Predictions, predict
 
 log = logging.getLogger("crossdistill")
@@ -71,7 +70,7 @@ class TeacherCheck:
         """
         measured: dict[str, TeacherAccuracy] = {}
         for name, teacher in job.teachers.items():
-            base = unshuffled(teacher)
+            base = TeacherBase.of(teacher).unshuffled
             if name in job.trained or not self._fits(base):
                 continue
             if name not in self._known:
@@ -101,19 +100,21 @@ class TeacherCheck:
     def _network(self, name: str) -> str:
         """The name of the network that a teacher runs; for a masked teacher, that of its base."""
         known = self._plan.teachers.get(name)
-        return known.base.name if isinstance(known, Masked) else name
+        base = None if known is None else masked_base(known)
+        return name if base is None else base.name
 
-    def _fits(self, teacher: Teacher) -> bool:
+    def _fits(self, teacher: TeacherBase) -> bool:
         return teacher.spec.logits is not None and teacher.spec.logits[0] == len(self._plan.dataset.classes)
 
-    def _predicted(self, teacher: Teacher, job: Job) -> Predictions | None:
+    def _predicted(self, teacher: TeacherBase, job: Job) -> Predictions | None:
         """Predictions for the validation rows: each rank computes its share, and all ranks get the whole."""
         where, rows = self._where, job.dataset.splits["validation"]
-        for module in modules_of(self._plan.teachers.get(teacher.name, teacher)):
+        for module in TeacherBase.of(self._plan.teachers.get(teacher.name, teacher)).modules():
             module.eval()
         source = teacher.select({Signal.LOGITS})
         with torch.random.fork_rng([where.device] if where.device.type == "cuda" else []):
-            share = predict(source, job.dataset, rows[where.rank :: where.ranks], where.device, only=reads_of(source))
+            needed = source.inputs_needed
+            share = predict(source, job.dataset, rows[where.rank :: where.ranks], where.device, only=needed)
         parts = where.everyone((share.ids, share.predicted, share.targets))
         ids, predicted, targets = (torch.cat(values) for values in zip(*parts, strict=True))
         return Predictions(ids, predicted, targets) if len(targets) else None
