@@ -1,4 +1,4 @@
-"""One algorithm's step: what it needs, what it adds, and the terms that it gives."""
+"""The interface of a method: its settings, the signals that it needs, and the loss terms of a step."""
 
 import abc
 import warnings
@@ -18,13 +18,13 @@ from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 
 STUDENT = "student"
-"""The name under which a method speaks of the network that learns, whatever the recipe calls it."""
+"""The name of the learner within a method, whatever its name in the recipe."""
 
 
 def module_key(name: str) -> str:
-    """A name as a submodule may have it: no dots, and not the name of a module's own attribute (`type`, `float`)."""
+    """A valid submodule name: without dots, and different from the attributes of a module (`type`, `float`)."""
     key = name.replace(".", "/")
-    # No member's name begins so.
+    # No member's name begins with a slash.
     return f"/{key}" if hasattr(_NAMED, key) else key
 
 
@@ -37,9 +37,9 @@ def _alone(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a stage is (epochs and steps count from 0), and how rows of other ranks are fetched.
+    """The position in a stage (epochs and steps count from 0), and the exchange of rows between ranks.
 
-    `gather` gives the rows of all ranks, this rank's own with gradient; alone it gives them back.
+    `gather` returns the rows of all ranks, with gradient for those of this rank; with one rank, its argument.
     """
 
     epoch: int = 0
@@ -53,10 +53,10 @@ class Progress:
 class Term:
     """One addend of a loss.
 
-    `value` holds one number for each row (R,), reduced as their sum over the step's total rows, or is a scalar
-    that a batch-level loss gives (then reduced already). `share` is the fraction of rows that take part by
-    construction (the labelled fraction), so that a term's size does not depend on how many are hidden. Terms of
-    one `group` are one task for the weighting.
+    `value` is one number per row (R,), reduced to their sum divided by the step's total rows, or the scalar of a
+    batch-level loss (already reduced). `share` is the expected fraction of rows with a loss (the labelled fraction);
+    the division by it makes a term's size independent of the number of hidden labels. Terms of one `group` are one
+    task for the weighting.
     """
 
     value: Tensor
@@ -65,14 +65,14 @@ class Term:
     share: float = 1.0
 
     def reduced(self, total_rows: int, parts: int = 1) -> Tensor:
-        """This part of the term, unweighted: those of all ranks and micro-batches, so many, add up to the whole."""
-        # Where no row takes part at all, the sum is zero.
+        """This part of the unweighted term; the sum over all `parts` (ranks times micro-batches) is the whole."""
+        # If no row takes part, the sum is zero.
         return self.value / parts if self.value.ndim == 0 else self.value.sum() / (total_rows * (self.share or 1.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The terms of one step, the student's outputs, numbers to log, and what `after_step` will need (detached)."""
+    """The terms of one step, the student's outputs, numbers to log, and detached values for `after_step`."""
 
     terms: Mapping[str, Term]
     student: Outputs
@@ -80,15 +80,15 @@ class Step:
     stash: Mapping[str, Tensor] = field(default_factory=dict)
 
     def loss(self, total_rows: int) -> Float[Tensor, ""]:
-        """The weighted sum of all terms, for a training loop of your own on one device; the runner weighs groups."""
+        """The weighted sum of all terms, for custom training loops on one device; the runner weights groups."""
         return torch.stack([(term.reduced(total_rows) * term.weight).reshape(()) for term in self.terms.values()]).sum()
 
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """What a method may know of the training data: rows, classes, the labelled fraction, ids and targets by row.
+    """Facts about the training data for a method: rows, classes, labelled fraction, and the ids and targets of rows.
 
-    `targets` hold `MISSING_TARGET` in rows whose target the student may not use.
+    `targets` are `MISSING_TARGET` in rows whose target is hidden from the student.
     """
 
     rows: int
@@ -99,38 +99,38 @@ class DataSpec:
 
 
 class Method(nn.Module, abc.ABC):
-    """One distillation algorithm. It owns only what it adds: projectors, gates, masks, queues.
+    """One distillation algorithm, with the modules that it adds: projectors, gates, masks, queues.
 
-    The student and the teachers are arguments, never attributes: a method's state holds none of them.
+    The student and the teachers are arguments, never attributes: they are not in a method's state.
     """
 
     batch_relational: ClassVar[bool] = False
-    """Compares rows with each other: ranks gather rows, and micro-batches are refused."""
+    """Whether rows are compared with each other: ranks gather rows, and micro-batches are refused."""
     least_rows: ClassVar[int] = 1
-    """Rows in a batch below which it compares nothing."""
+    """Least number of rows per batch for a comparison."""
     judged_by_targets: ClassVar[bool] = True
-    """`validate` compares with targets, so a validation split without any judges nothing."""
+    """Whether `validate` needs targets, so that a validation split without targets gives no score."""
     labelled_only: ClassVar[bool] = False
-    """Iterates over rows whose target the student may use, in as many steps as over all of them."""
+    """Whether an epoch draws only labelled rows, in as many steps as one over all rows."""
     symmetric: ClassVar[bool] = False
-    """The learner and the trained teachers could change places: the stage can be shared by runs that differ in that."""
+    """Whether learner and trained teachers are interchangeable, so that runs with swapped roles share the stage."""
 
     @abc.abstractmethod
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        """What is read of whom, by name; `STUDENT` is the network that learns."""
+        """The needed signals, by network name; `STUDENT` is the learner."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
-        """The terms of one step. Moves no state: that is `after_step`'s."""
+        """The terms of one step. Must not change state; `after_step` does."""
 
     def parts(self) -> Mapping[str, nn.Module]:
-        """Modules of this method that are selected separately, by the name that `validate` gives them."""
+        """Modules of this method whose best epoch is selected separately, by their names in `validate`."""
         return {}
 
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
-        """For each part that is selected by itself, one number for each row that judges it, lower is better.
+        """Validation scores (lower is better): for each separately selected part, one number per scored row.
 
-        The default judges the student by its cross-entropy (nats) on the rows that have a target, whoever may use it.
+        The default is the student's cross-entropy (nats) on all rows with a target, hidden ones included.
         """
         outputs = student(batch)
         assert batch.targets is not None
@@ -138,13 +138,13 @@ class Method(nn.Module, abc.ABC):
         return {STUDENT: rows[outputs.of(batch.has_target())]}
 
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
-        """A pass over the training data before the first step, without training (salience, statistics)."""
+        """Measure salience or statistics in a pass over the training data before the first step, without training."""
 
     def after_step(self, batch: Batch, step: Step) -> None:
-        """Move state (queues, centres): the only place where that may happen."""
+        """Update state (queues, centres); no other method may change it."""
 
     def epoch_logs(self, totals: Mapping[str, float]) -> Mapping[str, float]:
-        """Numbers to log of a whole epoch, from the sums of its steps' logs."""
+        """Numbers to log for an epoch, from the sums of the logs of its steps."""
         return {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -163,8 +163,8 @@ class Method(nn.Module, abc.ABC):
 
 
 ActsOn = Literal["logits", "last", "maps", "last map", "student's layers"]
-"""Networks' logits; their penultimate layers; their spatial layers, or the deepest of them; or, of the student alone,
-spatial and penultimate layers."""
+"""The compared outputs: logits; penultimate layers; spatial layers, or the deepest of them; or spatial and penultimate
+layers of the student only."""
 
 
 Activation = Literal["before", "after"]
@@ -172,56 +172,56 @@ Activation = Literal["before", "after"]
 
 
 class MethodConfig(BaseModel, abc.ABC):
-    """Hyper-parameters of one method, frozen, in the method's own file; `name` is how recipes call it."""
+    """Frozen hyper-parameters of one method, defined in the method's file; `name` is its name in recipes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     graduating: ClassVar[bool] = False
-    """Makes new teachers for the stages after it, so that these cannot be checked where it is faulty."""
+    """Whether it makes new teachers for later stages, which cannot be checked if this stage has faults."""
     trains_teachers: ClassVar[bool] = False
-    """Its teachers train with the student, unless the stage's `trains` says otherwise."""
+    """Whether the teachers train with the student, unless the stage sets `trains`."""
     acts_on: ClassVar[ActsOn | None] = None
-    """What it compares, if its recipe is one stage with pretrained teachers; None: its recipe is written out."""
+    """The compared outputs, if its recipe is one stage with pretrained teachers; None: a handwritten recipe."""
     activation: ClassVar[Activation] = "after"
-    """Where it reads features, as published, of layers that are tapped both before and after their activation."""
+    """The published position of features, for layers with taps both before and after their activation."""
 
     name: str
 
     @abc.abstractmethod
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """The method for networks of these sizes.
+        """Build the method for networks of these sizes.
 
         Raises:
-            ApplicabilityError: it cannot apply to them; says why.
-            SignalError: a network lacks a tap or an output that it needs.
+            ApplicabilityError: the method does not apply to them; names the reason.
+            SignalError: a network lacks a needed tap or output.
         """
 
     def settled(
         self, networks: Mapping[str, Network], batch: Batch
     ) -> tuple["MethodConfig", Mapping[str, Sequence[str]]]:
-        """These settings with what they leave open chosen from the teachers' networks, and the layers that it names.
+        """The settings with open choices made from the teachers' networks, and the layers that these choices name.
 
-        The same networks have to give the same choice: a resumed run chooses again.
+        The choice must be a function of the networks: a resumed run makes it again.
 
         Raises:
-            ApplicabilityError: there is nothing to choose from; says whose.
+            ApplicabilityError: a teacher has no candidate; names the teacher.
         """
         return self, {}
 
     def chosen_besides(self, given: "MethodConfig") -> str:
-        """What these settings have that the given ones left open, for people; empty where that is nothing."""
+        """A description of the choices that the given settings left open; empty if there are none."""
         mine, theirs = self.model_dump(mode="json"), given.model_dump(mode="json")
         return "; ".join(f"{name} = {value}" for name, value in mine.items() if value != theirs.get(name))
 
     def note(self) -> Mapping[str, Any]:
-        """Facts for people, shown by `crossdistill list methods`: paper, year."""
+        """Facts shown by `crossdistill list methods`: paper, year."""
         return {}
 
 
 def task_term(
     outputs: Outputs, batch: Batch, *, hidden: bool = True, fraction: float = 1.0, weight: float = 1.0
 ) -> Term:
-    """Cross-entropy (nats) on labelled rows; `hidden` obeys the student's hidden labels, teachers keep theirs."""
+    """Cross-entropy (nats) on labelled rows; with `hidden`, without the labels hidden from the student."""
     assert batch.targets is not None
     rows: Float[Tensor, " R"] = cross_entropy(outputs.need(Signal.LOGITS), outputs.of(batch.targets))
     known = outputs.of(batch.student_rows() if hidden else batch.has_target())

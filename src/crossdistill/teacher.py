@@ -1,4 +1,4 @@
-"""Where signals come from. A method cannot tell a live network from a bank, a masked teacher or a fake."""
+"""Sources of signals, with one interface for live networks, banks, masked teachers and test doubles."""
 
 import abc
 import logging
@@ -23,16 +23,16 @@ from crossdistill.runtime.hashing import structure
 log = logging.getLogger("crossdistill")
 
 Fetch = Callable[[Tensor, Tensor | None], Batch]
-"""Rows by sample id, in the views that are given (None: as they are)."""
+"""Rows by sample id, in the given views (None: without augmentation)."""
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """What a method reads of a teacher or of the student; a class that has these members is enough as a teacher."""
+    """The interface of teachers and of the student for methods; any class with these members is a valid teacher."""
 
     name: str
     modalities: tuple[str, ...]
-    """A row in which one of them is absent has no outputs."""
+    """Modalities of the inputs; a row without one of them has no outputs."""
     spec: OutputSpec
 
     @abc.abstractmethod
@@ -40,19 +40,19 @@ class Teacher(Protocol):
         """The selected outputs, for the rows whose modalities are present."""
 
     def select(self, signals: Iterable[Signal]) -> "Teacher":
-        """The same teacher, whose calls give these outputs."""
+        """The same teacher with calls that return these outputs."""
 
     def sees(self, batch: Batch) -> Batch:
-        """The rows whose outputs a call gives: the batch itself, except under the shuffled control."""
+        """The rows whose outputs a call returns: the batch itself, except under the shuffled control."""
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        """The network from a tap on: from a (rewritten) cut to the outputs."""
+        """The part of the network after a tap: from a (possibly changed) cut to the outputs."""
 
 
 class TeacherBase(Teacher):
-    """The full protocol: a `Teacher`, and the members that planning, banks, controls and masks read, with defaults.
+    """The full protocol: a `Teacher`, plus the members that planning, banks, controls and masks use, with defaults.
 
-    A subclass sets `name`, `modalities` and `spec`, and defines `__call__` and `select`. With the defaults its outputs
+    A subclass sets `name`, `modalities` and `spec`, and defines `__call__` and `select`. With the defaults, its outputs
     are computed for every batch and never stored. `TeacherBase.of` gives the defaults to any other `Teacher`.
     """
 
@@ -60,16 +60,16 @@ class TeacherBase(Teacher):
     modalities: tuple[str, ...]
     spec: OutputSpec
     network: Network | None = None
-    """The network whose outputs a call gives; only a network is trained, compiled, masked, and cut for a bank."""
+    """The network that a call runs; without one, the teacher is not trained, compiled, masked, or cut for a bank."""
     trained: bool = False
-    """Whether the stage trains it, so that calls give outputs with gradient."""
+    """Whether the stage trains it, so that outputs have a gradient."""
     masked_tap: str | None = None
-    """The tap of `base` from whose cut `continued` computes the outputs; None where it reads no cut."""
+    """The tap of `base` from whose cut `continued` computes the outputs; None: no cut is used."""
     _base: "TeacherBase | None" = None
 
     @staticmethod
     def of(teacher: Teacher) -> "TeacherBase":
-        """The teacher itself if its class is a subclass, else a teacher of its outputs with the default members."""
+        """The teacher itself if it is a `TeacherBase`, else a wrapper with the default members."""
         return teacher if isinstance(teacher, TeacherBase) else _WithDefaults(teacher)
 
     @abc.abstractmethod
@@ -84,13 +84,13 @@ class TeacherBase(Teacher):
         """See `Teacher`.
 
         Raises:
-            SplitError: it cannot be cut.
+            SplitError: the teacher cannot be cut.
         """
         raise SplitError(f"{self.name!r} cannot be cut at {tap!r}: its class defines no `tail`")
 
     @property
     def base(self) -> "TeacherBase":
-        """The teacher that this one wraps (with masks, a bank or the control); itself where it wraps none."""
+        """The teacher wrapped by this one (with masks, a bank or the control); itself if it wraps none."""
         return self if self._base is None else self._base
 
     @property
@@ -99,12 +99,12 @@ class TeacherBase(Teacher):
         return self
 
     def reshuffle(self, teacher: "TeacherBase") -> "TeacherBase":
-        """Another teacher under this one's shuffled control; unchanged where it has none."""
+        """Another teacher under this one's shuffled control; unchanged if this one has none."""
         return teacher
 
     @property
     def inputs_needed(self) -> tuple[str, ...]:
-        """Modalities whose values a call reads from the batch; stored outputs are found by sample ids alone."""
+        """Modalities whose values a call reads from the batch; stored outputs need only the sample ids."""
         return self.modalities
 
     def continued(self, outputs: Outputs) -> Outputs:
@@ -112,20 +112,20 @@ class TeacherBase(Teacher):
         return outputs
 
     def wiring(self) -> Any | None:
-        """JSON that differs where outputs under equal weights could; a bank's key has it. None: no bank is filled."""
+        """JSON for a bank's key: differs if outputs under equal weights may differ. None: no bank is filled."""
         return None
 
     def unkeyed(self) -> list[str]:
-        """Why `wiring` is None: what the outputs may depend on and cannot be named."""
+        """The reasons why `wiring` is None: dependencies of the outputs that have no key."""
         return [f"a {type(self).__name__} has no `wiring`"]
 
     def modules(self) -> list[nn.Module]:
-        """Modules whose weights the outputs depend on, in an order that `wiring` relies on."""
+        """Modules whose weights the outputs depend on, in the order that `wiring` assumes."""
         return []
 
 
 class _WithDefaults(TeacherBase):
-    """A teacher of the small protocol; where its class defines all three members of a bank's key, these are kept."""
+    """A wrapped `Teacher`; if its class defines all three members of a bank's key, these are used."""
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
@@ -148,7 +148,7 @@ class Live(TeacherBase):
     """A network that runs on every batch: without gradient, unless the stage trains it.
 
     Raises:
-        SignalError: the network lacks a tap, or the batch a modality.
+        SignalError: the network lacks a tap, or the batch lacks a modality.
     """
 
     network: Network
@@ -169,9 +169,9 @@ class Live(TeacherBase):
         self._uncut: set[str] = set()
 
     def select(self, signals: Iterable[Signal]) -> "Live":
-        """The same network, whose calls give these outputs."""
+        """The same network with calls that return these outputs."""
         selected = Live(self.name, self.network, signals, trained=self.trained)
-        # Shared: the object that runs the stem may be another one than the object that runs the tail.
+        # Shared, because stem and tail may be run by different objects.
         selected._uncut = self._uncut
         return selected
 
@@ -192,14 +192,14 @@ class Live(TeacherBase):
         return [self.network.module]
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Run the network on the rows whose modalities are present; absent inputs are never read."""
+        """Run the network on the rows whose modalities are present; absent inputs are not read."""
         rows, part = self.network.usable(batch)
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             outputs = self._no_rows(batch) if len(part) == 0 else self._run(part)
         return replace(outputs, source=self.name, rows=rows)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        """Go on from a cut; gradients flow through it to the cut's value, also where the network is frozen."""
+        """Continue from a cut, with gradients to the cut's value also if the network is frozen."""
         if tap not in self._uncut:
             try:
                 return partial(self._go_on, tap, self.network.split(tap)[1])
@@ -222,7 +222,7 @@ class Live(TeacherBase):
             for tap in sorted(cuts):
                 self._run_whole(tap, error)
             exact = {}
-        # Where no exact cut exists, the cut carries the batch, and going on from it means running all of it again.
+        # Without an exact cut, the cut holds the batch, and its continuation runs the whole network again.
         other = {Signal.feature(tap) for tap in cuts & self._uncut}
         plain = {signal for signal in self.signals if signal.kind != "cut"} | other
         outputs = self.network(batch, plain) if plain else Outputs(self.name)
@@ -237,7 +237,7 @@ class Live(TeacherBase):
             self._uncut.add(tap)
 
     def _no_rows(self, batch: Batch) -> Outputs:
-        """Outputs for no rows; where batch norms see the rows of all ranks, the network still meets them there."""
+        """Outputs for no rows; with batch norms over all ranks, the network still takes part in their exchange."""
         anchor = zero_of(self.network.parameters(), batch.ids.device)
         if not (self.trained and torch.is_grad_enabled() and is_joint(self.network)):
             return self.spec.no_rows(self.name, self.signals, anchor)
@@ -247,23 +247,23 @@ class Live(TeacherBase):
         def none(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[:0] + anchor
 
-        # Nothing of the row is left but the way back through the norms, which the other ranks take too.
+        # Only the graph through the norms is kept, since the other ranks also run its backward pass.
         features = {tap: value[:0] + anchor for tap, value in ran.features.items()}
         cuts = {tap: Cut(cut.value[:0] + anchor) for tap, cut in ran.cuts.items()}
         return replace(ran, logits=none(ran.logits), embedding=none(ran.embedding), features=features, cuts=cuts)
 
 
 class Masked(TeacherBase):
-    """A frozen teacher whose values at one or more taps are weighted by mask networks: a specialised teacher.
+    """A specialised teacher: a frozen network with mask networks at one or more taps.
 
-    With several masks they act in one pass, each on what the ones before it left, as the released MST-Distill does.
+    Several masks act in one pass, each on the values masked by the earlier ones, as in the released MST-Distill.
     """
 
     def __init__(self, name: str, base: Teacher, masks: Mapping[str, nn.Module]) -> None:
-        """`masks` are by tap.
+        """`masks`: the mask networks by tap.
 
         Raises:
-            ApplicabilityError: the base is no network.
+            ApplicabilityError: the base is not a network.
         """
         self.name = name
         self._base = TeacherBase.of(base)
@@ -276,15 +276,15 @@ class Masked(TeacherBase):
         self.spec = OutputSpec(logits=base.spec.logits, embedding=base.spec.embedding)
 
     def select(self, signals: Iterable[Signal]) -> "Masked":
-        """The same teacher: it always gives logits (and the embedding, where its base does)."""
+        """The same teacher: calls always return logits (and the embedding, if the base has one)."""
         return self
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        """Not cut again: its base is."""
+        """Not supported: only the base is cut."""
         raise SplitError(f"{self.name!r} is a masked teacher; cut its base {self.base.name!r} at {tap!r} instead")
 
     def wiring(self) -> Any | None:
-        """See `TeacherBase`: the base's, and which masks stand at which taps."""
+        """See `TeacherBase`: the base's wiring, and the masks by tap."""
         if self.unkeyed():
             return None
         masks = [[tap, structure(mask), code_key(mask=mask).text()] for tap, mask in self.masks.items()]
@@ -296,7 +296,7 @@ class Masked(TeacherBase):
         return [*self.base.unkeyed(), *faults]
 
     def modules(self) -> list[nn.Module]:
-        """See `TeacherBase`: the base's, then the masks."""
+        """See `TeacherBase`: the base's modules, then the masks."""
         return [*self.base.modules(), *self.masks.values()]
 
     @torch.no_grad()
@@ -305,7 +305,7 @@ class Masked(TeacherBase):
         ((tap, mask),) = self.masks.items()
         cut = outputs.cuts[tap]
         if len(cut.value) == 0:
-            # Not run at all: it may refuse no rows.
+            # Not run: the network may reject an empty batch.
             shapes = (self.spec.logits, self.spec.embedding)
             logits, embedding = (None if s is None else cut.value.new_zeros((0, *s)) for s in shapes)
             return Outputs(self.name, logits, embedding, rows=outputs.rows)
@@ -314,7 +314,7 @@ class Masked(TeacherBase):
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
-        """Outputs of the base with its taps masked."""
+        """The outputs of the base with its taps masked."""
         if self.masked_tap is not None:
             return self.continued(self.base.select({Signal.cut(self.masked_tap)})(batch))
         rows, part = self._network.usable(batch)
@@ -324,29 +324,29 @@ class Masked(TeacherBase):
         return replace(self._network.edited(part, edits), source=self.name, rows=rows)
 
     def _rewritten(self, value: Tensor, mask: nn.Module) -> Tensor:
-        """The value that the rest of the network gets in place of the tap's."""
+        """The masked value, which replaces the tap's value in the rest of the network."""
         return apply_mask(value, mask(value))
 
 
 class Filled(Masked):
-    """A frozen teacher some of whose units at a tap are replaced by what they are on average (MGDFR)."""
+    """A frozen teacher with some units at a tap replaced by their means (MGDFR)."""
 
     def unkeyed(self) -> list[str]:
-        """See `TeacherBase`; also where a row's output depends on the other rows of its batch."""
+        """See `TeacherBase`; also given if a row's output depends on the other rows of its batch."""
         alone = all(isinstance(fill, Fill) and fill.by_row for fill in self.masks.values())
         return [*super().unkeyed(), *([] if alone else ["what it gives for a row depends on the rest of the batch"])]
 
     def _rewritten(self, value: Tensor, mask: nn.Module) -> Tensor:
-        """The value as its `Fill` leaves it."""
+        """The value after its `Fill`."""
         filled: Tensor = mask(value)
         return filled
 
 
 class Shuffled(TeacherBase):
-    """The control: a teacher whose outputs are those of other rows than the batch's, by one fixed permutation."""
+    """The shuffled control: a teacher whose outputs are those of other rows, by one fixed permutation."""
 
     def __init__(self, base: Teacher, partner: Tensor, fetch: Fetch) -> None:
-        """`partner` maps each sample id to the id of the row in its place; `fetch` gives rows by id and view."""
+        """`partner` maps each sample id to the id of its replacement; `fetch` returns rows by id and view."""
         self._base = TeacherBase.of(base)
         self.name, self.modalities, self.spec = base.name, base.modalities, base.spec
         self.trained = self.base.trained
@@ -355,43 +355,43 @@ class Shuffled(TeacherBase):
 
     @property
     def unshuffled(self) -> TeacherBase:
-        """The same as `base`."""
+        """The wrapped teacher, `base`."""
         return self.base
 
     def reshuffle(self, teacher: TeacherBase) -> "Shuffled":
-        """Another teacher by the same permutation."""
+        """Another teacher under the same permutation."""
         return Shuffled(teacher, self.partner, self.fetch)
 
     @property
     def inputs_needed(self) -> tuple[str, ...]:
-        """None: the partners' rows are fetched."""
+        """Empty: the rows of the partners are fetched."""
         return ()
 
     def select(self, signals: Iterable[Signal]) -> "Shuffled":
-        """The same control over the base, whose calls give these outputs."""
+        """The same control over the base, with calls that return these outputs."""
         return self.reshuffle(self.base.select(signals))
 
     def modules(self) -> list[nn.Module]:
-        """See `TeacherBase`: the base's."""
+        """See `TeacherBase`: the modules of the base."""
         return self.base.modules()
 
     def partner_of(self, ids: Tensor) -> Tensor:
-        """The sample ids of the rows in the place of these."""
+        """The sample ids of the replacement rows."""
         if self.partner.device != ids.device:
             self.partner = self.partner.to(ids.device)
         return self.partner[ids]
 
     def sees(self, batch: Batch) -> Batch:
-        """The partners' rows, whole: every modality and the target."""
+        """The complete replacement rows: every modality and the target."""
         other = self.fetch(self.partner_of(batch.ids), batch.view)
         return replace(other.to(batch.ids.device), total_rows=batch.total_rows)
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        """The base's own."""
+        """The tail of the base."""
         return self.base.tail(tap)
 
     def __call__(self, batch: Batch) -> Outputs:
-        """The base's outputs for the partners' rows; fetched only where the base reads more of them than their ids."""
+        """The base's outputs for the replacement rows, which are fetched only if the base reads more than their ids."""
         # A base without modalities may read the targets.
         if self.base.inputs_needed or not self.modalities:
             return self.base(self.sees(batch))

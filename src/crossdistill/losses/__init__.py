@@ -1,8 +1,8 @@
-"""Losses: pure functions over tensors, a value for each row, in nats unless they say otherwise.
+"""Losses: pure functions of tensors with one value per row, in nats unless stated otherwise.
 
-What a row weighs and what the sum is divided by is decided by the caller. Only those that compare rows with each other
-are scalars of a whole batch: the load balances, the correlations of MLLD, RKD, PKT and SP. Nothing is detached unless
-its docstring says so.
+The caller sets the weights of rows and the divisor of the sum. Only losses that compare rows with each other are
+scalars of a whole batch: the load balances, the correlations of MLLD, RKD, PKT and SP. Nothing is detached unless the
+docstring states it.
 """
 
 from crossdistill.losses.at import attention_transfer

@@ -1,4 +1,4 @@
-"""Attention transfer: where a network looks, summed over channels (Zagoruyko and Komodakis, ICLR 2017)."""
+"""Attention transfer: distance between spatial attention maps (Zagoruyko and Komodakis, ICLR 2017)."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,8 +12,8 @@ def attention_transfer(
 ) -> Float[Tensor, " B"]:
     """Mean over positions of (a_s - a_t)², a = L2-normalised mean over channels of |f|^power; no unit.
 
-    arXiv 1612.03928, equation 2. Channels may differ, and the larger map is pooled to the smaller. Detach the
-    teacher's features, nothing is detached here.
+    arXiv 1612.03928, equation 2. Channels may differ, and the larger map is pooled to the smaller. Nothing is
+    detached here; detach the teacher's features.
     """
     mine, theirs = same_space(as_map(student), as_map(teacher))
     return (_attention(mine, power) - _attention(theirs, power)).square().mean(1)

@@ -1,7 +1,7 @@
-"""Load balance: a gate that sends every row to the same teacher pays for it.
+"""Load balance: penalties for a gate that selects the same teacher for most rows.
 
-Both forms compare rows with each other: they are scalars of a whole batch, never rows to be summed, and need the
-rows of all ranks at once. Without any row they are 0.
+Both forms compare rows with each other: they are scalars of a whole batch (not sums over rows) and need the rows of
+all ranks at once. Without any row they are 0.
 """
 
 import math
@@ -17,7 +17,7 @@ def balance_kl(gate_logits: Float[Tensor, "B K"], divide_by_teachers: bool = Fal
     """KL(uniform ‖ mean gate) over K teachers, in nats; a scalar of the batch. MST-Distill, equation 17.
 
     Args:
-        gate_logits: before the softmax; one row for each sample.
+        gate_logits: gate values before the softmax, one row per sample.
         divide_by_teachers: divide by K, as the released code does (`batchmean` of a vector).
     """
     rows, teachers = gate_logits.shape
@@ -31,8 +31,8 @@ def balance_kl(gate_logits: Float[Tensor, "B K"], divide_by_teachers: bool = Fal
 def balance_cv(gate_logits: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
     """Coefficient of variation of the K teachers' loads (column sums of the gate); a scalar of the batch, without unit.
 
-    The standard deviation is the unbiased one, as in MST-Distill's ablation and its released code. One teacher alone
-    is always balanced: 0.
+    The standard deviation is the unbiased one, as in MST-Distill's ablation and its released code. For K = 1 it
+    is 0.
     """
     rows, teachers = gate_logits.shape
     if rows == 0:

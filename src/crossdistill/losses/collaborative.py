@@ -1,4 +1,4 @@
-"""Collaborative initialisation: every member learns from the predictions of every other (MST-Distill, stage 1)."""
+"""Collaborative initialisation: divergences between all pairs of members (MST-Distill, stage 1)."""
 
 from collections.abc import Mapping
 from itertools import permutations
@@ -20,17 +20,17 @@ def collaborative_terms(
     """T² · KL(guide ‖ learner) for every ordered pair of members, keyed (learner, guide): M · (M - 1) terms.
 
     MST-Distill, equations 3 and 4 (arXiv 2507.07015), with the T² of its released code. Each member's softmax is
-    computed once, however many pairs it is in.
+    computed only once.
 
     Args:
         logits: the members' logits by name, two members or more, all of the same shape.
         temperature: dimensionless, above 0.
-        detach: the guide of a pair gets no gradient from it (mutual learning as in DML, arXiv 1706.00384); by default
-            both sides do (joint training, the paper's choice).
+        detach: the guide of a pair has no gradient (mutual learning as in DML, arXiv 1706.00384); by default both
+            sides have one (joint training, the paper's choice).
         squared: multiply by T².
 
     Raises:
-        SettingError: fewer than two members, or a temperature that is not above zero.
+        SettingError: fewer than two members, or a temperature of zero or below.
         ShapeError: members differ in shape.
     """
     if len(logits) < 2:

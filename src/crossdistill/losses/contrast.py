@@ -1,6 +1,6 @@
 """Contrastive representation distillation over a memory bank: noise-contrastive estimation (Tian et al., ICLR 2020).
 
-The state (banks, the normaliser) is the caller's; see `crossdistill.nets.memory`.
+The caller holds the state (banks, the normaliser); see `crossdistill.nets.memory`.
 """
 
 import math
@@ -15,7 +15,7 @@ def contrast_logits(
 ) -> Float[Tensor, "B K"]:
     """Inner products of each anchor with its candidates' entries in the bank, over the temperature; no unit.
 
-    Entries are gathered, or all N products are taken and the candidates picked out, whichever holds fewer numbers.
+    Either the entries are gathered, or all N products are computed and indexed, whichever needs less memory.
     """
     if len(bank) <= candidates.shape[1] * bank.shape[1]:
         return (anchors @ bank.T).gather(1, candidates) / temperature
@@ -23,7 +23,7 @@ def contrast_logits(
 
 
 def log_normaliser(logits: Float[Tensor, "B K"], rows: int) -> Float[Tensor, ""]:
-    """Log Z = log(N · mean of the exponentials): what the released code measures on its first batch."""
+    """Log Z = log(N · mean of the exponentials), which the released code estimates on its first batch."""
     return math.log(rows) + torch.logsumexp(logits.flatten(), 0) - math.log(logits.numel())
 
 
@@ -32,14 +32,14 @@ def contrast_nce(
 ) -> Float[Tensor, " B"]:
     """-log P(drawn from the data) for column 0, -log P(noise) for the others, in nats: arXiv 1910.10699, equation 17.
 
-    With x = exp(logits) / Z and noise that draws each of N rows with 1 / N: x_0 / (x_0 + M / N + ε) for the positive,
-    (M / N) / (x_k + M / N + ε) for the M negatives. It is taken in logs, so that no temperature overflows.
+    With x = exp(logits) / Z and uniform noise over the N rows: x_0 / (x_0 + M / N + ε) for the positive,
+    (M / N) / (x_k + M / N + ε) for the M negatives. Computed with logs, so that no temperature overflows.
 
     Args:
         logits: column 0 is the positive, the M others are negatives.
-        log_z: log of the normaliser, taken as constant.
+        log_z: log of the normaliser, a constant.
         rows: N, rows of the bank.
-        epsilon: the released code's.
+        epsilon: ε; the default is the released code's.
     """
     noise = (logits.shape[1] - 1) / rows
     log_x = logits - log_z.detach()

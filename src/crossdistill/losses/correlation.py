@@ -1,4 +1,4 @@
-"""Multi-level logit distillation: besides rows, the classes' and the rows' correlations of two batches of predictions.
+"""Multi-level logit distillation: class and row correlations of two batches of predictions.
 
 Both forms compare rows with each other: they are scalars of a whole batch and need the rows of all ranks at once.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from crossdistill.losses.kl import log_probabilities
 
 Reduction = Literal["mean", "published"]
-"""Over the entries of the squared difference: their mean (MST-Distill's variant), or as Jin et al. publish it."""
+"""Reduction of the squared differences: the mean over entries (MST-Distill's variant), or as Jin et al. publish it."""
 
 
 def class_correlation(
@@ -24,13 +24,13 @@ def class_correlation(
 ) -> Float[Tensor, ""]:
     """|P_tᵀ P_t - P_sᵀ P_s|² for P = softmax(logits / T), over C × C pairs of classes; a scalar of the batch, no unit.
 
-    Jin, Wang and Lin, CVPR 2023, equation 8. "published" adds the entries up and divides by C; "mean" divides by C².
+    Jin, Wang and Lin, CVPR 2023, equation 8. "published" divides the sum of the entries by C, "mean" by C².
 
     Args:
         student: logits.
-        teacher: logits; detach them where they teach, nothing is detached here.
+        teacher: logits; nothing is detached here.
         temperature: dimensionless, above 0.
-        reduce: see above.
+        reduce: "published" or "mean".
         classes: factor of each class's column; None: 1.
     """
     return _difference(_gram(teacher, temperature, 0), _gram(student, temperature, 0), reduce, classes)
@@ -45,8 +45,8 @@ def row_correlation(
 ) -> Float[Tensor, ""]:
     """|P_t P_tᵀ - P_s P_sᵀ|² for P = softmax(logits / T), over B × B pairs of rows; a scalar of the batch, no unit.
 
-    Jin, Wang and Lin, CVPR 2023, equation 6. "published" adds the entries up and divides by B; "mean" divides by B².
-    `rows` is a factor of each row's column; the other arguments are `class_correlation`'s.
+    Jin, Wang and Lin, CVPR 2023, equation 6. "published" divides the sum of the entries by B, "mean" by B².
+    `rows` is a factor of each row's column; the other arguments are those of `class_correlation`.
     """
     return _difference(_gram(teacher, temperature, 1), _gram(student, temperature, 1), reduce, rows)
 

@@ -1,4 +1,4 @@
-"""Cross-entropy by row, where rows and pixels may have no target at all."""
+"""Cross-entropy of each row, with missing targets of rows and pixels."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,9 +15,9 @@ def cross_entropy(
 ) -> Float[Tensor, " B"]:
     """Cross-entropy of each row, in nats; 0 for a row without a target.
 
-    Class indices (B,) or (B, H, W) hold `MISSING_TARGET` where there is none: such pixels are left out of their row's
-    mean, and a row of nothing else is 0 with zero gradient. Distributions (B, C) or (B, C, H, W) hold NaN (as in
-    `Batch`) or `MISSING_TARGET` where there is none.
+    Targets are class indices (B,) or (B, H, W), with `MISSING_TARGET` for a missing one, or distributions (B, C) or
+    (B, C, H, W), with NaN (as in `Batch`) or `MISSING_TARGET`. Pixels without a target are excluded from the row's
+    mean; a row without any target is 0 with zero gradient.
 
     Raises:
         ShapeError: the targets fit the logits neither as class indices nor as distributions.

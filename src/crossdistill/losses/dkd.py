@@ -1,4 +1,4 @@
-"""Decoupled distillation: how sure of the target, and what the other classes share (Zhao et al., CVPR 2022)."""
+"""Decoupled distillation: target-class and non-target-class divergence (Zhao et al., CVPR 2022)."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,7 +16,7 @@ def target_class_kl(
 
     Args:
         student: logits of the prediction.
-        teacher: logits; detach them where they teach, nothing is detached here.
+        teacher: logits; nothing is detached here.
         targets: class of each row, or `MISSING_TARGET`.
         temperature: dimensionless, above 0.
 
@@ -32,10 +32,10 @@ def other_classes_kl(
 ) -> Float[Tensor, " B"]:
     """NCKD: T² · KL between the softmaxes over all classes but the target, in nats; 0 in a row without a target.
 
-    arXiv 2203.08679, equation 6; arguments and errors are `target_class_kl`'s. With two classes it is always 0.
+    arXiv 2203.08679, equation 6; arguments and errors are those of `target_class_kl`. With two classes it is always 0.
     """
     (_, mine), (_, theirs) = (_decoupled(logits, targets, temperature) for logits in (student, teacher))
-    # The target's own entry may be anything, infinity included: it is replaced before it is used.
+    # The target's entry may have any value, infinity included; it is replaced before use.
     others = torch.ones_like(mine, dtype=torch.bool).scatter(1, targets.clamp(min=0).unsqueeze(1), False)
     mine, theirs = torch.where(others, mine, 0.0), torch.where(others, theirs, 0.0)
     divergence = torch.where(others, theirs.exp() * (theirs - mine), 0.0).sum(1)
@@ -45,7 +45,7 @@ def other_classes_kl(
 def _decoupled(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log of (p_y, 1 - p_y), (B, 2), and of the softmax over the other classes, (B, C); exact near 0 and 1.
 
-    In the second, the target's own entry means nothing.
+    In the second, the target's entry is undefined.
     """
     if logits.shape[1] < 2:
         raise ShapeError(f"decoupled distillation needs two classes at least; the logits are {tuple(logits.shape)}")

@@ -1,4 +1,4 @@
-"""Self-supervised distillation by SVD: how the main directions of a map move between stages (Lee et al., ECCV 2018)."""
+"""Self-supervised distillation by SVD: the change of a map's main directions between stages (Lee et al., ECCV 2018)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from torch.nn import functional
 from crossdistill.losses.spatial import as_map, same_space
 
 GAP = 1e-12
-"""Squared relative distance of eigenvalues below which a gradient is damped: it is infinite between equal ones."""
+"""Squared relative distance of eigenvalues below which the gradient is damped: it is infinite for equal ones."""
 
 
 def singular_flow(
     student: Sequence[Float[Tensor, "B ..."]], teacher: Sequence[Float[Tensor, "B ..."]], k: int = 1
 ) -> Float[Tensor, " B"]:
-    """Squared difference of the two networks' flows between consecutive stages, added up over stages; no unit.
+    """Squared difference of the two networks' flows between consecutive stages, summed over stages; no unit.
 
     Lee, Kim and Song, ECCV 2018. Each map is a matrix (C · H, W), whose first right singular vectors (k of the teacher,
-    k + 3 of the student) are kept; each of the teacher's takes the student's of largest absolute cosine, its sign
-    turned to agree; both are weighted by the teacher's L2-normalised singular values. A flow is
+    k + 3 of the student) are kept; each of the teacher's is matched with the student's of largest absolute cosine,
+    with its sign flipped to agree; both are weighted by the teacher's L2-normalised singular values. A flow is
     exp(-(v_i[p] - v_(i-1)[q])² / 8) for all positions p, q of consecutive stages and each of the k vectors. Maps may
-    differ in channels and size (the larger is pooled); the teacher's features get no gradient.
+    differ in channels and size (the larger is pooled); the teacher's features have no gradient.
     """
     total: Tensor | None = None
     before: tuple[Tensor, Tensor] | None = None
@@ -55,22 +55,22 @@ def _flow(now: Tensor, before: Tensor) -> Tensor:
 
 
 def _right_vectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first right singular vectors (B, W, count) and singular values; fewer where there are fewer."""
+    """The first right singular vectors (B, W, count) and singular values; fewer if there are not enough."""
     apply: Callable[[Tensor, int], tuple[Tensor, Tensor]] = _RightVectors.apply
     return apply(matrix, min(count, *matrix.shape[1:]))
 
 
 class _RightVectors(torch.autograd.Function):
-    """The SVD's right vectors with a gradient that stays finite.
+    """Right singular vectors with a finite gradient.
 
     They are eigenvectors of G = XᵀX. PyTorch's own gradient divides by differences of singular values, and gives NaN
-    for a map that is all zero or of low rank; here the division is damped where two eigenvalues (nearly) agree.
+    for maps of zeros or of low rank; here the division is damped for (nearly) equal eigenvalues.
     """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         exact = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        # The small triangle has the same right vectors, and all W of them.
+        # The R factor has the same right vectors, all W of them.
         triangle = torch.linalg.qr(exact, mode="r").R
         _, values, adjoint = torch.linalg.svd(triangle, full_matrices=True)
         vectors = adjoint.mH.contiguous()

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence between softened predictions: the distillation loss on which the others stand."""
+"""Kullback-Leibler divergence between softened predictions, the base of the other distillation losses."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from crossdistill.errors import SettingError, ShapeError
 
 
 def log_probabilities(logits: Float[Tensor, "B C *pixels"], temperature: float) -> Float[Tensor, "B C *pixels"]:
-    """Log of softmax(logits / temperature) over the classes, in nats; half precision is lifted to float32.
+    """Log of softmax(logits / temperature) over the classes, in nats; half precision is converted to float32.
 
     Raises:
         SettingError: the temperature is not above zero.
@@ -25,7 +25,7 @@ def kl_divergence(
     """KL(target ‖ prediction) of two log-distributions over dimension 1, in nats; dense ones as the mean over pixels.
 
     Raises:
-        ShapeError: the two differ in shape; broadcasting would hide the mistake.
+        ShapeError: the shapes differ (they are not broadcast).
     """
     if log_target.shape != log_prediction.shape:
         raise ShapeError(
@@ -44,15 +44,15 @@ def distillation_kl(
 ) -> Float[Tensor, " B"]:
     """T² · KL(teacher ‖ student) on softmax(logits / T), in nats: Hinton et al. 2015, arXiv 1503.02531.
 
-    Dense logits (B, C, H, W) give the mean over all pixels of a row. Nothing is detached here: joint training needs
-    both gradients; detach an argument to keep its side fixed.
+    Dense logits (B, C, H, W) give the mean over all pixels of a row. Nothing is detached here, since joint training
+    needs both gradients; detach an argument to keep its side fixed.
 
     Args:
         student: logits of the prediction, the second argument of the divergence.
         teacher: logits of the target, the first argument.
         temperature: dimensionless, above 0; larger values flatten both distributions.
-        squared: multiply by T², so that the gradient keeps its size when T changes. MST-Distill's paper writes no
-            T²; its released code, and the default here, have it.
+        squared: multiply by T², so that the size of the gradient does not depend on T. MST-Distill's paper has no
+            T²; its released code has it, as does the default here.
 
     Raises:
         SettingError: the temperature is not above zero.

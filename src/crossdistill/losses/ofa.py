@@ -1,4 +1,4 @@
-"""One-for-all: a teacher's prediction in which the target counts for more (Hao et al., NeurIPS 2023)."""
+"""One-for-all: cross-entropy with the teacher's prediction sharpened at the target (Hao et al., NeurIPS 2023)."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,14 +18,14 @@ def ofa(
 ) -> Float[Tensor, " B"]:
     """Σ_c -[(p_t(c) + y_c)^ε - y_c] · log p_s(c) on softmax(logits / T), in nats: arXiv 2310.19444, equation 9.
 
-    At ε = 1 this is the cross-entropy from the teacher's prediction. A row without a target has y = 0: the teacher's
-    prediction to the power ε, and no bonus.
+    At ε = 1 this is the cross-entropy from the teacher's prediction. A row without a target has y = 0: its weights are
+    the teacher's probabilities to the power ε.
 
     Args:
         student: logits of a stage of the student.
-        teacher: logits; detach them where they teach, nothing is detached here.
+        teacher: logits; nothing is detached here.
         targets: class of each row, or `MISSING_TARGET`.
-        epsilon: dimensionless, above 1 sharpens the target.
+        epsilon: ε, dimensionless; above 1 it sharpens the target.
         temperature: dimensionless, above 0.
     """
     known = (targets != MISSING_TARGET).unsqueeze(1)

@@ -10,14 +10,14 @@ from torch import Tensor
 def partial_distance(
     student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"], margin: Float[Tensor, " C"]
 ) -> Float[Tensor, " B"]:
-    """Squared distance, added up over channels and space, to the teacher's feature kept above the margin; no unit.
+    """Squared distance to the teacher's feature clipped at the margin, summed over channels and space; no unit.
 
-    arXiv 1904.01866, equations 2 and 3: where the teacher is below zero, the student is only pulled down, never up.
+    arXiv 1904.01866, equations 2 and 3: where the teacher is below zero, only larger values of the student are penalised.
 
     Args:
-        student: already brought to the teacher's channels.
-        teacher: before its activation; detach it where it teaches.
-        margin: one for each channel, below zero.
+        student: feature with the teacher's number of channels.
+        teacher: feature before its activation; nothing is detached here.
+        margin: one value per channel, below zero.
     """
     least = margin.view(1, -1, 1, 1)
     wanted = torch.maximum(teacher, least)
@@ -26,9 +26,9 @@ def partial_distance(
 
 
 def normal_margin(mean: Float[Tensor, " C"], deviation: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """Expected value below zero of normal responses, in their unit: what batch norm's shift and scale say of them.
+    """Mean of the negative part of normal responses, in their unit; batch norm's shift and scale give the arguments.
 
-    m - s · exp(-(m / s)² / 2) / (√(2π) · Φ(-m / s)), or -3 s where hardly any response (0.1 %) is below zero.
+    m - s · exp(-(m / s)² / 2) / (√(2π) · Φ(-m / s)), or -3 s if hardly any response (0.1 %) is below zero.
     """
     deviation = deviation.abs()
     ratio = mean / deviation

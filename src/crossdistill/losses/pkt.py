@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: which rows are near each other (Passalis and Tefas, ECCV 2018)."""
+"""Probabilistic knowledge transfer: divergence of the rows' similarity distributions (Passalis and Tefas, ECCV 2018)."""
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,8 @@ EPSILON = 1e-7
 def probabilistic_transfer(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
     """Mean over B x B of q_t · log(q_t / q_s), q = row-normalised (cosine + 1) / 2; a scalar of the batch, in nats.
 
-    arXiv 1803.10837, equation 8, with the released code's epsilons of 1e-7. Rows of all ranks are needed at once;
-    detach the teacher's features, nothing is detached here.
+    arXiv 1803.10837, equation 8, with the released code's epsilons of 1e-7. Rows of all ranks are needed at once.
+    Nothing is detached here; detach the teacher's features.
     """
     if len(student) == 0:
         return student.sum()

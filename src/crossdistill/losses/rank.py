@@ -1,4 +1,4 @@
-"""C2KD's gate and its terms: do two predictions rank the classes alike, and what do they say besides the target?"""
+"""C2KD's gate and loss: rank correlation of two predictions, and their divergence without the target."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,8 +14,8 @@ NUMBERS_AT_ONCE = 2**24
 def kendall_tau_b(one: Float[Tensor, "B C *pixels"], other: Float[Tensor, "B C *pixels"]) -> Float[Tensor, " B"]:
     """Kendall's τ_b between two orders of the classes, in [-1, 1], no unit; dense logits as the mean over pixels.
 
-    (concordant - discordant) / sqrt((n0 - ties) · (n0 - ties)) over the n0 pairs of classes; 0 where one side says
-    nothing (all its values are equal). No gradient.
+    (concordant - discordant) / sqrt((n0 - ties) · (n0 - ties)) over the n0 pairs of classes; 0 if all values of
+    one side are equal. No gradient.
     """
     rows, classes = one.shape[:2]
     first, second = (value.movedim(1, -1).reshape(-1, classes) for value in (one, other))
@@ -29,8 +29,8 @@ def non_target_kl(
 ) -> Float[Tensor, " B"]:
     """KL(teacher ‖ student) of softmaxes in which the target's logit is set to 0, in nats; the mean over pixels.
 
-    C2KD (Huo et al., CVPR 2024) as released: the entry becomes 0, it is not taken out of the softmax. Where there is
-    no target, all logits stay. Nothing is detached here.
+    C2KD (Huo et al., CVPR 2024) as released: the entry is set to 0, not removed from the softmax. Without a target
+    all logits are unchanged. Nothing is detached here.
     """
     known = (targets != MISSING_TARGET).unsqueeze(1)
     numbers = torch.arange(student.shape[1], device=student.device).view(1, -1, *[1] * (student.ndim - 2))
@@ -41,7 +41,7 @@ def non_target_kl(
 
 def _tau(one: Tensor, other: Tensor) -> Tensor:
     signs = [torch.sign(value.unsqueeze(1) - value.unsqueeze(2)) for value in (one, other)]
-    # Each pair is counted twice above and below, which the division takes out again.
+    # Each pair counts twice in numerator and denominator, which cancels.
     agreement = (signs[0] * signs[1]).sum(dim=(1, 2))
     untied = [sign.abs().sum(dim=(1, 2)) for sign in signs]
     scale = torch.sqrt(untied[0] * untied[1])

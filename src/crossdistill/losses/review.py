@@ -1,4 +1,4 @@
-"""Hierarchical context loss: features compared at several sizes of detail (Chen et al., ReviewKD, CVPR 2021)."""
+"""Hierarchical context loss: features compared at several spatial sizes (Chen et al., ReviewKD, CVPR 2021)."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,8 +10,8 @@ LEVELS = (4, 2, 1)
 def hierarchical_context(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """Weighted mean of squared errors at full size (weight 1) and pooled to 4, 2 and 1 positions a side (½, ¼, ⅛).
 
-    arXiv 2104.09044, section 3.3. A size that is not below the feature's is passed over, and the weights are halved
-    only for those that are used. Detach the teacher's feature, nothing is detached here.
+    arXiv 2104.09044, section 3.3. Sizes that are not below the feature's are skipped, and the weight is halved
+    only for used sizes. Nothing is detached here; detach the teacher's feature.
     """
     size = max(student.shape[2:])
     total, weight, weights = _error(student, teacher), 1.0, 1.0

@@ -1,6 +1,6 @@
-"""Routing: each row learns from the teachers that a gate picks for it (MST-Distill, stage 3).
+"""Routing: divergence from the teachers that a gate selects for each row (MST-Distill, stage 3).
 
-Shapes: B rows, K teachers, k of them picked, C classes.
+Shapes: B rows, K teachers, k of them selected, C classes.
 """
 
 from typing import Literal
@@ -16,12 +16,12 @@ from crossdistill.losses.kl import kl_divergence, log_probabilities
 def top_teachers(
     gate_logits: Float[Tensor, "B K"], k: int, available: Bool[Tensor, "B K"] | None = None
 ) -> Int64[Tensor, "B k"]:
-    """Index of the k teachers with the highest gate value in each row, best first; ties go to the lower index.
+    """Indices of the k teachers with the highest gate values in each row, in descending order; ties: lower index first.
 
     Args:
-        gate_logits: before or after the softmax, the order is the same.
+        gate_logits: gate values before or after the softmax (the order is the same).
         k: teachers per row, 1 to K.
-        available: teachers that saw the row; the others come last. None: all of them.
+        available: teachers with outputs for the row; the others come last. None: all teachers.
 
     Raises:
         SettingError: k is not between 1 and K.
@@ -38,7 +38,7 @@ def top_teachers(
 def picked_teachers(
     gate_logits: Float[Tensor, "B K"], k: int, available: Bool[Tensor, "B K"] | None = None
 ) -> Bool[Tensor, "B K"]:
-    """Which teachers the gate picks for each row, out of those that saw it: `top_teachers` as a table.
+    """Whether the gate selects a teacher for a row, among those with outputs for it: `top_teachers` as a mask.
 
     Raises:
         SettingError: k is not between 1 and K.
@@ -59,9 +59,9 @@ def routed_kl(
     squared: bool = True,
     available: Bool[Tensor, "B K"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """T² · KL(teacher ‖ student), added over the k teachers that the gate picks for the row: MST-Distill, equation 14.
+    """T² · KL(teacher ‖ student), summed over the k teachers selected for the row: MST-Distill, equation 14.
 
-    The choice is hard, so the gate receives no gradient from here; `weighted_kl` is the form in which it does.
+    The selection is hard, so the gate has no gradient from this loss; in `weighted_kl` it has one.
 
     Args:
         student: logits of the prediction.
@@ -69,13 +69,13 @@ def routed_kl(
         gate_logits: one value for each row and teacher.
         k: teachers per row, 1 to K.
         temperature: dimensionless, above 0.
-        reduce: "sum" over the k as in the paper, or their "mean" as in the released code.
+        reduce: "sum" over the k teachers as in the paper, or "mean" as in the released code.
         squared: multiply by T².
-        available: teachers that saw the row; the rest are never read (their logits may be NaN) and add nothing, and
-            the mean is over those that count. A row without any is 0.
+        available: teachers with outputs for the row; the others are not read (their logits may be NaN) and are left
+            out of the sum and the mean. A row without any is 0.
 
     Raises:
-        SettingError: `k`, `reduce` or the temperature cannot be.
+        SettingError: `k`, `reduce` or the temperature is invalid.
         ShapeError: the teachers' logits do not fit the student's or the gate's.
     """
     if reduce not in ("sum", "mean"):
@@ -97,26 +97,26 @@ def weighted_kl(
     squared: bool = True,
     available: Bool[Tensor, "B K"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """Σ gate probability · T² · KL(teacher ‖ student) over the k picked teachers: learned routing.
+    """Σ gate probability · T² · KL(teacher ‖ student) over the k selected teachers: learned routing.
 
-    Here the gate receives the distillation's gradient, which moves probability to the teachers that the student can
-    follow best (smallest divergence); keep a load balance beside it, or one easy teacher takes all rows. This is not
-    in MST-Distill, whose gate learns from the load balance alone.
+    Here the gate has the gradient of the distillation loss, which increases the probability of teachers with the
+    smallest divergence from the student. Add a load balance, or one teacher may be selected for all rows. This form is
+    not in MST-Distill, whose gate is trained by the load balance only.
 
     Args:
         student: logits of the prediction.
         teachers: logits of the K teachers; detach them, nothing is detached here.
-        gate_logits: before the softmax; do not detach them.
+        gate_logits: gate values before the softmax; do not detach them.
         k: teachers per row, 1 to K.
         temperature: dimensionless, above 0.
-        renormalise: probabilities sum to 1 over the picked teachers, so the term keeps the size of one divergence;
-            with False they are those of the softmax over all K.
+        renormalise: rescale probabilities to sum 1 over the selected teachers, so that the term has the size of one
+            divergence; with False they are those of the softmax over all K.
         squared: multiply by T².
-        available: teachers that saw the row; the rest are never read and weigh nothing. A row without any is 0.
+        available: teachers with outputs for the row; the others are not read and have weight 0. A row without any is 0.
 
     Raises:
-        SettingError: `k` or the temperature cannot be; or k = 1 of several teachers with `renormalise`, where the only
-            weight is always 1 and the gate would learn nothing.
+        SettingError: `k` or the temperature is invalid; or k = 1 of several teachers with `renormalise`, where the
+            weight is always 1 and the gate would have no gradient.
         ShapeError: the teachers' logits do not fit the student's or the gate's.
     """
     if k == 1 and renormalise and gate_logits.shape[1] > 1:
@@ -128,7 +128,7 @@ def weighted_kl(
     terms, counted = _chosen_kl(student, teachers, chosen, temperature, squared, available)
     exact = gate_logits.to(torch.promote_types(gate_logits.dtype, torch.float32))
     if available is not None:
-        # The smallest finite value, not -inf: a row without any teacher would become NaN.
+        # The smallest finite value, since -inf would give NaN in a row without any teacher.
         exact = torch.where(available, exact, torch.finfo(exact.dtype).min)
     log_weights = torch.log_softmax(exact, dim=1).gather(1, chosen)
     weights = torch.softmax(log_weights, dim=1) if renormalise else log_weights.exp()
@@ -143,7 +143,7 @@ def _chosen_kl(
     squared: bool,
     available: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Divergence from each picked teacher, (B, k), and which of them count, (B, k); those that do not are 0."""
+    """Divergences from the selected teachers (B, k), 0 for unavailable ones, and which are available (B, k)."""
     rows = len(chosen)
     if teachers.shape[1:] != student.shape or rows != len(student):
         raise ShapeError(

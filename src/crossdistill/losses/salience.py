@@ -1,4 +1,4 @@
-"""Which units of a teacher a student can follow: MGDFR's salience (Xue et al., ICLR 2023, as MST-Distill runs it)."""
+"""MGDFR's salience of a teacher's units (Xue et al., ICLR 2023, in MST-Distill's form)."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def min_max(values: Float[Tensor, " L"]) -> Float[Tensor, " L"]:
-    """Scaled to [0, 1]; zeros where all are equal."""
+    """Values scaled to [0, 1]; zeros if all are equal."""
     low, high = values.min(), values.max()
     return (values - low) / torch.where(high > low, high - low, 1.0)
 
 
 def least_salient(salience: Float[Tensor, " L"], fraction: float) -> Bool[Tensor, " L"]:
-    """The `fraction` of the units with the lowest salience, rounded down; ties go to the lower index."""
+    """The `fraction` of the units with the lowest salience, rounded down; ties: lower index first."""
     chosen = salience.sort(stable=True).indices[: int(fraction * len(salience))]
     return torch.zeros_like(salience, dtype=torch.bool).index_fill(0, chosen, True)

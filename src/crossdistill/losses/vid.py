@@ -1,4 +1,4 @@
-"""Variational information distillation: the teacher's feature is likely under a Gaussian (Ahn et al., CVPR 2019)."""
+"""Variational information distillation: Gaussian likelihood of the teacher's feature (Ahn et al., CVPR 2019)."""
 
 import math
 
@@ -15,8 +15,8 @@ def gaussian_nll(
 ) -> Float[Tensor, " B"]:
     """Mean over channels and positions of ½ · ((mean - feature)² / v + log v), v = softplus(log_scale) + 1e-5.
 
-    arXiv 1904.05835, equations 4 and 6; in nats, up to a constant. `log_scale` is one learned number for each of the
-    teacher's channels.
+    arXiv 1904.05835, equations 4 and 6; in nats, up to a constant. `log_scale` is one trained number per teacher
+    channel.
     """
     variance = functional.softplus(log_scale) + LEAST_VARIANCE
     variance = variance.view(-1, *[1] * (feature.ndim - 2))
@@ -24,5 +24,5 @@ def gaussian_nll(
 
 
 def log_scale_of(variance: float) -> float:
-    """The `log_scale` at which the variance is this."""
+    """The `log_scale` that gives this variance."""
     return math.log(math.expm1(variance - LEAST_VARIANCE))

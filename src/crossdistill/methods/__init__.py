@@ -1,4 +1,4 @@
-"""The table of methods: one algorithm a file, one line each here, which is its import."""
+"""The table of methods: one algorithm per file, and one import line for each."""
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -36,7 +36,7 @@ METHODS: Mapping[str, type[MethodConfig]] = {
     for kind in tuple(globals().values())
     if isinstance(kind, type) and issubclass(kind, MethodConfig) and kind is not MethodConfig
 }
-"""The settings class of each method imported above, by the name that recipes call it."""
+"""The settings class of each method imported above, by its name in recipes."""
 
 
 def method_config(value: Any) -> MethodConfig:
@@ -45,7 +45,7 @@ def method_config(value: Any) -> MethodConfig:
     Other packages add methods through entry points in the group `crossdistill.methods`.
 
     Raises:
-        SettingError: it is neither, or no method has that name; says the nearest.
+        SettingError: the value is neither, or no method has that name; names the nearest.
     """
     settings = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
     name = settings.get("name")
@@ -58,15 +58,15 @@ def method_config(value: Any) -> MethodConfig:
 
 
 def list_methods() -> list[str]:
-    """All methods, of the table and of other packages."""
+    """The names of all methods: those of the table and those of other packages."""
     return list(dict.fromkeys([*METHODS, *(point.name for point in entry_points(group="crossdistill.methods"))]))
 
 
 def find(name: str) -> type[MethodConfig]:
-    """The settings class of a method, ours or another package's.
+    """The settings class of a method of this or another package.
 
     Raises:
-        SettingError: no method has that name (says the nearest), or the package that offers it is broken.
+        SettingError: no method has that name (names the nearest), or the package that defines it cannot be imported.
     """
     if name in METHODS:
         return METHODS[name]
@@ -75,7 +75,7 @@ def find(name: str) -> type[MethodConfig]:
         raise SettingError(f"no method is called {name!r}; {nearest(name, [*METHODS, *others])}")
     try:
         loaded = others[name].load()
-    except Exception as error:  # another package's program may fail in any way
+    except Exception as error:  # code of another package may raise any error
         why = f"{type(error).__name__}: {error}"
         raise SettingError(f"method {name!r}: {others[name].value} cannot be imported: {why}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):

@@ -1,4 +1,4 @@
-"""Attention transfer: the student looks where the teachers look (Zagoruyko and Komodakis, ICLR 2017)."""
+"""Attention transfer: matches the networks' spatial attention maps (Zagoruyko and Komodakis, ICLR 2017)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -22,24 +22,24 @@ class AT(FeatureConfig):
     name: Literal["at"] = "at"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1000.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     power: float = Field(2.0, gt=0)
-    """Dimensionless: attention is the mean over channels of |feature| to this power."""
+    """Exponent p (dimensionless): an attention map is the mean over channels of |feature|^p."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Pairs the spatial features, the deepest with the deepest.
 
         Raises:
-            ApplicabilityError: a pair shares a single position.
+            ApplicabilityError: the shared size of a pair is a single position.
         """
         pairs = self.pairs("maps", student, teachers)
         require_positions(self.name, pairs)
         return _AT(self, pairs, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 

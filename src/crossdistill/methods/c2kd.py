@@ -1,4 +1,4 @@
-"""C2KD: student and teachers train, and speak through proxies where these rank classes alike (Huo et al., 2024)."""
+"""C2KD: mutual distillation of student and teachers through proxies that rank classes alike (Huo et al., 2024)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -19,27 +19,28 @@ from crossdistill.teacher import Teacher
 
 
 class C2KD(FeatureConfig):
-    """Tasks of all, divergences between each network and its proxy in both directions, and between the proxies.
+    """Every task loss, the divergences between each network and its proxy (both ways), and between the proxies.
 
-    All weights and temperatures are 1. The proxies exchange what they say besides the target, in both directions, on
-    rows in which their orders of the classes agree (Kendall's τ_b above `threshold`); in such rows a label is needed.
-    A proxy reads the embedding or the last tap (of dense networks, the last spatial one). The teachers train
-    too.
+    All weights and temperatures are 1. The divergence between proxies covers the classes other than the target, in both
+    directions, on labelled rows in which their rankings of the classes agree (Kendall's τ_b above `threshold`). The
+    input of a proxy is the embedding or the last tap (of dense networks, the last spatial one). The teachers are
+    trained as well.
     """
 
     trains_teachers: ClassVar[bool] = True
 
     name: Literal["c2kd"] = "c2kd"
     threshold: float = Field(0.0, ge=-1, le=1)
-    """For τ_b; dimensionless."""
+    """Lower limit of τ_b; dimensionless."""
     gate: Literal["rows", "any", "none"] = "rows"
-    """"any" lets all rows pass as soon as one does (the released code for dense labels); "none" all rows always."""
+    """"rows": only rows above the threshold; "any": all rows if one is above it (the released code for dense labels);
+    "none": all rows."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """A proxy for the student and one for each teacher.
+        """Builds a proxy for the student and one for each teacher.
 
         Raises:
-            ApplicabilityError: logits differ, or a network shows no feature besides them.
+            ApplicabilityError: the shapes of logits differ, or a network has no feature besides its logits.
         """
         require_same_logits(self.name, student, teachers)
         assert student.logits is not None
@@ -49,7 +50,7 @@ class C2KD(FeatureConfig):
 
 
 class _C2KD(Method):
-    # Its proxies normalise over rows.
+    # The proxies normalise over the batch.
     batch_relational: ClassVar[bool] = True
 
     def __init__(
@@ -88,14 +89,14 @@ class _C2KD(Method):
     def _between(
         self, name: str, batch: Batch, student: Outputs, teacher: Outputs, progress: Progress
     ) -> tuple[dict[str, Term], Tensor]:
-        """The divergences between two proxies besides the target, on rows both saw; and the gate on all ranks' rows."""
+        """The divergences between two proxies without the target class, on their shared rows; and all ranks' gates."""
         left, right, _ = shared_rows(student, teacher)
         mine, theirs = picked(student.need(Signal.LOGITS), left), picked(teacher.need(Signal.LOGITS), right)
         gate = kendall_tau_b(mine.detach(), theirs.detach()) > self.config.threshold
         all_rows = progress.gather(gate.to(mine.dtype))
         if self.config.gate != "rows":
             gate = all_rows.any().expand_as(gate) if self.config.gate == "any" else torch.ones_like(gate)
-        # A label that is hidden from the student must not reach it through the teacher's proxy.
+        # The teacher's proxy must not pass a label to the student that is hidden from the student.
         known = gate & picked(student.of(batch.student_rows()), left)
         targets = picked(student_targets(student, batch), left)
         share, weight = self.labelled_fraction, 1 / len(self.pairs)

@@ -18,11 +18,11 @@ from crossdistill.teacher import Teacher
 
 
 class Collaborate(MethodConfig):
-    """Cross-entropy of every member, and the divergence of every member from every other.
+    """Cross-entropy of every member, and the divergence between every ordered pair of members.
 
     Joint by default, as published: both sides of a divergence receive its gradient. `detach=True` stops the
-    gradient at the side that teaches, which is mutual learning (Zhang et al., 2018). `distance="mse"` is MGDFR's first
-    stage: the mean squared difference of the logits, once for each two members.
+    gradient at the target side, which is mutual learning (Zhang et al., 2018). `distance="mse"` is MGDFR's first
+    stage: the mean squared difference of the logits, once for each unordered pair of members.
     """
 
     trains_teachers: ClassVar[bool] = True
@@ -34,10 +34,10 @@ class Collaborate(MethodConfig):
     """Multiply divergences by T², as the released code does (the paper writes none)."""
     detach: bool = False
     averaged: bool = False
-    """Divide a member's divergences by the number of its peers, as the original mutual learning does."""
+    """Divide a member's divergences by the number of other members, as the original mutual learning does."""
     distance: Literal["kl", "mse", "mse-released"] = "kl"
-    """"mse" knows no temperature, and always joins both sides. "mse-released" is what the released code computes on
-    dense logits: it compares the last class's map of the batch's first row alone."""
+    """"mse" has no temperature and always gives gradients to both sides. "mse-released" is the released code's value
+    for dense logits: it compares only the last class's map of the batch's first row."""
     weight_task: float = Field(1.0, ge=0)
     weight_distil: float = Field(1.0, ge=0)
 
@@ -61,7 +61,7 @@ class _Collaborate(Method):
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config = self.config
-        # In the order of names, so that the sums are the same to the last bit whichever member is the student.
+        # Sorted by name: sums are bit-identical whichever member is the student.
         members = dict(sorted({student.name: student, **{name: teachers[name] for name in self.teachers}}.items()))
         outputs = {name: member(batch) for name, member in members.items()}
         terms: dict[str, Term] = {}

@@ -28,48 +28,48 @@ from crossdistill.teacher import Teacher
 
 
 class CRD(FeatureConfig):
-    """`(1 - a) · CE + a · contrast`: a row's two embeddings against those of rows of other classes, from memory.
+    """`(1 - a) · CE + a · contrast`: a row's two embeddings against stored embeddings of rows of other classes.
 
-    Both sides are mapped to unit vectors, and both maps learn; by default from the embedding or the last tap. Rows
-    whose label is hidden count as a class of their own. The defaults are MST-Distill's; mdistiller has
+    A trained linear map on each side gives unit vectors; its input is by default the embedding or the last tap. Rows
+    whose label is hidden form one additional class. The defaults are MST-Distill's; mdistiller uses
     `negatives=16384` and `fixed=(1, 0.8)`.
     """
 
     acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["crd"] = "crd"
     alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of distillation at the start; the task has the rest."""
+    """Weight of the distillation loss at the start; the weight of the task is 1 - alpha."""
     decay: float = Field(0.5, gt=0, le=1)
     decay_every: int | None = Field(30, ge=1)
-    """In epochs; None keeps `alpha` constant."""
+    """Epochs between two decays; None keeps `alpha` constant."""
     fixed: tuple[float, float] | None = None
-    """Constant weights of task and distillation instead."""
+    """Constant weights of task and distillation instead of the decay."""
     width: int = Field(128, ge=1)
     maps: VectorOf = "mean"
-    """How a feature with positions becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
+    """Conversion of a map to a vector: each channel's mean, or all positions after 2x2 max-pooling."""
     negatives: int = Field(4096, ge=1)
-    """For each row; with repetition where there are fewer rows of other classes."""
+    """Negatives per row; drawn with repetition if fewer rows of other classes exist."""
     repeat: bool = False
-    """Draw with repetition in any case, which is faster where there are many rows."""
+    """Always draw with repetition, which is faster for large data sets."""
     positive: Literal["own", "class"] = "own"
-    """The row itself, or any row of its class."""
+    """The positive of a row: the row itself, or any row of its class."""
     temperature: float = Field(0.07, gt=0)
     """Dimensionless."""
     momentum: float = Field(0.5, ge=0, lt=1)
-    """Of the memory's entries."""
+    """Momentum of the updates of the memory (dimensionless)."""
     normaliser: Literal["first", "each"] = "first"
-    """Measure the constant Z on the first batch alone (the released code), or on each batch."""
+    """Estimate the constant Z on the first batch only (the released code), or on each batch."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """A memory and two maps for each teacher.
+        """Builds a memory and two linear maps for each teacher.
 
         Raises:
-            ApplicabilityError: the training rows are of one class, so that there are no negatives.
+            ApplicabilityError: all training rows are of one class, so that no negatives exist.
         """
         return _CRD(self, self.pairs("vector", student, teachers), data)
 
     def loss_weights(self) -> AlphaDecay:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
 
@@ -125,7 +125,7 @@ class _CRD(Method):
     def _contrast(
         self, name: str, index: Tensor, sides: tuple[Tensor, Tensor], progress: Progress
     ) -> tuple[Tensor, Tensor]:
-        """Loss of each row in both directions, and log Z as it is from this step on."""
+        """The loss of each row in both directions, and the updated log Z."""
         config, memory = self.config, self._memory(name)
         step = progress.epoch * progress.steps + progress.step
         candidates = memory.candidates(index, config.negatives, step, by_class=config.positive == "class")

@@ -1,4 +1,4 @@
-"""DIST: predictions are to correlate with the teachers', over classes and over rows (Huang et al., NeurIPS 2022)."""
+"""DIST: correlation with the teachers' predictions, over classes and over rows (Huang et al., NeurIPS 2022)."""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
@@ -34,19 +34,19 @@ class DIST(LogitConfig):
     name: Literal["dist"] = "dist"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     beta: float = Field(1.0, ge=0)
     gamma: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     """Dimensionless."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Checks that all have logits over the same classes, one prediction a row.
+        """Checks that all networks have logits over the same classes, with one prediction per row.
 
         Raises:
-            ApplicabilityError: two classes, of which a row's correlation is always 1 or -1; or dense logits.
+            ApplicabilityError: only two classes, for which a row's correlation is always 1 or -1; or dense logits.
         """
         self.check(student, teachers, dense=False)
         if self.beta and student.classes == 2:
@@ -57,7 +57,7 @@ class DIST(LogitConfig):
         return _DIST(self, teachers, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 

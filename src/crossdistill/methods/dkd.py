@@ -1,4 +1,4 @@
-"""Decoupled distillation: target and other classes weigh separately (Zhao et al., CVPR 2022)."""
+"""Decoupled distillation: separate weights for the target and the other classes (Zhao et al., CVPR 2022)."""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
@@ -32,21 +32,21 @@ class DKD(LogitConfig):
     name: Literal["dkd"] = "dkd"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(20, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(8.0, ge=0)
     temperature: float = Field(4.0, gt=0)
     """Dimensionless."""
     unlabelled: Literal["teacher", "skip"] = "teacher"
-    """In rows without a label, take the teacher's most probable class for the target, or leave them out."""
+    """For rows without a label: use the teacher's most probable class as the target, or omit the row."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Checks that all have logits over the same classes.
+        """Checks that all networks have logits over the same classes.
 
         Raises:
-            ApplicabilityError: fewer than three classes, between which there is nothing to decouple; or dense logits.
+            ApplicabilityError: fewer than three classes, so that nothing can be decoupled; or dense logits.
         """
         self.check(student, teachers, dense=False)
         if student.classes < 3:
@@ -56,7 +56,7 @@ class DKD(LogitConfig):
         return _DKD(self, teachers, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 

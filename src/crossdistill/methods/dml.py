@@ -1,4 +1,4 @@
-"""Deep mutual learning: all members train, and each learns from the others' predictions (Zhang et al., CVPR 2018)."""
+"""Deep mutual learning: every member is trained on the predictions of the others (Zhang et al., CVPR 2018)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -12,10 +12,10 @@ from crossdistill.outputs import OutputSpec
 
 
 class DML(MethodConfig):
-    """`collaborate` whose divergences stop at the side that teaches.
+    """`collaborate` with the gradient of each divergence stopped at the target side.
 
-    MST-Distill's paper compares with it without saying how; the defaults are its own first stage's T = 4 with T². The
-    original is `temperature=1`, `averaged=True`.
+    MST-Distill's paper compares with DML but gives no settings; the defaults are those of its first stage, T = 4 with
+    T². The original is `temperature=1`, `averaged=True`.
     """
 
     trains_teachers: ClassVar[bool] = True
@@ -26,7 +26,7 @@ class DML(MethodConfig):
     squared: bool = True
     """Multiply divergences by T²."""
     averaged: bool = False
-    """Divide a member's divergences by the number of its peers."""
+    """Divide a member's divergences by the number of other members."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Checks that all members have logits over the same classes."""

@@ -1,6 +1,6 @@
-"""The functions that methods on features call: which layers are compared, and their values on shared rows.
+"""Functions for methods on features: the choice of the compared layers, and their values on shared rows.
 
-Where each method is published to read features, and what the recipes here give it:
+The layers that each method reads as published, and in the recipes of this package:
 
 | method | published | here |
 |---|---|---|
@@ -8,7 +8,7 @@ Where each method is published to read features, and what the recipes here give 
 | sp | the last stage's map, after its activation | the last spatial layer, after it |
 | ofd | the stages' maps, before their activation | every spatial layer, before it |
 | reviewkd | the stages' maps before it, and pooled features | every spatial layer, before it; the last one's mean |
-| rkd, crd, pkt | the embedding: what the last layer reads | the penultimate layer, after its activation |
+| rkd, crd, pkt | the embedding: the input of the last layer | the penultimate layer, after its activation |
 | hint (fitnets) | one middle layer, after its activation | a middle and a late layer, after it |
 | ofa | the student's stages, after their activation | its spatial layers and its late one, after it |
 | c2kd | features before the classifier | the penultimate layer, as a map before it is flattened |
@@ -16,8 +16,8 @@ Where each method is published to read features, and what the recipes here give 
 | specialise (mst-distill) | an intermediate and the penultimate layer | a middle and a late layer, before activation |
 | kd, dkd, dist, mlkd, mlld, dml, collaborate, route, supervised | logits | logits |
 
-Two differ on purpose: hints compare two pairs, as MST-Distill's FitNets do, where Romero et al. have one; and ReviewKD
-pools its last map before the activation, where mdistiller pools after it.
+Two differ on purpose: hints compare two pairs, as MST-Distill's FitNets do, instead of the one of Romero et al.; and
+ReviewKD pools its last map before the activation, whereas mdistiller pools after it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,22 +39,21 @@ from crossdistill.teacher import Teacher
 Shape = tuple[int, ...]
 
 VectorOf = Literal["mean", "max-pooled"]
-"""How a map becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
+"""Conversion of a map to a vector: each channel's mean, or all positions after 2x2 max-pooling."""
 
 LayerChoice = Literal["maps", "last", "vector", "hints", "all"]
-"""What is taken of a network whose layers are not named, out of its taps in the order in which they run, leaving out
-those that have the logits' shape, and, of a layer that is tapped before and after its activation, the one that the
-method does not want (`MethodConfig.activation`):
+"""The default choice among a network's taps. Candidates are all taps in execution order, without those of the logits'
+shape; of a layer that is tapped before and after its activation, only the one that `MethodConfig.activation` names:
 "maps": every tap with more than one position (channels first);
 "last": the last of these, or else the "vector";
-"vector": the network's embedding, or else the last tap of all (of a map, each channel's mean);
-"hints": the one in the middle and the last;
+"vector": the network's embedding, or else the last tap (of a map, each channel's mean);
+"hints": the middle tap and the last tap;
 "all": every tap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One feature of the student beside one of a teacher, each with its shape."""
+    """A feature of the student and a feature of a teacher, each with its shape."""
 
     student: Signal
     teacher: Signal
@@ -63,16 +62,16 @@ class Pair:
 
 
 Pairs = Mapping[str, tuple[Pair, ...]]
-"""The features that are compared, by teacher."""
+"""The compared features, by teacher."""
 
 
 class FeatureConfig(MethodConfig):
-    """Settings of every method that compares features: where they are read."""
+    """Settings of every method that compares features: the compared layers."""
 
     taps: tuple[str, ...] | None = None
-    """The student's layers, in the order in which they run; None: chosen, see `LayerChoice`."""
+    """The student's layers, in execution order; None: chosen by the method, see `LayerChoice`."""
     teacher_taps: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
-    """The teachers' layers, by teacher; of one that is not named they are chosen."""
+    """The layers of each teacher; for a teacher that is not listed, the method chooses them."""
 
     def pairs(
         self,
@@ -83,14 +82,14 @@ class FeatureConfig(MethodConfig):
         least: int = 1,
         flat: bool = False,
     ) -> dict[str, tuple[Pair, ...]]:
-        """The features that meet, by teacher; where one network has more of them, its last ones do.
+        """The compared pairs of features, by teacher; if one network has more features, its last ones are used.
 
-        Of "maps", a feature with one position may be named only if `flat`.
+        For "maps", a feature with one position may be named only if `flat`.
 
         Raises:
-            ApplicabilityError: no teacher, or fewer than `least` features of that kind; says whose.
+            ApplicabilityError: no teacher, or fewer than `least` features of that kind; names the network.
             SignalError: a network has no layer of that name.
-            SettingError: both sides are named, in different numbers; or a teacher is named that is not there.
+            SettingError: the numbers of layers named for both sides differ, or no teacher has a listed name.
         """
         if not teachers:
             raise ApplicabilityError(f"{self.name} needs at least one teacher; this stage has none")
@@ -140,15 +139,15 @@ def vector(feature: Tensor, maps: VectorOf) -> Tensor:
 
 
 def vector_size(shape: Shape, maps: VectorOf) -> int:
-    """D of such a vector."""
+    """The size D of that vector."""
     return vector(torch.empty(1, *shape, device="meta"), maps).shape[1]
 
 
 def require_positions(method: str, pairs: Mapping[str, Sequence[Pair]], *, wide: bool = False) -> None:
-    """Refuse pairs that share a single position (or, where `wide`, a single column), of which nothing can be compared.
+    """Refuse pairs whose shared size is one position (if `wide`: one column), which leaves nothing to compare.
 
     Raises:
-        ApplicabilityError: names the layers, and their shapes.
+        ApplicabilityError: there is such a pair; names the layers and their shapes.
     """
     for name, of_teacher in pairs.items():
         for pair in of_teacher:
@@ -163,7 +162,7 @@ def require_positions(method: str, pairs: Mapping[str, Sequence[Pair]], *, wide:
 
 
 def shared_size(pair: Pair) -> tuple[int, int]:
-    """Height and width of the space in which two features of any shape are compared."""
+    """Height and width at which two features of any shape are compared."""
     sides = [as_map(torch.empty(1, *shape, device="meta")) for shape in (pair.mine, pair.theirs)]
     height, width = same_space(sides[0], sides[1])[0].shape[2:]
     return height, width
@@ -175,7 +174,7 @@ def is_map(shape: Shape) -> bool:
 
 
 def chosen(choice: LayerChoice, spec: OutputSpec, activation: Activation = "after") -> dict[Signal, Shape]:
-    """Features of a network by the rule, with their shapes; none where it has none."""
+    """The features of a network by this rule, with their shapes; empty if there are none."""
     unwanted = set(spec.activated) if activation == "after" else set(spec.activated.values())
     shapes = {tap: shape for tap, shape in spec.features.items() if tap not in unwanted}
     every = {Signal.feature(tap): shape for tap, shape in shapes.items() if shape != spec.logits}
@@ -193,7 +192,7 @@ def chosen(choice: LayerChoice, spec: OutputSpec, activation: Activation = "afte
 
 
 def signals_of(pairs: Pairs, *others: Signal) -> dict[str, frozenset[Signal]]:
-    """What a method needs that reads these pairs of features, and the other signals of the student."""
+    """The signals needed for these pairs of features, plus the other signals of the student."""
     student = {pair.student for of_teacher in pairs.values() for pair in of_teacher}
     teachers = {name: frozenset(pair.teacher for pair in of_teacher) for name, of_teacher in pairs.items()}
     return {STUDENT: frozenset({*others, *student}), **teachers}
@@ -201,41 +200,41 @@ def signals_of(pairs: Pairs, *others: Signal) -> dict[str, frozenset[Signal]]:
 
 @dataclass(frozen=True, slots=True)
 class PairedFeatures:
-    """The features that are compared with one teacher's, on the rows that it and the student saw.
+    """The compared features of the student and one teacher, on the rows that have outputs of both.
 
-    Both sides are in the order of the pairs; the teacher's have no gradient.
+    Both lists are in the order of the pairs; the teacher's features have no gradient.
     """
 
     name: str
-    """The teacher's."""
+    """Name of the teacher."""
     student: list[Tensor]
     teacher: list[Tensor]
     rows: Tensor | None
-    """These rows of the batch; None: all of them."""
+    """Indices of these rows in the batch; None: all rows."""
     share: float
-    """Of the distillation loss: 1 / number of teachers."""
+    """Share of the distillation loss: 1 / number of teachers."""
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The student's feature beside the teacher's."""
+        """The feature of the student and that of the teacher, pair by pair."""
         return zip(self.student, self.teacher, strict=True)
 
     def empty(self) -> bool:
-        """Whether there is no such row."""
+        """Whether there are no shared rows."""
         return len(self.student[0]) == 0
 
     def term(self, loss: Tensor) -> Term:
-        """A loss as a term: one value for each of these rows, or a scalar of the whole batch."""
+        """A loss as a term: one value for each of these rows, or a scalar for the batch."""
         return Term(loss, self.share)
 
     def empty_term(self) -> Term:
-        """The term of no rows (0,), with a gradient to every feature: layers may refuse an empty batch (BatchNorm)."""
+        """The term of no rows (0,), connected to every feature: layers such as BatchNorm may reject an empty batch."""
         return self.term(torch.stack([feature.flatten(1).sum(1) for feature in self.student]).sum(0))
 
 
 def paired_features(
     pairs: Pairs, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher]
 ) -> Iterator[PairedFeatures]:
-    """Run one teacher after another, and pair its features with the student's."""
+    """Run the teachers one after another, and pair their features with the student's."""
     for name, of_teacher in pairs.items():
         yield PairedFeatures(name, *shared_features(of_teacher, student, teachers[name](batch)), 1 / len(pairs))
 
@@ -243,7 +242,7 @@ def paired_features(
 def shared_features(
     pairs: Iterable[Pair], student: Outputs, teacher: Outputs
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-    """Both sides' features on the rows that both saw, the teacher's without gradient; and those rows of the batch."""
+    """The features of both on their shared rows, the teacher's without gradient; and the indices of those rows."""
     of_student, of_teacher, rows = shared_rows(student, teacher)
     pairs = list(pairs)
     return (

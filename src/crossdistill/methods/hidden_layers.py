@@ -1,4 +1,4 @@
-"""A network's penultimate and intermediate layer, found by running it: where masks go that nobody has placed."""
+"""A network's penultimate and intermediate layers, found by running it: the default taps of masks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One layer that ran, with what went in and what came out."""
+    """One executed layer, with its inputs and its output."""
 
     name: str
     layer: nn.Module
@@ -23,19 +23,20 @@ class _Run:
     value: Tensor
 
     def dimensions(self) -> int:
-        """Of its weight: 2 or more where it mixes units, 1 where it scales them, 0 where it has none."""
+        """Dimensions of the weight: 2 or more if the layer mixes units, 1 if it scales them, 0 without a weight."""
         weight = getattr(self.layer, "weight", None)
         return weight.ndim if isinstance(weight, Tensor) else 0
 
 
 def hidden_layers(network: Network, batch: Batch, fits: Callable[[Shape], bool]) -> tuple[str, ...]:
-    """The intermediate and the penultimate layer, in the order in which they run; fewer where there are no more.
+    """The intermediate and the penultimate layer, in execution order; fewer if the network has fewer.
 
-    Layers are submodules without submodules of their own that run once in a pass, give one tensor, and whose shape
-    (without the batch) `fits`. The penultimate one gives what the last linear layer reads, be it flattened; of several,
-    the first, so that a map stays a map. Where no layer gives that (the activation is a function), it is the last layer
-    with weights before. The intermediate one is the last layer with weights before those that make the penultimate
-    layer's value; of a network with several modalities, one that all of them reach (the paper's "post-fusion").
+    Candidates are submodules without children that run once per pass and return one tensor whose shape (without the
+    batch) `fits`. The output of the penultimate layer is the input of the last linear layer, possibly flattened; of
+    several such layers the first is taken, so that a map stays a map. If there is none (the activation is a function),
+    it is the last preceding layer with weights. The intermediate layer is the last layer with weights before those that
+    compute the penultimate value; in a multimodal network, one that depends on all modalities ("post-fusion" in the
+    paper).
     """
     runs = _runs(network, batch)
     linear = [index for index, run in enumerate(runs) if isinstance(run.layer, nn.Linear)]
@@ -48,19 +49,19 @@ def hidden_layers(network: Network, batch: Batch, fits: Callable[[Shape], bool])
         return ()
     names = [run.name for run in runs]
     sources = [run for run in runs[: names.index(penultimate.name) + 1] if run.dimensions() > 1]
-    # Everything from here on is made of the same units as the penultimate layer's value.
+    # From here on, values consist of the same units as the penultimate layer's value.
     end = names.index(sources[-1].name) if sources else names.index(penultimate.name)
     earlier = [run for run in before if names.index(run.name) < end]
     fused = _reached_by_all(network, batch, [run.name for run in earlier])
     weighted = [run for run in earlier if run.name in fused and run.dimensions()]
-    # Where networks meet, a layer without weights may be all that there is of it.
+    # A fusion of branches may consist of a layer without weights.
     choices = (weighted, [run for run in earlier if run.name in fused] if len(network.reads) > 1 else [])
     intermediate = next((layers[-1].name for layers in choices if layers), None)
     return (penultimate.name,) if intermediate is None else (intermediate, penultimate.name)
 
 
 def _feeds(value: Tensor, reader: _Run) -> bool:
-    """Whether a layer reads this value, as it is or flattened."""
+    """Whether this value is the input of a layer, as it is or flattened."""
     read = reader.inputs[0] if reader.inputs else None
     if not isinstance(read, Tensor) or read.numel() != value.numel() or len(read) != len(value):
         return False
@@ -68,7 +69,7 @@ def _feeds(value: Tensor, reader: _Run) -> bool:
 
 
 def _runs(network: Network, batch: Batch) -> list[_Run]:
-    """Layers that ran once in an evaluation pass and gave a tensor with a row for each of the batch, in their order."""
+    """Layers that ran once in an evaluation pass and returned one tensor with a row per row of the batch, in order."""
     seen: list[_Run] = []
     counts: dict[str, int] = {}
     modes = {module: module.training for module in network.modules()}
@@ -77,7 +78,7 @@ def _runs(network: Network, batch: Batch) -> list[_Run]:
     def keep(name: str, layer: nn.Module, inputs: tuple[Any, ...], value: Any) -> None:
         counts[name] = counts.get(name, 0) + 1
         if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(batch):
-            # What runs later may work in place on it.
+            # A later layer may change it in place.
             kept = tuple(item.clone() if isinstance(item, Tensor) else item for item in inputs)
             seen.append(_Run(name, layer, kept, value.clone()))
 
@@ -97,7 +98,7 @@ def _runs(network: Network, batch: Batch) -> list[_Run]:
 
 
 def _reached_by_all(network: Network, batch: Batch, names: list[str]) -> set[str]:
-    """Those of these layers whose value changes whichever modality's rows change places."""
+    """The layers whose value depends on every modality: it changes when the rows of any one of them are rolled."""
     reached = set(names)
     for modality in network.reads if len(network.reads) > 1 else ():
         moved = replace(batch, inputs={**batch.inputs, modality: _rolled(batch.inputs[modality])})

@@ -1,4 +1,4 @@
-"""FitNets' first stage: chosen layers of the student, regressed, meet the teachers' (Romero et al., ICLR 2015)."""
+"""FitNets' first stage: regression of the teachers' layers from the student's (Romero et al., ICLR 2015)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -16,19 +16,19 @@ from crossdistill.teacher import Teacher
 
 
 class Hint(FeatureConfig):
-    """The sum over pairs of layers of the regressed feature's mean squared error; no labels are read.
+    """The sum over pairs of layers of the regressed feature's mean squared error; no labels are used.
 
-    By default the middle and the last tap of each network. Besides the regressors trains everything that the hinted
-    layers depend on, as in the paper: a gradient reaches nothing else. `trains=["student:conv2", ...]` trains the
-    hinted layers alone, as MST-Distill's released code does. The best epoch is that of the lowest hint loss.
+    By default the middle and the last tap of each network. As in the paper, the regressors and all layers up to the
+    hinted ones are trained; no other layer has a gradient. `trains=["student:conv2", ...]` trains only the hinted
+    layers, as MST-Distill's released code does. The best epoch is that of the lowest hint loss.
     """
 
     name: Literal["hint"] = "hint"
     regressors: Literal["fitnets", "released"] = "fitnets"
-    """"released" is MST-Distill's code, which regresses vectors by one-dimensional convolutions of four numbers."""
+    """"released": as in MST-Distill's code, vectors are regressed by one-dimensional convolutions of four weights."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """A regressor for each pair, sized by the features."""
+        """Builds a regressor for each pair, sized by the features."""
         return _Hint(self, self.pairs("hints", student, teachers))
 
 
@@ -64,13 +64,13 @@ class _Hint(Method):
         for features, errors in self._hints(batch, student(batch), teachers):
             rows = torch.arange(len(batch), device=batch.ids.device) if features.rows is None else features.rows
             total, count = total.index_add(0, rows, errors), count.index_add(0, rows, torch.ones_like(errors))
-        # The mean over the teachers that saw the row.
+        # The mean over the teachers that have outputs for the row.
         return {STUDENT: (total / count)[count > 0]}
 
     def _hints(
         self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]
     ) -> Iterator[tuple[PairedFeatures, Tensor]]:
-        """The features that meet each teacher's, and the hint loss on their rows."""
+        """The paired features of each teacher, and the hint loss on their rows."""
         for features in paired_features(self.pairs, student, batch, teachers):
             errors = [
                 squared_error(self.regressors[module_key(f"{features.name}:{number}")](mine), theirs)

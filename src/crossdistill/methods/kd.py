@@ -1,4 +1,4 @@
-"""Knowledge distillation: the student's softened prediction is pulled to the teachers' (Hinton et al., 2015)."""
+"""Knowledge distillation: KL divergence between softened predictions (Hinton et al., 2015)."""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
@@ -17,29 +17,29 @@ from crossdistill.teacher import Teacher
 class KD(LogitConfig):
     """`(1 - a) · CE + a · T² · KL(teacher ‖ student)`, with `a` cut by `decay` every `decay_every` epochs.
 
-    The defaults are MST-Distill's shared protocol for its rivals: T = 4, a from 0.5, halved every 30 epochs. Dense
+    The defaults are MST-Distill's shared protocol for its baselines: T = 4, a from 0.5, halved every 30 epochs. Dense
     logits are compared pixel by pixel.
     """
 
     acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["kd"] = "kd"
     alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of distillation at the start; the task has the rest."""
+    """Weight of the distillation loss at the start; the weight of the task is 1 - alpha."""
     decay: float = Field(0.5, gt=0, le=1)
     decay_every: int | None = Field(30, ge=1)
-    """In epochs; None keeps `alpha` constant."""
+    """Epochs between two decays; None keeps `alpha` constant."""
     fixed: tuple[float, float] | None = None
-    """Constant weights of task and distillation instead: (0.1, 0.9) is mdistiller's."""
+    """Constant weights of task and distillation instead of the decay; mdistiller uses (0.1, 0.9)."""
     temperature: float = Field(4.0, gt=0)
-    """Dimensionless; softens both predictions."""
+    """Temperature of both predictions (dimensionless)."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Checks that all have logits over the same classes."""
+        """Checks that all networks have logits over the same classes."""
         self.check(student, teachers)
         return _KD(self, teachers, data.labelled_fraction)
 
     def loss_weights(self) -> AlphaDecay:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
 

@@ -1,4 +1,4 @@
-"""Distillation of singular vectors: how a map's main directions move from stage to stage (Lee et al., ECCV 2018)."""
+"""Distillation of singular vectors: the change of a map's main directions between stages (Lee et al., ECCV 2018)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -21,25 +21,25 @@ class KDSVD(FeatureConfig):
     name: Literal["kdsvd"] = "kdsvd"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     k: int = Field(1, ge=1)
-    """Singular vectors of the teacher for each stage; of the student there are three more to choose from."""
+    """Singular vectors of the teacher for each stage; the student has three more candidates."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Pairs the spatial features, the deepest with the deepest.
 
         Raises:
-            ApplicabilityError: a network shows fewer than two spatial features, so that there is no flow between them,
-                or a pair shares a single column, whose direction is always the same.
+            ApplicabilityError: a network has fewer than two spatial features, so that there is no flow between them,
+                or the shared size of a pair is one column, whose direction is constant.
         """
         pairs = self.pairs("maps", student, teachers, least=2)
         require_positions(self.name, pairs, wide=True)
         return _KDSVD(self, pairs, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 

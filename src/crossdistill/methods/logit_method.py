@@ -1,4 +1,4 @@
-"""The functions that methods on logits call: what the teachers predict for the student's rows, and its targets."""
+"""Functions for methods on logits: the teachers' predictions for the student's rows, and the student's targets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 
 ON_FEATURES = ("at", "crd", "hint", "kdsvd", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid")
-"""Methods that compare features alone: what a teacher's logits are does not matter to them."""
+"""Methods that compare features only and do not use the teachers' logits."""
 
 
 class LogitConfig(MethodConfig):
-    """Settings of every method that distils logits: how several teachers count, and standardisation."""
+    """Settings of every method that distils logits: combination of several teachers, and standardisation."""
 
     combine: Literal["each", "probabilities", "logits", "weighted", "best"] = "each"
-    """"each": one term for each teacher, averaged; one that did not see a row adds nothing there. The others make one
-    prediction of those who saw it: the mean of their probabilities, of their logits, of their probabilities with
-    `teacher_weights`, or in each labelled row the teacher with the lowest cross-entropy of its own (an unlabelled row
-    has no best: the mean of probabilities)."""
+    """"each": the average of one term per teacher; a teacher without outputs for a row adds nothing there. The others
+    combine the teachers of a row into one prediction: the mean of their probabilities, of their logits, of their
+    probabilities with `teacher_weights`, or in each labelled row the teacher with the lowest cross-entropy (an
+    unlabelled row uses the mean of probabilities)."""
     teacher_weights: Mapping[str, float] = Field(default_factory=dict)
-    """For "weighted", by teacher; a teacher that is not named counts 1, and they are scaled to add up to 1."""
+    """For "weighted", by teacher; a teacher that is not listed has weight 1. The weights are scaled to sum 1."""
     standardise: bool = False
-    """Take z-scores of every row's logits first, the student's and the teachers' (Sun et al., CVPR 2024)."""
+    """Replace each row's logits by z-scores first, for student and teachers (Sun et al., CVPR 2024)."""
 
     @field_validator("teacher_weights")
     @classmethod
@@ -43,11 +43,11 @@ class LogitConfig(MethodConfig):
         return value
 
     def check(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], *, dense: bool = True) -> None:
-        """Refuse networks between which no logits can be distilled; `dense=False` refuses maps of logits too.
+        """Refuse networks whose logits cannot be compared; `dense=False` refuses maps of logits too.
 
         Raises:
-            ApplicabilityError: no teacher, no logits, or shapes that differ (says whose); or too few classes.
-            SettingError: `teacher_weights` name a teacher that is not there, or leave nobody with a weight.
+            ApplicabilityError: no teacher, no logits, different shapes (names the network), or too few classes.
+            SettingError: `teacher_weights` name an unknown teacher, or all weights are 0.
         """
         require_same_logits(self.name, student, teachers)
         if self.standardise and student.classes == 2:
@@ -69,28 +69,28 @@ class LogitConfig(MethodConfig):
 
 
 def logits_of(teachers: Iterable[str]) -> dict[str, frozenset[Signal]]:
-    """What a method needs that reads the logits of the student and of these teachers, and nothing else."""
+    """The needs of a method that reads only the logits of the student and of these teachers."""
     return dict.fromkeys((STUDENT, *teachers), frozenset({Signal.LOGITS}))
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherPrediction:
-    """The prediction of one teacher, or of several that are combined, on the rows of the student's outputs.
+    """The prediction of one teacher, or of several combined, on the rows of the student's outputs.
 
     Shapes: K teachers take part, R rows, C classes.
     """
 
     name: str
     logits: Tensor
-    """Of the teachers that take part, (K, R, C, ...)."""
+    """Logits of the teachers that take part, (K, R, C, ...)."""
     log_weights: Tensor
-    """Of each teacher in the mixture of probabilities, (K, R)."""
+    """Log weight of each teacher in the mixture of probabilities, (K, R)."""
     weight: Tensor
-    """Of each row (R,): 1 where a teacher saw it, else 0."""
+    """Weight of each row (R,): 1 if a teacher has outputs for it, else 0."""
     share: float
-    """Of the distillation loss: 1 / number of predictions."""
+    """Share of the distillation loss: 1 / number of predictions."""
     seen: Tensor | None
-    """The rows that a teacher saw (R,); None: all of them."""
+    """The rows for which a teacher has outputs (R,); None: all rows."""
 
     def at(self, temperature: float) -> Tensor:
         """Logits whose softmax at this temperature is the prediction (R, C, ...)."""
@@ -101,7 +101,7 @@ class TeacherPrediction:
         return temperature * torch.logsumexp(logs + weights, dim=0)
 
     def term(self, loss: Tensor) -> Term:
-        """A loss as a term: one value for each row (R,), zero where no teacher saw the row; or a scalar."""
+        """A loss as a term: one value for each row (R,), zero in rows without a teacher's outputs; or a scalar."""
         if loss.ndim == 0:
             return Term(loss, self.share)
         return Term(loss.where(self.weight > 0, 0.0) * self.weight, self.share)
@@ -111,7 +111,7 @@ class TeacherPrediction:
 def teacher_predictions(
     config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher]
 ) -> list[TeacherPrediction]:
-    """Run the teachers, and combine their logits as the settings say; without gradient."""
+    """Run the teachers without gradient, and combine their logits according to the settings."""
     outputs = {name: teacher(batch) for name, teacher in teachers.items()}
     spreads = [spread(output, len(batch)) for output in outputs.values()]
     raw = torch.stack([student.of(logits) for logits, _ in spreads])
@@ -134,7 +134,7 @@ def teacher_predictions(
 
 
 def student_logits(config: LogitConfig, student: Outputs) -> Tensor:
-    """The student's logits as they are compared: z-scores, where the settings say so."""
+    """The student's logits for the comparison: z-scores if `standardise` is set."""
     logits = student.need(Signal.LOGITS)
     return standardised(logits) if config.standardise else logits
 
@@ -142,10 +142,10 @@ def student_logits(config: LogitConfig, student: Outputs) -> Tensor:
 def _weights(
     config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher], logits: Tensor, saw: Tensor
 ) -> Tensor:
-    """The weight of each teacher in each row (K, R); they add up to 1, also in rows that no teacher saw."""
+    """The weight of each teacher in each row (K, R); the sum is 1, also in rows without any teacher's outputs."""
     by_teacher = [config.teacher_weights.get(name, 1.0) if config.combine == "weighted" else 1.0 for name in teachers]
     weights = logits.new_tensor(by_teacher).unsqueeze(1) * saw
-    # Where the teachers that saw a row weigh 0, they weigh alike; where none saw it, the result is not used.
+    # If all teachers of a row have weight 0, they count equally; in a row without teachers the result is unused.
     for instead in (saw.to(weights.dtype), torch.ones_like(weights)):
         weights = torch.where(weights.sum(0) > 0, weights, instead)
     weights = weights / weights.sum(0)
@@ -163,12 +163,12 @@ def _weights(
 
 
 def seen_everywhere(progress: Progress, prediction: TeacherPrediction, values: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of all ranks for which there is a prediction: for losses that compare rows."""
+    """The values of all ranks' rows that have a prediction, for losses that compare rows."""
     return [progress.gather(value if prediction.seen is None else value[prediction.seen]) for value in values]
 
 
 def student_targets(student: Outputs, batch: Batch) -> Tensor:
-    """Targets on the student's rows, `MISSING_TARGET` where it may not use them."""
+    """Targets of the student's rows; `MISSING_TARGET` where the target is hidden."""
     assert batch.targets is not None
     targets = student.of(batch.targets)
     known = student.of(batch.student_rows())
@@ -176,10 +176,10 @@ def student_targets(student: Outputs, batch: Batch) -> Tensor:
 
 
 def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str, OutputSpec]) -> None:
-    """Refuse to distil logits where there are none, or over other classes.
+    """Refuse networks without logits or with logits of other shapes.
 
     Raises:
-        ApplicabilityError: no teacher, no logits, or shapes that differ (says whose); or a single class.
+        ApplicabilityError: no teacher, no logits, different shapes (names the network), or a single class.
     """
     if not teachers:
         raise ApplicabilityError(f"{method} needs at least one teacher; this stage has none")
@@ -199,7 +199,7 @@ def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str,
 
 
 def _cure(name: str, teacher: OutputSpec, student: OutputSpec) -> str:
-    """What to do about a teacher whose logits are of another shape."""
+    """The advice for a teacher whose logits have another shape."""
     features = f"take a method that compares features and reads no logits of teachers ({', '.join(ON_FEATURES)})"
     mapped = teacher.logits is not None and student.logits is not None and teacher.logits[1:] == student.logits[1:]
     if not mapped or teacher.classes < student.classes:

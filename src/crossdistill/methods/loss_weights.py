@@ -1,6 +1,6 @@
-"""What the task's and the teachers' terms weigh in each epoch: two published schedules, and the step that has them.
+"""Weights of the task's and the teachers' terms in each epoch: two published schedules, and the weighted step.
 
-A method's settings hold the fields of its schedule by their own names, and make one of these two of them.
+The settings of a method have the fields of its schedule under the same names; `loss_weights` builds it from them.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from crossdistill.outputs import Outputs
 class AlphaDecay:
     """`(1 - a) · CE + a · loss`, with `a` cut by `decay` every `decay_every` epochs.
 
-    The defaults are MST-Distill's shared protocol for its rivals: a from 0.5, halved every 30 epochs.
+    The defaults are MST-Distill's shared protocol for its baselines: a from 0.5, halved every 30 epochs.
     """
 
     alpha: float = 0.5
-    """Weight of distillation at the start; the task has the rest."""
+    """Weight of the distillation loss at the start; the weight of the task is 1 - alpha."""
     decay: float = 0.5
     decay_every: int | None = 30
-    """In epochs; None keeps `alpha` constant."""
+    """Epochs between two decays; None keeps `alpha` constant."""
     fixed: tuple[float, float] | None = None
-    """Constant weights of task and distillation instead: (0.1, 0.9) is mdistiller's for KD."""
+    """Constant weights of task and distillation instead of the decay; mdistiller uses (0.1, 0.9) for KD."""
 
     def at(self, epoch: int) -> tuple[float, float]:
         """Weights of the task and of distillation in an epoch, counted from 0."""
@@ -41,9 +41,9 @@ class Warmup:
 
     weight_task: float = 1.0
     weight: float = 1.0
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = 0
-    """In epochs: in epoch e, counted from 0, distillation has min((e + 1) / warm_up, 1) of its weight."""
+    """In epochs: in epoch e, counted from 0, the weight of distillation is multiplied by min((e + 1) / warm_up, 1)."""
 
     def at(self, epoch: int) -> tuple[float, float]:
         """Weights of the task and of distillation in an epoch, counted from 0."""
@@ -61,7 +61,7 @@ def weighted_step(
     terms: Mapping[str, Term],
     stash: Mapping[str, Tensor] | None = None,
 ) -> Step:
-    """The task's term and the teachers' terms, multiplied by what each side weighs in this epoch."""
+    """The task's term and the teachers' terms, multiplied by their weights in this epoch."""
     task_weight, distil_weight = weights.at(progress.epoch)
     weighted = {name: replace(term, weight=term.weight * distil_weight) for name, term in terms.items()}
     return Step({"task": replace(task, weight=task.weight * task_weight), **weighted}, student, stash=stash or {})

@@ -1,4 +1,4 @@
-"""Multi-level logit distillation as published: two views, five temperatures, less certain half (Jin et al., 2023)."""
+"""Multi-level logit distillation as published: two views, five temperatures, median masks (Jin et al., 2023)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -28,36 +28,36 @@ from crossdistill.teacher import Teacher
 class MLKD(LogitConfig):
     """`0.1 · CE + 0.9 · (T² · KL on both views, class and row correlation on the weak one)`, at T and 3, 5, 2, 6.
 
-    On the weak view only the rows (and classes) count of which the teacher is no surer than of the median one. The
-    strong view is the rendering `modality@strong` of the data, where `strong` names one; else the one view there is
-    plays both parts.
+    The terms of the weak view use only the rows (and classes) whose teacher confidence is at most the median. The
+    strong view is the rendering `modality@strong` of the data if `strong` names one; otherwise the single view is used
+    for both.
     """
 
     acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["mlkd"] = "mlkd"
     weight_task: float = Field(0.1, ge=0)
     weight: float = Field(0.9, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     temperature: float = Field(4.0, gt=0)
     """The first of the temperatures; dimensionless."""
     temperatures: tuple[float, ...] = (3.0, 5.0, 2.0, 6.0)
-    """The others."""
+    """The other temperatures (dimensionless)."""
     strong: str | None = None
     """Name of the strongly augmented rendering of the student's and the teachers' inputs."""
     masks: Literal["rows", "scalar", "none"] = "rows"
     """"scalar" multiplies whole terms by the fraction of rows below the median, as the released code does."""
     released_views: bool = False
-    """Take the weak view for T = 2 and 6 of the strong terms too (a slip of the released code)."""
+    """Use the weak view for T = 2 and 6 of the strong terms too (an error of the released code)."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Checks that all have logits over the same classes, one prediction a row."""
+        """Checks that all networks have logits over the same classes, with one prediction per row."""
         self.check(student, teachers, dense=False)
         return _MLKD(self, teachers, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 
@@ -86,7 +86,7 @@ class _MLKD(Method):
         }
         on_weak = teacher_predictions(config, weak, batch, teachers)
         on_strong = on_weak if config.strong is None else teacher_predictions(config, strong, strong_batch, teachers)
-        # Correlations take logits as they are, whatever is standardised.
+        # Correlations use the logits without standardisation.
         plain = teacher_predictions(config.model_copy(update={"standardise": False}), weak, batch, teachers)
         for weak_teacher, strong_teacher, plain_teacher in zip(on_weak, on_strong, plain, strict=True):
             rows, classes = self._masks(plain_teacher, progress)
@@ -98,7 +98,7 @@ class _MLKD(Method):
         return Step(terms, weak)
 
     def _masks(self, prediction: TeacherPrediction, progress: Progress) -> tuple[Tensor, Tensor]:
-        """1 for each row (R,) and each class (C,) of which the teacher is no surer than of the median one, else 0."""
+        """1 for each row (R,) and each class (C,) whose teacher confidence is at most the median, else 0."""
         sure = log_probabilities(prediction.at(1.0), 1.0).exp()
         (all_rows,) = seen_everywhere(progress, prediction, [sure])
         if self.config.masks == "none" or len(all_rows) == 0:
@@ -132,7 +132,7 @@ class _MLKD(Method):
     def _correlations(
         self, logits: Tensor, prediction: TeacherPrediction, rows: Tensor, classes: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
-        """Of the weak view, over the rows of all ranks."""
+        """Class and row correlations of the weak view, over the rows of all ranks."""
         every = (self.config.temperature, *self.config.temperatures)
         rows, mine, *theirs = seen_everywhere(
             progress, prediction, [rows, logits, *(prediction.at(temperature) for temperature in every)]

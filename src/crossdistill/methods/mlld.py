@@ -1,4 +1,4 @@
-"""Multi-level logit distillation as MST-Distill compares with it: rows, classes and batch at five temperatures."""
+"""Multi-level logit distillation in MST-Distill's variant: rows, classes and batch at five temperatures."""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
@@ -25,31 +25,31 @@ from crossdistill.teacher import Teacher
 class MLLD(LogitConfig):
     """`(1 - a) · CE + a · mean over temperatures of (T² · KL + class correlation + row correlation) / 3`.
 
-    After Jin, Wang and Lin, CVPR 2023, whose own form is the method `mlkd`: this one takes means over the entries of
-    the correlations, has one view of each row and no masks.
+    After Jin, Wang and Lin, CVPR 2023; their published form is the method `mlkd`. This variant averages over the
+    entries of the correlations, and uses one view of each row and no masks.
     """
 
     acts_on: ClassVar[ActsOn | None] = "logits"
     name: Literal["mlld"] = "mlld"
     alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of distillation at the start; the task has the rest."""
+    """Weight of the distillation loss at the start; the weight of the task is 1 - alpha."""
     decay: float = Field(0.5, gt=0, le=1)
     decay_every: int | None = Field(30, ge=1)
-    """In epochs; None keeps `alpha` constant."""
+    """Epochs between two decays; None keeps `alpha` constant."""
     fixed: tuple[float, float] | None = None
-    """Constant weights of task and distillation instead."""
+    """Constant weights of task and distillation instead of the decay."""
     temperatures: tuple[float, ...] = Field((2.0, 3.0, 4.0, 5.0, 6.0), min_length=1)
     """Dimensionless."""
     correlations: Reduction = "mean"
-    """Over the entries of the correlations' squared difference, or as originally published."""
+    """Reduction of the correlations' squared differences: the mean over entries, or as originally published."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Checks that all have logits over the same classes, one prediction a row."""
+        """Checks that all networks have logits over the same classes, with one prediction per row."""
         self.check(student, teachers, dense=False)
         return _MLLD(self, teachers, data.labelled_fraction)
 
     def loss_weights(self) -> AlphaDecay:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
 

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the student's channels respond as the teachers' do (Huang and Wang, 2017)."""
+"""Neuron selectivity transfer: maximum mean discrepancy between channels (Huang and Wang, 2017)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -22,22 +22,22 @@ class NST(FeatureConfig):
     name: Literal["nst"] = "nst"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(50.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Pairs the spatial features, the deepest with the deepest.
 
         Raises:
-            ApplicabilityError: a pair shares a single position.
+            ApplicabilityError: the shared size of a pair is a single position.
         """
         pairs = self.pairs("maps", student, teachers)
         require_positions(self.name, pairs)
         return _NST(self, pairs, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 

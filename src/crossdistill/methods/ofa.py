@@ -1,4 +1,4 @@
-"""One-for-all: every stage of the student predicts what the teachers do, sharpened (Hao et al., NeurIPS 2023)."""
+"""One-for-all: sharpened distillation of logits at every stage of the student (Hao et al., NeurIPS 2023)."""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
@@ -29,34 +29,34 @@ from crossdistill.teacher import Teacher
 class OFA(LogitConfig):
     """`(1 - a) · CE + a · (Σ over stages + the student's own logits)`, by default at every tap of the student.
 
-    MST-Distill's released code is `stages="mean"`, `final_epsilon=None`. In a row without a label the target gets no
-    bonus.
+    MST-Distill's released code is `stages="mean"`, `final_epsilon=None`. In a row without a label, y = 0 for every
+    class.
     """
 
     acts_on: ClassVar[ActsOn | None] = "student's layers"
     name: Literal["ofa"] = "ofa"
     alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of distillation at the start; the task has the rest."""
+    """Weight of the distillation loss at the start; the weight of the task is 1 - alpha."""
     decay: float = Field(0.5, gt=0, le=1)
     decay_every: int | None = Field(30, ge=1)
-    """In epochs; None keeps `alpha` constant."""
+    """Epochs between two decays; None keeps `alpha` constant."""
     fixed: tuple[float, float] | None = None
-    """Constant weights of task and distillation instead."""
+    """Constant weights of task and distillation instead of the decay."""
     taps: tuple[str, ...] | None = None
     """Stages of the student; None: every tap that is not its logits."""
     epsilon: float = Field(1.1, gt=0)
-    """Dimensionless: above 1, the target counts for more than the teacher says."""
+    """Dimensionless; a value above 1 gives the target more weight than the teacher's probability does."""
     final_epsilon: float | None = Field(1.0, gt=0)
-    """The same for the student's own logits; None: they get no such term."""
+    """The same for the student's logits; None: no such term for them."""
     temperature: float = Field(1.0, gt=0)
     """Dimensionless."""
     stages: Literal["sum", "mean"] = "sum"
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """A projector to logits for each stage.
+        """Builds a projector to logits for each stage.
 
         Raises:
-            ApplicabilityError: the student shows no tap besides its logits; or dense logits.
+            ApplicabilityError: the student has no tap besides its logits; or dense logits.
         """
         self.check(student, teachers, dense=False)
         taps = self.taps if self.taps is not None else [signal.tap for signal in chosen("all", student)]
@@ -66,12 +66,12 @@ class OFA(LogitConfig):
         return _OFA(self, shapes, student.classes, teachers, data.labelled_fraction)
 
     def loss_weights(self) -> AlphaDecay:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
 
 class _OFA(Method):
-    # Its projectors normalise over rows.
+    # The projectors normalise over the batch.
     batch_relational: ClassVar[bool] = True
 
     def __init__(

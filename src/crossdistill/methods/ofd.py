@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation: before the activation, and only above a margin (Heo et al., ICCV 2019)."""
+"""Overhaul of feature distillation: features before the activation, above a margin (Heo et al., ICCV 2019)."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -24,8 +24,8 @@ log = logging.getLogger("crossdistill")
 class OFD(FeatureConfig):
     """`CE + 0.001 · Σ over stages of 2^-(stages behind it) · partial distance`; by default over all spatial taps.
 
-    Taps should lie before their activation. A margin is the channel's expected value below zero: from the batch norm
-    where that is what is tapped (or what the tapped block ends in), else measured over the training rows.
+    Taps should lie before their activation. A margin is the expected negative value of a channel: computed from the
+    batch norm if that is the tapped layer (or the last layer of the tapped block), else measured on the training rows.
     """
 
     acts_on: ClassVar[ActsOn | None] = "maps"
@@ -33,23 +33,23 @@ class OFD(FeatureConfig):
     name: Literal["ofd"] = "ofd"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1e-3, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     margins: Literal["norm", "measured"] = "norm"
-    """"measured" looks at the data even where a batch norm tells."""
+    """"measured" uses the training rows even where a batch norm gives the margin."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """A pointwise connector with batch norm for each pair, the deepest with the deepest."""
+        """Builds a pointwise connector with batch norm for each pair, the deepest with the deepest."""
         return _OFD(self, self.pairs("maps", student, teachers), data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 
 class _OFD(Method):
-    # Its connectors normalise over rows.
+    # The connectors normalise over the batch.
     batch_relational: ClassVar[bool] = True
 
     def __init__(self, config: OFD, pairs: Pairs, labelled_fraction: float) -> None:
@@ -64,7 +64,7 @@ class _OFD(Method):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
-        """Margins: read off the teachers' batch norms, and measured in one pass where there is none."""
+        """Computes margins from the teachers' batch norms, and measures them in one pass where there is none."""
         missing: list[tuple[str, int]] = []
         for name, of_teacher in self.pairs.items():
             for stage, pair in enumerate(of_teacher):
@@ -111,7 +111,7 @@ class _OFD(Method):
 
 
 class _Connector(nn.Module):
-    """Pointwise to the teacher's channels, with batch norm; holds the teacher's margins."""
+    """A 1x1 convolution to the teacher's channels with batch norm; holds the teacher's margins."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -127,14 +127,14 @@ class _Connector(nn.Module):
 
 
 class _Below:
-    """Mean of what is below zero, channel by channel; -3 standard deviations where (hardly) anything is."""
+    """The mean of the negative values of each channel; -3 standard deviations if there are (almost) none."""
 
     def __init__(self, like: Tensor) -> None:
         exact = torch.float64 if like.device.type != "mps" else torch.float32
         self._sums = torch.zeros(5, len(like), dtype=exact, device=like.device)
 
     def add(self, maps: Tensor) -> None:
-        # One channel at a time: in double precision all of them would be several times as large as the maps.
+        # One channel at a time: a copy of all in double precision would need several times the memory of the maps.
         for channel, whole in enumerate(maps.unbind(1)):
             values = whole.to(self._sums.dtype)
             below = values.clamp(max=0)
@@ -149,7 +149,7 @@ class _Below:
 
 
 def _norm(teacher: Teacher, tap: str) -> "nn.modules.batchnorm._BatchNorm | None":
-    """The batch norm whose output is read at the tap, if there is one and the teacher is a network."""
+    """The batch norm whose output is the tap's value, if there is one and the teacher is a network."""
     network = TeacherBase.of(teacher).unshuffled.base.network
     if network is None or not tap:
         return None

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: rows are neighbours as they are to the teachers (Passalis and Tefas, 2018)."""
+"""Probabilistic knowledge transfer: matches the similarity distributions of rows (Passalis and Tefas, 2018)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -16,22 +16,22 @@ from crossdistill.teacher import Teacher
 
 
 class PKT(FeatureConfig):
-    """`CE + 30000 · divergence of the neighbourhoods`; by default of the embedding or the last tap."""
+    """`CE + 30000 · divergence of the similarity distributions`; by default of the embedding or the last tap."""
 
     acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["pkt"] = "pkt"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(30000.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """One feature of each network; sizes may differ."""
+        """Selects one feature of each network; sizes may differ."""
         return _PKT(self, self.pairs("vector", student, teachers), data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 

@@ -1,4 +1,4 @@
-"""ReviewKD: the student's deep features review shallow ones, then meet the teachers' (Chen et al., CVPR 2021)."""
+"""ReviewKD: deep features of the student are fused with shallow ones and compared (Chen et al., CVPR 2021)."""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
@@ -21,8 +21,8 @@ from crossdistill.teacher import Teacher
 class ReviewKD(FeatureConfig):
     """`CE + 5 · Σ over stages of the fused features' loss at several sizes`, after a warm-up of 20 epochs.
 
-    By default over all spatial taps, and behind them a stage of the last one's mean over positions. Sizes and channels
-    are found by themselves.
+    By default over all spatial taps, plus a final stage: the mean of the last tap over positions. Sizes and channels
+    are determined automatically.
     """
 
     acts_on: ClassVar[ActsOn | None] = "maps"
@@ -30,23 +30,23 @@ class ReviewKD(FeatureConfig):
     name: Literal["reviewkd"] = "reviewkd"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(5.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(20, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     pooled: bool = True
-    """Whether there is that last stage."""
+    """Whether to add the final pooled stage."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
         """Pairs the spatial features, the deepest with the deepest."""
         return _ReviewKD(self, self.pairs("maps", student, teachers), data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 
 class _ReviewKD(Method):
-    # Its fusions normalise over rows.
+    # The fusion blocks normalise over the batch.
     batch_relational: ClassVar[bool] = True
 
     def __init__(self, config: ReviewKD, pairs: Pairs, labelled_fraction: float) -> None:

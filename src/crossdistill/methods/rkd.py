@@ -1,4 +1,4 @@
-"""Relational distillation: distances and angles between rows are kept (Park et al., CVPR 2019)."""
+"""Relational distillation: matches distances and angles between rows (Park et al., CVPR 2019)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -26,36 +26,36 @@ from crossdistill.teacher import Teacher
 
 
 class RKD(FeatureConfig):
-    """`(1 - a) · CE + a · (distances + 2 · angles)`, by default on the embedding or the last tap, as they are.
+    """`(1 - a) · CE + a · (distances + 2 · angles)`, by default on the unmapped embedding or last tap.
 
-    mdistiller's weights are `fixed=(1, 1)`, `weight_distance=25`, `weight_angle=50`. MST-Distill's released code is
+    mdistiller's weights: `fixed=(1, 1)`, `weight_distance=25`, `weight_angle=50`. MST-Distill's released code:
     `width=128` and `maps="max-pooled"`.
     """
 
     acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["rkd"] = "rkd"
     alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of distillation at the start; the task has the rest."""
+    """Weight of the distillation loss at the start; the weight of the task is 1 - alpha."""
     decay: float = Field(0.5, gt=0, le=1)
     decay_every: int | None = Field(30, ge=1)
-    """In epochs; None keeps `alpha` constant."""
+    """Epochs between two decays; None keeps `alpha` constant."""
     fixed: tuple[float, float] | None = None
-    """Constant weights of task and distillation instead."""
+    """Constant weights of task and distillation instead of the decay."""
     weight_distance: float = Field(1.0, ge=0)
     weight_angle: float = Field(2.0, ge=0)
     width: int | None = Field(None, ge=1)
-    """Compare unit vectors of this size, made by a linear map on either side."""
+    """Compare unit vectors of this size, computed by a linear map on each side; None: no maps."""
     maps: VectorOf = "mean"
-    """How a feature with positions becomes a vector: each channel's mean, or all positions after 2x2 max-pooling."""
+    """Conversion of a map to a vector: each channel's mean, or all positions after 2x2 max-pooling."""
     teacher_map: Literal["random", "trained"] = "random"
-    """With `width`: whether the teachers' maps stay as they were drawn (the released code) or learn too."""
+    """With `width`: whether the teachers' maps keep their random weights (the released code) or are trained."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """One feature of each network; sizes may differ."""
+        """Selects one feature of each network; sizes may differ."""
         return _RKD(self, self.pairs("vector", student, teachers), data.labelled_fraction)
 
     def loss_weights(self) -> AlphaDecay:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return AlphaDecay(self.alpha, self.decay, self.decay_every, self.fixed)
 
 

@@ -1,4 +1,4 @@
-"""MST-Distill's third stage: a gate sends each row to some of the specialised teachers (Li et al., 2025, Eq. 9-17)."""
+"""MST-Distill's third stage: a gate selects k specialised teachers for each row (Li et al., 2025, Eq. 9-17)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -19,23 +19,23 @@ from crossdistill.teacher import Teacher
 
 
 class Route(MethodConfig):
-    """Task, distillation from the teachers that the gate picks for a row, and balance of the gate.
+    """Task loss, distillation from the teachers that the gate selects per row, and balance loss of the gate.
 
-    `routing="balanced"` is the paper's: the choice is hard, so only the balance term trains the gate.
-    `routing="learned"` weights each chosen divergence by its gate probability, so that the gate receives its gradient.
+    `routing="balanced"` is the paper's form: the selection is hard, so only the balance term trains the gate.
+    `routing="learned"` weights each selected divergence by its gate probability, so that it trains the gate too.
     `routing="mean"` has no gate: the mean over all teachers, with the same weights and schedule (ablations a and e).
     """
 
     name: Literal["route"] = "route"
     k: int = Field(1, ge=1)
-    """Teachers that the gate picks for each row."""
+    """Number of teachers that the gate selects for each row."""
     routing: Literal["balanced", "learned", "mean"] = "balanced"
     temperature: float = Field(4.0, gt=0)
     """Dimensionless."""
     squared: bool = True
     """Multiply divergences by T², as the released code does (the paper writes none)."""
     reduce: Literal["sum", "mean"] = "sum"
-    """Over the k chosen teachers: the paper adds up (Eq. 14), the released code averages."""
+    """Reduction over the k selected teachers: the sum in the paper (Eq. 14), the mean in the released code."""
     balance: Literal["kl", "cv", "none"] = "kl"
     balance_divided: bool = False
     """Divide the balance KL by the number of teachers (the released code)."""
@@ -46,22 +46,22 @@ class Route(MethodConfig):
     """λ2 at the start."""
     distil_decay: float = Field(0.5, gt=0, le=1)
     distil_decay_every: int | None = Field(30, ge=1)
-    """In epochs; None keeps λ1 constant."""
+    """Epochs between two decays; None keeps λ1 constant."""
     balance_decay: float = Field(0.9, gt=0, le=1)
     balance_decay_every: int | None = Field(10, ge=1)
     decay_after_first: bool = False
-    """Let the first decay come right after epoch 0 (the released code)."""
+    """Apply the first decay right after epoch 0 (the released code)."""
     gate_activation: bool = True
     """ReLU between the gate's layers; without it the gate is affine (the released code)."""
     gate_detached: bool = False
-    """Keep the balance term's gradient out of the student, whose logits the gate reads (Eq. 11, 12 and 18 let it in,
-    and so does the released code)."""
+    """Detach the student's logits at the gate's input, so that the balance term does not train the student (in Eq. 11,
+    12 and 18 and in the released code it does)."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Builds the gate over as many teachers as there are.
+        """Builds the gate over all teachers.
 
         Raises:
-            ApplicabilityError: fewer than two teachers, k above their number, or other logits than the student's.
+            ApplicabilityError: fewer than two teachers, k above their number, or logits of different shapes.
         """
         require_same_logits(self.name, student, teachers)
         if self.routing != "mean" and (len(teachers) < 2 or self.k > len(teachers)):
@@ -87,7 +87,7 @@ class Route(MethodConfig):
 
 
 class _Mean(Method):
-    """Task, and the mean of the divergences from all teachers that saw a row."""
+    """Task loss, and the mean divergence from all teachers with outputs for a row."""
 
     def __init__(self, config: Route, teachers: tuple[str, ...], labelled_fraction: float) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _Mean(Method):
         outputs = student(batch)
         logits = outputs.need(Signal.LOGITS)
         guides, seen = _stacked_logits(batch, outputs, [teachers[name] for name in self.teachers])
-        # A gate that picks all teachers, in whatever order.
+        # A gate that selects all teachers; their order does not matter.
         gate = logits.new_zeros(len(logits), len(guides))
         rows = routed_kl(
             logits,
@@ -147,7 +147,7 @@ class _Route(Method):
         logits = outputs.need(Signal.LOGITS)
         gate = self.gate(logits.detach() if config.gate_detached else logits)
         guides, seen = _stacked_logits(batch, outputs, [teachers[name] for name in self.teachers])
-        # A teacher that did not see a row cannot be chosen for it.
+        # A teacher without outputs for a row cannot be selected for it.
         limits: dict[str, Any] = {"squared": config.squared, "available": seen}
         rows = (
             weighted_kl(logits, guides, gate, config.k, config.temperature, renormalise=False, **limits)
@@ -170,13 +170,13 @@ class _Route(Method):
         return Step(terms, outputs, logs=logs)
 
     def epoch_logs(self, totals: Mapping[str, float]) -> Mapping[str, float]:
-        """The share of all choices of an epoch that fell on each teacher; together 1."""
+        """The fraction of an epoch's selections that each teacher received; the sum is 1."""
         counts = {name: totals[f"chosen_rows/{name}"] for name in self.teachers}
         return {f"chosen/{name}": count / max(1.0, sum(counts.values())) for name, count in counts.items()}
 
 
 def _stacked_logits(batch: Batch, student: Outputs, teachers: Sequence[Teacher]) -> tuple[Tensor, Tensor]:
-    """Logits of all teachers (K, R, C) on the student's rows, without gradient, and which teacher saw a row (R, K)."""
+    """Detached logits of all teachers (K, R, C) on the student's rows, and which teachers have outputs (R, K)."""
     spreads = [spread(teacher(batch), len(batch)) for teacher in teachers]
     logits = torch.stack([student.of(logits) for logits, _ in spreads])
     return logits.detach(), torch.stack([student.of(seen) for _, seen in spreads], 1)

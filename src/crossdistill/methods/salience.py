@@ -1,4 +1,4 @@
-"""MGDFR's second stage: what a student cannot follow in a teacher is measured, and filled (Xue et al., ICLR 2023)."""
+"""MGDFR's second stage: replaces teacher units that the student cannot match (Xue et al., ICLR 2023)."""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
@@ -20,32 +20,31 @@ from crossdistill.teacher import Filled, Teacher
 
 
 class Salience(MethodConfig):
-    """A pass over the training rows without training: how much of two networks' agreement each unit carries.
+    """A pass over the training rows without training: measures each unit's part in two networks' agreement.
 
-    A unit (a channel, of a map) is salient when the two networks' logits move apart as its values are permuted among
-    the rows. Each teacher goes to the next stage as `teacher@tap`, with its least salient units replaced. Take it for
-    a stage of 0 epochs, after one in which teacher and student were trained to agree. Rows are permuted within the
-    batches of the pass.
+    The salience of a unit (a channel, for maps) is the distance between the two networks' logits after its values are
+    permuted among the rows of a batch. The next stage has each teacher as `teacher@tap`, with its least
+    salient units replaced. Use it for a stage of 0 epochs, after one that trained teacher and student to agree.
     """
 
     graduating: ClassVar[bool] = True
 
     name: Literal["salience"] = "salience"
     taps: Mapping[str, str] = Field(default_factory=dict)
-    """The layer of each teacher; of one that is not named its last tap that is not the logits."""
+    """The layer of each teacher; for a teacher that is not listed, its last tap that is not the logits."""
     fraction: float = Field(0.75, ge=0, lt=1)
-    """Of the units that are replaced."""
+    """Fraction of the units that are replaced."""
     repeats: int = Field(10, ge=1)
-    """Permutations of each unit."""
+    """Number of permutations of each unit."""
     fill: FillWith = "mean"
-    """With the mean over the training rows, which can be banked, or "batch", over the rows of each batch; "none" is
-    what the released code does: the teachers stay as they are, and nothing is measured."""
+    """The replacement: "mean" over the training rows, which can be banked, or "batch", the mean over each batch; "none"
+    is the released code's behaviour: the teachers are unchanged, and nothing is measured."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Finds the layers.
+        """Selects the layers.
 
         Raises:
-            ApplicabilityError: logits differ, or a teacher shows no layer to be filled.
+            ApplicabilityError: the shapes of logits differ, or a teacher has no layer to be filled.
             SignalError: a teacher has no such tap.
         """
         require_same_logits(self.name, student, teachers)
@@ -77,7 +76,7 @@ class _Salience(Method):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
-        """Salience of every unit, and the mean of the layer over all rows."""
+        """Measures the salience of every unit, and the mean of the layer over all rows."""
         if self.config.fill == "none":
             return
         source = torch.Generator().manual_seed(self._seed)
@@ -103,14 +102,14 @@ class _Salience(Method):
         return filled
 
     def fill(self, teacher: str) -> Fill:
-        """What replaces a teacher's units."""
+        """The module that replaces a teacher's units."""
         fill = self.fills[module_key(teacher)]
         assert isinstance(fill, Fill)
         return fill
 
 
 class _Salient:
-    """Sums over a pass: the mean of one layer, and how far the logits move apart with each of its units."""
+    """Sums over a pass: the mean of one layer, and the distance of the logits for each permuted unit."""
 
     def __init__(self, fill: Fill) -> None:
         self._fill = fill

@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: rows alike to the teachers are alike to the student (Tung and Mori, 2019)."""
+"""Similarity-preserving distillation: matches the pairwise similarities of rows (Tung and Mori, 2019)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -21,16 +21,16 @@ class SP(FeatureConfig):
     name: Literal["sp"] = "sp"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(3000.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """One feature of each network; shapes may differ."""
+        """Selects one feature of each network; shapes may differ."""
         return _SP(self, self.pairs("last", student, teachers), data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 

@@ -23,40 +23,40 @@ from crossdistill.teacher import Masked, Teacher, TeacherBase
 
 
 class Specialise(MethodConfig):
-    """One mask network for each named tap of each teacher, trained to predict as the frozen student does.
+    """One mask network per named tap of each teacher, trained to match the frozen student's predictions.
 
-    No labels are read. Each masked teacher goes to the next stage as `teacher@tap`. Without `taps`, every teacher is
-    masked at its intermediate and its penultimate layer, as in the paper: see `hidden_layers` for which these are.
+    No labels are used. The next stage has each masked teacher as `teacher@tap`. Without `taps`, every teacher is
+    masked at its intermediate and its penultimate layer, as in the paper: `hidden_layers` defines these.
     """
 
     graduating: ClassVar[bool] = True
     name: Literal["specialise"] = "specialise"
     taps: Mapping[str, tuple[str, ...]] | None = None
-    """For each teacher, the layers that are masked, each by a mask of its own; None: chosen, see above."""
+    """The masked layers of each teacher, each with its own mask; None: chosen, see above."""
     heads: int = Field(3, ge=1)
     width_factor: int = Field(2, ge=1)
-    """The mask's attention has about (values at the tap / width_factor) dimensions."""
+    """The dimension of the mask's attention is about (values at the tap / width_factor)."""
     temperature: float = Field(4.0, gt=0)
     """Dimensionless."""
     squared: bool = True
     """Multiply divergences by T², as the released code does (the paper writes none)."""
     select: Literal["each", "joint"] = "each"
-    """Choose each mask's best epoch by itself, or one epoch for all of them (the released code)."""
+    """Select the best epoch of each mask, or one epoch for all masks (the released code)."""
     masknet: Literal["full", "low_rank"] = "full"
-    """"low_rank": the mask's projector has about 50 times fewer parameters; an option of ours, not the paper's."""
+    """"low_rank": the mask's projector has about 50 times fewer parameters; an addition of this package."""
     rank: int | None = Field(None, ge=1)
-    """Of "low_rank"; None: the largest that leaves 1/50 of the projector (1 for taps below 52 units, which no rank
-    makes that small)."""
+    """Rank of "low_rank"; None: the largest with at most 1/50 of the projector's parameters (1 for taps below 52 units,
+    for which no rank is that small)."""
     stacked: bool = False
-    """Give each masked teacher the masks of the ones before it too (a fault of the released code)."""
+    """Apply the masks of preceding masked teachers to each one as well (an error of the released code)."""
 
     def settled(
         self, networks: Mapping[str, Network], batch: Batch
     ) -> tuple[MethodConfig, Mapping[str, Sequence[str]]]:
-        """The intermediate and the penultimate layer of each teacher, where none are named.
+        """The intermediate and the penultimate layer of each teacher, if `taps` is None.
 
         Raises:
-            ApplicabilityError: a teacher has no layer before its last that a mask fits; names it.
+            ApplicabilityError: a teacher has no suitable layer before its last; names the teacher.
         """
         if self.taps is not None:
             return self, {}
@@ -81,7 +81,7 @@ class Specialise(MethodConfig):
         """Builds the masks at the taps' sizes.
 
         Raises:
-            ApplicabilityError: a named teacher is not there, or has other logits than the student.
+            ApplicabilityError: a listed teacher does not exist, or its logits have another shape than the student's.
             SignalError: a teacher has no such tap.
         """
         if self.rank is not None and self.masknet != "low_rank":
@@ -120,7 +120,7 @@ class _Specialise(Method):
         self.masks = nn.ModuleDict({module_key(name): mask for name, mask in masks.items()})
 
     def mask(self, teacher: str, tap: str) -> nn.Module:
-        """The mask at one tap of one teacher."""
+        """The mask at a tap of a teacher."""
         return self.masks[module_key(masked_name(teacher, tap))]
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
@@ -141,7 +141,7 @@ class _Specialise(Method):
         rows = self._divergences(batch, student(batch), teachers)
         if self.config.select == "each":
             return rows
-        # The released criterion: the mean over each teacher's masks, added up over teachers.
+        # The released criterion: the sum over teachers of the mean over their masks.
         total = sum(rows[masked_name(name, tap)] / len(taps) for name, taps in self.taps.items() for tap in taps)
         assert isinstance(total, Tensor)
         return {"masks": total}
@@ -158,9 +158,9 @@ class _Specialise(Method):
     def _divergences(
         self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]
     ) -> dict[str, Float[Tensor, " R"]]:
-        """KL(student ‖ masked teacher) by the name of the masked teacher, row by row, on the rows that both saw.
+        """KL(student ‖ masked teacher) by the name of the masked teacher, per row, on shared rows.
 
-        A teacher runs up to its taps once, whatever the number of its masks.
+        A teacher is run up to its taps once, whatever the number of its masks.
         """
         masked_taps: dict[str, MaskedTap] = {}
         for name, taps in self.taps.items():
@@ -173,7 +173,7 @@ class _Specialise(Method):
             for tap in taps:
                 cut = outputs.cuts[tap]
                 loss = partial(self._divergence, cut, teacher.tail(tap), seen, target)
-                # Nothing besides the value crosses the cut, and each row has a target.
+                # Only the value crosses the cut, and each row has a target.
                 independent = seen is None and not cut.context and len(cut.value) > 0
                 masked_taps[masked_name(name, tap)] = MaskedTap(self.mask(name, tap), cut.value, loss, independent)
         rows = masked_losses(list(masked_taps.values()), batch.total_rows)
@@ -182,7 +182,7 @@ class _Specialise(Method):
     def _divergence(
         self, cut: Cut, tail: Callable[[Cut], Outputs], seen: Tensor | None, target: Tensor, masked: Tensor, rows: slice
     ) -> Float[Tensor, " R"]:
-        """KL(student ‖ teacher) of some rows, where the teacher goes on from the masked value of its tap."""
+        """KL(student ‖ teacher) of some rows, with the teacher continued from the masked tap."""
         outputs = tail(cut.rewritten(masked))
         logits = picked(outputs.need(Signal.LOGITS), seen)
         return distillation_kl(logits, target[rows], self.config.temperature, squared=self.config.squared)

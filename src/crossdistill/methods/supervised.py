@@ -1,4 +1,4 @@
-"""Labels alone: the student without any teacher, and how teachers themselves are trained."""
+"""Supervised training on labels only: for a student without teachers, and for training the teachers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,12 +17,12 @@ from crossdistill.teacher import Teacher
 
 
 class Supervised(MethodConfig):
-    """Cross-entropy on labelled rows, which are drawn in as many steps as all rows would take.
+    """Cross-entropy on labelled rows; an epoch has as many steps as one over all rows.
 
     With weights, `mean(w[y] · CE) / mean(w[y])`: the first mean is over a step's rows, the second over all labelled
-    training rows. Over all of these at once it is `torch.nn.functional.cross_entropy(weight=w)`, which divides by the
-    weights of its own batch; here the divisor is a constant, so that micro-batches and ranks add up to the whole, and a
-    common factor of the weights changes nothing. The validation loss has the same weights.
+    training rows. For all rows in one batch this equals `torch.nn.functional.cross_entropy(weight=w)`, which divides by
+    the weights of its batch; here the divisor is constant, so that micro-batches and ranks sum to the whole batch, and
+    a common factor of the weights has no effect. The validation loss has the same weights.
     """
 
     name: Literal["supervised"] = "supervised"
@@ -30,10 +30,10 @@ class Supervised(MethodConfig):
     """A weight for each class (dimensionless); "balanced": N / (C · n_c) with n_c of the N labelled training rows."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """A method that reads nothing but the learner's logits.
+        """Builds a method that reads only the learner's logits.
 
         Raises:
-            ApplicabilityError: the weights are not one for each class, or leave nothing to learn from.
+            ApplicabilityError: the number of weights is not the number of classes, or all labelled rows have weight 0.
         """
         return _Supervised(None if self.class_weights is None else self._weights(data))
 
@@ -43,7 +43,7 @@ class Supervised(MethodConfig):
         known = data.targets[data.targets != MISSING_TARGET].cpu()
         counts = torch.bincount(known, minlength=data.classes).double()
         if self.class_weights == "balanced":
-            # C is the number of classes that occur: a class without rows has no weight and no loss.
+            # C counts only the classes that occur: a class without rows has weight 0.
             weights = torch.where(counts > 0, len(known) / (counts.clamp(min=1) * (counts > 0).sum()), 0.0)
         else:
             weights = torch.tensor(self.class_weights, dtype=torch.float64)
@@ -66,7 +66,7 @@ class _Supervised(Method):
 
     def __init__(self, weights: Tensor | None) -> None:
         super().__init__()
-        # Made of the data again wherever the method is, so nothing is saved.
+        # Recomputed from the data when the method is built, so it is not saved.
         self.register_buffer("weights", weights, persistent=False)
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:

@@ -1,4 +1,4 @@
-"""Variational information distillation: teachers' features are likely, given the student's (Ahn et al., 2019)."""
+"""Variational information distillation: log-likelihood of the teachers' features (Ahn et al., 2019)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -21,29 +21,29 @@ from crossdistill.teacher import Teacher
 class VID(FeatureConfig):
     """`CE + Σ over stages of -log N(teacher; regressed student, variance by channel)`.
 
-    By default over all spatial taps, or the last taps where a network has none.
+    By default over all spatial taps, or the last taps if a network has none.
     """
 
     acts_on: ClassVar[ActsOn | None] = "maps"
     name: Literal["vid"] = "vid"
     weight_task: float = Field(1.0, ge=0)
     weight: float = Field(1.0, ge=0)
-    """Of distillation, after the warm-up."""
+    """Weight of the distillation loss after the warm-up."""
     warm_up: int = Field(0, ge=0)
-    """In epochs."""
+    """Length of the warm-up, in epochs."""
     variance: float = Field(5.0, gt=1e-5)
-    """At the start, in the teacher's unit squared."""
+    """Initial variance, in the squared unit of the teacher's feature."""
     train_variance: bool = True
-    """The released code's variances never move: they are in no optimizer."""
+    """Whether the variances are trained; those of the released code are constant, since no optimizer has them."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """A regressor and a variance for every channel of every pair."""
+        """Builds a regressor for every pair, with a variance for every channel."""
         spatial = all(any(map(is_map, spec.features.values())) for spec in (student, *teachers.values()))
         pairs = self.pairs("maps" if spatial else "vector", student, teachers, flat=True)
         return _VID(self, pairs, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
-        """Of the task and of distillation."""
+        """The schedule of the weights of the task and the distillation loss."""
         return Warmup(self.weight_task, self.weight, self.warm_up)
 
 
@@ -81,7 +81,7 @@ class _VID(Method):
 
 
 class _Stage(nn.Module):
-    """What one feature of the student says of one of the teacher's: its mean, and how sure it is."""
+    """A Gaussian model of one teacher feature given one student feature: mean and variance."""
 
     def __init__(self, pair: Pair, config: VID) -> None:
         super().__init__()

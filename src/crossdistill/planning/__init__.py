@@ -1,1 +1,1 @@
-"""A recipe becomes a plan before anything trains: members, signals, banks, keys, and every fault."""
+"""Planning: builds a recipe's members, signals, banks and keys, and finds its faults before training."""

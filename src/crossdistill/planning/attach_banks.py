@@ -1,4 +1,4 @@
-"""The banks of one stage: found, estimated, filled, and put in the place of the networks that they stand for."""
+"""The banks of one stage: finds, estimates and fills them, and replaces networks by banks."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from crossdistill.runtime.progress import Display, counted
 from crossdistill.teacher import Teacher, TeacherBase
 
 PASS_ROWS = {"cpu": 16}
-"""Rows of one pass while a block is computed, at most, by the kind of device (elsewhere all of them): it is the peak of
-memory of a stage that reads nothing but banks, and a CPU is no faster with more. Fewer where rows hold much."""
+"""Most rows of one pass while a block is computed, by the kind of device (other devices: the whole block). The pass is
+the memory peak of a stage that reads only banks, and more rows are not faster on a CPU. Large rows need fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One output that is read from a bank: its source, without the shuffled control, the signal, and the bank's key."""
+    """One banked output: its source without the shuffled control, the signal, and the key of the bank."""
 
     name: str
     teacher: TeacherBase
@@ -45,13 +45,13 @@ class _Item:
 
 
 def supply(job: Job, settings: BankSettings, folder: Path, devices: Devices, display: Display) -> tuple[Job, float]:
-    """The same stage with its banked outputs read from banks, and the seconds that filling them took.
+    """The same stage with its banked outputs read from banks, and the seconds spent on filling them.
 
     Banks are opened in the folder of all banks, and their missing blocks are computed. The choices, and an estimate of
     size and time, are displayed first.
 
     Raises:
-        BankError: a bank is damaged, or holds other outputs than its key says.
+        BankError: a bank is damaged, or its outputs do not match its key.
         StorageError: the disk has no room for a bank.
     """
     for line in explained(job.choices):
@@ -90,7 +90,7 @@ def supply(job: Job, settings: BankSettings, folder: Path, devices: Devices, dis
 
 
 def _banked(source: TeacherBase, banks: Mapping[Signal, Bank], choices: Sequence[BankChoice]) -> TeacherBase:
-    """The source with these outputs read from banks, under its shuffled control if it has one."""
+    """The source with these outputs read from banks, under its shuffled control if there is one."""
     signals = [_signal(choice) for choice in choices if choice.source == source.name]
     return source.reshuffle(Banked(source.unshuffled, banks, signals))
 
@@ -131,7 +131,7 @@ def _items(
 
 
 def identity(teacher: TeacherBase) -> str:
-    """A hash of everything but the data that a frozen teacher's outputs depend on.
+    """A hash of everything that a frozen teacher's outputs depend on, except the data.
 
     Raises:
         BankError: the teacher has no `wiring`.
@@ -143,21 +143,21 @@ def identity(teacher: TeacherBase) -> str:
 
 
 def _type(teacher: TeacherBase) -> str:
-    """The type of its outputs: that of its first weight, or float32 for lower precision, which networks widen."""
+    """The dtype of its outputs: that of its first weight; float32 for lower precision, which networks convert."""
     weights = (p for module in teacher.modules() for p in module.parameters() if p.is_floating_point())
     first = next(weights, None)
     return "float32" if first is None or first.dtype in LOW else str(first.dtype).removeprefix("torch.")
 
 
 def _format(teacher: TeacherBase) -> str:
-    """The memory format, which is in the key because convolutions round differently in channels last."""
+    """The memory format; it is in the key because channels-last convolutions round differently."""
     weights = (p for module in teacher.modules() for p in module.parameters() if p.ndim == 4)
     last = any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights)
     return ", channels last" if last else ""
 
 
 def _by_network(items: Sequence[_Item]) -> list[tuple[TeacherBase, list[_Item]]]:
-    """Items of one network together, each group with the teacher that computes what they share."""
+    """The items grouped by network, each group with the teacher that computes their shared part."""
     groups: dict[int, tuple[TeacherBase, list[_Item]]] = {}
     for item in items:
         base = item.teacher.base
@@ -167,7 +167,7 @@ def _by_network(items: Sequence[_Item]) -> list[tuple[TeacherBase, list[_Item]]]
 
 
 class _Producer:
-    """Computes the outputs of several sources of one network for a block of samples; the shared part runs once."""
+    """Computes the outputs of all sources of one network for a block of samples; the shared part runs once."""
 
     def __init__(self, base: TeacherBase, items: Sequence[_Item], dataset: Dataset, device: torch.device) -> None:
         self._items = items
@@ -180,7 +180,7 @@ class _Producer:
         self._rows = BLOCK_ROWS
 
     def read_from(self, cuts: Mapping[Signal, Bank]) -> None:
-        """Take the cuts from complete banks: they hold the same numbers, block by block."""
+        """Read the cuts from complete banks, which hold the same numbers for each block."""
         if cuts and self._base is not None:
             banked = Banked(self._base, cuts, self._signals)
             alone = {m for item in self._items if self._runs_alone(item.teacher) for m in item.teacher.modalities}
@@ -202,7 +202,7 @@ class _Producer:
         }
 
     def measure(self, rows: BankRows) -> None:
-        """Find the number of rows of one pass: the same in every process that fills these banks."""
+        """Determine the number of rows of one pass; it is equal in every process that fills these banks."""
 
         def few(number: int) -> Batch:
             ids, view = rows.part(0, number)
@@ -214,7 +214,7 @@ class _Producer:
         return self._of_batch(self._dataset.batch(ids, only=self._reads, view=view).to(self._device))
 
     def _of_batch(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """By label: the values, and which rows of the batch they are of (None: all)."""
+        """By label: the values, and their rows in the batch (None: all rows)."""
         shared = None if self._base is None else self._base(batch)
         by_source: dict[str, Outputs] = {}
         produced: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -231,12 +231,12 @@ class _Producer:
 
     @staticmethod
     def _runs_alone(teacher: TeacherBase) -> bool:
-        """Whether it needs a pass of its own: several masks act in one pass, which no single cut continues."""
+        """Whether it needs a separate pass: a pass with several masks cannot be continued from a single cut."""
         return teacher.base is not teacher and teacher.masked_tap is None
 
 
 def _joined(rows: Sequence[Tensor | None], starts: range, total: int) -> Tensor | None:
-    """The rows of a block that have outputs, from those of its parts; None: all."""
+    """The rows of a block that have outputs, from those of its parts; None: all rows."""
     if all(part is None for part in rows):
         return None
     ends = [*starts[1:], total]
@@ -245,12 +245,12 @@ def _joined(rows: Sequence[Tensor | None], starts: range, total: int) -> Tensor 
 
 
 def _masked_taps(items: Sequence[_Item]) -> set[str]:
-    """The taps of the shared network whose cuts masked teachers continue from."""
+    """The taps of the shared network from whose cuts masked teachers are continued."""
     return {item.teacher.masked_tap for item in items if item.teacher.masked_tap is not None}
 
 
 def _cuts(base: TeacherBase, items: Sequence[_Item], folder: Path, rows: BankRows) -> dict[Signal, Bank]:
-    """Complete banks of the base's cuts from an earlier stage, in its own type: half precision changes the numbers."""
+    """Complete banks of the base's cuts from an earlier stage, in the base's dtype: half precision is not exact."""
     taps = _masked_taps(items)
     if not taps or base.network is None:
         return {}
@@ -276,7 +276,7 @@ def _filled(
     rows: BankRows,
     display: Display,
 ) -> dict[str, Bank]:
-    """The banks of one network, complete; size and time are said before anything is written."""
+    """The complete banks of one network; size and time are displayed before anything is written."""
     banks, lacking = dict[str, Bank](), dict[str, int]()
     for item in items:
         try:

@@ -1,4 +1,4 @@
-"""Filling a recipe's banks without training: as far as its networks are final already."""
+"""Filling a recipe's banks without training, for networks whose weights are final."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ def prefill(
     dataset: Dataset | None = None,
     display: Display | None = None,
 ) -> list[str]:
-    """Fill the banks of every stage whose networks are final; gives the names of the stages that have to wait.
+    """Fill the banks of every stage whose networks are final; returns the names of the other stages.
 
-    A stage's networks are final when everything before it is trained: its outcome lies in the run's folder `out` or
-    in `share`. Several processes may do this at the same time, and share the work. The folders are `run`'s.
+    A stage's networks are final if all earlier stages are trained: their results are in the run's folder `out` or in
+    `share`. Several processes may run this at the same time and share the work. The folders are those of `run`.
 
     Raises:
-        RecipeError: every fault of the recipe.
+        RecipeError: the recipe has faults; lists all of them.
         BankError: a bank is damaged.
-        StorageError: there is no room.
+        StorageError: the disk has no room for a bank.
     """
     display = display or Quiet()
     with devices(recipe.device) as where:

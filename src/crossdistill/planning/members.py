@@ -1,4 +1,4 @@
-"""Members of a training loop of one's own: their names, the modules that they run, and which of them can train."""
+"""Members of a custom training loop: their names, their modules, and whether they can train."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,7 +17,7 @@ def named_members(teachers: Members) -> dict[str, Member]:
     """Teachers by name.
 
     Raises:
-        SettingError: one is neither a module nor a `Teacher`, or has the student's name.
+        SettingError: a member is neither a module nor a `Teacher`, or has the student's name.
     """
     if isinstance(teachers, Mapping):
         found = dict(teachers)
@@ -34,7 +34,7 @@ def named_members(teachers: Members) -> dict[str, Member]:
 
 
 def modules_of(member: Member) -> list[nn.Module]:
-    """The modules that a member runs."""
+    """The modules of a member."""
     if isinstance(member, Network):
         return [member.module]
     if isinstance(member, nn.Module):
@@ -47,7 +47,7 @@ def check_trains(trains: Sequence[str], members: Mapping[str, Member]) -> None:
     """Refuse members that cannot train.
 
     Raises:
-        SettingError: a name is none of theirs (says the nearest), or a member is frozen.
+        SettingError: no member has a listed name (names the nearest), or a member is frozen.
     """
     for name in trains:
         if name not in members:

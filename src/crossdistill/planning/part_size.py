@@ -1,4 +1,4 @@
-"""How many rows of a pass without gradient go together: counted from what a few rows hold, so that it is repeatable."""
+"""The number of rows per part of a pass without gradient, computed from the memory of a few rows (repeatable)."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_leaves
 from crossdistill.batch import Batch
 
 MOST_ROWS = 1024
-"""Rows of one part, at most."""
+"""Most rows of one part."""
 FEW_ROWS = 16
-"""Fewer rows than these cost more time than they save memory, unless they hold more than `FEW_BYTES`."""
+"""Least rows of one part, unless they hold more than `FEW_BYTES`: smaller parts cost more time than memory saved."""
 FEW_BYTES = 2**28
 PART_BYTES: Mapping[str, int] = MappingProxyType({"cpu": 2**24})
-"""What a part holds at its peak, by the kind of device (`ELSEWHERE` for others). On a CPU more is slower, since layers
-then hand their outputs on through main memory (benchmarks/part_size.py)."""
+"""Peak bytes of one part, by the kind of device (`ELSEWHERE` for others). Larger parts are slower on a CPU, since the
+outputs of layers then leave the cache (benchmarks/part_size.py)."""
 ELSEWHERE = 2**30
 
 
@@ -33,20 +33,20 @@ def rows_at_once(
     *,
     compiled: bool = False,
 ) -> int:
-    """How many of `rows` rows to give to `work` at a time, without gradient.
+    """The number of rows, out of `rows`, per call of `work` without gradient.
 
-    `batch(n)` gives n of them on the device. Two small batches are run, and the bytes counted that `work` holds at its
-    peak for each row more, with the inputs: a size depends on networks, shapes and the kind of device, never on time,
-    so that a resumed run takes the same parts and ends in the same bits. No random state moves. `compiled` says that
-    networks are run through torch.compile, which is left aside meanwhile.
+    `batch(n)` returns n rows on the device. Two small batches are run to count the peak bytes of `work` per additional
+    row, inputs included. The size depends on networks, shapes and the kind of device but not on time, so that a resumed
+    run uses the same parts and gives bit-identical results. Random state is restored. `compiled`: the networks are
+    compiled by torch.compile, which is disabled here.
     """
     few, more = min(2, rows), min(4, rows)
     if few == more:
         return max(1, rows)
-    # Where a modality is absent nothing is run, and the first rows may lack it.
+    # Rows without a modality are not run, and the first rows may lack one.
     first, second = (replace(batch(number), present={}) for number in (few, more))
     with _aside(device, compiled):
-        work(first)  # what is traced and checked once
+        work(first)  # runs one-time tracing and checks
         row_bytes = max(1, (held_at_peak(work, second) - held_at_peak(work, first)) // (more - few))
     fitting = max(PART_BYTES.get(device.type, ELSEWHERE) // row_bytes, min(FEW_ROWS, FEW_BYTES // row_bytes))
     return max(1, min(MOST_ROWS, rows, fitting))
@@ -54,7 +54,7 @@ def rows_at_once(
 
 @contextmanager
 def _aside(device: torch.device, compiled: bool) -> Iterator[None]:
-    """Without gradient, random numbers and compilers of the run."""
+    """A context without gradient and compilation that restores the random state."""
     with (
         torch.no_grad(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -64,7 +64,7 @@ def _aside(device: torch.device, compiled: bool) -> Iterator[None]:
 
 
 def held_at_peak(work: Callable[[Batch], object], batch: Batch) -> int:
-    """Most bytes of inputs and of what operations made that are there at one moment of `work(batch)`."""
+    """Peak bytes of the inputs and of the tensors made by operations during `work(batch)`."""
     with _Held() as held:
         work(batch)
     inputs = [one for one in tree_leaves(dict(batch.inputs)) if isinstance(one, Tensor)]
@@ -72,7 +72,7 @@ def held_at_peak(work: Callable[[Batch], object], batch: Batch) -> int:
 
 
 class _Held(TorchDispatchMode):
-    """Bytes of the tensors that operations made and that are still there, and the most of them at any moment."""
+    """Bytes of the live tensors that operations made, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A recipe made real before anything trains: members, methods, who teaches whom; all faults are found here."""
+"""The plan of a recipe: its members, methods, teachers and keys, and the report of all faults before training."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,12 +38,12 @@ from crossdistill.stage import Stage
 from crossdistill.teacher import Live, Shuffled, Teacher, TeacherBase
 
 SCHEMA = 2
-"""Changes whenever the same key would stand for other numbers."""
+"""Version of the keys; increased when equal keys would stand for different numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One stage, ready to run: its method, its members, its data, and the key under which others find its outcome."""
+    """One stage, ready to run: its method, members and data, and the key of its shared result."""
 
     index: int
     stage: Stage
@@ -51,33 +51,33 @@ class Job:
     student: Teacher
     teachers: Mapping[str, Teacher]
     trained: Mapping[str, tuple[Network, tuple[str, ...]]]
-    """Members that move, each with the taps that alone do (none: all of it)."""
+    """The trained members, each with the taps whose layers train (empty: the whole network)."""
     dataset: Dataset
     order: Order
     key: str
     groups: tuple[str, ...]
-    """Of the terms that a step gives, in their order."""
+    """Groups of the terms of a step, in order."""
     initial: Mapping[str, Tensor] | None = None
-    """The learner's weights of the run's beginning, where the stage starts from them again."""
+    """The learner's weights at the start of the run, if the stage starts from them again."""
     choices: Choices = ()
-    """What is read from banks, what is live, and why."""
+    """The banked and live outputs, with reasons."""
     unkeyed: tuple[str, ...] = ()
-    """Reasons why the key is incomplete; if there are any, other runs do not reuse the outcome."""
+    """Reasons why the key is incomplete; if there are any, other runs do not reuse the result."""
     reads: frozenset[str] | None = None
-    """Modalities that live sources read; None: all of them."""
+    """Modalities that live sources read; None: all modalities."""
 
     @property
     def folder(self) -> str:
-        """Name of its folder under `stages/`."""
+        """Name of the stage's folder under `stages/`."""
         return folder_name(self.index, self.stage)
 
     def batch(self, rows: Tensor, epoch: int, total_rows: int | None = None) -> Batch:
-        """Training rows as the stage sees them in an epoch; of their modalities, those that anybody live reads."""
+        """Training rows in their views of an epoch, with the modalities that live sources read."""
         view = self.dataset.views(rows, self.order.seed, epoch)
         return self.dataset.batch(rows, total_rows, self.reads, view)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Everything that moves, by the name that it is saved under."""
+        """All modules with changing state, by their names in checkpoints."""
         found: dict[str, nn.Module] = {name: network for name, (network, _) in self.trained.items()}
         return {**found, "method": self.method} if any(True for _ in self.method.state_dict()) else found
 
@@ -91,7 +91,7 @@ class Plan:
     members: Mapping[str, Network]
     jobs: tuple[Job, ...]
     teachers: Mapping[str, Teacher]
-    """All teachers of any stage, masked ones included, for the table at the end."""
+    """All teachers of all stages, masked ones included, for the final table."""
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each member."""
@@ -108,11 +108,11 @@ def prepare(
 ) -> Plan:
     """Build all members and methods of a recipe on a device, and check that they fit.
 
-    `chosen` are the sources that a resumed run decided on at its start, by the name of each stage's folder; `ranks` is
-    the number of processes that share each batch.
+    `chosen` are the sources that a resumed run decided on at its start, by stage folder; `ranks` is the number of
+    processes that share each batch.
 
     Raises:
-        RecipeError: every fault of every stage, collected.
+        RecipeError: there are faults; lists those of all stages.
     """
     dataset, faults = check_data(dataset)
     members: dict[str, Network] = {}
@@ -120,7 +120,7 @@ def prepare(
         try:
             members[name] = _member(name, given, dataset, recipe.seed).to(device)
             if recipe.channels_last:
-                # PyTorch's annotations know only the other forms of `to`.
+                # PyTorch's annotations lack this form of `to`.
                 members[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except CrossdistillError as error:
             faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
@@ -135,7 +135,7 @@ def prepare(
         except CrossdistillError as error:
             faults += _faults(f"stages.{stage.name}", error)
             if stage.method.graduating:
-                break  # what comes after needs the teachers that graduate here
+                break  # later stages need the teachers that this stage makes
     if faults:
         raise RecipeError(recipe.name, faults)
     return Plan(recipe, dataset, members, tuple(jobs), planner.known)
@@ -172,7 +172,7 @@ def _faults(where: str, error: CrossdistillError) -> list[str]:
 
 
 class _Planner:
-    """The networks and teachers so far, while stages are built one after another."""
+    """Builds stages one after another and holds the networks and teachers so far."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Planner:
         self.unkeyed = {name: network.unkeyed() for name, network in members.items() if network.has_own_code()}
 
     def job(self, index: int, stage: Stage) -> Job:
-        """The next stage; moves on to the teachers that it leaves."""
+        """Build the next stage, and keep its teachers for the following ones."""
         recipe = self.recipe
         learner = recipe.learner if stage.learner == STUDENT else stage.learner
         stage, teachers = self._settled(stage, self._teachers(stage, learner))
@@ -246,7 +246,7 @@ class _Planner:
         )
 
     def _settled(self, stage: Stage, teachers: dict[str, Teacher]) -> tuple[Stage, dict[str, Teacher]]:
-        """The stage with what its method left open, and teachers that show the layers which it chose."""
+        """The stage with its method's open choices made, and teachers with taps at the chosen layers."""
         found = {name: TeacherBase.of(teacher).network for name, teacher in teachers.items()}
         networks = {name: network for name, network in found.items() if network is not None}
         batch = self.dataset.example().to(self.device)
@@ -266,7 +266,7 @@ class _Planner:
         dataset: Dataset,
         order: Order,
     ) -> tuple[str, ...]:
-        """The groups of the method's terms, after everything that could go wrong with a step has been tried."""
+        """The groups of the method's terms, after all checks of the stage and a trial step."""
         moving = {**moving, "method": method}
         faults = check_settings(stage, method, moving, teachers, self.device, self.ranks)
         faults += check_learner(stage, method, student, dataset)
@@ -296,7 +296,7 @@ class _Planner:
             if tap:
                 _spec(network).feature(tap, f"member {name!r}")
             found[name] = (network, (*found[name][1], tap) if name in found else (tap,))
-        # Where a member is named as a whole too, all of it trains.
+        # If a member is also named as a whole, all of it trains.
         return {name: (network, () if "" in taps else taps) for name, (network, taps) in found.items()}
 
     def _teachers(self, stage: Stage, learner: str) -> dict[str, Teacher]:
@@ -320,7 +320,7 @@ class _Planner:
         return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps, joins)
 
     def _partners(self) -> Tensor:
-        """Each training row's partner under the control's permutation; the other rows are their own."""
+        """Each training row's partner under the control's permutation; other rows are their own partners."""
         train = self.dataset.splits["train"]
         source = torch.Generator().manual_seed(derived_seed("shuffled", self.recipe.seed))
         partners = torch.arange(len(self.dataset))
@@ -342,18 +342,18 @@ class _Planner:
         code: CodeKey,
         order: Order,
     ) -> str:
-        """What makes two runs' stages the same to the last bit: everything that their numbers depend on."""
-        # A new option whose default changes nothing leaves keys as they were; a changed default needs a new SCHEMA.
+        """A hash of everything that a stage's numbers depend on: equal keys mean bit-identical results."""
+        # New options at their neutral defaults must not change keys; a changed default needs a new SCHEMA.
         omitted = {"source", "learner", "trains", "teachers"}
         settings = stage.model_dump(mode="json", exclude=omitted, exclude_defaults=True)
         settings["method"] = {"name": stage.method.name, **settings.get("method", {})}
         sees_labels = learner == self.recipe.learner and self.dataset.labelled is not None
         hidden = tensor_hash(self.dataset.labelled) if sees_labels and self.dataset.labelled is not None else None
-        # Where the roles could be swapped, only who hides labels, or is judged, remembers who the student is.
+        # If roles are interchangeable, the student matters only for hidden labels and for selection.
         role = None if method.symmetric and stage.select == "last" else learner
         sources = {name: self._source(name, teacher) for name, teacher in teachers.items()}
         provenance = {name: self.provenance[name] for name in {learner, *trained}} | sources
-        # Only where something is banked: to the last bit, a stage on banks is another than the same stage live.
+        # Only for banked outputs: stages with banks and live stages differ in the last bits.
         banked, views = choices_key(choices), views_key(self.dataset)
         return key_hash(
             {
@@ -372,21 +372,21 @@ class _Planner:
                 "control": self.recipe.control if teaches else None,
                 **({"banked": banked} if banked else {}),
                 **({"views": views} if views else {}),
-                # Of a method or data in the user's own code; ours change with the version.
+                # For methods or data in the user's code; code of this package changes with the version.
                 **({"code": code.text()} if code.own else {}),
                 **({"joined": True} if order.joined else {}),
             }
         )
 
     def _unkeyed(self, members: Collection[str], teachers: Mapping[str, Teacher], code: CodeKey) -> list[str]:
-        """What a stage's numbers may depend on and its key does not say."""
+        """Possible dependencies of a stage's numbers that are not in its key."""
         bases = {base.name for base in map(masked_base, teachers.values()) if base is not None}
         own = {name: self.unkeyed.get(name, []) for name in sorted({*members, *teachers, *bases})}
         networks = [f"{name}: {reason}" for name, reasons in own.items() for reason in reasons]
         return list(dict.fromkeys([*networks, *code.faults.values(), *unkeyed_views(self.dataset)]))
 
     def _source(self, name: str, teacher: Teacher) -> str:
-        """Where a teacher's numbers come from: under a mask also from its base, which may train again later."""
+        """The source key of a teacher; for a masked one with that of its base, which may train again later."""
         own, base = self.provenance[name], masked_base(teacher)
         return own if base is None else key_hash([own, self.provenance[base.name]])
 

@@ -1,4 +1,4 @@
-"""What a stage would stumble over, found before anything trains: its settings, and one step on two rows."""
+"""Checks of a stage before training: its settings, and one trial step on a few rows."""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
@@ -25,7 +25,7 @@ from crossdistill.teacher import Live, Teacher, TeacherBase
 
 
 def moving_parts(trained: Mapping[str, tuple[Network, tuple[str, ...]]]) -> dict[str, nn.Module]:
-    """What trains of each member: all of it, or its layers at some taps."""
+    """The trained modules of each member: the whole network, or its layers at some taps."""
     return {
         name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
         for name, (network, taps) in trained.items()
@@ -40,7 +40,7 @@ def check_settings(
     device: torch.device,
     ranks: int = 1,
 ) -> list[str]:
-    """Faults of a stage that no method knows of; `moving` are the modules, or parts of them, that train in it."""
+    """Faults of a stage that do not depend on its method; `moving` are the modules, or parts, that it trains."""
     faults = [*graph_faults(stage, method, device), *_statistics_faults(stage, moving, teachers, ranks)]
     if stage.cuda_graphs and ranks > 1:
         faults.append(f"cuda_graphs is for one process, and there are {ranks}; set cuda_graphs to false")
@@ -84,7 +84,7 @@ def check_settings(
 
 
 def _class_faults(dataset: Dataset) -> list[str]:
-    """A class that is validated or tested, and has no row in training."""
+    """Faults: classes of the validation or test rows without a training row."""
     found = untrained(dataset.targets, dataset.classes, dataset.splits)
     named = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     return [
@@ -94,7 +94,7 @@ def _class_faults(dataset: Dataset) -> list[str]:
 
 
 def data_spec(dataset: Dataset) -> DataSpec:
-    """The training data as a method is told of them: a target that is hidden from the student is none to it either."""
+    """The facts about the training data for a method; targets hidden from the student are missing."""
     train = dataset.splits["train"]
     known = visible(dataset)[train]
     targets = dataset.targets[train].where(known, MISSING_TARGET)
@@ -104,10 +104,10 @@ def data_spec(dataset: Dataset) -> DataSpec:
 def check_sources(
     trained: Sequence[Network], student: Live, teachers: Mapping[str, Teacher], dataset: Dataset, batch: Batch
 ) -> list[str]:
-    """What networks are and see that would make their stage another one than is meant.
+    """Faults of networks and their inputs that would silently change the meaning of a stage.
 
-    That is weights that a network trains with and does not have, and a teacher that sees no training row of the
-    learner's.
+    They are: weights that a trained network reads but its module does not contain, and a teacher without outputs for
+    any training row of the learner.
     """
     faults = []
     for network in trained:
@@ -139,7 +139,7 @@ def _rows_of(source: Teacher, dataset: Dataset) -> Bool[Tensor, " N"]:
 
 
 def standing_still(networks: Mapping[str, Network], trained: Collection[str]) -> list[str]:
-    """A sentence for each network that trains in part, since some of its parameters came frozen."""
+    """One sentence for each partly trained network: some of its parameters had requires_grad=False."""
     found = []
     for name, network in networks.items():
         if name in trained and network.frozen:
@@ -156,7 +156,7 @@ def standing_still(networks: Mapping[str, Network], trained: Collection[str]) ->
 def _statistics_faults(
     stage: Stage, moving: Mapping[str, nn.Module], teachers: Mapping[str, Teacher], ranks: int
 ) -> list[str]:
-    """Layers that normalise by the batch, where the batch is computed in shares."""
+    """Faults: layers that normalise over the batch, while the batch is computed in parts."""
     found = {name: batch_statistics(module) for name, module in moving.items()}
     for name, teacher in teachers.items():
         if name not in moving:
@@ -200,10 +200,10 @@ def check_lone_rows(
     teachers: Mapping[str, Teacher],
     dataset: Dataset,
 ) -> None:
-    """Refuse steps in which a batch norm would see one value for each channel, of which there is no variance.
+    """Refuse steps in which a batch norm has one value per channel, so that no variance exists.
 
     Raises:
-        SettingError: there is one; says which, and what to set.
+        SettingError: there is such a step; names the layer and the setting to change.
     """
     normed = {name: module for name, module in moving.items() if batch_statistics(module)}
     if not normed or not epochs:
@@ -252,14 +252,14 @@ def _refuses_one_row(
 
 
 def check_data(dataset: Dataset) -> tuple[Dataset, list[str]]:
-    """Faults of views and classes; and the data without views that fail, so that other faults can still be found."""
+    """Faults of views and classes, and the data without failing views, so that later checks can run."""
     views = _view_faults(dataset)
     faults = [f"data: {fault}" for fault in [*views, *_class_faults(dataset)]]
     return (replace(dataset, augmentation=None) if views else dataset), faults
 
 
 def _view_faults(dataset: Dataset) -> list[str]:
-    """Faults of the augmentation: of its settings, or what it does to two rows."""
+    """Faults of the augmentation: in its settings, or in its result on two rows."""
     found = dataset.augmentation.faults(dataset.inputs) if isinstance(dataset.augmentation, Variations) else []
     if found:
         return found
@@ -274,7 +274,7 @@ def _view_faults(dataset: Dataset) -> list[str]:
 
 
 def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset) -> list[str]:
-    """Logits over other classes than the data's, and a best epoch that no row of the validation split could tell."""
+    """Faults: logits that do not match the data's classes, and a best epoch without scored validation rows."""
     faults, network = [], student.network
     logits, classes = student.spec.logits, len(dataset.classes)
     if logits is not None and classes and logits[0] != classes:
@@ -296,7 +296,7 @@ def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset)
 
 
 def check_tested(network: Network, dataset: Dataset) -> list[str]:
-    """A student that nothing could be measured of."""
+    """Faults: no test row with a target and outputs of the student."""
     rows = dataset.splits["test"]
     if bool((seen_rows(dataset, network) & (dataset.targets != MISSING_TARGET))[rows].any()):
         return []
@@ -307,7 +307,7 @@ def check_tested(network: Network, dataset: Dataset) -> list[str]:
 
 
 def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:
-    """Which rows of the data a network computes: those with all its inputs, or with any where that is all it needs."""
+    """The rows that a network computes: those with all its inputs, or with any input if one is enough."""
     there = torch.ones(len(dataset), dtype=torch.bool)
     masks = [dataset.present.get(modality, there) for modality in network.reads]
     together = torch.stack(masks)
@@ -315,7 +315,7 @@ def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:
 
 
 def absences(dataset: Dataset, networks: Mapping[str, Network]) -> list[str]:
-    """A sentence for each network that some rows lack an input of: which rows it leaves out, or reads in part."""
+    """One sentence for each network with missing inputs: the rows that it omits or reads in part."""
     found = []
     for name, network in networks.items():
         masks = {modality: dataset.present[modality] for modality in network.reads if modality in dataset.present}
@@ -337,11 +337,11 @@ def absences(dataset: Dataset, networks: Mapping[str, Network]) -> list[str]:
 def rehearse(
     stage: Stage, method: Method, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
 ) -> tuple[str, ...]:
-    """One step and one validation of a few rows, which leave no trace; gives the groups of the terms, in their order.
+    """Run one step and one validation on a few rows and restore all state; returns the groups of the terms, in order.
 
     Raises:
-        ShapeError: torch refused to compute something; says what the method was given.
-        CrossdistillError: whatever the method, a network or the weighting itself says.
+        ShapeError: torch raised an error; names the shapes that the method received.
+        CrossdistillError: raised by the method, a network or the weighting.
     """
     if type(method).measure is not Method.measure:
         method = copy.deepcopy(method)
@@ -381,7 +381,7 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def graph_faults(stage: Stage, method: Method, device: torch.device) -> list[str]:
-    """Why the steps of a stage cannot be captured, as far as that can be told beforehand."""
+    """Reasons why the steps of a stage cannot be captured in a graph, as far as known before training."""
     if not stage.cuda_graphs:
         return []
     reasons = {

@@ -1,4 +1,4 @@
-"""Where a stage's signals come from: which outputs of which networks are read from banks, which are live, and why."""
+"""Sources of a stage's signals: the choice of banked and live outputs of each network, with reasons."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -26,15 +26,15 @@ from crossdistill.teacher import Live, Teacher, TeacherBase
 log = logging.getLogger("crossdistill")
 
 SOURCES = "sources.json"
-"""File of a run folder that holds every stage's choices."""
+"""File in a run folder with the choices of every stage."""
 BANKED_SPLITS = ("train", "validation")
 TRAINS = "it trains in this stage"
-"""The reason that needs no telling."""
+"""The reason that is not displayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class BankChoice:
-    """One output of one network in one stage: from a bank or live, why, and how many bytes its bank takes."""
+    """The choice for one output of a network in a stage: banked or live, the reason, and the bytes of its bank."""
 
     source: str
     want: str
@@ -44,7 +44,7 @@ class BankChoice:
     dtype: StoredType = "float32"
 
     def text(self) -> str:
-        """For people."""
+        """The choice as a sentence."""
         return f"{self.source} {self.want}: {'banked' if self.banked else 'live'}, {self.reason}"
 
 
@@ -52,9 +52,9 @@ Choices = tuple[BankChoice, ...]
 
 
 def banked_rows(dataset: Dataset) -> BankRows:
-    """A bank's rows: all that training and validation ever look at, in increasing order of view and sample id.
+    """A bank's rows: all rows that training and validation read, in increasing order of view and sample id.
 
-    With augmentation, training rows are there in their views, and validation rows as they are.
+    With augmentation, training rows are included in each view, and validation rows without augmentation.
     """
     views = None if dataset.augmentation is None else dataset.augmentation.views
     if views is None:
@@ -74,12 +74,12 @@ def decide(
     settings: BankSettings,
     moving: Collection[nn.Module] = (),
 ) -> Choices:
-    """For every output that a stage reads: banked or live, and why. The smallest outputs get the budget first.
+    """Choose banked or live, with a reason, for every output that a stage reads; the smallest outputs first.
 
-    `needs` is the method's, `moving` are the networks that train in the stage.
+    `needs` are the signals of the method, `moving` the networks that train in the stage.
 
     Raises:
-        SettingError: the stage's source is "banked", and something that it reads cannot be; one line for each.
+        SettingError: the stage's source is "banked", but some outputs cannot be; one line for each.
     """
     sources = {name: TeacherBase.of(source) for name, source in {student.name: student, **teachers}.items()}
     asked = {student.name if name == STUDENT else name: signals for name, signals in needs.items()}
@@ -121,7 +121,7 @@ def decide(
 
 
 def _changing(dataset: Dataset) -> str | None:
-    """Why nothing is banked, whoever gives it: what is looked at is another thing each time."""
+    """The reason why no output can be banked: the augmented rows are not fixed or have no key; None if none."""
     if dataset.augmentation is None:
         return None
     if dataset.augmentation.views is None:
@@ -136,7 +136,7 @@ def _changing(dataset: Dataset) -> str | None:
 
 
 def unkeyed_views(dataset: Dataset) -> list[str]:
-    """Why the views of training rows have no key; empty where they have one."""
+    """Reasons why the views of training rows have no key; empty if they have one."""
     own = dataset.augmentation
     if own is None or own.key is not None:
         return []
@@ -151,7 +151,7 @@ def _same_again(dataset: Dataset) -> str:
 
 
 def _never(stage: Stage, teacher: TeacherBase, moving: Collection[nn.Module]) -> str | None:
-    """Why nothing of this source is banked, whatever its outputs are."""
+    """The reason why no output of this source is banked; None if there is none."""
     source = teacher.unshuffled
     trained = {id(part) for network in moving for part in network.modules()}
     if any(id(part) in trained for module in source.modules() for part in module.modules()):
@@ -163,7 +163,7 @@ def _never(stage: Stage, teacher: TeacherBase, moving: Collection[nn.Module]) ->
 
 
 def _unbankable(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> str | None:
-    """Why this one output cannot be kept as rows of numbers."""
+    """The reason why this output cannot be stored as rows of numbers; None if it can."""
     if signal.kind != "cut":
         return None
     network = teacher.network
@@ -183,7 +183,7 @@ def _unbankable(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> str |
 
 
 def _others_at(network: Network, tap: str, dataset: Dataset) -> int:
-    """How many tensors besides the tap's own value the rest of a network reads."""
+    """The number of tensors other than the tap's value that the rest of a network reads."""
     modes = {module: module.training for module in network.modules()}
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval()
@@ -200,10 +200,10 @@ def _numbers(spec: OutputSpec, signal: Signal, who: str) -> int:
 
 
 def wanted_shape(spec: OutputSpec, signal: Signal, who: str) -> tuple[int, ...]:
-    """Shape of one row of an output.
+    """The shape of one row of an output.
 
     Raises:
-        SettingError: the network does not give it.
+        SettingError: the network does not have this output.
     """
     if signal.tap:
         return tuple(spec.feature(signal.tap, who))
@@ -214,18 +214,18 @@ def wanted_shape(spec: OutputSpec, signal: Signal, who: str) -> tuple[int, ...]:
 
 
 def masked_base(teacher: Teacher) -> TeacherBase | None:
-    """The teacher that this one masks, under the shuffled control too; None where it masks none."""
+    """The teacher masked by this one, also under the shuffled control; None if this one is not masked."""
     source = TeacherBase.of(teacher).unshuffled
     return None if source.base is source else source.base
 
 
 def choices_key(choices: Sequence[BankChoice]) -> Any:
-    """What the choices change in a stage's numbers: None when everything is live."""
+    """The part of a stage's key for its banked outputs; None if all are live."""
     return sorted([choice.source, choice.want, choice.dtype] for choice in choices if choice.banked) or None
 
 
 def save_choices(out: Path, stages: Mapping[str, Choices]) -> None:
-    """Write every stage's choices, by the name of the stage's folder.
+    """Write the choices of every stage, by the name of its folder.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -234,9 +234,9 @@ def save_choices(out: Path, stages: Mapping[str, Choices]) -> None:
 
 
 def load_choices(out: Path) -> dict[str, Choices] | None:
-    """What a run that is resumed decided at its start; None when it never did, or when that is damaged.
+    """The choices that a resumed run made at its start; None if the file is missing or damaged.
 
-    What is decided anew is part of the key of each stage, so that it cannot differ unnoticed.
+    New choices are part of the key of each stage, so that a difference is detected.
     """
     path = out / SOURCES
     if not path.is_file():
@@ -253,7 +253,7 @@ _CHOICES = TypeAdapter(dict[str, Choices])
 
 
 def explained(choices: Sequence[BankChoice]) -> list[str]:
-    """The choices for people: one line for each reason; what trains needs no telling."""
+    """The displayed choices: one line for each reason, without outputs of networks that train."""
     groups: dict[tuple[bool, str], list[BankChoice]] = {}
     for choice in choices:
         if choice.reason != TRAINS:

@@ -1,4 +1,4 @@
-"""What goes into a stage's key about its networks and its data, before anything has trained."""
+"""The parts of a stage's key for its initial networks and its data."""
 
 import torch
 
@@ -10,10 +10,10 @@ from crossdistill.runtime.hashing import fingerprint, key_hash, tensor_hash
 
 
 def initial_key(recipe: Recipe, name: str, network: Network) -> str:
-    """A member at the start of a run: its weights, or what they are drawn from, and its code."""
+    """The key of a member at the start of a run: its weights, or the source of their random values, and its code."""
     given = recipe.student if name == recipe.learner else recipe.teachers[name]
     if isinstance(given, Network):
-        # The same weights in another architecture are another network.
+        # Equal weights in different architectures are different networks.
         key = [network.code_text(), network.reads, network.taps, fingerprint(network)]
         return key_hash([*key, sorted(network.frozen)] if network.frozen else key)
     settings = given.model_dump(mode="json", exclude={"weights"})
@@ -27,7 +27,7 @@ def initial_key(recipe: Recipe, name: str, network: Network) -> str:
 
 
 def views_key(dataset: Dataset) -> str | None:
-    """What makes the views of training rows; of something without a key, what it makes of two of them."""
+    """The key of the views of training rows; for augmentations without a key, a hash of two augmented rows."""
     own = dataset.augmentation
     if own is None:
         return None

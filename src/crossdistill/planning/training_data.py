@@ -1,4 +1,4 @@
-"""What a training loop of one's own says of its training data, and which of it a method reads."""
+"""The training data given by a custom training loop, and the detection of which facts a method reads."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from crossdistill.planning.preflight import data_spec
 
 
 class TrainingData:
-    """What is known of the training data, and whether the method reads single rows of it.
+    """The known facts about the training data, and whether the method reads facts about single rows.
 
     Raises:
-        SettingError: several arguments say what the data are.
+        SettingError: several arguments define the data.
     """
 
     def __init__(self, who: str, data: Dataset | None, targets: Tensor | None, rows: int | None) -> None:
@@ -36,24 +36,24 @@ class TrainingData:
             self._highest = self._known.rows - 1 if ids is None else int(ids.max())
 
     def check(self, ids: Tensor) -> None:
-        """Refuse ids of no training row, as far as that can be seen without waiting for an accelerator."""
+        """Refuse ids without a training row, if this needs no synchronisation with an accelerator."""
         if self.ids_read and ids.device.type == "cpu" and len(ids):
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high > self._highest:
                 raise ShapeError(f"ids are {low} to {high}; the training data have the ids 0 to {self._highest}")
 
     def spec(self, classes: int) -> DataSpec:
-        """As a method is told of it, whose student tells so many classes apart."""
+        """The `DataSpec` for a method whose student has this number of classes."""
         known = self._known or DataSpec(0, classes)
         spec = _Watched(known.rows, known.classes or classes, known.targets, known.ids, known.labelled_fraction)
         object.__setattr__(spec, "data", self)
         return spec
 
     def read(self, field: str) -> None:
-        """A method looks at something that is of single rows.
+        """Note that a method reads a field of single rows.
 
         Raises:
-            SettingError: nothing is known of them.
+            SettingError: no training data were given.
         """
         if self._known is None:
             raise SettingError(
@@ -64,7 +64,7 @@ class TrainingData:
 
 
 class _Watched(DataSpec):
-    """A `DataSpec` that notes what a method reads of single rows."""
+    """A `DataSpec` that records the fields of single rows that a method reads."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("rows", "targets", "ids"):
