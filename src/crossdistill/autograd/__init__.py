@@ -1,1 +1,1 @@
-"""Gradients that are computed, kept or stored in another way than PyTorch does by itself."""
+"""Alternatives to PyTorch's computation and storage of gradients: immediate, factored, and in mapped files."""

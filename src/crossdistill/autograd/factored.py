@@ -1,9 +1,9 @@
-"""Gradients of large linear layers as the two factors that they are the product of.
+"""Gradients of large linear layers, stored as two factors.
 
-A layer's gradient over B rows is a product of two matrices with B rows each. Where the layer is a mask network's
-projector (105 million weights at AV-MNIST's sizes) and a batch has 64 rows, the factors take a tenth of what the
-product does, which would be written once and read twice. They stay apart until the optimizer multiplies them out, a
-part of the weights at a time (`ChunkedAdam`). Whatever else is done to such a gradient is done to the product.
+A layer's gradient over B rows is a product of two matrices with B rows each. For a mask network's projector (105
+million weights at AV-MNIST's sizes) and a batch of 64 rows, the factors need a tenth of the product's memory, and the
+product would be written once and read twice. The optimizer multiplies the factors in parts of the weight
+(`ChunkedAdam`). Operations that are not implemented for factors use the product.
 
 Shapes: T tokens of width d, B rows, L numbers in; the weight is (T · d, L).
 """
@@ -20,15 +20,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 LARGE_BYTES = 32 * 2**20
-"""Weights from this size on are worth handling a part at a time."""
+"""Least size of a weight, in bytes, that is processed in parts."""
 
 _from_bytes: ContextVar[float] = ContextVar("factored_gradients", default=math.inf)
-"""Size of the smallest weight whose gradient stays in factors."""
+"""Least size of a weight, in bytes, whose gradient is kept as factors."""
 
 
 @contextmanager
 def factored_gradients(wanted: bool = True, *, large_bytes: int | None = None) -> Iterator[None]:
-    """In here, layers that can leave their gradient in factors do, for weights of `large_bytes` or more."""
+    """A context in which supporting layers keep gradients of weights of `large_bytes` or more as factors."""
     least = LARGE_BYTES if large_bytes is None else large_bytes
     token = _from_bytes.set(least if wanted else math.inf)
     try:
@@ -38,12 +38,12 @@ def factored_gradients(wanted: bool = True, *, large_bytes: int | None = None) -
 
 
 def worth_factoring(rows: int, weight: Float[Tensor, "T_d L"]) -> bool:
-    """Whether factors of so many rows are wanted here: of a large weight, where they are no larger than it."""
+    """Whether to keep factors of this number of rows: the weight is large, and the factors are not larger."""
     return rows <= weight.shape[1] and weight.nbytes >= _from_bytes.get()
 
 
 def product(left: Float[Tensor, "T B d"], right: Float[Tensor, "B L"], out: Tensor | None = None) -> Tensor:
-    """The factors multiplied out, (T · d, L)."""
+    """The product of the factors, (T · d, L)."""
     many = right.expand(len(left), *right.shape)
     if out is not None:
         out = out.view(len(left), left.shape[2], right.shape[1])
@@ -51,13 +51,13 @@ def product(left: Float[Tensor, "T B d"], right: Float[Tensor, "B L"], out: Tens
 
 
 class FactoredGradient(Tensor):
-    """A gradient (T · d, L) that is not multiplied out."""
+    """A gradient (T · d, L), stored as factors."""
 
     left: Float[Tensor, "T B d"]
     right: Float[Tensor, "B L"]
 
     def __new__(cls, left: Tensor, right: Tensor) -> "FactoredGradient":
-        """A tensor of the product's shape, and none of its numbers."""
+        """A tensor with the product's shape but without storage for its values."""
         tokens, _, width = left.shape
         found: FactoredGradient = torch.Tensor._make_wrapper_subclass(
             cls, (tokens * width, right.shape[1]), dtype=left.dtype, device=left.device
@@ -70,23 +70,23 @@ class FactoredGradient(Tensor):
 
     @property
     def width(self) -> int:
-        """How many rows of the weight belong to a token: parts are of whole tokens."""
+        """Rows of the weight per token; parts consist of whole tokens."""
         return self.left.shape[2]
 
     def part(self, rows: slice, out: Tensor) -> Float[Tensor, "n L"]:
-        """These rows of the gradient, whole tokens', as an ordinary tensor."""
+        """These rows of the gradient (whole tokens) as an ordinary tensor."""
         return product(self.left[rows.start // self.width : rows.stop // self.width], self.right, out)
 
     def multiplied(self) -> Float[Tensor, "T_d L"]:
         """The gradient as an ordinary tensor."""
         return product(self.left, self.right)
 
-    # PyTorch's annotation of this lacks the class and the function.
+    # PyTorch's annotation lacks the class and the function.
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Scale, detach and take the norm of factors; anything else is done to their product."""
+        """Scaling, detaching and the norm use the factors; any other operation uses their product."""
         own = _OWN.get(func.overloadpacket)
         if own is not None and isinstance(args[0], cls) and not any(isinstance(one, cls) for one in args[1:]):
             return own(*args, **(kwargs or {}))
@@ -110,7 +110,7 @@ def _same(gradient: FactoredGradient) -> FactoredGradient:
 
 
 def _norm(gradient: FactoredGradient, order: float = 2, *arguments: Any, **options: Any) -> Tensor:
-    """The Euclidean norm out of the factors' inner products; other norms, and parts of it, need the product."""
+    """The Euclidean norm from the factors' inner products; other norms and dimensions use the product."""
     if order != 2 or arguments or options:
         whole: Tensor = torch.linalg.vector_norm(gradient.multiplied(), order, *arguments, **options)
         return whole

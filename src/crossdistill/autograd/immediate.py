@@ -1,8 +1,8 @@
-"""Gradients that are taken at once, so that a step of many independent terms holds one graph at a time.
+"""Immediate gradients: a step with many independent terms holds one graph at a time.
 
-A term that reaches parameters of its own (one mask, say) needs its graph only until its gradient is known. Taken right
-after the term is computed, the graph is gone before the next term's begins: memory is that of the largest term instead
-of the sum, and the step's interface, weighting, and DDP's hooks stay what they are. No pass is run twice.
+The graph of a term with separate parameters (one mask, for example) is needed only until its gradient is computed. The
+gradient is computed right after the term, so that its graph is freed before the next term: peak memory is that of the
+largest term instead of the sum. The step's interface, weighting and DDP's hooks do not change. No pass runs twice.
 """
 
 import math
@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 def immediately(
     compute: Callable[[], Sequence[Tensor]], owned: Sequence[Sequence[nn.Parameter]], total_rows: int
 ) -> list[Tensor]:
-    """Values row by row (one tensor of rows for each entry of `owned`), with their gradients taken at once.
+    """Values per row (one tensor of rows for each entry of `owned`), with immediately computed gradients.
 
-    `owned[k]` are the only parameters that values k depend on, and they depend on nothing else that needs a gradient.
-    Values have to be reduced as a term's are: their sum over `total_rows`, times anything, since the gradient is kept
-    for the whole sum. Without gradient mode this is `compute` alone.
+    Values k must depend only on the parameters `owned[k]`, and on nothing else that needs a gradient. Values must be
+    reduced as a term is: their sum divided by `total_rows`, times any factor, since only the gradient of the whole sum
+    is stored. Without gradient mode this only calls `compute`.
     """
     owned = [[own for own in owns if own.requires_grad] for owns in owned]
     if not torch.is_grad_enabled() or not any(owned):
@@ -40,7 +40,7 @@ class _Eager(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             values = list(compute())
-            # What a term's reduction sends back to every row; to the last bit, so that nothing is rounded twice.
+            # The gradient of a term's reduction for every row, bit-identical, so that nothing is rounded twice.
             sent = [torch.ones((), dtype=value.dtype, device=value.device) / total_rows for value in values]
             ctx.boost = _boost(sent[0].device.type, total_rows)
             weights = [(one * ctx.boost).expand_as(value) for one, value in zip(sent, values, strict=True)]
@@ -55,12 +55,12 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         sent = [next(saved) for _ in upstream]
-        # One number for all rows: exactly 1 where the term has weight 1.
+        # One number for all rows: exactly 1 for a term of weight 1.
         scales = [
             upstream[k].flatten()[0] / sent[k] / ctx.boost if upstream[k].numel() else sent[k].new_zeros(())
             for k in range(len(upstream))
         ]
-        # Where a look is free, what needs no scaling is handed on as it is: masks have gradients of half a gigabyte.
+        # If the check needs no synchronisation, skip scaling by 1: masks have gradients of half a gigabyte.
         plain = [scale.device.type == "cpu" and bool(scale == 1) for scale in scales]
         owners = [k for k, count in enumerate(ctx.counts) for _ in range(count)]
         gradients: list[Tensor | None] = []
@@ -77,12 +77,12 @@ def immediately_in_blocks(
     blocks: Sequence[slice],
     total_rows: int,
 ) -> list[Tensor]:
-    """`compute(block, rows[:, block], *shared)`, G tensors of values row by row, with its gradients taken at once.
+    """`compute(block, rows[:, block], *shared)`, G tensors of values per row, with immediate gradients.
 
-    Inside `immediately` this goes further: what a block of rows keeps for its backward pass is gone before the next
-    block begins. Values k depend on `rows[k]` and on `shared`, and on nothing else that needs a gradient; shared
-    tensors that begin with a dimension of G are of values k each, others are of all values, which then need one weight.
-    The memory of `rows` is used up: their gradient takes it over.
+    For use inside `immediately`: the tensors saved for the backward pass of a block of rows are freed before the next
+    block. Values k must depend only on `rows[k]` and `shared`, and on nothing else that needs a gradient. A shared
+    tensor with a first dimension of G has one entry per values k; others belong to all values, which then need equal
+    weights. The memory of `rows` is overwritten by their gradient.
     """
     if not torch.is_grad_enabled():
         parts = [compute(block, rows[:, block], *shared) for block in blocks]
@@ -134,6 +134,6 @@ def _times(gradient: Tensor, scales: Tensor) -> Tensor:
 
 
 def _boost(kind: str, total_rows: int) -> float:
-    """What gradients of float16 passes are multiplied by, so that they do not vanish: the loss scale comes later."""
+    """Factor of the gradients of float16 passes, which prevents underflow before the loss scale is applied."""
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
     return 2.0 ** round(math.log2(total_rows)) if half else 1.0

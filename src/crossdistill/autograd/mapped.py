@@ -1,7 +1,7 @@
-"""Tensors whose memory is a file: for what is needed once in a step or in an epoch, and takes too much room.
+"""Tensors in memory-mapped files, for large values that are needed once per step or epoch.
 
-The files have no names: they are gone when the tensors are, also when the process is killed. What of them is in memory
-is the system's page cache, which it takes back when anybody needs room.
+The files have no names: they are removed with the tensors, also if the process is killed. Their part in memory is page
+cache, which the operating system can reclaim.
 """
 
 import mmap
@@ -16,10 +16,10 @@ from torch import Tensor
 from crossdistill.runtime.files import reserve, storage_error
 
 PART_BYTES = 16 * 2**20
-"""What is worked on before its pages are given back."""
+"""Bytes that are processed before their pages are released."""
 
 FEW_BYTES = 2**20
-"""A copy of fewer is no worth a file."""
+"""Least bytes of a copy that is stored in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class MappedTensor:
 
     @classmethod
     def zeros(cls, like: Tensor, folder: Path) -> "MappedTensor":
-        """Zeros of another tensor's shape and dtype, in a file in this folder; tensors of no numbers need none.
+        """Zeros of another tensor's shape and dtype, in a file in this folder; empty tensors need no file.
 
         Raises:
             StorageError: the folder is not writable, or the disk is full.
@@ -42,7 +42,7 @@ class MappedTensor:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
-                # Room is taken at once: a disk that is full later would end the process without a word.
+                # Space is reserved now: a disk that is full later would kill the process without an error message.
                 reserve(file.fileno(), size)
                 file.truncate(size)
                 pages = mmap.mmap(file.fileno(), size)
@@ -54,7 +54,7 @@ class MappedTensor:
     def copy(
         cls, tensor: Tensor, folder: Path, *, few_bytes: int = FEW_BYTES, part_bytes: int = PART_BYTES
     ) -> "MappedTensor":
-        """The same numbers, in a file in this folder, or in memory where they are few.
+        """A copy in a file in this folder, or in memory if it is small.
 
         Raises:
             StorageError: the folder is not writable, or the disk is full.
@@ -68,7 +68,7 @@ class MappedTensor:
         return found
 
     def copy_to(self, target: Tensor, *, part_bytes: int = PART_BYTES) -> None:
-        """Write these numbers over another tensor's."""
+        """Copy the values into another tensor."""
         if target.ndim == 0:
             target.copy_(self.tensor)
             return
@@ -77,12 +77,12 @@ class MappedTensor:
             self.release()
 
     def release(self) -> None:
-        """Give back the pages that this process has touched; the numbers stay."""
+        """Release the pages that this process has touched; the values are kept."""
         if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._pages.madvise(mmap.MADV_DONTNEED)
 
 
 def parts(tensor: Tensor, whole: int = 1, *, part_bytes: int = PART_BYTES) -> Iterator[slice]:
-    """Slices of the first dimension, of about `part_bytes` and of whole groups of rows."""
+    """Slices of the first dimension with about `part_bytes` each and whole groups of `whole` rows."""
     rows = max(1, part_bytes // max(1, tensor.element_size() * tensor[:1].numel() * whole)) * whole
     yield from (slice(start, start + rows) for start in range(0, len(tensor), rows))

@@ -12,7 +12,7 @@ def partial_distance(
 ) -> Float[Tensor, " B"]:
     """Squared distance to the teacher's feature clipped at the margin, summed over channels and space; no unit.
 
-    arXiv 1904.01866, equations 2 and 3: where the teacher is below zero, only larger values of the student are penalised.
+    arXiv 1904.01866, equations 2 and 3: where the teacher is negative, only larger values of the student are penalised.
 
     Args:
         student: feature with the teacher's number of channels.
@@ -26,7 +26,7 @@ def partial_distance(
 
 
 def normal_margin(mean: Float[Tensor, " C"], deviation: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """Mean of the negative part of normal responses, in their unit; batch norm's shift and scale give the arguments.
+    """Mean of normal responses given that they are below zero, in their unit; arguments: batch norm's shift and scale.
 
     m - s · exp(-(m / s)² / 2) / (√(2π) · Φ(-m / s)), or -3 s if hardly any response (0.1 %) is below zero.
     """

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: divergence of the rows' similarity distributions (Passalis and Tefas, ECCV 2018)."""
+"""Probabilistic knowledge transfer: divergence of similarity distributions (Passalis and Tefas, ECCV 2018)."""
 
 import torch
 from jaxtyping import Float

@@ -30,8 +30,8 @@ def rkd_angle(
 ) -> Float[Tensor, ""]:
     """Smooth L1 between the cosines of the angles of all B³ triplets of rows; no unit.
 
-    arXiv 1904.05068, equations 6 and 7. Vertices are processed in blocks and recomputed for the gradient, so that neither
-    all B x B x D differences nor all B x B x B cosines are in memory; the result is the same.
+    arXiv 1904.05068, equations 6 and 7. Vertices are processed in blocks and recomputed for the gradient: neither
+    all B x B x D differences nor all B x B x B cosines are stored; the result is the same.
     """
     rows, width = len(student), max(student.shape[1], teacher.shape[1])
     if rows < 2:

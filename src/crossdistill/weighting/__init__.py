@@ -1,6 +1,6 @@
-"""How the terms of a step become gradients: plain sum, learned or measured weights, gradient surgery, two momenta.
+"""Weightings of a step's terms: plain sum, learned or measured weights, gradient surgery, two momenta.
 
-One weighting a file, one line each in `AnyWeighting`.
+One weighting per file, with one line each in `AnyWeighting`.
 """
 
 from typing import Annotated
@@ -40,4 +40,4 @@ AnyWeighting = Annotated[
     SumConfig | UncertaintyConfig | LossRatioConfig | GradNormConfig | PCGradConfig | DotConfig,
     Field(discriminator="name"),
 ]
-"""The type of a recipe's field: pydantic picks the class by `name` and lists the names when there is no such one."""
+"""The type of a recipe's field: pydantic selects the class by `name`, and lists the names for an unknown one."""

@@ -1,4 +1,4 @@
-"""Two momenta, a larger one for the teachers' gradient than for the task's (Zhao et al., DOT, ICCV 2023)."""
+"""Two momenta: a larger one for the distillation gradient than for the task gradient (Zhao et al., DOT, ICCV 2023)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -12,16 +12,15 @@ from crossdistill.weighting.separate import Separate
 from crossdistill.weighting.weighting import Turn, Weighting, WeightingConfig
 
 TASK = "task"
-"""The group that has the smaller momentum; all others are distillation."""
+"""The group with the smaller momentum; all other groups are distillation."""
 
 
 class Dot(Separate):
-    """Distillation-oriented training: v_task and v_distil move with momentum m - delta and m + delta.
+    """Distillation-oriented training: velocities v_task and v_distil with momentum m - delta and m + delta.
 
-    The gradient that the optimizer sees is their sum, so it has to be plain SGD: no momentum, no weight decay of its
-    own. `weight_decay` joins the task's gradient (or the only gradient of a parameter that has no task). Where a
-    parameter has received one of the two gradients alone, that one moves with m. A first step takes the gradient as
-    it is.
+    The optimizer's gradient is their sum, so it must be plain SGD without momentum and weight decay. `weight_decay` is
+    added to the task's gradient (or to the only gradient of a parameter without a task gradient). For a parameter with
+    only one of the two gradients, the momentum is m. In the first step the velocity is the gradient.
     """
 
     remembers: ClassVar[bool] = False
@@ -34,11 +33,11 @@ class Dot(Separate):
         self._velocities: Tensor | None = None
         self._received: Tensor | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
-        # In a tuple, so that they are not taken for parameters of its own.
+        # In a tuple, so that they are not registered as parameters of this module.
         self._parameters_now: tuple[Sequence[nn.Parameter]] = ((),)
 
     def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
-        """One pass for the task, one for all that teaches."""
+        """One backward pass for the task, one for the distillation groups."""
         self._parameters_now = (parameters,)
         teaching = [total for group, total in totals.items() if group != TASK]
         zero = torch.zeros((), device=parameters[0].device)
@@ -46,7 +45,7 @@ class Dot(Separate):
         super().backprop(pair, parameters, turn)
 
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
-        """v_task + v_distil; the velocities' own move waits for `after_step`."""
+        """v_task + v_distil; the velocities are updated in `after_step`."""
         (parameters,) = self._parameters_now
         sizes = torch.tensor([own.numel() for own in parameters], device=gradients.device)
         received = torch.stack([part.ne(0).any(1) for part in gradients.split(sizes.tolist(), 1)], 1)
@@ -65,22 +64,22 @@ class Dot(Separate):
         return new.sum(0)
 
     def after_step(self) -> None:
-        """Move the velocities."""
+        """Update the velocities."""
         if self._pending is not None:
             self._velocities, self._received = self._pending
             self._pending = None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The velocities, whose size is known from the first step on."""
+        """The velocities; their size is unknown before the first step."""
         return {"velocities": self._velocities, "received": self._received}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `get_extra_state` gave."""
+        """Restore the state from `get_extra_state`."""
         self._velocities, self._received = state["velocities"], state["received"]
 
 
 class DotConfig(WeightingConfig):
-    """Distillation-oriented training; the optimizer has to be SGD with momentum 0 and weight decay 0."""
+    """Distillation-oriented training; the optimizer must be SGD with momentum 0 and weight decay 0."""
 
     makes: ClassVar[type[Weighting]] = Dot
     plain_sgd: ClassVar[bool] = True

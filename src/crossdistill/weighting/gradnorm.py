@@ -1,4 +1,4 @@
-"""Weights under which every task pulls with a norm that suits its pace (Chen et al., ICML 2018)."""
+"""Task weights that balance gradient norms by the training rates of the losses (Chen et al., ICML 2018)."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -13,12 +13,12 @@ from crossdistill.weighting.weighting import Turn, Weighting, WeightingConfig
 
 
 class GradNorm(Separate):
-    """Gradient normalisation, Chen et al., ICML 2018: every group pulls with a norm that suits its pace.
+    """Gradient normalisation, Chen et al., ICML 2018: balances gradient norms by training rates.
 
     With G groups, n = norm of w · L's gradient over `parameters`, m the mean of n over groups and r a group's
-    L / L(0) divided by the mean of that over groups, one descent step of |n - m · r^alpha| (its target taken as
-    constant) moves each w; then the w are scaled to sum to G. Departures from the paper: the norm is over all
-    that trains, not one shared layer, and w moves by plain descent. Losses must be positive.
+    L / L(0) divided by the mean of that over groups, each w is updated by one gradient step on |n - m · r^alpha|
+    (with a constant target); then the w are scaled to sum to G. Departures from the paper: the norm is over all
+    trained parameters, not one shared layer, and w is updated by plain gradient descent. Losses must be positive.
     """
 
     def __init__(self, groups: Sequence[str], alpha: float = 1.5, learning_rate: float = 0.025) -> None:
@@ -28,12 +28,12 @@ class GradNorm(Separate):
         self.factors: Tensor
         self.first: Tensor
         self.register_buffer("factors", torch.ones(len(self.groups)))
-        # NaN: no step was made yet.
+        # NaN before the first step.
         self.register_buffer("first", torch.full((len(self.groups),), torch.nan))
         self._pending: tuple[Tensor, Tensor] | None = None
 
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
-        """The weighted sum; the weights' own move waits for `after_step`."""
+        """The weighted sum; the weights are updated in `after_step`."""
         factors = self.factors.to(gradients)
         first = torch.where(self.first.isnan(), losses, self.first.to(losses))
         norms = gradients.norm(dim=1) / turn.scale(torch.ones((), device=gradients.device, dtype=gradients.dtype))
@@ -42,7 +42,7 @@ class GradNorm(Separate):
         targets = pulls.mean() * (pace / pace.mean()) ** self.alpha
         moved = (factors - self.learning_rate * torch.sign(pulls - targets) * norms).clamp_min(0.0)
         moved = moved * (len(self.groups) / moved.sum())
-        # An overflow of mixed precision skips the optimizer's step and must not reach the weights either.
+        # An overflow in mixed precision skips the optimizer's step and must not change the weights either.
         self._pending = (torch.where(moved.isfinite().all(), moved, factors), first)
         return factors @ gradients
 
@@ -51,7 +51,7 @@ class GradNorm(Separate):
         return dict(zip(self.groups, self.factors.unbind(), strict=True))
 
     def after_step(self) -> None:
-        """Move the weights, and keep the first step's losses."""
+        """Update the weights, and store the first step's losses."""
         if self._pending is not None:
             factors, first = self._pending
             self.factors.copy_(factors)

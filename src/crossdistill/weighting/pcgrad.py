@@ -1,4 +1,4 @@
-"""Gradients that lose what conflicts with another task's (Yu et al., NeurIPS 2020)."""
+"""Gradient surgery: projection of conflicting task gradients (Yu et al., NeurIPS 2020)."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -13,10 +13,11 @@ from crossdistill.weighting.weighting import Turn, Weighting, WeightingConfig
 
 
 class PCGrad(Separate):
-    """Gradient surgery, Yu et al., NeurIPS 2020: a group's gradient loses what conflicts with another group's.
+    """Gradient surgery, Yu et al., NeurIPS 2020: removes conflicting components of the groups' gradients.
 
-    Each gradient meets the others in a random order (a function of `seed` and the step, so equal on all ranks and
-    after a resume); where the inner product is negative, the component along the other's original gradient goes.
+    Each gradient is compared with the others in a random order (a function of `seed` and the step, so equal on all
+    ranks and after a resume); for a negative inner product, its component along the other's original gradient is
+    removed.
     """
 
     remembers: ClassVar[bool] = False
@@ -26,7 +27,7 @@ class PCGrad(Separate):
         self.seed = seed
 
     def orders(self, size: int, step: int) -> list[list[int]]:
-        """For each of `size` groups, the others in the order in which it meets them in this step."""
+        """For each of `size` groups, the order of the others in this step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         drawn = [torch.randperm(size, generator=generator).tolist() for _ in range(size)]
         return [[other for other in order if other != own] for own, order in enumerate(drawn)]
@@ -34,8 +35,8 @@ class PCGrad(Separate):
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
         """The sum of the projected gradients.
 
-        Every projection stays in the span of the G gradients, so it is carried out on coefficients with the
-        G by G inner products: P numbers are read twice, whatever G.
+        Every projection is in the span of the G gradients, so it is computed on coefficients with the G by G inner
+        products: the P numbers are read twice, whatever G.
         """
         products = gradients @ gradients.T
         tiny = torch.finfo(products.dtype).tiny

@@ -1,4 +1,4 @@
-"""What weightings share that take each group's own gradient."""
+"""The base of weightings that need a separate gradient for each group."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from crossdistill.weighting.weighting import Turn, Weighting
 
 
 class Separate(Weighting):
-    """What weightings that need each group's own gradient share: how gradients are taken, held and laid down."""
+    """Base class: computes each group's gradient, holds them during micro-batches, and writes the combined one."""
 
     needs_separate: ClassVar[bool] = True
 
@@ -26,7 +26,7 @@ class Separate(Weighting):
         """The step's gradient from those of the groups (scaled) and their losses (not scaled)."""
 
     def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
-        """One pass for each group; gradients and losses of all of them are one tensor, hence one sum over ranks."""
+        """One backward pass per group; all gradients and losses are one tensor, so ranks exchange one sum."""
         rows = []
         for index, total in enumerate(totals.values()):
             found: Sequence[Tensor | None] = [None] * len(parameters)
@@ -43,13 +43,13 @@ class Separate(Weighting):
             self._lay_down(parameters, turn)
 
     def _lay_down(self, parameters: Sequence[nn.Parameter], turn: Turn) -> None:
-        """Combine what was held and add it to `.grad`; a parameter that no group used keeps its None."""
+        """Combine the held gradients and add the result to `.grad`; it stays None for parameters unused by all groups."""
         assert self._held is not None
         whole = self._held if turn.reduce is None else turn.reduce(self._held)
         combined = self.combine(whole[:, :-1], whole[:, -1], turn)
         pieces = torch.split(combined, [own.numel() for own in parameters])
         for place, (own, piece) in enumerate(zip(parameters, pieces, strict=True)):
-            # With several ranks another one may have used it, and all must step alike.
+            # With several ranks, another rank may have used it, and all must make the same step.
             if place in self._used or turn.reduce is not None:
                 gradient = piece.view_as(own).to(own.dtype)
                 own.grad = gradient.clone() if own.grad is None else own.grad + gradient

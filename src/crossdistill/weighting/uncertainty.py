@@ -1,4 +1,4 @@
-"""Weights that are learned as the noise of each task (Kendall, Gal and Cipolla, CVPR 2018)."""
+"""Weights from a learned noise level of each task (Kendall, Gal and Cipolla, CVPR 2018)."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -15,9 +15,9 @@ from crossdistill.weighting.weighting import Turn, Weighting, WeightingConfig, o
 class Uncertainty(Weighting):
     """Homoscedastic uncertainty, Kendall, Gal and Cipolla, CVPR 2018: sum of exp(-s) · L + s / 2 over groups.
 
-    s = log σ² is learned, one number for each group, from 0. Groups in `regression` are squared errors and get
-    exp(-s) / 2 (the paper's equation 7), the others exp(-s) (equation 10). `log_variances` belongs in the
-    optimizer, without weight decay, and in the all-reduce.
+    s = log σ² is learned, one number per group, with initial value 0. Groups in `regression` are squared errors with
+    the factor exp(-s) / 2 (the paper's equation 7), the others exp(-s) (equation 10). `log_variances` must be in the optimizer,
+    without weight decay, and in the all-reduce.
     """
 
     def __init__(self, groups: Sequence[str], regression: Sequence[str] = ()) -> None:
@@ -31,7 +31,7 @@ class Uncertainty(Weighting):
         self.register_buffer("halves", halves, persistent=False)
 
     def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
-        """One pass, which reaches the log-variances too."""
+        """One backward pass, which includes the log-variances."""
         factors = self._factors()
         losses = [factors[index] * total for index, total in enumerate(totals.values())]
         one_pass([*losses, turn.fraction * 0.5 * self.log_variances.sum()], turn)

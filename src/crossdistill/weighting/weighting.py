@@ -1,7 +1,7 @@
-"""What every weighting is: from the terms of a step to gradients, group by group.
+"""The interface of weightings, which turn the terms of a step into gradients, group by group.
 
-A weighting works on *groups*: terms of one group are one task and are summed first. Term values come in reduced
-and multiplied by the method's own weights, so that parts of all ranks and micro-batches add up to the whole.
+A weighting works on *groups*: terms of one group are one task and are summed first. Term values are already reduced
+and multiplied by the method's weights, so that the parts of all ranks and micro-batches sum to the whole.
 """
 
 import abc
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crossdistill.errors import SettingError
 
 Change = Callable[[Tensor], Tensor]
-"""Tensor to tensor: a loss scaler's `scale`, or a sum over ranks."""
+"""A function of a tensor: a loss scaler's `scale`, or a sum over ranks."""
 
 
 def same(value: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def same(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a call of `Weighting.backward` says of the step that it belongs to; the words are explained there."""
+    """The arguments of `Weighting.backward` about the step; they are explained there."""
 
     scale: Change
     reduce: Change | None
@@ -44,16 +44,16 @@ def one_pass(losses: list[Tensor], turn: Turn) -> None:
 class Weighting(nn.Module, abc.ABC):
     """Turns the terms of a step into `.grad`.
 
-    `groups` names the groups that every step must give; a weighting that remembers nothing of them takes any
-    when none are named. The runner calls `backward` once for every micro-batch, steps the optimizer, then calls
-    `after_step`; after the last step of an epoch it calls `after_epoch`. What is learned is in the state dict.
+    `groups` names the groups of every step; it may be empty for a weighting without state per group. The runner calls
+    `backward` once for every micro-batch, steps the optimizer, then calls `after_step`; after the last step of an
+    epoch it calls `after_epoch`. Learned values are in the state dict.
     """
 
     needs_separate: ClassVar[bool] = False
-    """Each group needs its own gradient: the runner calls under `no_sync`, and `reduce` sums over ranks."""
+    """Whether each group needs a separate gradient: the runner calls it under `no_sync`, and `reduce` sums over ranks."""
 
     remembers: ClassVar[bool] = True
-    """Keeps something for each group, so it must know them beforehand."""
+    """Whether it has state for each group, so that the groups must be given when it is built."""
 
     def __init__(self, groups: Sequence[str] = ()) -> None:
         super().__init__()
@@ -73,17 +73,17 @@ class Weighting(nn.Module, abc.ABC):
         last: bool = True,
         fraction: float = 1.0,
     ) -> Mapping[str, Float[Tensor, ""]]:
-        """Add the combined gradient to `.grad`; give each term as it was weighted, detached, without a host sync.
+        """Add the combined gradient to `.grad`; returns each weighted term, detached, without a host sync.
 
-        `groups` maps each term to its group. `parameters` are what trains; a weighting that `needs_separate`
-        touches only these, the others whatever the graph reaches. `scale` multiplies a loss by a constant (mixed
+        `groups` maps each term to its group. `parameters` are the trained ones; a weighting that `needs_separate`
+        changes only these, the others all parameters in the graph. `scale` multiplies a loss by a constant (mixed
         precision, ranks) and stays in the gradient. `reduce` sums a tensor over ranks: one call for all groups,
         after which `.grad` is the same everywhere and needs no all-reduce. `step` is the optimizer step, equal on
-        all ranks. `last` says that this micro-batch ends the step: separate gradients are held until then.
-        `fraction` is this call's part of the step, 1 / (ranks · micro-batches), for addends that are no sum over rows.
+        all ranks. `last`: this micro-batch ends the step; separate gradients are held until then.
+        `fraction` is this call's part of the step, 1 / (ranks · micro-batches), for addends that are not sums over rows.
 
         Raises:
-            SettingError: a term without a group, or groups other than this weighting was built for.
+            SettingError: a term has no group, or the groups differ from those of this weighting.
         """
         totals = self._totals(terms, groups)
         weights = self.weights()
@@ -94,20 +94,20 @@ class Weighting(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
-        """What distinguishes a weighting: from each group's total, in the order of `groups`, to `.grad`."""
+        """Compute `.grad` from each group's total, in the order of `groups`; each subclass defines this."""
 
     def weights(self) -> Mapping[str, Float[Tensor, ""]]:
-        """The present factor of each group, detached; a group that is not listed has 1."""
+        """The current factor of each group, detached; groups that are not listed have 1."""
         return {}
 
     def after_step(self) -> None:
-        """Move what is measured during steps; called when the optimizer has stepped."""
+        """Update state measured during steps; called after the optimizer's step."""
 
     def after_epoch(self, reduce: Change | None = None) -> None:
-        """Move what is measured over epochs; `reduce` sums a tensor over ranks."""
+        """Update state measured over epochs; `reduce` sums a tensor over ranks."""
 
     def _totals(self, terms: Mapping[str, Tensor], groups: Mapping[str, str]) -> dict[str, Tensor]:
-        """Sum of each group's terms, in the order of `self.groups`, or of their appearance when none are named."""
+        """The sum of each group's terms, in the order of `self.groups`, or of first appearance if that is empty."""
         homeless = sorted(set(terms) - set(groups))
         found = dict.fromkeys(groups[name] for name in terms if name in groups)
         if homeless or (self.groups and set(found) != set(self.groups)):
@@ -123,27 +123,27 @@ class Weighting(nn.Module, abc.ABC):
 
 
 class WeightingConfig(BaseModel):
-    """Settings of one weighting, frozen; `name` is how recipes call it."""
+    """Frozen settings of one weighting; `name` is its name in recipes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     makes: ClassVar[type[Weighting]]
     plain_sgd: ClassVar[bool] = False
-    """Does what a momentum and a weight decay would do: the optimizer must have neither."""
+    """Whether it includes momentum and weight decay, so that the optimizer must have neither."""
     name: str
 
     def build(self, groups: Sequence[str]) -> Weighting:
-        """The weighting for terms of these groups; every setting but the name is an argument of its class."""
+        """Build the weighting for these groups; all settings except `name` are arguments of its class."""
         return self.makes(groups, **self.model_dump(exclude={"name"}))
 
 
 class Sum(Weighting):
-    """The terms as the method weighted them, added up: one backward pass."""
+    """The plain sum of the method's weighted terms, with one backward pass."""
 
     remembers: ClassVar[bool] = False
 
     def backprop(self, totals: Mapping[str, Float[Tensor, ""]], parameters: Sequence[nn.Parameter], turn: Turn) -> None:
-        """One pass over the sum."""
+        """One backward pass over the sum."""
         one_pass(list(totals.values()), turn)
 
 
