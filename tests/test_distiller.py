@@ -373,7 +373,9 @@ def _process(rank: int, folder: str, names: Sequence[str]) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_under_ddp_are_one(tmp_path: Path) -> None:
+def test_two_processes_under_ddp_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The processes import this module by its name.
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     names = ("kd", "rkd", "crd")
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_process, args=(rank, str(tmp_path), names)) for rank in range(2)]

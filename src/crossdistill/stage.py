@@ -144,7 +144,7 @@ class Stage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("", pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Names the stage in `--set stages.NAME...`, the output and the folder; default: the method and its learner."""
+    """Names the stage in overrides, in the output and in its folder; default: the method and its learner."""
     method: SerializeAsAny[MethodConfig]
     """A method by name ("kd"), or its settings ([methods](methods.md))."""
     epochs: int = Field(ge=0)

@@ -1,9 +1,10 @@
 """Devices that are not there, or do not work, and optimizers of torches of several ages: sentences, not tracebacks."""
 
-from collections.abc import Callable
+from collections.abc import functools
 from pathlib import Path
 from typing import Any
 
+import Callable
 import pytest
 import torch
 from command_line import Command
@@ -68,6 +69,7 @@ MOVE = "crossdistill.training.optimizer.ChunkedAdam._function"
 def older(function: Callable[..., Any]) -> Any:
     """The same function, without the argument that newer torches added."""
 
+    @functools.wraps(function)
     def checked(*words: Any, **given: Any) -> Any:
         if "decoupled_weight_decay" in given:
             raise TypeError("got an unexpected keyword argument 'decoupled_weight_decay'")
