@@ -1,16 +1,16 @@
-"""Bank: what a frozen network gave for every sample, computed once, stored as arrays and read by sample id.
+"""Bank: one output of a frozen network for every sample, computed once, stored as arrays and read by sample id.
 
 A bank is one folder for one output of one network:
 
-    bank.json    the key, and what people want to know (who, how many rows, when)
+    bank.json    the key, and a description (source, number of rows, time)
     ids.npy      (R,) int64, the sample of each row
-    view.npy     (R,) int64, the view in which the sample is there: 0 as it is, others are seeded
+    view.npy     (R,) int64, the view of the sample: 0 without augmentation, others are seeded
     values.npy   (R, ...) the output; bfloat16 is stored as the uint16 of its bits
-    seen.npy     (R,) uint8, rows that the network saw (its modalities are present there)
+    seen.npy     (R,) uint8, 1 for rows whose modalities are present, so that the network computed them
     blocks.npy   one uint64 for each block of 256 rows: 0 is absent, else 2³² + the CRC-32 of its values and `seen`
 
-The folder appears as a whole, sized and empty. A block is then done or absent, whoever fills it and however often
-that is killed, and since blocks are fixed, a bank that is filled again is the same bit for bit.
+The folder appears as a whole, with files of their full size and no blocks. A block is complete or absent, even if
+processes that fill it are killed; since blocks are fixed, a bank that is filled again is the same bit for bit.
 """
 
 import json
@@ -35,7 +35,7 @@ from crossdistill.runtime.files import atomic_folder, reserve, write_json
 from crossdistill.runtime.hashing import key_hash
 
 SCHEMA = 3
-"""Changes whenever the same key would stand for other files."""
+"""Version of the file layout; changes whenever the same key would describe other files."""
 BLOCK_ROWS = 256
 DESCRIPTION = "bank.json"
 
@@ -45,30 +45,29 @@ STORED: Mapping[str, tuple[torch.dtype, str]] = {
     "float16": (torch.float16, "<f2"),
     "bfloat16": (torch.bfloat16, "<u2"),
 }
-"""Each type of stored values: in torch, and in the file."""
+"""Types of stored values: the torch type and the NumPy type in the file."""
 
 
 class BankSettings(BaseModel):
-    """How much room the outputs of frozen networks may take, and in which precision they are kept."""
+    """Space limits of the stored outputs of frozen networks, and their precision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: int = Field(4 * 2**30, ge=0)
     """Bytes on disk for the banks of one stage. An output that does not fit is computed live."""
     memory: int = Field(2**30, ge=0)
-    """Bytes of these that are held in memory (of the accelerator, where there is one); the rest is read from disk."""
+    """Bytes of the banks that are held in memory (of the accelerator, if there is one); the rest is read from disk."""
     dtype: StoredType = "float32"
-    """Half the bytes at float16 and bfloat16, and as many digits."""
+    """Type of stored values; float16 and bfloat16 halve the bytes and round the values."""
 
 
 @dataclass(frozen=True, slots=True)
 class BankKey:
-    """Everything that a bank's numbers depend on; its hash names the folder.
+    """Everything that the numbers of a bank depend on; its hash is part of the folder's name.
 
-    `weights` and `data` are hashes (the first one of the structure too), `rows` is `BankRows.key`. `views` counts the
-    seeded views of each training row (0: rows as they are), `transform` is the key of what makes them. `gives` is the
-    type in which the network gives the output, `dtype` that in which it is kept; `computed` is by what: library and
-    device.
+    `weights` and `data` are hashes (`weights` covers the structure too), `rows` is `BankRows.key`. `views` counts the
+    seeded views of each training row (0: no augmentation), `transform` is the key of their augmentation. `gives` is
+    the type of the network's output, `dtype` that of the stored values; `computed` names the library and the device.
     """
 
     weights: str
@@ -85,16 +84,16 @@ class BankKey:
 
     @property
     def folder(self) -> str:
-        """The bank's folder, under the folder of all banks."""
+        """Name of the bank's folder within the folder of all banks."""
         name = "".join(letter if letter.isalnum() else "-" for letter in self.want)
         return f"{name}-{key_hash(self.as_data())[:20]}"
 
     def as_data(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """The key as plain JSON values."""
         return {**asdict(self), "shape": list(self.shape)}
 
     def differences(self, found: Mapping[str, Any]) -> list[str]:
-        """One line for each field in which a stored key differs from this one."""
+        """The fields in which a stored key differs from this one, one line each."""
         wanted = self.as_data()
         names = [*wanted, *(name for name in found if name not in wanted)]
         return [
@@ -105,10 +104,10 @@ class BankKey:
 
     @classmethod
     def from_data(cls, value: Any, where: Path) -> "BankKey":
-        """A key out of a bank's own description.
+        """A key from the description of a bank.
 
         Raises:
-            BankDamaged: it is no key.
+            BankDamaged: the value is not a key.
         """
         names = {one.name for one in fields(cls)}
         if not isinstance(value, dict) or set(value) != names or value["dtype"] not in STORED:
@@ -116,12 +115,12 @@ class BankKey:
         return cls(**{**value, "shape": tuple(value["shape"])})
 
     def bytes(self, num_rows: int) -> int:
-        """Size of the values of `rows` rows, in bytes."""
+        """Size of the values of `num_rows` rows, in bytes."""
         return num_rows * int(np.prod(self.shape)) * STORED[self.dtype][0].itemsize
 
 
 class Bank:
-    """One output of one frozen network for some rows, on disk; `open` verifies it, `create` makes it empty."""
+    """One output of one frozen network for some rows, on disk; `create` makes an empty bank, `open` verifies one."""
 
     def __init__(self, path: Path, key: BankKey, rows: BankRows) -> None:
         self.path = path
@@ -134,10 +133,10 @@ class Bank:
 
     @classmethod
     def create(cls, folder: Path, key: BankKey, rows: BankRows, about: Mapping[str, Any]) -> "Bank":
-        """The bank of this key in the folder of all banks: made empty where it is not there yet, and verified.
+        """The verified bank of this key in the folder of all banks; an empty one is made if there is none.
 
         Raises:
-            StorageError: there is no room for it, or the folder cannot be written.
+            StorageError: the disk is full, or the folder cannot be written.
             BankError: see `open`.
         """
         path = folder / key.folder
@@ -154,11 +153,11 @@ class Bank:
 
     @classmethod
     def open(cls, path: Path, key: BankKey, rows: BankRows) -> "Bank":
-        """A bank that is there, filled or not.
+        """An existing bank, filled or not, after verification of its key, its arrays' types and its rows.
 
         Raises:
             BankMissing: there is no bank.
-            BankStale: it is of another key; names the fields that differ.
+            BankStale: the bank has another key; names the fields that differ.
             BankDamaged: a file is missing, truncated, of another type, or holds other samples or views.
         """
         if not (path / DESCRIPTION).is_file():
@@ -177,13 +176,13 @@ class Bank:
                 raise BankDamaged(
                     f"bank {path}: row {row} holds {what} {int(stored[row])}, wanted {int(wanted[row])}; {remedy(path)}"
                 )
-        with suppress(OSError):  # a folder that may only be read is not pruned either
+        with suppress(OSError):  # a read-only folder is not pruned either
             os.utime(path / DESCRIPTION)
         return cls(path, key, rows)
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """First row and end of every block."""
+        """First row and end (exclusive) of every block."""
         return [(start, min(start + BLOCK_ROWS, len(self.rows))) for start in range(0, len(self.rows), BLOCK_ROWS)]
 
     def missing(self) -> list[int]:
@@ -192,17 +191,17 @@ class Bank:
         return marks
 
     def verify_values(self) -> None:
-        """Read everything and compare it with the checksums of its blocks.
+        """Read all values and compare them with the checksums of their blocks.
 
         Raises:
             BankMissing: blocks are not filled.
-            BankDamaged: a block is not what was written.
+            BankDamaged: a block differs from its checksum.
         """
         self._require_all()
         self._verify_marks(self._array("values"), self._array("seen"))
 
     def hold(self, device: torch.device | str = "cpu") -> None:
-        """Take all of it into memory, verified.
+        """Load the whole bank into the memory of a device, verified.
 
         Raises:
             BankMissing, BankDamaged: see `verify_values`.
@@ -213,22 +212,22 @@ class Bank:
         self._take_up(_as_tensor(values, self.key).to(device), seen)
 
     def read(self, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"] | None = None) -> Tensor:
-        """The rows of these samples (B, ...), in the type in which they are kept.
+        """The rows of these samples (B, ...), in the stored type.
 
         Raises:
-            BankMissing: the bank has no such sample or view, or is not filled.
+            BankMissing: the bank lacks a sample or view, or is not filled.
         """
         return self.take(self.rows.find(ids, view))
 
     def take(self, at: Int64[Tensor, " R"]) -> Tensor:
-        """Rows by their position, as `rows.find` gives it."""
+        """Rows by their positions, which `rows.find` returns."""
         held = self._values()
         if held.device != at.device:
             return held.index_select(0, at.to(held.device)).to(at.device, non_blocking=True)
         return held.index_select(0, at)
 
     def seen(self, at: Int64[Tensor, " R"]) -> Tensor | None:
-        """Which of these rows (by position) the network saw; None when that is every row of the bank."""
+        """Mask of the rows (by position) that the network computed; None if it computed every row of the bank."""
         self._values()
         if self._all_seen:
             return None
@@ -240,7 +239,7 @@ class Bank:
     def _values(self) -> Tensor:
         if self._held is None:
             self._require_all()
-            # Copy on write, because torch warns of tensors over read-only mappings.
+            # Copy on write, because torch warns about tensors over read-only mappings.
             mapped = np.load(self.path / "values.npy", mmap_mode="c", allow_pickle=False)
             self._take_up(_as_tensor(mapped, self.key), np.array(self._array("seen")))
         assert self._held is not None
@@ -273,15 +272,15 @@ class Bank:
 
 
 def mark(values: bytes, seen: bytes) -> int:
-    """What `blocks.npy` holds for a filled block."""
+    """The entry of a filled block in `blocks.npy`."""
     return (1 << 32) + zlib.crc32(seen, zlib.crc32(values))
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What `bank.json` says.
+    """The content of `bank.json`.
 
     Raises:
-        BankDamaged: it cannot be read.
+        BankDamaged: the file cannot be read or does not describe a bank.
     """
     try:
         found = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
@@ -293,7 +292,7 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def remedy(path: Path) -> str:
-    """What to do about a bank that cannot be used."""
+    """Advice for errors about a bank that cannot be used."""
     return f"remove it with `crossdistill bank clear {path}`, and it is filled again"
 
 
@@ -309,7 +308,11 @@ def _layout(key: BankKey, num_rows: int) -> dict[str, tuple[str, tuple[int, ...]
 
 
 def _reserve(file: Path, dtype: str, shape: tuple[int, ...], bank: Path, size: int) -> None:
-    """An array of zeros whose room on disk is taken now: a full disk is met here, not in the middle."""
+    """Make an array of zeros and reserve its space on disk, so that a full disk fails here and not while filling.
+
+    Raises:
+        StorageError: the disk is full.
+    """
     array = np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape)
     array.flush()
     del array

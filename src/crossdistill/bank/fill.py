@@ -1,7 +1,7 @@
-"""Filling banks: block by block, by one or many processes at a time, so that a kill at any moment costs little.
+"""Filling banks block by block, by one or several processes, so that a kill loses little work.
 
-A block is claimed with a lock that the system drops when its holder dies, computed, written, flushed to the disk, and
-only then marked as done. Where locks do not work, two processes write the same bytes twice.
+A process locks a block (the system releases the locks of a dead process), computes and writes it, flushes it to the
+disk, and only then marks it as done. On file systems without locks, two processes may write the same bytes twice.
 """
 
 import fcntl
@@ -23,22 +23,22 @@ from crossdistill.errors import BankError, NonFiniteError, StorageError
 from crossdistill.runtime.files import flush
 
 COMMIT_S = 1.0
-"""Seconds after which what was written is flushed and marked."""
+"""Seconds between two flushes, which are followed by the marks of the written blocks."""
 COMMIT_BYTES = 64 * 2**20
-"""... or bytes."""
+"""Bytes after which written blocks are flushed and marked earlier."""
 POLL_S = 0.05
-"""Seconds between looks at blocks that other processes are computing."""
+"""Seconds between two checks of blocks that other processes compute."""
 
 Produced = Mapping[str, tuple[Tensor, Tensor | None]]
 Produce = Callable[[Tensor, Tensor | None], Produced]
-"""From sample ids and their views (see `BankRows`) to, for each bank by its label, the values of the rows that were
-seen, and which (None: all of them)."""
+"""Maps sample ids and their views (see `BankRows`) to, for each bank by label, the values of the computed rows and
+the positions of these rows (None: all)."""
 Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What filling would take: rows, blocks that are missing, bytes on disk, seconds on this machine."""
+    """Projected cost of filling: rows, missing blocks, bytes on disk, seconds on this machine."""
 
     num_rows: int
     blocks: int
@@ -51,7 +51,7 @@ class Estimate:
 
 
 def estimate(rows: BankRows, size: int, missing: int, block_rows: int, produce: Produce) -> Estimate:
-    """Project the time from one block that is computed and thrown away; writes nothing."""
+    """Project the time from one block, which is computed and discarded; writes nothing."""
     produce(*rows.part(0, 2))  # traces and warms up
     began = time.perf_counter()
     for values, _ in produce(*rows.part(0, block_rows)).values():
@@ -60,14 +60,15 @@ def estimate(rows: BankRows, size: int, missing: int, block_rows: int, produce: 
 
 
 def fill(banks: Mapping[str, Bank], produce: Produce, advance: Callable[[], None], notice: Notice) -> None:
-    """Fill what is missing in banks of the same rows, by label; `advance` is called after every block.
+    """Fill the missing blocks of banks with the same rows, by label; `advance` is called after every block.
 
-    Other processes may fill the same banks now: blocks are shared out among them, and what they have claimed is
-    waited for. `notice` gets one line if that happens.
+    If other processes fill the same banks, each block is computed by one of them. This call then waits for their
+    blocks, and passes one line about it to `notice`.
 
     Raises:
-        StorageError: the disk is full or a file not writable; what was marked stays good.
-        NonFiniteError: an output is NaN or Inf, as it comes or as it would be stored; names the samples.
+        StorageError: the disk is full or a file not writable; marked blocks stay valid.
+        NonFiniteError: an output is NaN or Inf, or overflows in the stored type; names the samples.
+        BankError: the network's output has another type or shape than the bank.
     """
     if not banks:
         return
@@ -106,7 +107,7 @@ def _commit(writers: Mapping[str, "_Writer"], clock: "_Clock") -> None:
 
 
 class _Clock:
-    """When it is time to flush."""
+    """Counts seconds and bytes since the last flush."""
 
     def __init__(self) -> None:
         self.reset()
@@ -123,7 +124,7 @@ class _Clock:
 
 
 class _Writer:
-    """The open files of a bank that is being filled, the blocks claimed here, and those not yet marked."""
+    """The open files of a bank that is being filled, with the blocks that are locked here and not yet marked."""
 
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
@@ -152,17 +153,17 @@ class _Writer:
 
     def _close(self) -> None:
         for file in self._files.values():
-            os.close(file)  # drops the claims too
+            os.close(file)  # releases the locks too
         self._files = {}
 
     def done(self, number: int) -> bool:
-        """Whether a block is there, by whoever filled it."""
+        """Whether a block is written, by this process or another one."""
         if number in self._unmarked:
             return True
         return os.pread(self._files["blocks"], 8, self._offsets["blocks"] + 8 * number) != bytes(8)
 
     def claim(self, number: int) -> bool:
-        """Take a missing block for this process; False when it is there or is being computed elsewhere."""
+        """Lock a missing block for this process; False if it is written or another process computes it."""
         if self.done(number):
             return False
         if self._locks:
@@ -172,14 +173,14 @@ class _Writer:
                 return False
             except OSError:
                 self._locks = False  # a file system without locks
-        # It may have been finished between the look and the lock.
+        # The block may have been finished between the check and the lock.
         if self.done(number):
             self._release(number)
             return False
         return True
 
     def write(self, number: int, ids: Tensor, values: Tensor, rows: Tensor | None) -> int:
-        """Put a claimed block into the files, not yet marked; gives its size in bytes."""
+        """Write a locked block to the files without marking it; returns its size in bytes."""
         start, _ = self._bank.blocks[number]
         whole = self._whole(ids, values, rows)
         seen = np.ones(len(ids), np.uint8)
@@ -197,7 +198,7 @@ class _Writer:
         return len(content)
 
     def commit(self) -> None:
-        """Flush what was written, then mark it: in this order, so that a marked block is on the disk."""
+        """Flush the written blocks, then mark them, so that every marked block is on the disk."""
         if not self._unmarked:
             return
         try:
@@ -213,7 +214,7 @@ class _Writer:
         self._unmarked = {}
 
     def _whole(self, ids: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
-        """All rows of the block as they are stored, zeros where nothing was seen."""
+        """All rows of the block in the stored type; zeros for rows that were not computed."""
         key = self._bank.key
         found = str(values.dtype).removeprefix("torch.")
         if found != key.gives or tuple(values.shape[1:]) != key.shape:
@@ -249,7 +250,7 @@ class _Writer:
 
 
 def being_filled(path: Path) -> bool:
-    """Whether some other process holds a block of this bank now."""
+    """Whether another process fills a block of this bank now."""
     try:
         file = os.open(path / "claims.lock", os.O_RDWR)
     except OSError:

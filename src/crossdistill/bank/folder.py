@@ -1,4 +1,4 @@
-"""Folders of banks: what is in them, whether it is sound, and making room."""
+"""Folders of banks: listing, verifying and removing banks."""
 
 import os
 import time
@@ -19,9 +19,9 @@ from crossdistill.runtime.files import remove_folder, sweep
 
 @dataclass(frozen=True, slots=True)
 class BankEntry:
-    """A bank for people: of whom, what, how much of it is filled, bytes on disk, seconds since it was last used.
+    """Description of a bank for listings: source, output, filled blocks, bytes on disk, seconds since its last use.
 
-    `fault` says what is wrong with it; None: nothing.
+    `fault` is the reason why the bank cannot be used, or None.
     """
 
     path: str
@@ -37,7 +37,7 @@ class BankEntry:
 
 
 def find_banks(folder: Path) -> list[Path]:
-    """All banks in a folder and below it (a folder of banks, a run, a comparison), or the folder itself.
+    """All banks in a folder and its subfolders (a folder of banks, a run, a comparison), or the folder itself.
 
     Raises:
         BankMissing: there is no such folder.
@@ -49,10 +49,10 @@ def find_banks(folder: Path) -> list[Path]:
 
 
 def opened(path: Path) -> Bank:
-    """A bank by itself, whatever it is of, verified as far as its own description goes.
+    """Open a bank from its folder alone, verified against its own description.
 
     Raises:
-        BankDamaged: something in it is not as it was written, or it is in another bank's place.
+        BankDamaged: a file differs from the description, or the folder has another bank's name.
     """
     found = described(path)
     key = BankKey.from_data(found["key"], path)
@@ -73,8 +73,8 @@ def opened(path: Path) -> Bank:
 
 
 def entry(path: Path, *, values: bool = False) -> BankEntry:
-    """What a bank is; with `values` everything in it is read and compared with its checksums."""
-    idle = time.time() - (path / DESCRIPTION).stat().st_mtime  # before it is opened, which counts as a use
+    """The description of a bank; with `values`, all its values are read and compared with their checksums."""
+    idle = time.time() - (path / DESCRIPTION).stat().st_mtime  # read before opening, which counts as a use
     size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     try:
         about = described(path).get("about", {})
@@ -93,15 +93,15 @@ def entry(path: Path, *, values: bool = False) -> BankEntry:
 
 
 def _unused_for(path: Path, idle: float) -> None:
-    """Looking at a bank is no use of it."""
+    """Restore the time of the last use, since listing a bank does not count as one."""
     with suppress(OSError):
         os.utime(path / DESCRIPTION, (time.time() - idle,) * 2)
 
 
 def to_prune(entries: Sequence[BankEntry], *, older_s: float | None = None, keep: int | None = None) -> list[BankEntry]:
-    """Which banks to remove: faulty ones, those unused for longer than `older_s` seconds, and for a size the oldest.
+    """The banks to remove: faulty ones, and those unused for longer than `older_s` seconds.
 
-    After that the longest unused go, until the rest take at most `keep` bytes.
+    After these, the longest unused ones follow until the rest take at most `keep` bytes.
     """
     gone = [one for one in entries if one.fault or (older_s is not None and one.idle_s > older_s)]
     rest = sorted((one for one in entries if one not in gone), key=lambda one: -one.idle_s)
@@ -111,12 +111,12 @@ def to_prune(entries: Sequence[BankEntry], *, older_s: float | None = None, keep
 
 
 def remove(path: Path) -> str | None:
-    """Take a bank away as a whole; gives the reason why not, when a process is filling it now.
+    """Remove a bank as a whole; returns the reason if it is kept because a process is filling it.
 
-    A run that reads it goes on: what it has mapped stays until it lets go.
+    A run that reads the bank continues, since its mapped files stay until they are closed.
 
     Raises:
-        BankError: its folder is not writable.
+        BankError: the folder is not writable.
     """
     if being_filled(path):
         return f"{path} is being filled now"
@@ -129,6 +129,6 @@ def remove(path: Path) -> str | None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove half-made folders that killed processes left behind, in a folder and in all folders below it."""
+    """Remove the incomplete folders of killed processes, in a folder and all its subfolders."""
     for path in {path.parent for path in folder.rglob(".*.tmp")}:
         sweep(path)

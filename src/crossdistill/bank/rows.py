@@ -46,7 +46,7 @@ class BankRows:
         """Positions of the rows of these samples and views.
 
         Raises:
-            BankMissing: a sample that is not in the bank, or not in this view.
+            BankMissing: the bank lacks a sample, or this view of it.
         """
         if self._last is not None and self._last[0] is ids and self._last[1] is view:
             return self._last[2]

@@ -1,4 +1,4 @@
-"""Teachers that were run before: what they gave is read from banks, and a method cannot tell."""
+"""Teachers whose outputs are read from banks, with the same interface as live ones."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -13,10 +13,10 @@ from crossdistill.teacher import Teacher, TeacherBase
 
 
 class Banked(TeacherBase):
-    """A frozen source whose outputs are read by sample id; what has no bank is still computed live.
+    """A frozen source whose outputs are read from banks by sample id; outputs without a bank are computed live.
 
-    `banks` are of one network, by output, all for the same samples. A banked cut goes on through the live network's
-    own tail.
+    `banks` hold outputs of one network, by signal, all for the same samples. A banked cut is continued by the tail of
+    the live network.
     """
 
     def __init__(self, live: Teacher, banks: Mapping[Signal, Bank], signals: Iterable[Signal]) -> None:
@@ -33,7 +33,7 @@ class Banked(TeacherBase):
 
     @property
     def inputs_needed(self) -> tuple[str, ...]:
-        """None where every selected output is banked."""
+        """Modalities that the live network needs; empty if every selected output is banked."""
         return () if self._rest is None else self._rest.inputs_needed
 
     def select(self, signals: Iterable[Signal]) -> "Banked":
@@ -41,22 +41,22 @@ class Banked(TeacherBase):
         return Banked(self.base, self.banks, signals)
 
     def unkeyed(self) -> list[str]:
-        """See `TeacherBase`."""
+        """The reason why this teacher is not banked again; see `TeacherBase`."""
         return ["it is read from banks already"]
 
     def modules(self) -> list[nn.Module]:
-        """See `TeacherBase`: the base's."""
+        """The modules of the live teacher; see `TeacherBase`."""
         return self.base.modules()
 
     def tail(self, tap: str) -> Callable[[Cut], Outputs]:
-        """From a (rewritten) cut through the live network."""
+        """The function from a (rewritten) cut to the outputs, through the live network."""
         return self.base.tail(tap)
 
     def __call__(self, batch: Batch) -> Outputs:
         """The selected signals of the rows whose modalities are present.
 
         Raises:
-            BankMissing: a sample that is not in the bank.
+            BankMissing: the bank lacks a sample.
         """
         outputs = Outputs(self.name) if self._rest is None else replace(self._rest(batch), source=self.name)
         if not self._read:

@@ -1,4 +1,4 @@
-"""Grids of runs under equal conditions, and the tables that they end in.
+"""Grids of runs under equal conditions, and the tables of their results.
 
 `compare.compare(compare.Grid(...), out)` in a program is `crossdistill compare` on the command line.
 """
@@ -13,7 +13,7 @@ __all__ = ["Grid", "compare"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: executors and tables are modules of this package, and need neither.
+    # Imported at first use, since executors and tables are modules of this package and need neither name.
     if name == "Grid":
         from crossdistill.compare.grid import Grid
 

@@ -1,4 +1,4 @@
-"""How long a grid takes, projected from a few real steps, and how many seeds and epochs fit into given minutes."""
+"""Projected time of a grid from a few timed steps, and the seeds and epochs that fit into a budget of minutes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,48 +18,48 @@ from crossdistill.runtime.progress import Display
 from crossdistill.training.estimate import duration, forecast_stage
 
 CELL_S = 1.0
-"""What a cell takes besides training: reading and writing, the pass over the test split."""
+"""Seconds of a cell besides training: reading and writing, the pass over the test split."""
 START_S = 15.0
-"""What a comparison takes besides its cells: workers that import torch, the bootstrap."""
+"""Seconds of a comparison besides its cells: importing torch in the workers, the bootstrap."""
 FILLED = 0.8
-"""The part of the minutes that the projection may fill: a few steps do not tell all."""
+"""Fraction of the budget that the projection may fill, as a margin for its error."""
 MOST_SEEDS, ENOUGH_SEEDS = 5, 3
 SHORTER = (0.75, 0.5, 0.35, 0.25)
 SHORTEST = (0.25, 0.15, 0.1, 0.05)
-"""Parts of the usual epochs that are tried, in this order."""
+"""Fractions of the usual epochs that are tried, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What one stage is projected to take."""
+    """Projected time of one stage."""
 
     epoch_s: float
     epochs: int
 
     def seconds(self, part: float = 1.0) -> float:
-        """With only a part of its epochs, and one at least."""
+        """Seconds for a fraction of the epochs, but at least one epoch."""
         return self.epoch_s * max(min(1, self.epochs), round(part * self.epochs))
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Every stage of every cell with what it takes, each stage once, and the same without sharing."""
+    """Projected times of all stages of a grid, each stage once, and the stages of each cell."""
 
     stages: Mapping[str, Timed]
     cells: Sequence[tuple[str, ...]]
-    """Keys of each cell's stages."""
+    """Stage keys of each cell."""
 
     def seconds(self, workers: int, part: float = 1.0) -> float:
-        """Wall time with so many workers: all work shared out, but no less than the longest cell."""
+        """Wall time with this number of workers: the work divided among them, but at least the longest cell."""
         work = sum(timed.seconds(part) for timed in self.stages.values()) + CELL_S * len(self.cells)
         return START_S + max(work / workers, max(self._alone(part), default=0.0))
 
     def shared(self) -> float:
-        """Training time, each stage once."""
+        """Training time in seconds, each stage once."""
         return sum(timed.seconds() for timed in self.stages.values())
 
     def separate(self) -> float:
-        """Training time if every cell were run by itself."""
+        """Training time in seconds if no cell shared a stage."""
         return sum(self._alone(1.0)) - CELL_S * len(self.cells)
 
     def _alone(self, part: float) -> Iterator[float]:
@@ -67,7 +67,7 @@ class Projection:
 
 
 def project(survey: Feasibility, display: Display) -> Projection:
-    """Time a few steps of each kind of stage; seeds and hidden labels change nothing about how long one takes."""
+    """Time a few steps of each kind of stage; the time does not depend on seeds and hidden labels."""
     kinds: dict[tuple[object, ...], Timed] = {}
     stages: dict[str, Timed] = {}
     display.begin("timing a few steps of every stage", len(survey.found))
@@ -96,7 +96,7 @@ def _timed(cell: Cell, names: Sequence[str]) -> dict[str, Timed]:
     recipe = cell.recipe()
     assert isinstance(recipe.data, DataConfig)
     threads = torch.get_num_threads()
-    # As a worker will: in one thread.
+    # In one thread, as in a worker.
     torch.set_num_threads(1)
     try:
         with devices(recipe.device) as where:
@@ -117,7 +117,7 @@ class Pick:
     projected_s: float
 
     def __str__(self) -> str:
-        """For people."""
+        """The choice as one sentence for the display and the report."""
         part = "all their epochs" if self.epochs == 1 else f"{self.epochs:.0%} of their usual epochs"
         seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
@@ -126,15 +126,15 @@ class Pick:
         )
 
     def as_data(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as plain values."""
         return asdict(self)
 
     @classmethod
     def from_data(cls, values: Mapping[str, Any]) -> "Pick":
-        """What `as_data` gave.
+        """A choice from the values of `as_data`.
 
         Raises:
-            RunError: it is something else.
+            RunError: the values are damaged.
         """
         try:
             return TypeAdapter(cls).validate_python(values)
@@ -143,10 +143,10 @@ class Pick:
 
 
 def pick(grid: Grid, one_seed: Projection, trials: Projection | None, workers: int) -> Pick:
-    """The most seeds, then epochs, that fit: fewer seeds down to three, then fewer epochs, then both.
+    """The most seeds, then epochs, that fit: first fewer seeds (down to three), then fewer epochs, then both.
 
     Raises:
-        RunError: not even one seed with the fewest epochs fits; says what it would take.
+        RunError: even one seed with the fewest epochs does not fit; states the projected time.
     """
     assert grid.budget is not None
     wanted = grid.seeds if "seeds" in grid.model_fields_set else MOST_SEEDS
@@ -157,7 +157,7 @@ def pick(grid: Grid, one_seed: Projection, trials: Projection | None, workers: i
     choices += [(1, part) for part in SHORTEST[1:]]
     needed = 0.0
     for seeds, part in choices:
-        # Every seed trains its own stages, so seeds add up.
+        # Every seed trains its own stages, so the times of seeds add up.
         needed = START_S + seeds * (one_seed.seconds(workers, part) - START_S)
         needed += trials.seconds(workers, part) if trials is not None else 0.0
         if needed <= FILLED * 60 * grid.budget:

@@ -1,4 +1,4 @@
-"""What a worker does with one cell, wherever it runs: on this machine, or on another one that shares the folder."""
+"""Training of one cell by a worker, on this machine or on another one that shares the folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +13,16 @@ from crossdistill.report import finished
 from crossdistill.training.runner import run
 
 Send = Callable[[str, Any], None]
-"""Takes a message's kind and value: "begin" (stage, steps), "advance" steps, "trained" stage."""
+"""Sends a message of a kind with its value: "begin" (stage, steps), "advance" steps, "trained" stage."""
 
 KEPT = 4
-"""Data sets in memory: cells that follow each other mostly use the same."""
+"""Number of data sets kept in memory; consecutive cells mostly use the same."""
 
 _DATASETS: dict[str, Dataset] = {}
 
 
 def loaded(config: DataConfig, progress: Callable[[str, int, int], None] | None = None) -> Dataset:
-    """A cell's data, from memory where they were used before."""
+    """The data set of a configuration, from memory if it was used recently."""
     key = config.model_dump_json()
     if key not in _DATASETS:
         while len(_DATASETS) >= KEPT:
@@ -32,12 +32,12 @@ def loaded(config: DataConfig, progress: Callable[[str, int, int], None] | None 
 
 
 def as_task(cell: Cell, out: Path, share: Path, split: str = "test") -> dict[str, Any]:
-    """A cell as plain values that any process can be given."""
+    """A cell as plain values for any process."""
     return {"cell": cell.as_data(), "out": str(out), "share": str(share), "split": split}
 
 
 def train(task: dict[str, Any], send: Send) -> str:
-    """Run one cell in one thread, going on where an earlier try stopped; gives its result in a few words."""
+    """Run one cell in one thread, resuming an earlier attempt; returns its accuracy as text."""
     torch.set_num_threads(1)
     cell, out = Cell.from_data(task["cell"]), Path(task["out"])
     recipe = cell.recipe()
@@ -50,14 +50,14 @@ def train(task: dict[str, Any], send: Send) -> str:
         dataset=None if finished(out) else loaded(recipe.data),
         display=_Messages(send),
         split=task["split"],
-        # A worker of an earlier, killed comparison may still be at it, here or on another machine.
+        # A worker of an earlier, killed comparison may still be running this cell, here or on another machine.
         wait=True,
     )
     return f"{report.rows[-1].mean:.3f}"
 
 
 class _Messages:
-    """A display that sends its calls as messages."""
+    """A display that sends its updates as messages."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -69,7 +69,7 @@ class _Messages:
         self._send("begin", (name, total))
 
     def advance(self, parts: int = 1) -> None:
-        # Every step would be a message; one in ten is enough for a bar.
+        # A message for every tenth step is enough for a progress bar.
         self._pending += parts
         if self._pending >= 10:
             self._flush()

@@ -17,8 +17,8 @@ def outline(grid: Grid, jobs: int | None, on: str) -> str:
     """The text of a dry run; nothing is trained or written.
 
     Raises:
-        RecipeError: no cell can run, or a sweep names what no method has.
-        RunError: nothing fits into the budget.
+        RecipeError: no cell can run, or a sweep names a field that no method has.
+        RunError: even the smallest comparison exceeds the budget.
     """
     name, _ = place(on)
     workers = local_workers(jobs)
@@ -52,7 +52,7 @@ def outline(grid: Grid, jobs: int | None, on: str) -> str:
 
 
 def _cells(looked: Feasibility) -> list[str]:
-    """One line for each setting: its stages, with the number of cells that use the same one."""
+    """One line for each setting: its stages, each with the number of cells that share it."""
     users = Counter(key for one in looked.found.values() for key in one.stages)
     lines: dict[tuple[str, str, str], int] = {}
     for number, one in looked.found.items():

@@ -1,4 +1,4 @@
-"""A look through all cells before anything trains: what each of them trains, and which cannot run and why."""
+"""Feasibility check of all cells before training: the stages of each cell, and the reasons why a cell cannot run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ from crossdistill.runtime.progress import Display
 
 @dataclass(frozen=True, slots=True)
 class Feasible:
-    """A cell that can run: its stages by key, and sizes for its table."""
+    """A cell that can run: its stages by key, and its sizes for the table."""
 
     stages: Mapping[str, str]
-    """Names of its stages, by the key under which runs share them."""
+    """Stage names, by the key under which runs share the stages."""
     steps: Mapping[str, int]
     """Optimizer steps, by the same key."""
     parameters: int
-    """Parameters of the student."""
+    """Number of parameters of the student."""
     trained: int
-    """Parameters that train in any stage: of student, teachers and method."""
+    """Number of parameters of student, teachers and method that train in any stage."""
     alone: tuple[str, ...]
-    """Teachers trained from labels only."""
+    """Teachers that are trained from labels only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feasibility:
-    """All cells of a comparison: those that can run and the reasons of those that cannot, by number."""
+    """All cells of a comparison. By cell number: those that can run, and the reasons why the others cannot."""
 
     cells: tuple[Cell, ...]
     found: Mapping[int, Feasible]
@@ -45,19 +45,19 @@ class Feasibility:
         return {key: count for cell in self.found.values() for key, count in cell.steps.items()}
 
     def stages(self) -> list[Mapping[str, str]]:
-        """The stages of each cell; none for a cell that cannot run."""
+        """The stages of each cell; empty for a cell that cannot run."""
         return [self.found[i].stages if i in self.found else {} for i in range(len(self.cells))]
 
     def refused_cells(self) -> dict[str, str]:
-        """Reasons by the cells' names."""
+        """Reasons why cells cannot run, by cell name."""
         return {self.cells[i].name: reason for i, reason in self.refused.items()}
 
 
 def survey(cells: Sequence[Cell], display: Display) -> Feasibility:
-    """Build the plan of every cell. Faults of data and files are raised; a faulty recipe excludes its cell only.
+    """Build the plan of every cell. A faulty recipe excludes only its cell; faults of data and files are raised.
 
     Raises:
-        RecipeError: no cell can run, or a setting is of a stage that no cell has.
+        RecipeError: no cell can run, or a setting names a stage that no cell has.
     """
     if cells and (lost := unplaced(cells)):
         raise RecipeError(f"compare {cells[0].data}", lost)
@@ -97,7 +97,7 @@ def survey(cells: Sequence[Cell], display: Display) -> Feasibility:
 
 
 def reason(error: CrossdistillError) -> str:
-    """Why a cell cannot run, on one line."""
+    """The reason why a cell cannot run, on one line."""
     faults = error.faults if isinstance(error, RecipeError) else (str(error),)
     return "; ".join(" ".join(fault.split()) for fault in faults)
 
@@ -124,7 +124,7 @@ def _moving(trained: Mapping[str, tuple[nn.Module, tuple[str, ...]]], method: nn
 
 
 def alone(recipe: Recipe) -> tuple[str, ...]:
-    """The teachers that train in one supervised stage of their own and nowhere else."""
+    """Names of the teachers that train only in one supervised stage of their own."""
     names = []
     for name in recipe.teachers:
         stages = [stage for stage in recipe.stages if name in {part.partition(":")[0] for part in stage.trained}]

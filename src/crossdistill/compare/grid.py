@@ -1,4 +1,4 @@
-"""A comparison as data: which methods, students, seeds and label fractions make which cells."""
+"""A comparison as data: its methods, students, seeds and label fractions, and the cells that they form."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +18,10 @@ SEED_LIMIT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run of a comparison. `epochs` is the part of its usual epochs that each stage gets; trials have a number."""
+    """One run of a comparison.
+
+    `epochs` is the fraction of its usual epochs that each stage trains; `trial` is the number of a tuning trial.
+    """
 
     data: str
     method: str
@@ -34,36 +37,36 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A folder's name, different for every cell of a grid."""
+        """Name of the cell's folder, unique within a grid."""
         parts = [self.method, self.student, self.teachers, f"{self.labelled:g}", self.control, f"seed{self.seed}"]
         parts += [] if self.trial is None else [f"trial{self.trial}"]
         return "-".join(part.replace("+", "") for part in parts if part)
 
     @property
     def setting(self) -> "Setting":
-        """What cells have in common that differ in their seed alone."""
+        """The setting that this cell shares with the cells of other seeds."""
         return Setting(self.method, self.student, self.teachers, self.labelled, self.control)
 
     def recipe(self) -> Recipe:
-        """The recipe that this cell runs. Settings of a stage that it does not have are for other cells.
+        """The recipe that this cell runs. Settings of stages that the cell lacks are ignored: they are for other cells.
 
         Raises:
-            RecipeError: a setting does not fit it.
+            RecipeError: a setting does not fit the recipe.
         """
         own = self.stages() if any(map(stage_of, self.settings)) else frozenset()
         made = self._made([text for text in self.settings if stage_of(text) in {None, *own}])
         if self.epochs < 1:
-            # A stage that trains at all trains for one epoch at least.
+            # Every stage with epochs trains for at least one.
             part = [max(min(stage.epochs, 1), round(self.epochs * stage.epochs)) for stage in made.stages]
             stages = (stage.model_copy(update={"epochs": e}) for stage, e in zip(made.stages, part, strict=True))
             made = made.model_copy(update={"stages": tuple(stages)})
         return made.tiny() if self.tiny else made
 
     def stages(self) -> frozenset[str]:
-        """Names of its stages.
+        """Names of the recipe's stages.
 
         Raises:
-            RecipeError: a setting that is not about one stage does not fit.
+            RecipeError: a setting outside the stages does not fit the recipe.
         """
         made = self._made([text for text in self.settings if stage_of(text) is None])
         return frozenset(stage.name for stage in made.stages)
@@ -75,18 +78,18 @@ class Cell:
         return make(f"{self.data}/{self.method}", given, self.seed)
 
     def as_data(self) -> dict[str, Any]:
-        """Plain values, for other processes."""
+        """The fields as plain values, for other processes."""
         return asdict(self)
 
     @classmethod
     def from_data(cls, values: Mapping[str, Any]) -> "Cell":
-        """What `as_data` gave."""
+        """A cell from the values of `as_data`."""
         return cls(**{**values, "settings": tuple(values["settings"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is compared: a method with its teachers, on a student, at a fraction of labels, or its control."""
+    """The unit of comparison: a method (or its control) with its teachers, on a student, at a fraction of labels."""
 
     method: str
     student: str
@@ -96,24 +99,24 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """For people: the method, and which teachers it has."""
+        """Method and teachers, as text for tables."""
         name = f"{self.method}@{self.control}" if self.control else self.method
         return f"{name} ({self.teachers})" if self.teachers else name
 
     @property
     def place(self) -> str:
-        """For people: the student and its labels."""
+        """Student and fraction of labels, as text for tables."""
         return f"{self.student}, {percent(self.labelled)} of the labels"
 
 
 def stage_of(setting: str) -> str | None:
-    """The stage whose name a setting has in its path; None: it is about something else, or has a position there."""
+    """The stage name in the path of a setting; None if the path has a position there or leads elsewhere."""
     path = setting.partition("=")[0].strip().split(".")
     return path[1] if len(path) > 2 and path[0] == "stages" and not path[1].isdigit() else None
 
 
 def unplaced(cells: Sequence[Cell]) -> list[str]:
-    """Settings of stages that no cell has, each with a sentence."""
+    """Faults of settings whose stage no cell has, one sentence each."""
     wanted = {text: stage for cell in cells for text in cell.settings if (stage := stage_of(text)) is not None}
     if not wanted:
         return []
@@ -123,7 +126,7 @@ def unplaced(cells: Sequence[Cell]) -> list[str]:
             try:
                 known |= cell.stages()
             except RecipeError:
-                # What is wrong with it is said of the cell.
+                # `survey` reports the fault for the cell.
                 return []
     lost = {text: stage for text, stage in wanted.items() if stage not in known}
     return [
@@ -132,40 +135,40 @@ def unplaced(cells: Sequence[Cell]) -> list[str]:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as people write it, without losing small ones."""
+    """A fraction as a percentage with three significant digits."""
     return f"{100 * fraction:.3g}%"
 
 
 def standard_methods() -> tuple[str, ...]:
-    """What `all` stands for: every method once.
+    """The methods that `all` stands for: every method once, without variants.
 
-    A name that goes on after another one's with a hyphen (`mst-distill-a`) is a variant of that, and left out.
+    A variant has another method's name with a hyphen and a suffix (`mst-distill-a`).
     """
     return tuple(name for name in PLANS if not any(name.startswith(f"{other}-") for other in PLANS))
 
 
 class Grid(BaseModel):
-    """All cells of a comparison. Controls are run at the scarcest labels only, where a teacher matters most."""
+    """All cells of a comparison. Controls run only at the smallest label fraction, where a teacher matters most."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str
     methods: tuple[str, ...]
     students: tuple[str, ...] = Field((), validate_default=True)
-    """Modalities; empty: every one."""
+    """Modalities of the students; empty: all."""
     teachers: tuple[Literal["mm", "cm", "mm+cm"], ...] = ()
-    """Which teachers; empty: each method's own."""
+    """Kinds of teachers; empty: each method's default."""
     seeds: int = Field(3, ge=1, le=SEED_LIMIT)
     labelled: tuple[float, ...] = (1.0,)
     control: Literal["shuffled"] | None = None
     settings: tuple[str, ...] = ()
     tiny: bool = False
     sweep: tuple[str, ...] = ()
-    """FIELD=a,b,c: tuned for every method with the same number of trials."""
+    """Tuned fields with their values (FIELD=a,b,c); every method gets the same number of trials."""
     budget: float | None = Field(None, gt=0)
-    """Minutes; seeds and epochs are picked to fit."""
+    """Minutes for the whole comparison; seeds and epochs are picked to fit."""
     epochs: float = Field(1.0, gt=0, le=1)
-    """The part of its usual epochs that each stage gets."""
+    """Fraction of its usual epochs that each stage trains."""
 
     @field_validator("data")
     @classmethod
@@ -185,7 +188,7 @@ class Grid(BaseModel):
     @field_validator("students")
     @classmethod
     def _known_students(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's own type is a protocol
-        # Data that are refused themselves have no students to compare with.
+        # Data that failed their own validation have no known students.
         known = tuple(family_kit(info.data["data"]).networks) if "data" in info.data else value
         for name in value:
             if name not in known:
@@ -211,10 +214,10 @@ class Grid(BaseModel):
         tiny: bool = False,
         **texts: Any,
     ) -> "Grid":
-        """A grid from the command line's words; `None` means the preset's, or the default.
+        """A grid from command-line arguments; `None` stands for the preset's value, or the default.
 
         Raises:
-            RecipeError: every fault, collected.
+            RecipeError: a value is invalid; lists all faults.
         """
         if preset is not None and preset not in PRESETS:
             raise SettingError(f"--preset: none is called {preset!r}; {nearest(preset, PRESETS)}")
@@ -233,7 +236,7 @@ class Grid(BaseModel):
             raise RecipeError(f"compare {data}", sentences(error)) from error
 
     def cells(self) -> list[Cell]:
-        """Every run, seeds outermost, so that several workers start on different ones."""
+        """Every run; seeds are the outermost loop, so that parallel workers start on different settings."""
         found = []
         for seed in range(self.seeds):
             for student in self.students:
@@ -248,7 +251,7 @@ class Grid(BaseModel):
         return found
 
     def undefined(self) -> dict[str, str]:
-        """Methods that have no form with the given teachers, or belong to other data, each with the reason."""
+        """Methods that lack a form with the requested teachers, or belong to other data, each with the reason."""
         found = {}
         for method in self.methods:
             plan = PLANS[method]
@@ -265,7 +268,7 @@ class Grid(BaseModel):
         return found
 
     def _own_data(self, method: str) -> dict[str, Any]:
-        """The settings of the data that belong to a preset, besides those that are given for all methods."""
+        """The data settings of a method's preset that are not overridden for all methods."""
         given = {text.partition("=")[0].strip() for text in self.settings}
         known = find_data(self.data).model_fields
         own = PLANS[method].data_settings()
@@ -276,9 +279,9 @@ class Grid(BaseModel):
         return bool(own) and any(self._own_data(other) != own for other in self.methods)
 
     def _kinds(self, method: str) -> list[str | None]:
-        """The teachers that a method is run with; none where it cannot be compared.
+        """The kinds of teachers that a method runs with; empty if it cannot be compared.
 
-        A method whose own teachers are both kinds at once has them where both are asked for, one by one or together.
+        A method whose default is both kinds at once runs with both if both are requested, separately or together.
         """
         plan = PLANS[method]
         if self._other_data(method):

@@ -1,4 +1,4 @@
-"""Run a grid of cells that share whatever is equal, and put their results side by side."""
+"""Run the cells of a grid, which share equal stages, and tabulate their results."""
 
 import json
 import shutil
@@ -30,34 +30,33 @@ from crossdistill.runtime.files import read_sealed, write_json, write_sealed
 from crossdistill.runtime.progress import Terminal, counted
 
 GROWS = ("methods", "students", "seeds", "labelled", "control")
-"""What a comparison may be asked for more of, in the same folder: its cells stay what they were."""
+"""Fields of a grid that may grow in the same folder, since existing cells stay unchanged."""
 GRID, BUDGET, TUNING = "grid.json", "budget.json", "tuning.json"
 CELLS, TRIALS, SHARED, MAIL = "cells", "tuning", "shared", "mail"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A finished comparison: its folder, and all that was found."""
+    """A finished comparison: its folder and its results."""
 
     out: Path
     findings: Findings
 
     def text(self) -> str:
-        """The table as it is drawn on a terminal."""
+        """The table as text for a terminal."""
         return terminal(self.findings)
 
 
 def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = False, on: str = "local") -> Comparison:
-    """Run every cell that is not done yet, with as many workers as `jobs` (by default what the place `on` has).
+    """Run all unfinished cells with `jobs` workers (by default all that the place `on` has).
 
-    Cells share a folder of stages: what two of them would train alike is trained once. A cell that fails is
-    reported in its place, and does not stop the others. Killed at any moment, it goes on with `resume` and repeats
-    nothing that was finished.
+    Cells share a folder of stages: equal stages are trained once. A failed cell is reported in the table and does not
+    stop the others. A comparison that was killed continues with `resume`, without repeating finished cells.
 
     Raises:
-        RecipeError: no cell can run, or a sweep names what no method has; nothing was trained.
-        RunError: the folder holds a comparison, and `resume` was not asked for; or somebody computes it right now.
-        ResumeError: it holds another comparison.
+        RecipeError: no cell can run, or a sweep names a field that no method has; nothing was trained.
+        RunError: the folder holds a comparison and `resume` is False, or another process is running it.
+        ResumeError: the folder holds another comparison.
     """
     place(on)
     out = run_folder(out)
@@ -70,7 +69,7 @@ def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = Fa
                 grid = grid.model_copy(update={"seeds": picked.seeds, "epochs": picked.epochs})
             looked = survey(grid.cells(), display)
             tuned = tunings(grid, [looked.cells[i] for i in looked.found])
-        # From here on the folder is this comparison's: what is wrong with it as asked was found before.
+        # The grid is written only now, after all its checks have passed.
         write_sealed(out / GRID, json.loads(asked.model_dump_json()))
         if picked is not None:
             write_sealed(out / BUDGET, picked.as_data())
@@ -100,14 +99,14 @@ def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = Fa
 
 
 def _check(out: Path, grid: Grid, resume: bool) -> None:
-    """Look whether the folder is free, or holds this comparison or a part of it."""
+    """Check that the folder is free, or holds this comparison or a part of it."""
     path = out / GRID
     if not path.is_file():
         return
     if not resume:
         raise RunError(f"{out} holds a comparison already; go on with --resume, or choose another folder with --out")
     then, now = _read(path), json.loads(grid.model_dump_json())
-    # What a budget buys was picked for the comparison as it was.
+    # A budget's seeds and epochs were picked for the original grid, which therefore cannot grow.
     grows = GROWS if grid.budget is None else ()
     changed = [
         f"  - {name}: was {then.get(name)!r}, is {now[name]!r}"
@@ -122,7 +121,7 @@ def _check(out: Path, grid: Grid, resume: bool) -> None:
 
 
 def _same(name: str, then: Any, now: Any) -> bool:
-    """Whether it was asked for like this: settings in any order, of which the last for a key counts."""
+    """Whether two values of a field are equal; settings in any order, the last one of a key counts."""
     if name == "settings" and isinstance(then, list):
         was, is_ = ({text.partition("=")[0]: text.partition("=")[2] for text in each} for each in (then, now))
         return was == is_
@@ -130,7 +129,7 @@ def _same(name: str, then: Any, now: Any) -> bool:
 
 
 def _more(then: Any, now: Any) -> bool:
-    """Whether all that was asked for still is."""
+    """Whether the new value of a field includes the old one."""
     if isinstance(then, list):
         return set(then) <= set(now)
     return then is None or (isinstance(then, int) and now >= then)
@@ -144,7 +143,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _picked(grid: Grid, out: Path, jobs: int | None, display: Terminal) -> Pick | None:
-    """What the budget buys; once picked it stays, also when a resumed comparison would measure other times."""
+    """The seeds and epochs that fit the budget; a resumed comparison keeps them, whatever times it would measure."""
     if grid.budget is None:
         return None
     path = out / BUDGET
@@ -157,7 +156,7 @@ def fitted(grid: Grid, jobs: int | None, display: Terminal) -> Pick:
     """The seeds and epochs that fit into a grid's budget.
 
     Raises:
-        RunError: nothing does.
+        RunError: even the smallest comparison does not fit.
     """
     one = survey(grid.model_copy(update={"seeds": 1}).cells(), display)
     projection = project(one, display)
@@ -169,14 +168,14 @@ def fitted(grid: Grid, jobs: int | None, display: Terminal) -> Pick:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Where cells are computed, and by whom."""
+    """Runs cells in a comparison's folder, on the workers of one place."""
 
     out: Path
     jobs: int | None
     on: str
 
     def cells(self, looked: Feasibility, folder: str, split: str, skip: set[str]) -> dict[str, str]:
-        """Run all cells that are not done; gives those that failed with their reasons."""
+        """Run all unfinished cells; returns the reasons of those that failed, by cell name."""
         out = self.out.absolute()
         cells = looked.cells
         todo = [i for i in looked.found if cells[i].name not in skip]
@@ -202,7 +201,7 @@ class _Run:
     def tune(
         self, tuned: Sequence[Tuning]
     ) -> tuple[list[dict[str, Any]], dict[Setting, tuple[str, ...]], dict[Setting, str]]:
-        """Run all trials; gives them in plain values, what was chosen, and the settings of which nothing can be."""
+        """Run all trials; returns them as plain values, the chosen settings, and the reasons where none were chosen."""
         plain: list[dict[str, Any]] = []
         choices: dict[Setting, tuple[str, ...]] = {}
         lost: dict[Setting, str] = {}
@@ -250,7 +249,7 @@ def _follow(
 
 
 def _split_moves(tuned: Sequence[Tuning]) -> bool:
-    """Whether another seed is other data: told from the settings that a trial's data have."""
+    """Whether the seed changes the data, judged by the data configurations of a trial for two seeds."""
     cells = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
     if not cells:
         return False
@@ -259,7 +258,7 @@ def _split_moves(tuned: Sequence[Tuning]) -> bool:
 
 
 def _samples(looked: Feasibility) -> Samples:
-    """Test samples by what the student is shown, looked up once for each student and seed."""
+    """A function that numbers test samples by the student's input, computed once for each student and seed."""
     known: dict[tuple[str, int], Any] = {}
 
     def samples(student: str, seed: int, ids: Any) -> Any:

@@ -1,15 +1,15 @@
-"""Which cells wait and which run, so that no stage is trained twice at the same time."""
+"""Order of the cells of a comparison, such that no stage is trained twice at the same time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
 class Board:
-    """Hands out cells, in their order but for those whose stages somebody trains right now.
+    """Selects the next cell in order, skipping cells that need a stage which is training now.
 
-    `stages` has for each cell the keys of its stages with their names, and is what tells which cells would train the
-    same. A stage is done once its outcome lies in `share`, or once a worker has said so (a worker on another kind of
-    device files it under another key, but for all cells alike).
+    `stages` maps for each cell the keys of its stages to their names; cells with a common key share that stage. A
+    stage is done once its outcome is in `share`, or once a worker has reported it (a worker on another kind of device
+    stores it under another key, which is the same for all cells).
     """
 
     def __init__(self, stages: Sequence[Mapping[str, str]], waiting: Iterable[int], share: Path) -> None:
@@ -20,7 +20,7 @@ class Board:
         self.running: set[int] = set()
 
     def choose(self) -> int | None:
-        """The first cell none of whose missing stages is being trained for another cell; None: none can start now."""
+        """The first waiting cell that shares no unfinished stage with a running cell; None: no cell can start now."""
         busy = {key for cell in self.running for key in self._stages[cell] if not self.done(key)}
         for cell in self.waiting:
             if busy.isdisjoint(self._stages[cell]):
@@ -30,17 +30,17 @@ class Board:
         return None
 
     def done(self, key: str) -> bool:
-        """Whether nobody has to train this stage any more."""
+        """Whether this stage is trained."""
         if key not in self._done and (self._share / key / "outcome.json").is_file():
             self._done.add(key)
         return key in self._done
 
     def trained(self, cell: int, name: str) -> None:
-        """A worker has trained one stage of its cell."""
+        """Record that a worker has trained one stage of a cell."""
         self._done |= {key for key, own in self._stages[cell].items() if own == name}
 
     def over(self, cell: int, *, well: bool) -> None:
-        """A worker has ended its cell."""
+        """Record that a cell has ended; `well`: without a failure."""
         self.running.discard(cell)
         if well:
             self._done |= set(self._stages[cell])

@@ -1,4 +1,4 @@
-"""Tuning under equal conditions: every method gets the same number of trials, and the validation split decides."""
+"""Tuning under equal conditions: the same number of trials for every method, selected on the validation split."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +15,22 @@ from crossdistill.overrides import parse_override
 from crossdistill.recipe import Recipe
 
 FIRST_SEED = 1000
-"""Trials run on seeds from here on, which no cell of the table has."""
+"""First seed of the trials, which no cell of the table uses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One field with the values that are tried."""
+    """One field and the values to try."""
 
     field: str
     values: tuple[Any, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Sweep":
-        """`FIELD=a,b,c`; commas inside brackets belong to a value.
+        """A sweep from `FIELD=a,b,c`; commas inside brackets belong to a value.
 
         Raises:
-            SettingError: it is not of that form, or a value is there twice.
+            SettingError: the text has another form, or repeats a value.
         """
         field, equals, listed = text.partition("=")
         if not equals or not field.strip() or not listed.strip():
@@ -57,11 +57,11 @@ def _parts(text: str) -> list[str]:
 
 
 def path_of(recipe: Recipe, field: str) -> str | None:
-    """Where in a recipe a field is, as a `--set` path; None: this recipe has none.
+    """The `--set` path of a field in a recipe; None if the recipe lacks the field.
 
-    A path that starts with a field of the recipe (`stages.kd.method.alpha`) is taken as it is. A bare field is looked
-    for in the methods of the stages in which the student learns, from the last to the first, then in the last of these
-    stages itself (`epochs`), then in its optimizer (`learning_rate`).
+    A path that starts with a field of the recipe (`stages.kd.method.alpha`) is returned unchanged. A bare field is
+    searched in the methods of the stages that train the student, from the last to the first, then in the last of
+    these stages (`epochs`), then in its optimizer (`learning_rate`).
     """
     parts = field.split(".")
     if parts[0] in Recipe.model_fields:
@@ -89,7 +89,7 @@ def _has(node: Any, path: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One choice of values for one setting, and the cells that try it: one for each tuning seed."""
+    """One combination of values for one setting, and its cells, one for each tuning seed."""
 
     values: Mapping[str, Any]
     settings: tuple[str, ...]
@@ -98,20 +98,20 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """The trials of one setting, and the fields that were asked for and that it does not have."""
+    """The trials of one setting, and the swept fields that the setting lacks."""
 
     setting: Setting
     trials: tuple[Trial, ...]
     missing: tuple[str, ...]
 
     def chosen(self, score: Callable[[Cell], float | None]) -> tuple[Trial, list[list[float]]]:
-        """The trial with the best mean score (the first of equals), and all scores.
+        """The trial with the best mean score (the first of equal ones), and all scores.
 
         Raises:
             RecipeError: no trial of the setting has a score.
         """
         scores = [[value for cell in trial.cells if (value := score(cell)) is not None] for trial in self.trials]
-        # A trial that failed on one of its seeds is not compared with those that ran on all.
+        # A trial that failed on a seed is not compared with trials that ran on all seeds.
         whole = [i for i, trial in enumerate(self.trials) if len(scores[i]) == len(trial.cells)]
         if not whole:
             raise RecipeError(self.setting.title, ["none of its trials could be finished, so nothing can be chosen"])
@@ -119,7 +119,7 @@ class Tuning:
         return self.trials[best], scores
 
     def as_data(self, best: Trial, scores: Sequence[Sequence[float]]) -> dict[str, Any]:
-        """Plain values."""
+        """The trials, scores and choice as plain values."""
         return {
             **{name: value for name, value in asdict(self.setting).items() if name != "control"},
             "trials": [
@@ -137,14 +137,13 @@ class Tuning:
 
 
 def tunings(grid: Grid, cells: Sequence[Cell]) -> list[Tuning]:
-    """What has to be tried for every setting that is among the cells, controls aside.
+    """The trials of every setting among the cells, without controls.
 
-    With several sweeps every combination is tried. A setting that lacks a field has fewer combinations, and tries each
-    of them on more seeds, so that all settings spend the same number of trials. Where there is nothing to choose,
-    nothing is tried.
+    Several sweeps are combined in all ways. A setting that lacks a field has fewer combinations and runs each of them
+    on more seeds, so that all settings run the same number of trials. A setting with one combination runs no trials.
 
     Raises:
-        RecipeError: a value that a field does not take; all of them, collected.
+        RecipeError: fields refuse values, or no method has a field; lists all faults.
     """
     sweeps = [Sweep.parse(text) for text in grid.sweep]
     named = [sweep.field for sweep in sweeps]
@@ -193,6 +192,6 @@ def _text(value: Any) -> str:
 
 
 def with_choices(cells: Sequence[Cell], choices: Mapping[Setting, tuple[str, ...]]) -> list[Cell]:
-    """The cells with the settings that were chosen; a control takes those of the method that it controls."""
+    """The cells with the chosen settings; a control takes the choice of the method that it controls."""
     own = [choices.get(replace(cell.setting, control=None), ()) for cell in cells]
     return [replace(cell, settings=(*cell.settings, *more)) for cell, more in zip(cells, own, strict=True)]

@@ -1,1 +1,1 @@
-"""Where the cells of a comparison run: processes here, Ray, Slurm; and how they talk."""
+"""Executors of the cells of a comparison: local processes, Ray and Slurm, and their messages."""

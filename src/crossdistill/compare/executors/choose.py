@@ -1,4 +1,4 @@
-"""Where a grid is computed: here, on a Ray cluster, or on a Slurm cluster."""
+"""Selects the executor of a grid: local processes, a Ray cluster, or a Slurm cluster."""
 
 from collections.abc import Mapping
 from os import cpu_count
@@ -16,10 +16,10 @@ PLACES = ("local", "ray", "slurm")
 
 
 def place(on: str) -> tuple[str, Mapping[str, Any]]:
-    """`slurm:slurm_partition=gpu,timeout_min=60` as its name and its options.
+    """Parse a place such as `slurm:slurm_partition=gpu,timeout_min=60` into its name and its options.
 
     Raises:
-        SettingError: there is no such place, or the options are not of that form.
+        SettingError: there is no such place, or the options have another form.
     """
     name, _, text = on.partition(":")
     if name not in PLACES:
@@ -31,12 +31,12 @@ def place(on: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def executor_for(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Executor, int]:
-    """The executor of a place and its number of workers: `jobs` (default: the place's own), at most `most`.
+    """The executor of a place and its number of workers: `jobs` (default: that of the place), at most `most`.
 
     Raises:
-        MissingExtraError: the package that talks to the cluster is not installed.
-        RunError: the cluster does not answer.
-        SettingError: its options are wrong.
+        MissingExtraError: the package for the cluster is not installed.
+        RunError: the cluster cannot be reached.
+        SettingError: the options are wrong.
     """
     name, options = place(on)
     if name == "local":

@@ -1,4 +1,4 @@
-"""Workers on other machines that share the comparison's folder: what Ray and Slurm have in common."""
+"""Workers on other machines that share the comparison's folder: the common part of Ray and Slurm."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ class ClusterJob:
     work: Work
     task: Any
     mail: str
-    """The file in which it says how far it is."""
+    """The file to which the job writes its progress."""
 
     def __call__(self) -> tuple[str, Any]:
         """Execute the task as a worker of a local pool does."""
@@ -80,7 +80,7 @@ class Remote:
         self._tried: dict[int, int] = {}
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
-        """Do tasks as `choose` names them; see `Executor`."""
+        """Execute the tasks that `choose` returns; see `Executor`."""
         try:
             while True:
                 for place, running in enumerate(self._places):

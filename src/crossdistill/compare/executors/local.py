@@ -1,4 +1,4 @@
-"""Long-lived worker processes: importing torch is paid once, and a crash costs one task."""
+"""Long-lived worker processes, which import torch once; a crash costs one task."""
 
 import multiprocessing
 import os
@@ -13,12 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 from crossdistill.errors import CrossdistillError
 
 Work = Callable[[Any, Callable[[str, Any], None]], Any]
-"""What a worker does with one task: it is given a way to send messages, and gives a result."""
+"""The work for one task: called with the task and a function that sends messages, returns the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something a worker said. `kind` is "done", "failed" (the reason as text), or the task's own."""
+    """A message of a worker. `kind` is "done", "failed" (with the reason as text), or a kind that the task defines."""
 
     worker: int
     task: int
@@ -51,7 +51,7 @@ class Pool:
         self._workers: list[_Worker | None] = [None] * workers
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
-        """Do tasks as `choose` names them; see `Executor`."""
+        """Execute the tasks that `choose` returns; see `Executor`."""
         try:
             while True:
                 for place in range(len(self._workers)):
@@ -72,7 +72,7 @@ class Pool:
             try:
                 worker.pipe.send(value)
             except OSError:
-                # It died while it had nothing to do, which costs no task.
+                # The worker died while it was idle, which costs no task.
                 worker.process.join()
                 worker.pipe.close()
                 worker = None

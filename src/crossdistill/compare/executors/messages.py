@@ -1,4 +1,4 @@
-"""Messages of a worker that shares nothing with us but a folder: lines at the end of a file."""
+"""Messages of a worker that shares only a folder with this process: lines appended to a file."""
 
 import json
 import time
@@ -9,7 +9,7 @@ WRITE_EVERY_S = 1.0
 
 
 class Outbox:
-    """The worker's end: steps are gathered and written once a second, all else at once."""
+    """The worker's end: steps are summed and written once a second, other messages immediately."""
 
     def __init__(self, path: Path, write_every_s: float = WRITE_EVERY_S) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,14 +31,14 @@ class Outbox:
 
 
 class Inbox:
-    """Our end: what has come since the last look."""
+    """The receiving end: the messages since the last call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._position = 0
 
     def look(self) -> list[tuple[str, Any]]:
-        """New messages, complete lines only."""
+        """New messages; incomplete lines are left for the next call."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._position)

@@ -10,10 +10,10 @@ from crossdistill.errors import MissingExtraError, RunError, SettingError
 
 
 class RayCluster:
-    """The cluster at the option `address`, else that of the variable RAY_ADDRESS, else a new one of this machine alone.
+    """The cluster at the option `address`, else at the variable RAY_ADDRESS, else a new one on this machine.
 
-    The other options are Ray's, for each job (`num_cpus`, by default one; `num_gpus`; `memory`). Ray keeps its worker
-    processes, so torch is imported once in each.
+    The other options are Ray's resources of each job (`num_cpus`, by default one; `num_gpus`; `memory`). Ray reuses its
+    worker processes, so each imports torch once.
     """
 
     def __init__(self, jobs: int | None, options: Mapping[str, Any]) -> None:
@@ -25,7 +25,7 @@ class RayCluster:
         where = str(given.pop("address", "") or os.environ.get("RAY_ADDRESS", ""))
         own: dict[str, Any] = {"address": where} if where else {"num_cpus": jobs, "include_dashboard": False}
         try:
-            # Ray's own retries would not say so, and would begin before we know that a worker is gone.
+            # Ray's own retries are silent, and would begin before the loss of a worker is known here.
             self._call = self._ray.remote(_call).options(max_retries=0, **given)
             self._ray.init(log_to_driver=False, **own)
         except ConnectionError as error:
@@ -35,11 +35,11 @@ class RayCluster:
         self.workers = jobs or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def submit(self, job: ClusterJob) -> Any:
-        """Queue it."""
+        """Queue a job; returns its handle."""
         return self._call.remote(job)
 
     def ended(self, handle: Any) -> Ended | None:
-        """Ask without waiting."""
+        """The result of a job, without waiting; None while it waits or runs."""
         ready, _ = self._ray.wait([handle], timeout=0)
         if not ready:
             return None
@@ -52,7 +52,7 @@ class RayCluster:
         return Ended(kind, value)
 
     def close(self) -> None:
-        """Leave the cluster: what this process has queued there is dropped."""
+        """Disconnect from the cluster, which drops the jobs that this process has queued."""
         self._ray.shutdown()
 
 

@@ -9,12 +9,12 @@ from crossdistill.compare.executors.cluster import ClusterJob, Ended
 from crossdistill.errors import MissingExtraError, RunError, SettingError
 
 JOBS = 32
-"""At a time, where nobody said how many."""
+"""Default number of jobs at a time."""
 MINUTES = 240
 
 
 class SlurmCluster:
-    """Slurm where there is one; `cluster=local` among the options runs the same jobs as processes of this machine.
+    """A Slurm cluster; with the option `cluster=local` the jobs run as processes on this machine.
 
     Options are submitit's parameters (`slurm_partition`, `timeout_min`, `gpus_per_node`, ...); by default a job has one
     processor and four hours.
@@ -38,13 +38,13 @@ class SlurmCluster:
         self._running: dict[str, Any] = {}
 
     def submit(self, job: ClusterJob) -> Any:
-        """Queue it."""
+        """Queue a job; returns its handle."""
         handle = self._executor.submit(Resumed(job))
         self._running[handle.job_id] = handle
         return handle
 
     def ended(self, handle: Any) -> Ended | None:
-        """Look into its files, and ask Slurm."""
+        """The result of a job, from its files and Slurm; None while it waits or runs."""
         if not handle.done():
             return None
         self._running.pop(handle.job_id, None)
@@ -57,23 +57,23 @@ class SlurmCluster:
         return Ended(kind, value)
 
     def close(self) -> None:
-        """Cancel what still runs."""
+        """Cancel all running jobs."""
         for handle in self._running.values():
             handle.cancel(check=False)
 
 
 class Resumed:
-    """A job that Slurm may stop for its time limit or for another user: it is queued again and goes on."""
+    """A job that is queued again and resumes when Slurm stops it, at its time limit or for another user."""
 
     def __init__(self, job: ClusterJob) -> None:
         self.job = job
 
     def __call__(self) -> tuple[str, Any]:
-        """Do it."""
+        """Execute the job."""
         return self.job()
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
-        """What submitit queues instead: the same again, which finds the run's own checkpoints."""
+        """The submission that submitit queues in its place: the same job, which resumes from the run's checkpoints."""
         helpers: Any = importlib.import_module("submitit.helpers")
         return helpers.DelayedSubmission(self)
 

@@ -1,4 +1,4 @@
-"""One live picture of a grid: all steps with the time that is left, and what each worker does now."""
+"""Progress display of a grid: all steps with the remaining time, and the current stage of each worker."""
 
 import sys
 import time
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 15.0
-"""Without a terminal, a line about the whole at most so often."""
+"""Without a terminal, seconds between two lines about the whole grid."""
 
 
 class GridProgress:
-    """Bars on standard error where that is a terminal; lines where it is not."""
+    """Progress bars if standard error is a terminal, otherwise lines."""
 
     def __init__(self, steps: int, cells: int, title: str = "cells") -> None:
         self._console = Console(stderr=True, soft_wrap=True)
@@ -47,11 +47,11 @@ class GridProgress:
         self._bars.stop()
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self._console.print(text, markup=False, highlight=False)
 
     def heard(self, worker: int, cell: str, kind: str, value: Any) -> None:
-        """A worker began a stage, or is some steps further."""
+        """Show a message of a worker: a stage began, steps were done, or a machine was lost."""
         if cell not in self._running:
             self._running.add(cell)
             self._bars.update(self._all, description=self._title())
@@ -67,7 +67,7 @@ class GridProgress:
             self._console.print(f"{cell}: {value}; it is tried once more", markup=False, highlight=False)
 
     def over(self, worker: int, cell: str, note: str, *, well: bool) -> None:
-        """A cell has ended."""
+        """Show that a cell has ended."""
         self._done_cells += well
         self._failed += not well
         self._running.discard(cell)
@@ -94,7 +94,7 @@ class GridProgress:
         if self._live or now - self._said < LINE_EVERY_S or not self._done_steps:
             return
         self._said = now
-        # Filling banks counts a little more than was planned: the end is never behind us.
+        # Filling banks takes a few more steps than planned, so the share is limited to 1.
         share = min(1.0, self._done_steps / max(1, self._steps))
         left = (now - self._began) * (1 / share - 1)
         self._console.print(f"{self._title()}, {share:.0%} of all steps, about {left:.0f} s left", highlight=False)

@@ -1,1 +1,1 @@
-"""From finished cells to statistics and tables."""
+"""Statistics and tables of finished cells."""

@@ -1,4 +1,4 @@
-"""What the finished cells say: rows merged over seeds, and who was right about which test row."""
+"""Results of finished cells: rows merged over seeds, and the correctness of each test prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from crossdistill.report import PREDICTIONS, Report, Row, finished, merged
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One cell's predictions of the test rows: their ids, and which are right."""
+    """One cell's predictions: the ids of the test rows, and whether each prediction is right."""
 
     ids: NDArray[np.int64]
     right: NDArray[np.bool_]
@@ -23,28 +23,28 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a setting costs: seconds are the mean of a run with all that it needs, as if it shared nothing."""
+    """The cost of a setting. Seconds are the mean of a run with all stages that it needs, as if it shared none."""
 
     seconds: float
     peak_memory_mb: float
     parameters: int
-    """Of the student."""
+    """Number of parameters of the student."""
     trained: int
-    """Parameters that train in any stage of the run."""
+    """Number of parameters that train in any stage of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """All that a comparison has found."""
+    """The results of all finished cells of a comparison."""
 
     rows: tuple[Row, ...]
     answers: Mapping[Setting, Mapping[int, Answers]]
-    """By setting and seed."""
+    """Predictions by setting and seed."""
     costs: Mapping[Setting, Cost]
 
 
 def collect(survey: Feasibility, folder: Path) -> Collected:
-    """Read every finished cell in the folder of cells."""
+    """Read the results of every finished cell in the folder of cells."""
     rows: list[tuple[Cell, tuple[str, ...], list[Row]]] = []
     answers: dict[Setting, dict[int, Answers]] = {}
     costs: dict[Setting, Cost] = {}
@@ -86,13 +86,13 @@ def _merged(cells: Sequence[tuple[Cell, tuple[str, ...], list[Row]]]) -> list[Ro
 
     for cell, alone, rows in cells:
         for row in rows:
-            # Teachers that learnt together with the student are another thing than teachers alone.
+            # Teachers that trained together with the student are not comparable with teachers that trained alone.
             if not row.method.startswith("teacher:") or row.method.removeprefix("teacher:") in alone:
                 add(row, cell.seed)
     students = dict.fromkeys(cell.student for cell, _, _ in cells)
     for cell, _, rows in cells:
         if cell.method == "supervised" and cell.labelled == 1.0:
-            # A network that was trained alone is what teaches, or would teach, the students of other modalities.
+            # A network that was trained alone is the (possible) teacher of the students of other modalities.
             for other in students:
                 if other != cell.student:
                     name = f"teacher:{cell.student}"

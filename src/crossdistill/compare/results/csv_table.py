@@ -1,4 +1,4 @@
-"""The table of a comparison for spreadsheets and programs: CSV, one line for each place."""
+"""The table of a comparison as CSV, one line for each entry."""
 
 import csv
 import io
@@ -17,9 +17,9 @@ AGAINST = ("difference", "low", "high", "p", "p_holm", "verdict")
 
 
 def comma_separated(findings: Findings) -> str:
-    """One line for each place of the table: the row as in `results.json`, costs, marks, and both comparisons.
+    """One line for each entry of the table: the row as in `results.json`, costs, marks, and both comparisons.
 
-    Numbers are written so that reading them gives the same ones; `values` are separated by spaces.
+    Numbers are written with all their digits, so that reading restores them; `values` are separated by spaces.
     """
     sheet = ResultTable.of(findings)
     fields = [*FIELDS, *(f"{name}_{what}" for name in ("alone", "kd") for what in AGAINST)]
@@ -40,7 +40,7 @@ def comma_separated(findings: Findings) -> str:
 
 
 def _as_text(cells: dict[str, Any]) -> dict[str, Any]:
-    """The same cells; names are no formulas, whatever they begin with. Several values are numbers."""
+    """Escape text cells, so that no name is read as a formula; `values` holds numbers and is not escaped."""
     return {
         field: csv_cell(value) if isinstance(value, str) and field != "values" else value
         for field, value in cells.items()

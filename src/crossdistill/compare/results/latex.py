@@ -1,4 +1,4 @@
-"""The table of a comparison for a paper: LaTeX that needs no package."""
+"""The table of a comparison as LaTeX that needs no package."""
 
 from crossdistill.compare.grid import percent
 from crossdistill.compare.results.table import Entry, Findings, ResultTable, table_rows
@@ -7,7 +7,7 @@ from crossdistill.runtime.progress import counted
 
 
 def latex(findings: Findings) -> str:
-    """The table for a paper: plain LaTeX, no packages; best bold, second underlined."""
+    """The table as plain LaTeX without packages; the best entry bold, the second underlined."""
     sheet = ResultTable.of(findings)
     columns = [escaping.latex(f"{student}, {percent(labelled)}") for student, labelled in sheet.columns]
     lines = [

@@ -1,4 +1,4 @@
-"""The files that a comparison leaves: a page (Markdown), the table as CSV and LaTeX, the statistics as JSON."""
+"""Output files of a comparison: a report in Markdown, the table as CSV and LaTeX, the statistics as JSON."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -20,7 +20,7 @@ COMPARISON, PAGE, CSV, LATEX = "comparison.json", "report.md", "table.csv", "tab
 
 
 def save(findings: Findings, out: Path) -> None:
-    """Write `results.json` (rows as of every run), `comparison.json`, `report.md`, and the table as CSV and LaTeX."""
+    """Write `results.json` (the rows, as for a run), `comparison.json`, `report.md`, and the table as CSV and LaTeX."""
     Report(out, findings.collected.rows).save()
     write_json(out / COMPARISON, as_data(findings))
     write_text(out / PAGE, markdown(findings))
@@ -29,7 +29,7 @@ def save(findings: Findings, out: Path) -> None:
 
 
 def as_data(findings: Findings) -> dict[str, Any]:
-    """Everything besides the rows: comparisons, costs, choices, and cells without a result."""
+    """The content of `comparison.json`: comparisons, costs, tuned choices, and cells without a result."""
     sheet = ResultTable.of(findings)
     places = [(line, *sheet.places(line)) for line in sheet.lines if line.kind == "method"]
     return {
@@ -47,7 +47,7 @@ def as_data(findings: Findings) -> dict[str, Any]:
 
 
 def markdown(findings: Findings) -> str:
-    """The page."""
+    """The report as Markdown."""
     sheet = ResultTable.of(findings)
     parts = [f"# {escape(findings.grid.data)}: methods side by side", findings.about, _reading(findings), _table(sheet)]
     said = [*verdict_sentences(findings), *control_sentences(findings)]

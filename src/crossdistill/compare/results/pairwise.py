@@ -1,4 +1,4 @@
-"""Which method is better than which, and which cannot be told apart: the paired comparison of a grid."""
+"""Paired comparison of the methods of a grid: better, worse, or not distinguishable."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +15,15 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RunError
 
 ALONE, KD = "supervised", "kd"
-"""What every method is compared with."""
+"""The methods with which every method is compared."""
 
 Samples = Callable[[str, int, NDArray[np.int64]], NDArray[np.int64]]
-"""Which test sample each row is, for a student and a seed: rows that show the student the same input are one."""
+"""Sample number of each test row, for a student and a seed; rows with the same student input are one sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """A method against another one, on the same student, labels, seeds and test samples."""
+    """A method compared with another one, on the same student, labels, seeds and test samples."""
 
     setting: Setting
     against: Setting
@@ -32,23 +32,23 @@ class PairedDifference:
     found: Difference
     p_holm: float
     wins: int
-    """Seeds on which it is better; the others are ties or losses."""
+    """Number of seeds on which the method is better; the others are ties or losses."""
     ties: int
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The result in words, "better", "worse" or "not distinguishable", after Holm's correction."""
         if self.p_holm > 1 - LEVEL:
             return "not distinguishable"
         return "better" if self.found.value > 0 else "worse"
 
     @property
     def losses(self) -> int:
-        """Seeds on which it is worse."""
+        """Number of seeds on which the method is worse."""
         return len(self.seeds) - self.wins - self.ties
 
     def as_data(self) -> dict[str, Any]:
-        """Plain values."""
+        """The comparison as plain values for JSON."""
         return {
             **asdict(self.setting),
             "against": {"method": self.against.method, "teachers": self.against.teachers},
@@ -68,19 +68,19 @@ class PairedDifference:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """All comparisons of a grid; controls are separate, since they are tested for another hypothesis."""
+    """All comparisons of a grid; controls are separate, since they test another hypothesis."""
 
     pairs: tuple[PairedDifference, ...]
     controls: tuple[PairedDifference, ...]
     """Each control against the student alone."""
 
     def of(self, setting: Setting, method: str) -> PairedDifference | None:
-        """A setting's comparison with a method."""
+        """The comparison of a setting with a method; None if there is none."""
         found = (pair for pair in (*self.pairs, *self.controls) if pair.setting == setting)
         return next((pair for pair in found if pair.against.method == method), None)
 
     def as_data(self) -> dict[str, Any]:
-        """Plain values."""
+        """The comparison as plain values for JSON."""
         return {
             "level": LEVEL,
             "draws": DRAWS,
@@ -93,12 +93,12 @@ class Verdicts:
 
 
 def exceeds(control: PairedDifference) -> bool:
-    """Whether the upper confidence bound of a control lies above the student alone."""
+    """Whether the upper confidence bound of a control exceeds the accuracy of the student alone."""
     return control.found.high > 0
 
 
 def verdicts(collected: Collected, samples: Samples) -> Verdicts:
-    """Compare every method with the student alone and with KD, student by student and label fraction by fraction."""
+    """Compare every method with the student alone and with KD, for each student and label fraction."""
     pairs: list[PairedDifference] = []
     controls: list[PairedDifference] = []
     blocks = dict.fromkeys((setting.student, setting.labelled) for setting in collected.answers)
@@ -113,7 +113,7 @@ def verdicts(collected: Collected, samples: Samples) -> Verdicts:
 
 
 def reference(setting: Setting, method: str, among: Sequence[Setting]) -> Setting | None:
-    """The setting of another method that this one is compared with: the same teachers where there is a choice."""
+    """The setting of another method to compare with; one with the same teachers is preferred."""
     found = [s for s in among if s.method == method and s.control is None and s != setting]
     return next((s for s in found if s.teachers == setting.teachers), found[0] if found else None)
 
@@ -121,12 +121,12 @@ def reference(setting: Setting, method: str, among: Sequence[Setting]) -> Settin
 def _block(
     own: Sequence[Setting], answers: Mapping[Setting, Mapping[int, Answers]], samples: Samples
 ) -> list[PairedDifference]:
-    """All comparisons on one student at one fraction of labels; those on the same seeds are made on the same draws."""
+    """All comparisons on one student at one fraction of labels; comparisons on the same seeds share their draws."""
     wanted: dict[tuple[int, ...], list[tuple[Setting, Setting]]] = {}
     for setting in own:
         for method in (ALONE,) if setting.control else (ALONE, KD):
             other = reference(setting, method, own)
-            # KD is not compared with KD of other teachers, and the student alone is compared with nothing.
+            # KD is not compared with KD from other teachers, and the student alone has no reference.
             if other is None or setting.method == ALONE or (setting.method == KD and method == KD):
                 continue
             seeds = tuple(sorted(set(answers[setting]) & set(answers[other])))
@@ -159,7 +159,11 @@ def _compared(
 
 
 def sample_numbers(dataset: Dataset, reads: Sequence[str], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number for each row, the same exactly for rows in which the student is shown the same input."""
+    """A number for each row, equal exactly for rows with the same student input.
+
+    Raises:
+        RunError: an id is not a row of the data.
+    """
     numbers = np.empty(len(ids), dtype=np.int64)
     for place, row in enumerate(ids.tolist()):
         if not 0 <= row < len(dataset):

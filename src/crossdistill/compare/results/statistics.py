@@ -1,12 +1,12 @@
 """Paired comparison of runs: a hierarchical bootstrap over seeds and test samples, and Holm's correction.
 
-All methods are compared on the same draws, so every comparison is paired in both: a draw takes seeds with replacement,
-and test samples with replacement, for all methods and seeds alike. A sample that several seeds test (a split that the
-seed does not draw) is there in all of them or in none; samples that one seed alone tests enter with that seed.
+All methods are compared on the same draws, so every comparison is paired in seeds and samples: a draw takes seeds
+with replacement, and test samples with replacement, for all methods and seeds alike. A sample that several seeds test
+(the split does not depend on the seed) is drawn in all of them or in none; a sample of one seed enters with that seed.
 
-A bootstrap of S seeds has only (S - 1) / S of their variance: with three seeds that is a third too little, and a test
-that calls noise a gain. The seeds' part of each draw is therefore stretched by sqrt(S / (S - 1)). One seed says
-nothing of the spread between seeds; the interval is then of the test samples alone.
+A bootstrap over S seeds has only (S - 1) / S of their variance: with three seeds a third is missing, and the test would
+report noise as a gain. The deviation of each draw due to seeds is therefore stretched by sqrt(S / (S - 1)). With one
+seed the spread between seeds is unknown, and the interval covers the test samples only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,20 +19,20 @@ from numpy import ndarray
 DRAWS = 10_000
 LEVEL = 0.95
 AT_ONCE = 500
-"""Draws that are made together: bounds memory."""
+"""Number of draws computed together, which bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Right answers and questions, counted for each seed and test sample.
+    """Numbers of right predictions and of test rows, for each of S seeds and U test samples.
 
-    A sample is what is drawn as one: all test rows that show the student the very same input.
+    A sample is the unit of the bootstrap: all test rows with the same student input.
     """
 
     right: Float[ndarray, "S M U"]
-    """Right answers of each of the M methods."""
+    """Number of right predictions of each of the M methods."""
     rows: Float[ndarray, "S U"]
-    """Test rows of each sample; 0 where a seed does not test it."""
+    """Number of test rows of each sample; 0 where a seed does not test the sample."""
 
     def means(self) -> Float[ndarray, "S M"]:
         """Accuracy of each method on each seed."""
@@ -42,7 +42,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """By how much one method is better than another (accuracy), with its interval and how likely chance gives more."""
+    """Difference in accuracy of two methods, with the bounds of its confidence interval and its two-sided p."""
 
     value: float
     low: float
@@ -51,7 +51,7 @@ class Difference:
 
 
 def bootstrap(tally: Tally, draws: int = DRAWS, seed: int = 0, *, at_once: int = AT_ONCE) -> Float[ndarray, "D M"]:
-    """Mean accuracy over seeds of every method in each draw; differences of columns are paired."""
+    """Mean accuracy over seeds of every method (M) in each draw (D); differences of columns are paired."""
     source = np.random.default_rng(seed)
     seeds, methods, samples = tally.right.shape
     stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
@@ -61,7 +61,7 @@ def bootstrap(tally: Tally, draws: int = DRAWS, seed: int = 0, *, at_once: int =
         count = min(at_once, draws - start)
         times = _counts(source, count, samples)
         asked = times @ tally.rows.T
-        # All of a tiny seed's samples may be missing in a draw; the whole seed stands in for them.
+        # A draw may miss all samples of a seed with few rows; the mean over the whole seed replaces them.
         means = (times @ flat.T).reshape(count, seeds, methods) / np.maximum(asked, 1)[:, :, None]
         means = np.where(asked[:, :, None] > 0, means, tally.means()[None])
         middle = means.mean(1)
@@ -72,7 +72,7 @@ def bootstrap(tally: Tally, draws: int = DRAWS, seed: int = 0, *, at_once: int =
 
 
 def _counts(source: np.random.Generator, draws: int, size: int) -> Float[ndarray, "D N"]:
-    """How often each of `size` things is taken in each draw of `size` with replacement."""
+    """The count of each of `size` items in each draw of `size` items with replacement."""
     places = source.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
     return np.bincount(places.ravel(), minlength=draws * size).reshape(draws, size).astype(np.float64)
 
@@ -81,7 +81,7 @@ def difference(value: float, drawn: Float[ndarray, " D"], level: float = LEVEL) 
     """Percentile interval and two-sided p of a difference from its draws."""
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    # Of draws that are exactly zero half lie on each side; one more on each side keeps p above zero.
+    # Half of the draws that are exactly zero count on each side; one more on each side keeps p above zero.
     ties = float((drawn == 0).sum()) / 2
     below, above = float((drawn < 0).sum()) + ties, float((drawn > 0).sum()) + ties
     p = min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
@@ -101,10 +101,13 @@ def holm(p: Sequence[float]) -> list[float]:
 def tally(
     answers: Sequence[Sequence[tuple[Int[ndarray, " N"], ndarray]]], samples: Sequence[Int[ndarray, " N"]]
 ) -> Tally:
-    """Count answers: for each seed and method its row ids with what is right; for each seed the samples of its rows.
+    """Count the right predictions of each seed, method and test sample.
 
-    `samples` number the test samples by the rows of the first method of the seed; every method has to answer the same
-    rows.
+    `answers` holds for each seed and method the row ids and whether each prediction is right. `samples` holds for each
+    seed the sample numbers of its rows, in the order of the first method; all methods must predict the same rows.
+
+    Raises:
+        ValueError: the methods of a seed predict different rows.
     """
     numbers, inverse = np.unique(np.concatenate([np.asarray(one) for one in samples]), return_inverse=True)
     parts = list(_split(inverse, [len(one) for one in samples]))

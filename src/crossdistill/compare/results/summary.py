@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences: the same ones on a terminal and on a page."""
+"""Conclusions of a comparison in sentences, for terminal and report."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from crossdistill.compare.results.table import Findings, table_rows
 from crossdistill.runtime.progress import counted
 
 SHOWN = 6
-"""Names in one sentence."""
+"""Largest number of methods named in one sentence."""
 
 
 def notes(findings: Findings) -> str:
-    """How many runs stand behind the table, and how they were picked."""
+    """The numbers of test rows and seeds of the table, and the picked budget."""
     text = f"{counted(table_rows(findings), 'test row')}, {counted(findings.grid.seeds, 'seed')}."
     if any(row.test_rows != table_rows(findings) for row in findings.collected.rows):
         text += " Where an accuracy is over fewer rows, since a modality is absent in the others, they stand beside it."
@@ -21,7 +21,7 @@ def notes(findings: Findings) -> str:
 
 
 def verdict_sentences(findings: Findings) -> list[str]:
-    """For each student and fraction of labels: who is better than the student alone and than KD, who is not."""
+    """For each student and label fraction, the methods that are better, worse or not distinguishable."""
     found = []
     pairs = findings.verdicts.pairs
     for student, labelled in dict.fromkeys((p.setting.student, p.setting.labelled) for p in pairs):
@@ -59,7 +59,7 @@ def interval(pair: PairedDifference) -> str:
 
 
 def control_sentences(findings: Findings) -> list[str]:
-    """Whether teachers that looked at other rows help as well: then it is not the pair that helps."""
+    """For each control, whether teachers that predict other rows help too, that is, the pairs are not the reason."""
     found = []
     for pair in findings.verdicts.controls:
         bound = f"upper {LEVEL:.0%} bound {pair.found.high:+.3f} against the student alone"
@@ -73,7 +73,7 @@ def control_sentences(findings: Findings) -> list[str]:
 
 
 def tuning_sentences(findings: Findings) -> list[str]:
-    """What was tried and chosen for each setting."""
+    """The tuned values of each setting, and the number of trials."""
     found = []
     for one in findings.tuning:
         setting = Setting(one["method"], one["student"], one["teachers"], one["labelled"], None)

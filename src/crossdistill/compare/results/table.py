@@ -1,4 +1,4 @@
-"""The table of a comparison as data: methods down, students and label fractions across, best and second marked."""
+"""The table of a comparison as data: a line for each method, a column for each student and label fraction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,37 +13,37 @@ from crossdistill.report import Row
 Mark = Literal["best", "second", ""]
 State = Literal["done", "partly failed", "failed", "cannot apply"]
 Column = tuple[str, float]
-"""A student and its fraction of labels."""
+"""A student and a fraction of labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that a comparison ends in, as its pages need it."""
+    """All results of a comparison, from which its tables and reports are made."""
 
     grid: Grid
     cells: tuple[Cell, ...]
     collected: Collected
     verdicts: Verdicts
     refused: Mapping[str, str]
-    """Cells that cannot apply, and methods without a form for the teachers that were asked for: why."""
+    """Reasons of cells that cannot run, and of methods without a form for the requested teachers."""
     failed: Mapping[str, str]
-    """Cells that began and did not end: why."""
+    """Reasons of cells that started and failed."""
     about: str
     tuning: Sequence[Mapping[str, Any]] = ()
     pick: Pick | None = None
     split_moves: bool = False
-    """Whether the seed draws the data's split too, so that trials and cells split the rows otherwise."""
+    """Whether the seed also draws the split of the data, so that trials and cells use different splits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One place of the table."""
+    """One entry of the table: a method on one student at one fraction of labels."""
 
     row: Row | None
     state: State
     mark: Mark = ""
     fewer: int | None = None
-    """Test rows that it is over, where these are not the table's."""
+    """Number of test rows of the accuracy, if it differs from that of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class Line:
 
     @property
     def seconds(self) -> float:
-        """The longest of its runs."""
+        """Seconds of the longest run."""
         return max((entry.row.seconds for entry in self.entries.values() if entry.row), default=0.0)
 
     @property
     def memory(self) -> float:
-        """The largest peak of its runs, MB."""
+        """Largest memory peak of the runs, MB."""
         return max((entry.row.peak_memory_mb for entry in self.entries.values() if entry.row), default=0.0)
 
 
@@ -80,7 +80,7 @@ class ResultTable:
 
     @classmethod
     def of(cls, findings: Findings) -> "ResultTable":
-        """Lay out what was found: what stands beside the methods first, controls last."""
+        """The table of these findings: chance and teachers first, then the methods, controls last."""
         cells = findings.cells
         settings = list(dict.fromkeys(cell.setting for cell in cells))
         columns = tuple(dict.fromkeys((s.student, s.labelled) for s in settings))
@@ -90,7 +90,7 @@ class ResultTable:
         beside = [row for row in findings.collected.rows if row.method == "chance" or row.method.startswith("teacher:")]
         for name in dict.fromkeys(row.method for row in beside):
             own = [row for row in beside if row.method == name]
-            # They know all labels, and stand in every column of their student.
+            # Chance and teachers use all labels, and appear in every column of their student.
             entries = {c: Entry(row, "done") for row in own for c in columns if c[0] == row.student}
             lines.append(Line(name, None, "beside", entries))
         for control in (None, findings.grid.control):
@@ -106,18 +106,18 @@ class ResultTable:
         return cls(columns, tuple(_with_rows(line, common) for line in _marked(lines, columns)))
 
     def places(self, line: Line) -> tuple[int, int]:
-        """In how many columns a line is best, and second."""
+        """The numbers of columns in which a line is best and second."""
         marks = [entry.mark for entry in line.entries.values()]
         return marks.count("best"), marks.count("second")
 
 
 def table_rows(findings: Findings) -> int:
-    """Test rows of most places of the table: those that have a target."""
+    """The number of test rows with a target, over which most accuracies of the table are."""
     return max((row.test_rows for row in findings.collected.rows), default=0)
 
 
 def _with_rows(line: Line, common: int) -> Line:
-    """The line with the rows said of each place that is over others than the table's."""
+    """The line with `fewer` set for each entry whose number of test rows differs from the table's."""
     rows = {c: entry.row.test_rows for c, entry in line.entries.items() if entry.row is not None}
     fewer = {c: number for c, number in rows.items() if number != common}
     return replace(line, entries={c: replace(entry, fewer=fewer.get(c)) for c, entry in line.entries.items()})
@@ -140,7 +140,7 @@ def _state(setting: Setting, findings: Findings) -> State:
 
 
 def _marked(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
-    """The lines with the best and the second mean of every column marked, among methods; equals share a mark."""
+    """The lines with the best and second mean of the methods marked in every column; equal means share a mark."""
     marks: dict[tuple[int, Column], Mark] = {}
     for column in columns:
         means = {

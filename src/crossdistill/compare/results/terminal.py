@@ -1,4 +1,4 @@
-"""The table of a comparison as it is drawn on a terminal."""
+"""The table of a comparison for a terminal."""
 
 from io import StringIO
 
@@ -15,11 +15,11 @@ from crossdistill.runtime.progress import counted
 
 MARKS = {"best": " ¹", "second": " ²", "": "  "}
 FITTING = 6
-"""So many columns are drawn side by side; with more of them each student has a table of its own."""
+"""Largest number of columns in one table; with more columns, each student has its own table."""
 
 
 def terminal(findings: Findings) -> str:
-    """The table, what the comparison says in sentences, and what could not run."""
+    """The table, the conclusions in sentences, and the cells that could not run."""
     sheet = ResultTable.of(findings)
     out = StringIO()
     console = Console(file=out, width=max(120, 70 + 22 * FITTING))
@@ -48,14 +48,14 @@ def _table(sheet: ResultTable, columns: list[Column]) -> Table:
     for line in sheet.lines:
         if any(column in line.entries for column in columns):
             values = [drawn(line.entries.get(column)) for column in columns]
-            # As Text: what stands in square brackets is no style.
+            # As Text, so that square brackets are not read as a style.
             cells = (line.method, line.teachers or "", *values, *costs(line))
             table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
 
 
 def drawn(entry: Entry | None) -> str:
-    """One place: the number with its mark, or why there is none."""
+    """One entry as text: the number with its mark, or the reason for its absence."""
     if entry is None:
         return ""
     if entry.row is None:
@@ -65,10 +65,10 @@ def drawn(entry: Entry | None) -> str:
 
 
 def on_rows(entry: Entry) -> str:
-    """The rows that an accuracy is over, where these are not the table's."""
+    """The number of test rows of an accuracy as text; empty if it is that of the table."""
     return "" if entry.fewer is None else f" ({counted(entry.fewer, 'row')})"
 
 
 def costs(line: Line) -> tuple[str, str]:
-    """Seconds and memory, empty where nothing was trained."""
+    """Seconds and memory as text; empty if nothing was trained."""
     return (f"{line.seconds:.1f}" if line.seconds else "", f"{line.memory:.0f}" if line.memory else "")
