@@ -1,8 +1,8 @@
-"""What code is, as a short text: equal wherever the same numbers come out, in any process, whatever stands beside it.
+"""Keys of code: hashes that are equal in every process for code that computes the same numbers.
 
-A function is its bytecode, its defaults, what it closes over, and the globals that it reads, functions and modules
-among them, and so on through the user's own code. An object is its class's code and its attributes. Code of an
-installed distribution is that distribution's name and version.
+The key of a function covers its bytecode, its defaults, its closure, and the globals that it reads (functions and
+modules included), recursively through the user's own code. The key of an object covers its class and its attributes.
+Code of an installed distribution is represented by the distribution's name and version.
 """
 
 import enum
@@ -28,9 +28,9 @@ from crossdistill.runtime.hashing import key_hash, tensor_hash
 
 PLAIN = (type(None), bool, int, str, bytes, complex, type(...), type(NotImplemented))
 NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, re.Pattern, range, slice, PurePath)
-"""Their representation says all of them."""
+"""Types whose `str` describes a value completely."""
 CHANGING = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-"""Each use leaves another state."""
+"""Types of random generators, whose state changes with each use."""
 KNOWN_AS = {
     "crossdistill.autograd.factored": "crossdistill.factored_gradient",
     "crossdistill.autograd.immediate": "crossdistill.immediate",
@@ -41,10 +41,10 @@ KNOWN_AS = {
     "crossdistill.runtime.distributed": "crossdistill.devices",
     "crossdistill.runtime.hashing": "crossdistill.order",
 }
-"""Modules of ours that a user's code may name, by their names in keys: those that they had before a move."""
+"""Names in keys of modules of this package that were moved: their names before the move, so that keys stay valid."""
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 OF_MODULES = frozenset(vars(nn.Module())) | {"_is_fx_tracing", "_compiled_call_impl"}
-"""What torch keeps in each module: weights are in its fingerprint, layers and hooks are followed by themselves."""
+"""Attributes that torch keeps in each module; weights are in the fingerprint, layers and hooks are followed apart."""
 OF_CLASSES = frozenset(
     re.findall(
         r"\w+",
@@ -54,35 +54,35 @@ OF_CLASSES = frozenset(
         "__class_vars__ __private_attributes__ model_fields model_computed_fields",
     )
 )
-"""What Python, dataclasses and pydantic keep in a class besides its methods and values."""
+"""Attributes that Python, dataclasses and pydantic add to a class besides its methods and values."""
 DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
 @dataclass(frozen=True, slots=True)
 class CodeKey:
-    """Each part of some code by where it is found, as a hash; and what could not be keyed, with the reason."""
+    """Hashes of the parts of some code, by their paths, and the parts without a key, with the reasons."""
 
     parts: Mapping[str, str]
     faults: Mapping[str, str]
     own: bool
-    """Whether any of it is the user's own: code of no installed distribution."""
+    """Whether any part is the user's own code, that is, of no installed distribution."""
     outside: Mapping[int, str]
-    """Where weights are found that the code names and no module among the things holds, by their identity."""
+    """Paths of weights that the code reads and that no keyed module holds, by the `id` of the weight."""
 
     def text(self, without: Collection[str] = ()) -> str:
-        """One hash of all parts but these."""
+        """One hash of all parts except `without`."""
         return key_hash({path: part for path, part in self.parts.items() if path not in without})
 
     def changed(self, other: "CodeKey") -> list[str]:
-        """Where another key of the same things differs from this one."""
+        """Paths of the parts in which another key of the same objects differs from this one."""
         both = {**self.parts, **other.parts}
         return [path for path in both if self.parts.get(path) != other.parts.get(path)]
 
 
 def code_key(**things: Any) -> CodeKey:
-    """The key of functions, classes and objects, each under a name of its own.
+    """The key of functions, classes and objects, each under its own name.
 
-    Weights of a module that are in its `state_dict` are left to its fingerprint; all other state is a part of the key.
+    Weights in the `state_dict` of a module are covered by its fingerprint; all other state is part of the key.
     """
     walk = _Walk()
     for thing in things.values():
@@ -93,14 +93,14 @@ def code_key(**things: Any) -> CodeKey:
         walk.part(name, thing)
     replaced = replaced_functions()
     if replaced:
-        # Layers of torch read them, whose own code is not followed.
+        # Layers of torch call replaced functions, and their own code is not followed.
         walk.own = True
         walk.part("replaced", replaced)
     return CodeKey(walk.parts, walk.faults, walk.own, walk.outside)
 
 
 class _Walk:
-    """One way through everything that some things depend on; each object is described where it is met first."""
+    """One traversal of all dependencies of some objects; each object is described where it is reached first."""
 
     def __init__(self) -> None:
         self.parts: dict[str, str] = {}
@@ -111,7 +111,7 @@ class _Walk:
         self._met: dict[int, tuple[str, Any]] = {}
 
     def part(self, path: str, value: Any) -> Any:
-        """Describe something under its own path."""
+        """Describe a value as a part with its own path; returns the path."""
         try:
             self.parts[path] = key_hash(self._described(value, path))
         except RecursionError:
@@ -139,7 +139,7 @@ class _Walk:
             return [type(value).__name__, str(value)]
         if id(value) in self._met:
             return ["again", self._met[id(value)][0]]
-        # Held, so that its id is not given to another object.
+        # Keep a reference, so that the id is not reused for another object.
         self._met[id(value)] = (path, value)
         return self._structured(value, path)
 
@@ -187,7 +187,7 @@ class _Walk:
             items = list(value.items())
             found += [[self._described(k, f"{path} key"), self._described(v, f"{path}[{k!r}]")] for k, v in items]
         elif isinstance(value, set | frozenset):
-            # Their order is another one in every process.
+            # The order of a set differs between processes.
             found.append(sorted(key_hash(_alone(self, one, path)) for one in value))
         else:
             found += [self._described(one, f"{path}[{number}]") for number, one in enumerate(value)]
@@ -198,14 +198,14 @@ class _Walk:
         home = home_of(value)
         if home:
             return ["module", home, KNOWN_AS.get(value.__name__, value.__name__)]
-        # Passed on as a whole, so that anything in it may be read.
+        # The module object itself is used, so that any of its attributes may be read.
         return ["module", self._attributes({k: v for k, v in vars(value).items() if not k.startswith("__")}, path)]
 
     def _class(self, value: type, path: str) -> Any:
         home = home_of(value)
         entries = {name: entry for name, entry in vars(value).items() if not isinstance(entry, DESCRIPTORS)}
         if home:
-            # Methods that the program has put in the place of the library's, in the class or where it inherits them.
+            # Methods of the library, in the class or its bases, that the program has replaced.
             own: dict[str, Any] = {}
             for base in value.__mro__:
                 if base.__module__ != "builtins" and home_of(base):
@@ -241,7 +241,7 @@ class _Walk:
             if read.kind == "import" and found is MISSING:
                 self.faults[f"{path}:{name}"] = f"{path} imports {name}, which was not imported so far"
             reads[name] = found
-        # A name of the closure that is read through, as a module's, is there with what is read of it alone.
+        # A module in the closure is represented only by the attributes that are read from it.
         reads |= {name: cell for name, cell in cells.items() if not isinstance(cell, types.ModuleType)}
         return [
             "function",
@@ -291,7 +291,7 @@ class _Walk:
         try:
             # The default refuses objects that hold more than their attributes.
             make, *rest = value.__reduce_ex__(4)
-        except Exception:  # an object may say anything of being taken apart
+        except Exception:  # `__reduce_ex__` of an object may raise anything
             return self._fault(path, value)
         found = [self._described(kind, f"{path}.__class__"), self._attributes({**state, **attributes}, path)]
         if any(getattr(kind, name) is not getattr(object, name) for name in ("__reduce_ex__", "__reduce__")):
@@ -300,12 +300,12 @@ class _Walk:
         return ["object", *found]
 
     def _attributes(self, values: Mapping[str, Any], path: str, between: str = ".") -> Any:
-        """Names in order, each with its value as a part of its own."""
+        """Paths of the values in the order of their names, each described as its own part."""
         return [self.part(f"{path}{between}{name}", values[name]) for name in sorted(values)]
 
 
 def _alone(walk: _Walk, value: Any, path: str) -> Any:
-    """A description that does not depend on what was met before."""
+    """A description that does not depend on the objects reached before."""
     fresh = _Walk()
     fresh.weights = walk.weights
     found = fresh._described(value, path)

@@ -1,4 +1,4 @@
-"""What a function reads besides its arguments, from its bytecode; and whose code something is."""
+"""The names that a function's bytecode reads besides its arguments, and the distribution that code belongs to."""
 
 import builtins
 import dis
@@ -29,14 +29,14 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _FOLLOWED = (types.ModuleType, type, _Missing)
 
 MISSING: Any = _Missing()
-"""A name that stands for nothing now."""
+"""The value of a name that is not defined now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
     """One name that a function's code loads: a global, a variable of its closure, or a module that it imports.
 
-    `chain` are the attributes that are read of it one after another: `helper.constants.SCALE`.
+    `chain` holds the attributes that are then read in sequence, as in `helper.constants.SCALE`.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Read:
 
 
 def reads_of(code: types.CodeType) -> Iterator[Read]:
-    """Everything that this code reads, and the code inside it (lambdas, comprehensions, nested functions)."""
+    """The reads of this code, and of the code inside it (lambdas, comprehensions, nested functions)."""
     instructions = list(dis.get_instructions(code))
     for at, one in enumerate(instructions):
         if one.opname in {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"}:
@@ -70,7 +70,7 @@ def _chain(instructions: list[dis.Instruction]) -> Iterator[str]:
 
 
 def resolved(read: Read, names: Mapping[str, Any], closure: Mapping[str, Any]) -> tuple[str, Any]:
-    """What is read, now, and how it is called: through modules, as far as their attributes go."""
+    """The name and the current value of a read; attributes are followed only through modules."""
     value: Any = MISSING
     if read.kind == "closure":
         value = closure.get(read.name, MISSING)
@@ -88,7 +88,7 @@ def resolved(read: Read, names: Mapping[str, Any], closure: Mapping[str, Any]) -
         name, value = f"{name}.{attribute}", _attribute(value, attribute)
     inert = not isinstance(value, (*_FOLLOWED, *_PLAIN)) and not callable(value)
     if through and inert and value is not os.environ:
-        # A library's own object is as the library's version makes it.
+        # A library's own object is determined by the library's version.
         return name, f"of a library: {name}"
     return name, value
 
@@ -96,7 +96,7 @@ def resolved(read: Read, names: Mapping[str, Any], closure: Mapping[str, Any]) -
 def _attribute(module: types.ModuleType, name: str) -> Any:
     try:
         return getattr(module, name, sys.modules.get(f"{module.__name__}.{name}", MISSING))
-    except Exception:  # a module may compute its attributes
+    except Exception:  # a module may compute its attributes, and fail in any way
         return MISSING
 
 
@@ -113,17 +113,17 @@ def _is_function(entry: Any) -> bool:
 
 
 _NAMESPACES: tuple[Any, ...] = (torch, torch.nn.functional, torch.Tensor, torch.nn.Module)
-"""What layers of torch call."""
+"""Namespaces whose functions layers of torch call."""
 _AT_IMPORT = [{name: entry for name, entry in vars(one).items() if _is_function(entry)} for one in _NAMESPACES]
 
 
 def replaced_functions() -> dict[str, Any]:
-    """Functions that the program has put in the place of torch's own, by their names."""
+    """Functions that the program has put in place of torch's own, by name."""
     found = {}
     for where, before in zip(_NAMESPACES, _AT_IMPORT, strict=True):
         for name, entry in vars(where).items():
             own = isinstance(entry, types.FunctionType) and home_of(entry) is None
-            # Parts of torch that are imported later wrap functions of others, under the same name or as `__init__`.
+            # Parts of torch that are imported later wrap other functions, under the same name or as `__init__`.
             same = name.startswith("__") or getattr(entry, "__name__", name) == name
             other = name in before and entry is not before[name] and not same
             if own or other:
@@ -132,13 +132,13 @@ def replaced_functions() -> dict[str, Any]:
 
 
 def home_of(thing: types.ModuleType | type | types.FunctionType) -> str | None:
-    """The distribution and its version that a module, class or function comes from; None for the user's own code."""
+    """The distribution and version of a module, class or function; None for the user's own code."""
     if isinstance(thing, types.ModuleType):
         return _home(thing.__name__, getattr(thing, "__file__", None))
     if isinstance(thing, types.FunctionType):
         own = thing.__globals__
         return _home(str(own.get("__name__", "")), own.get("__file__"))
-    # Classes that C makes without a module show their metaclass's descriptor there.
+    # Classes made in C without a module have their metaclass's descriptor there.
     name = thing.__module__ if isinstance(thing.__module__, str) else ""
     return _home(name, getattr(sys.modules.get(name), "__file__", None))
 
@@ -154,7 +154,7 @@ def _home(name: str, file: str | None) -> str | None:
     path = Path(file).resolve()
     if any(path.is_relative_to(folder) for folder in _installed()):
         found = _distributions().get(top, [])
-        # Without a distribution there is no version that would tell it from another.
+        # Code without a distribution has no version that identifies it.
         return " ".join(f"{one} {version(one)}" for one in sorted(set(found))) or None
     library = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")}
     return python if any(path.is_relative_to(folder) for folder in library) else None

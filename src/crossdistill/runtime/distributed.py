@@ -1,4 +1,4 @@
-"""Devices and ranks: the only file that reads torchrun's variables and uses DDP and accelerators."""
+"""Devices and ranks: the only module that reads torchrun's variables and uses DDP and accelerators."""
 
 import atexit
 import inspect
@@ -19,7 +19,7 @@ from crossdistill.errors import SettingError
 
 
 class Devices:
-    """Where this process computes, and how it agrees with the other ranks (there is one rank without torchrun)."""
+    """The device of this process, and its communication with other ranks (one rank without torchrun)."""
 
     def __init__(self, device: torch.device, rank: int = 0, ranks: int = 1) -> None:
         self.device = device
@@ -30,33 +30,33 @@ class Devices:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files and speaks."""
+        """Whether this rank writes files and shows progress."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """One DDP wrapper around everything that trains in a stage; the module itself when there is one rank."""
+        """A DDP wrapper around all trained modules of a stage; the module itself if there is one rank."""
         if self.ranks == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # A part may get no rows on some rank (its modality is absent there): it then joins with a zero gradient.
-        # Buffers agree when `agree` is called. torch 2.13 has another name for leaving them alone in each pass.
+        # A part may get no rows on some rank (its modality is absent there), and then contributes a zero gradient.
+        # `agree` synchronises buffers. torch 2.13 renamed the option that turns this off in each pass.
         known = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         alone: dict[str, Any] = {name: False}
         return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True, **alone)
 
     def unsynced(self, module: nn.Module | None) -> AbstractContextManager[Any]:
-        """Backward passes in here leave gradients where they are."""
+        """A context in which backward passes do not synchronise gradients between ranks."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def add_up(self, value: Tensor) -> Tensor:
-        """The sum over ranks, the same to the last bit on all of them."""
+        """The sum over ranks, identical bit for bit on all ranks; sums in place."""
         if self.ranks > 1:
             dist.all_reduce(value)
         return value
 
     def agree(self, modules: Iterable[nn.Module]) -> None:
-        """Give every rank the main rank's buffers: batch norm counts what its own rank saw, and one rank is saved."""
+        """Copy the main rank's buffers to all ranks: batch norm statistics differ by rank, and one rank is saved."""
         if self.ranks > 1:
             for module in modules:
                 for buffer in module.buffers():
@@ -67,7 +67,7 @@ class Devices:
         if self.ranks == 1:
             return rows
         if self._gathering is None:
-            # Apart from DDP's: its sums of gradients come in between in another order on each rank.
+            # Separate from DDP's group, whose sums of gradients interleave in another order on each rank.
             self._gathering = dist.new_group()
         own = torch.tensor([len(rows), rows.requires_grad], device=self.device)
         everyone = [torch.zeros_like(own) for _ in range(self.ranks)]
@@ -84,7 +84,7 @@ class Devices:
         if self.ranks == 1:
             return numbers.unsqueeze(0)
         if self._exchanging is None:
-            # Apart from DDP's, as for `gather`.
+            # Separate from DDP's group, as in `gather`.
             self._exchanging = dist.new_group()
         everyone = [torch.empty_like(numbers) for _ in range(self.ranks)]
         dist.all_gather(everyone, numbers, self._exchanging)
@@ -106,26 +106,26 @@ class Devices:
         return box
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called this."""
         if self.ranks > 1:
             dist.barrier()
 
     def random_state(self) -> dict[str, Any]:
-        """The state of every random generator, of every rank."""
+        """The states of all random generators of all ranks."""
         own = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self.device)
         return {"ranks": self.everyone(own)}
 
     def restore_random_state(self, state: dict[str, Any]) -> None:
-        """Take up what `random_state` gave."""
+        """Restore a result of `random_state`."""
         own = state["ranks"][self.rank]
         torch.set_rng_state(own["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda"], self.device)
 
     def reset_peak(self) -> None:
-        """Forget the peak of memory so far, where the system lets a process do that."""
+        """Reset the peak of memory, where the system allows it."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         # Linux: writing 5 sets VmHWM back to what is resident now.
@@ -133,18 +133,18 @@ class Devices:
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak_memory(self) -> float:
-        """Most memory held since `reset_peak`, in MB: of the accelerator where there is one, else resident."""
+        """Peak memory since `reset_peak`, in MB: of the accelerator if there is one, otherwise resident."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         with suppress(OSError, StopIteration, ValueError):
             lines = Path("/proc/self/status").read_text().splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-        # macOS counts it in bytes.
+        # macOS reports bytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class _Gathered(torch.autograd.Function):
-    """Rows of all ranks, one rank after another; backward, their gradients are summed over ranks."""
+    """Rows of all ranks, concatenated by rank; the backward pass sums their gradients over ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int, group: Any) -> Tensor:
@@ -164,10 +164,10 @@ class _Gathered(torch.autograd.Function):
 
 @contextmanager
 def devices(wanted: str = "auto") -> Iterator[Devices]:
-    """Join the other ranks where torchrun started several; the process leaves them when it ends.
+    """The device of this process; joins the other ranks if torchrun started several, until the process ends.
 
     Raises:
-        SettingError: the device is not there; names those that are.
+        SettingError: the device does not exist (lists those that do), or cannot be used.
     """
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = _device(wanted, int(os.environ.get("LOCAL_RANK", "0")))
@@ -178,7 +178,7 @@ def devices(wanted: str = "auto") -> Iterator[Devices]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        # Ranks meet once: the next run of the same processes finds each other in the same group.
+        # The group is made once: later runs of the same processes use it again.
         atexit.register(_leave)
     yield Devices(device, rank, ranks)
 
@@ -207,7 +207,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
             raise SettingError(f"device: wanted cuda:{index}, but there are {count} CUDA devices, from cuda:0 on")
         device = torch.device(kind) if index is None else torch.device(kind, index)
         if kind != "cpu":
-            # What is found may still not work: its driver is too old, or gone.
+            # A device that is found may still not work, if its driver is too old or missing.
             torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingError(
@@ -217,7 +217,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
 
 
 def _why_not(kind: str) -> str:
-    """What stands in the way of a device, as far as torch says."""
+    """The reason why a device is missing, as far as torch reports it."""
     if kind == "cuda":
         built = torch.version.cuda is not None
         return "; it was built for CUDA, and finds no driver or device" if built else "; it was built without CUDA"

@@ -1,12 +1,12 @@
-"""Names that came from elsewhere, as text that stays text: on a terminal, in Markdown, in CSV and in LaTeX."""
+"""Escaping of untrusted names for terminals, Markdown, CSV and LaTeX."""
 
 import re
 import unicodedata
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's categories of what moves, turns or hides other text: controls, directions, halves of pairs, separators."""
+"""Unicode categories that move, reverse or hide other text: controls, directions, surrogates, separators."""
 _JOINERS = "\u200c\u200d"
-"""Joined letters and emoji need them."""
+"""Zero-width joiners, which letters and emoji need."""
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|#&~$]|(?<![^\W_])_|_(?![^\W_])|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)
 _FORMULA = tuple("=+-@\t\r")
 _LATEX = {
@@ -17,7 +17,7 @@ _LATEX = {
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """Text in which nothing controls a terminal: what would is written as its number; `lines` keeps line ends."""
+    """Text without control of the terminal: such characters become escape codes; `lines` keeps line ends."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(letter if _harmless(letter) or (lines and letter == "\n") else _number(letter) for letter in text)
@@ -32,15 +32,15 @@ def _number(letter: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """One line of Markdown that shows just this text: no table cell, link, image, emphasis, formula or HTML begins."""
+    """One line of Markdown that shows exactly this text: no table cell, link, image, emphasis, formula or HTML."""
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", visible(text))
 
 
 def csv_cell(text: str) -> str:
-    """A cell that a spreadsheet takes for text, not for a formula: with an apostrophe in front where it would."""
+    """A CSV cell that spreadsheets read as text: an apostrophe precedes text that would be read as a formula."""
     return visible(f"'{text}" if text.startswith(_FORMULA) else text)
 
 
 def latex(text: str) -> str:
-    """Plain LaTeX that shows just this text."""
+    """Plain LaTeX that shows exactly this text."""
     return "".join(_LATEX.get(letter, letter) for letter in visible(text))

@@ -1,4 +1,4 @@
-"""Writing so that a kill or a full disk at any moment leaves either the old or the new, never half of it."""
+"""Atomic writing of files and folders: after a kill or on a full disk, the old or the new content is complete."""
 
 import errno
 import hashlib
@@ -21,24 +21,24 @@ from crossdistill.runtime.hashing import key_hash
 from crossdistill.runtime.lock import began, machine
 
 ABANDONED_S = 24 * 3600
-"""Age in seconds at which a half-made folder of another machine is taken for the remains of a killed process."""
+"""Age in seconds after which an incomplete folder of another machine is attributed to a killed process."""
 SEAL = "sha256"
-"""Key of a sealed file: the hash of all its other keys."""
+"""Key in a sealed file that holds the hash of all its other keys."""
 
 NO_FILE = "there is no such file"
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its place when the block ends without an exception.
+    """Yield a temporary path beside `path`, which replaces it when the block ends without an exception.
 
     Raises:
-        StorageError: the disk is full or the folder not writable; what was at `path` is intact.
+        StorageError: the disk is full or the folder not writable; a file at `path` is intact.
     """
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Unlike tempfile's, with the permissions that the umask gives.
+        # With the umask's permissions, unlike files of `tempfile`.
         temporary.touch(exist_ok=False)
     except OSError as error:
         raise storage_error(path, error) from error
@@ -55,9 +55,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`, which becomes `path` when the block ends without an exception.
+    """Yield a temporary folder beside `path`, which becomes `path` when the block ends without an exception.
 
-    If another process made `path` first, that one stays and this one is dropped: both are complete.
+    If another process made `path` first, its folder stays and this one is removed: both are complete.
 
     Raises:
         StorageError: the disk is full or the parent not writable; nothing is left behind.
@@ -80,7 +80,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_folder(path: Path) -> Path:
-    """A new, empty folder beside `path`, with the permissions that the umask gives; `sweep` knows who made it.
+    """Make an empty folder beside `path`, with the umask's permissions and a name that `sweep` recognises.
 
     Raises:
         OSError: the parent is not writable.
@@ -92,10 +92,10 @@ def temporary_folder(path: Path) -> Path:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder as a whole: other processes see all of it, or nothing.
+    """Remove a folder atomically: other processes see all of it, or nothing.
 
     Raises:
-        OSError: it is not there, or its parent is not writable.
+        OSError: the folder does not exist, or its parent is not writable.
     """
     aside = temporary_folder(path)
     try:
@@ -105,14 +105,14 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Remove the half-made folders of processes that are dead; those of other machines once they are a day old."""
+    """Remove incomplete folders of dead processes; those of other machines after a day."""
     for path in folder.glob(pattern):
         if path.is_dir() and _abandoned(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:
-    """A path beside `path` whose name says which process makes it."""
+    """A path beside `path` whose name identifies this process."""
     return path.parent / f".{path.name}.{_maker(os.getpid())}-{secrets.token_hex(4)}.tmp"
 
 
@@ -137,15 +137,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN is refused, since no other reader takes it."""
+    """Write JSON atomically; NaN is refused, since it is not valid JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """A JSON file whose outermost value is of this kind.
+    """Read a JSON file whose outermost value has this type.
 
     Raises:
-        ValueError: it cannot be read, is no JSON, or holds another kind of value; says which.
+        ValueError: the file cannot be read, is not JSON, or holds a value of another type; states which.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -164,10 +164,10 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote; a file without a hash, as earlier versions wrote it, is taken as it is.
+    """Read a file of `write_sealed`; a file without a hash, from an earlier version, is not verified.
 
     Raises:
-        ValueError: it cannot be read, or is not what was written; says which.
+        ValueError: the file cannot be read, or differs from its hash; states which.
     """
     value: dict[str, Any] = read_json(path)
     seal = value.pop(SEAL, None)
@@ -177,34 +177,35 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def _seal(value: Mapping[str, Any]) -> str:
-    # As it comes back from a file: lists for tuples, text for keys.
+    # Hash the values as JSON restores them: tuples become lists, keys become text.
     return key_hash(json.loads(json.dumps(value)))
 
 
 def reserve(file: int, size: int) -> None:
-    """Take the room of an open file of zeros now, so that a full disk is met here; at least look whether it is there.
+    """Allocate the disk space of an open file of zeros; where that is impossible, check the free space.
 
     Raises:
-        OSError: there is none.
+        OSError: the disk has not enough space.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return
-    # macOS cannot take it without writing.
+    # macOS cannot allocate space without writing.
     free = os.fstatvfs(file)
     if free.f_bavail * free.f_frsize < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def flush(file: int) -> None:
-    """Bring what was written to an open file to the disk."""
+    """Flush the written data of an open file to the disk."""
     getattr(os, "fdatasync", os.fsync)(file)
 
 
 def file_fault(path: Path, *, links: bool = True) -> str | None:
-    """Why a path cannot be read as a file, without opening it: what waits for a writer or never ends is none.
+    """The reason why a path cannot be read as a regular file, without opening it; None if it can.
 
-    Without `links` a symbolic link is refused too: it would lead out of a folder that came from elsewhere.
+    Pipes, sockets and devices are refused, since reading them may block or never end. Without `links`, a symbolic link
+    is refused too: it could lead out of an untrusted folder.
     """
     try:
         found = path.lstat()

@@ -1,4 +1,4 @@
-"""Short texts that are equal exactly when what they stand for is: weights, files, settings; and seeds from any text."""
+"""Hashes of weights, files and settings, and seeds derived from any text."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of every parameter and buffer: equal exactly when the weights are, bit for bit."""
+    """A hash of all parameters and buffers, equal exactly for weights that are equal bit for bit."""
     return key_hash([[name, str(tensor.dtype), tensor_hash(tensor)] for name, tensor in module.state_dict().items()])
 
 
@@ -22,9 +22,9 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def structure(module: nn.Module) -> list[str]:
-    """What weights do not say: the class of a module, and its layers with their settings (strides, activations)."""
+    """The class of a module, and its layers with the settings that weights do not show (strides, activations)."""
     kind = type(module)
-    # Functions among the settings print their address, which is another one in every process.
+    # Functions among the settings print their address, which differs between processes.
     return [f"{kind.__module__}.{kind.__qualname__}", re.sub(r" at 0x[0-9a-f]+", "", repr(module))]
 
 
@@ -45,6 +45,6 @@ def key_hash(value: Any) -> str:
 
 
 def derived_seed(*parts: object) -> int:
-    """A seed out of anything that has a text, stable across machines and Python versions."""
+    """A seed from the texts of any values, stable across machines and Python versions."""
     text = "\x1f".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Handles signals that stop a run: SIGTERM from a scheduler, SIGINT from the keyboard (Ctrl-C)."""
+"""Handling of signals that stop a run: SIGTERM from a scheduler, SIGINT from the keyboard (Ctrl-C)."""
 
 import signal
 import threading

@@ -1,8 +1,8 @@
-"""One holder at a time among processes and machines that share a folder; a dead holder is succeeded.
+"""A lock with one holder at a time among processes and machines that share a folder; a dead holder is replaced.
 
 The lock is a lease of `filelock`: a small file that names its holder, made and taken over atomically on every shared
-file system, and refreshed by a thread of the holder. This module adds what a run needs: a holder that can be printed,
-and the rule that a live process of this machine keeps its lock however long it is suspended.
+file system, and refreshed by a thread of the holder. This module adds a printable holder, and the rule that a live
+process of this machine keeps its lock even if it is suspended for long.
 """
 
 import os
@@ -23,7 +23,7 @@ from crossdistill.errors import StorageError
 BEAT_S = 5.0
 """Seconds between two refreshes."""
 STALE_S = 60.0
-"""A holder on another machine whose lock was watched for so long without a refresh is taken for dead, seconds."""
+"""Seconds without an observed refresh after which a holder on another machine is considered dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class Holder:
     here: bool
 
     def __str__(self) -> str:
-        """As errors and progress name it; of another machine nothing is known but its silence."""
+        """Text for errors and progress; for another machine, with the time after which the lock is free."""
         free = "" if self.here else f" (free once it is silent for {STALE_S:.0f} s)"
         return f"process {self.process} on {self.machine}, heard of {self.silent_s:.0f} s ago{free}"
 
 
 class Lock:
-    """The lock at a path, which is a file while the lock is held.
+    """The lock at a path, where a file exists while the lock is held.
 
     A second `Lock` of the same path excludes the first one, in the same process too.
     """
@@ -54,7 +54,7 @@ class Lock:
         self._lease = self._new()
         self._watching = self._lease
         self.lost = False
-        """Whether another process took the lock over since, because this one did not refresh it; known on release."""
+        """Whether another process took over the lock, because this one did not refresh it; set on release."""
 
     def _new(self) -> SoftFileLease:
         # One thread may release what another one acquired.
@@ -63,12 +63,12 @@ class Lock:
         )
 
     def acquire(self) -> bool:
-        """Take the lock if it is free; whether this process holds it now.
+        """Take the lock if it is free; returns whether this process took it.
 
-        A dead holder of this machine is succeeded at once. A silent one of another machine is watched until it was
-        silent for `stale_s` by the clock of this process, since clocks of machines differ: over several calls, or in
-        this one where its file is that old already. So is a dead process of this machine that its parent has not
-        waited for.
+        A dead holder on this machine is replaced immediately. A holder on another machine is replaced after `stale_s`
+        seconds without a refresh by the clock of this process, since clocks of machines differ. This time passes over
+        several calls, or within this one if the file is already that old. The same holds for a dead process of this
+        machine that its parent has not waited for.
 
         Raises:
             StorageError: the folder of the lock cannot be written.
@@ -77,7 +77,7 @@ class Lock:
             return False
         holder = self.holder()
         lives_here = holder is not None and holder.here
-        # A lease object takes over by age only what it saw before: a new one leaves a suspended process its lock.
+        # A lease object takes over by age only a lock that it saw before, so a new one spares a suspended process.
         self._lease = self._new() if lives_here else self._watching
         if self._taken(0.0):
             return True
@@ -106,7 +106,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Give it up, which removes the file. Nothing happens where it is not held."""
+        """Release the lock, which removes the file; without effect if it is not held."""
         if self._lease.is_locked:
             owner = self._lease.owner
             self.lost = owner is None or owner.token != self._lease.token
@@ -115,7 +115,7 @@ class Lock:
     close = release
 
     def holder(self) -> Holder | None:
-        """The process that holds it now: None when no live process does."""
+        """The process that holds the lock; None if no live process does."""
         owner = self._lease.owner
         if owner is None:
             return None
@@ -125,7 +125,7 @@ class Lock:
         return Holder(owner.hostname.partition("?pidns-")[0], owner.pid, self._silent_s(), here)
 
     def _silent_s(self) -> float:
-        """Seconds since the file was refreshed, by the clocks of two machines if need be; 0 without a file."""
+        """Seconds since the last refresh of the file, possibly by the clocks of two machines; 0 without a file."""
         try:
             return max(0.0, time.time() - self.path.stat().st_mtime)
         except OSError:
@@ -133,7 +133,7 @@ class Lock:
 
     @contextmanager
     def held(self, waiting: Callable[[Holder], None] | None = None, every_s: float = 0.5) -> Iterator[None]:
-        """Hold it in a block; waits for it as long as it takes, and says once for whom."""
+        """Hold the lock in a block; waits for it without limit, and calls `waiting` once with its holder."""
         while not self.acquire():
             if waiting is not None and (holder := self.holder()) is not None:
                 waiting(holder)
@@ -147,14 +147,14 @@ class Lock:
 
 @cache
 def _host() -> str:
-    """How `filelock` names this machine, and the container in it."""
+    """The name that `filelock` gives to this machine and container."""
     with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / "lock") as lease:
         owner = lease.owner
     return "" if owner is None else owner.hostname
 
 
 def machine() -> str:
-    """This machine since it was started, and this container in it: where a process number means the same process."""
+    """Identifier of this machine since its start, and of this container: the scope of process numbers."""
     boot, space = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -163,9 +163,9 @@ def machine() -> str:
 
 
 def began(process: int) -> str:
-    """When a process of this machine began, as the system tells it; empty when it is no more (or a dead child).
+    """Start time of a process of this machine, in the system's format; empty if it has ended (or is a dead child).
 
-    Process numbers are used again, so the number alone does not name a process.
+    Process numbers are reused, so the number alone does not identify a process.
     """
     if Path("/proc/self/stat").exists():
         try:

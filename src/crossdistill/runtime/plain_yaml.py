@@ -1,7 +1,7 @@
-"""Settings as YAML from anywhere: plain values alone, in bounded time and memory, and every fault with its line.
+"""Reading of untrusted YAML settings: plain values only, in bounded time and memory; errors name the line.
 
-Read are mappings, lists, text, numbers, true, false and null. Dates stay text. Refused are other tags, keys given
-twice, aliases that multiply, control characters and lone surrogates, and what is too large, too deep or too long.
+Accepted are mappings, lists, text, numbers, true, false and null. Dates stay text. Refused are other tags, repeated
+keys, aliases that multiply, control characters and lone surrogates, and files that are too large, deep or long.
 """
 
 import re
@@ -16,26 +16,26 @@ from crossdistill.errors import SettingError
 from crossdistill.runtime.files import NO_FILE, file_fault
 
 MOST_BYTES = 2**18
-"""Of a file; a recipe has a few thousand."""
+"""Largest size of a file in bytes; a recipe has a few thousand."""
 MOST_NODES = 10_000
-"""Values, keys included; an alias counts for all that it stands for."""
+"""Largest number of values, including keys; an alias counts as all values that it repeats."""
 MOST_DEPTH = 40
 MOST_DIGITS = 40
-"""Characters of a number."""
+"""Largest number of characters of a number."""
 
 TAG = "tag:yaml.org,2002:"
 PLAIN = {TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 NUMBERS = {TAG + "int", TAG + "float"}
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-"""Control characters besides tab and line ends, and halves of characters: no file system or encoding takes them."""
+"""Control characters other than tab and line ends, and lone surrogates, which encodings and file systems refuse."""
 
 
 def read_yaml(path: Path) -> Any:
     """The plain values of a YAML file.
 
     Raises:
-        OSError: it cannot be read.
-        SettingError: it is no file, too large, or no YAML of plain values; says in which line.
+        OSError: the file cannot be read.
+        SettingError: it is not a file, too large, or not YAML of plain values; names the line.
     """
     fault = file_fault(path)
     if fault is not None:
@@ -52,10 +52,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain values that a text stands for.
+    """The plain values of a YAML text.
 
     Raises:
-        SettingError: it is too large, or no YAML of plain values; says in which line.
+        SettingError: the text is too large, or not YAML of plain values; names the line.
     """
     if len(text) > MOST_BYTES:
         raise SettingError(f"it has {len(text)} characters; {MOST_BYTES} are the most")
@@ -64,12 +64,12 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise SettingError(yaml_fault(error)) from error
     except (ValueError, OverflowError) as error:
-        # The scanner's own: an escape beyond Unicode, a version of thousands of digits.
+        # Raised by the scanner for an escape beyond Unicode or a version of thousands of digits.
         raise SettingError(f"a number in it is none: {' '.join(str(error).split())[:200]}") from error
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:
-    """What is wrong and in which line, on one line."""
+    """The problem with its line and column, on one line."""
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     if mark is None:
         return " ".join(str(error).split())
@@ -78,16 +78,16 @@ def yaml_fault(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with bounds."""
+    """PyYAML's safe loader with limits of depth, size and types."""
 
     def __init__(self, text: str) -> None:
         self._depth = self._count = 0
         self._sizes: dict[int, int] = {}
-        """Values below each node that is complete, itself included."""
+        """Number of values in each complete node, by its `id`; the node itself included."""
         super().__init__(text)
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """As PyYAML's, to a limited depth and size."""
+        """PyYAML's method, with limits of depth and size."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         self._depth, self._count = self._depth + 1, self._count + 1
         if self._depth > MOST_DEPTH:
@@ -109,7 +109,7 @@ class _Loader(yaml.SafeLoader):
         """The value of a node.
 
         Raises:
-            ConstructorError: it is none that settings have.
+            ConstructorError: the value is not of a plain type, or exceeds a limit.
         """
         if node.tag not in PLAIN:
             raise _refused(f"a value is tagged {node.tag.replace(TAG, '!!')}, and settings are plain", node)
@@ -132,14 +132,14 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key_node, ScalarNode):
                 raise _refused("a key is no plain value", key_node)
             key = self.construct_object(key_node)
-            # `1` and `true` are the same key to Python.
+            # In Python, `1` and `True` are the same key.
             if key in seen:
                 raise _refused(f"the key {str(key)[:80]!r} is given twice, first in line {seen[key]}", key_node)
             seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
 
-# Text that other tags would be guessed for (dates, merge keys) stays text.
+# Text that PyYAML would resolve to other tags (dates, merge keys) stays text.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -1,4 +1,4 @@
-"""Mixed precision of a stage: the type in which its training passes compute, and how float16's gradients survive."""
+"""Mixed precision of a stage: the type of its training passes, and loss scaling for float16."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -10,15 +10,15 @@ PrecisionName = Literal["float32", "bfloat16", "float16"]
 
 
 class Precision:
-    """Autocast and loss scaling of one stage; with "float32" neither does anything.
+    """Autocast and loss scaling of one stage; both are off for "float32".
 
-    Weights, optimizer states and losses stay in float32. Below float16's smallest number gradients would vanish:
-    losses are multiplied by a scale, gradients divided by it, and a step whose gradients overflow is left out and
+    Weights, optimizer states and losses stay in float32. Gradients below the smallest float16 number would vanish:
+    losses are multiplied by a scale and gradients divided by it; a step whose gradients overflow is skipped and
     halves the scale (Micikevicius et al., ICLR 2018).
     """
 
     def __init__(self, name: PrecisionName, device: torch.device, *, keeps_casts: bool = True) -> None:
-        """`keeps_casts`: weights are cast once for all passes of a step, which a captured graph cannot do."""
+        """`keeps_casts`: cast weights once for all passes of a step, which is impossible in a captured graph."""
         self.scales = name == "float16"
         self._device = device
         self._dtype = None if name == "float32" else getattr(torch, name)
@@ -26,7 +26,7 @@ class Precision:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.scales)
 
     def passes(self) -> AbstractContextManager[Any]:
-        """Where networks and methods compute."""
+        """The context in which networks and methods compute."""
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self._device.type, self._dtype, cache_enabled=self._keeps_casts)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: bars with remaining time on a terminal, plain lines elsewhere."""
+"""Progress display of a run: bars with remaining time on a terminal, plain lines elsewhere."""
 
 import sys
 from types import TracebackType
@@ -53,7 +53,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def attended() -> bool:
-    """Whether standard error is a terminal, or this is a notebook."""
+    """Whether standard error is a terminal, or the program runs in a notebook."""
     if sys.stderr.isatty():
         return True
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -83,7 +83,7 @@ class Quiet:
 
 
 class Terminal:
-    """Bars on a terminal (standard error) and in notebooks; elsewhere one line for each thing begun and ended."""
+    """Bars on a terminal (standard error) and in notebooks; elsewhere a line for each start and end of a task."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, soft_wrap=True)
@@ -116,7 +116,7 @@ class Terminal:
             self._bars.stop()
 
     def begin(self, name: str, total: int) -> None:
-        """A new bar, or a line."""
+        """Add a bar, or print a line."""
         self._name = name = visible(name)
         if self._bars is not None:
             self._task = self._bars.add_task(name, total=total, status="")
@@ -129,19 +129,19 @@ class Terminal:
             self._bars.advance(self._task, parts)
 
     def status(self, text: str) -> None:
-        """Text beside the bar."""
+        """Set the text beside the bar."""
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, status=text)
 
     def end(self, note: str = "") -> None:
-        """Remove the bar and leave a line."""
+        """Remove the bar and print a line."""
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
         self.say(f"{self._name}: {note}" if note else f"{self._name}: done")
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self.console.print(visible(text, lines=True), markup=False, highlight=False)
 
     def data(self, description: str, done: int, total: int) -> None:

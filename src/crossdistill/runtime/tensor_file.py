@@ -1,4 +1,4 @@
-"""Reading safetensors files of any origin: the header is looked at before memory is taken for what it promises."""
+"""Reading of untrusted safetensors files: the header is verified before memory is allocated for the tensors."""
 
 import json
 import math
@@ -16,22 +16,22 @@ from crossdistill.errors import DataError, ShapeError
 from crossdistill.runtime.files import file_fault
 
 HEADER_BYTES = 100_000_000
-"""safetensors' own limit."""
+"""Limit of the header's size, as in safetensors."""
 MOST_NAME = 1000
 TYPES = (
     *("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "C64"),
     *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"),
 )
-"""Of numbers, as safetensors writes them."""
+"""Names of number types in safetensors files."""
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def read_shapes(path: Path) -> Shapes:
-    """Type (as safetensors writes it) and shape of every tensor, from the header alone.
+    """Type (by its safetensors name) and shape of every tensor, from the header alone.
 
     Raises:
-        DataError: the file is missing, is no file, or its header is damaged or promises more than the file holds.
+        DataError: the file is missing or not a file, or its header is damaged or describes more than the file holds.
     """
     fault = file_fault(path)
     if fault is not None:
@@ -69,12 +69,12 @@ def _shapes(header: Any, held: int) -> Shapes:
 
 def _whole(value: Any) -> tuple[int, ...]:
     right = isinstance(value, list) and len(value) <= 64 and all(type(one) is int and 0 <= one < 2**63 for one in value)
-    # As a shape, what is no list of sizes has more numbers than any file.
+    # A value that is not a list of sizes becomes a shape larger than any file.
     return tuple(value) if right else (2**63,)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, with the permissions that the umask gives: safetensors keeps it to its owner."""
+    """Write a safetensors file with the umask's permissions; safetensors alone would restrict it to its owner."""
     path.touch()
     mode = path.stat().st_mode
     save_file(dict(tensors), path)
@@ -85,23 +85,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file.
 
     Raises:
-        DataError: it is not there, damaged, or no such file; names it.
+        DataError: the file is missing, damaged, or not a safetensors file; names it.
     """
     read_shapes(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
-        # A header may name types that the reader has no error for.
+        # The reader fails in several ways for types that it does not support.
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: damaged, or no safetensors file: {said}") from error
 
 
 def check_weights(module: nn.Module, path: Path, who: str) -> None:
-    """Whether a safetensors file fits a module, which may be on the device "meta": only the header is read.
+    """Verify that a safetensors file fits a module, which may be on the device "meta"; reads only the header.
 
     Raises:
         DataError: the file cannot be read.
-        ShapeError: it does not fit; says which weights are missing, unknown, or of another shape.
+        ShapeError: it does not fit; lists weights that are missing, unknown, or of another shape or type.
     """
     found, wanted = read_shapes(path), module.state_dict()
     faults = {
@@ -110,13 +110,13 @@ def check_weights(module: nn.Module, path: Path, who: str) -> None:
         "of another shape": [
             f"{name} {found[name][1]} instead of {tuple(value.shape)}"
             for name, value in wanted.items()
-            # A lazy layer takes its sizes from the file.
+            # A lazy layer adopts the sizes in the file.
             if name in found and not is_lazy(value) and found[name][1] != tuple(value.shape)
         ],
         "of another type": [
             f"{name} {found[name][0]} instead of {value.dtype}"
             for name, value in wanted.items()
-            # Any precision of floating point is rounded to the module's; whole numbers are no weights.
+            # Any floating-point precision is converted to the module's; integers are refused.
             if name in found and ("F" in found[name][0]) is not value.dtype.is_floating_point
         ],
     }
@@ -130,7 +130,7 @@ def load_weights(module: nn.Module, path: Path, who: str) -> None:
 
     Raises:
         DataError: the file cannot be read.
-        ShapeError: it does not fit; says which weights are missing, unknown, of another shape or type.
+        ShapeError: it does not fit; lists weights that are missing, unknown, or of another shape or type.
     """
     check_weights(module, path, who)
     module.load_state_dict(read_weights(path))

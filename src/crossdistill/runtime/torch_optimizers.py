@@ -1,4 +1,4 @@
-"""The optimizer classes of `torch.optim` by name, and the arguments that a recipe may give them."""
+"""The optimizer classes of `torch.optim` by name, and the arguments that a recipe may set."""
 
 import difflib
 import inspect
@@ -10,20 +10,20 @@ import torch
 from crossdistill.errors import nearest
 
 OWN_NAMES = ("adam", "adamw", "sgd")
-"""Names that recipes have always written in lower case; every other optimizer has its class's name."""
+"""Names that recipes write in lower case; every other optimizer has the name of its class."""
 REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step, through a closure",
     "SparseAdam": "it takes sparse gradients, and networks here have dense ones",
     "Muon": "it takes matrices alone, and a stage trains biases and norms with the same optimizer",
 }
 FIELDS = {"params": "trains", "lr": "optimizer.learning_rate", "weight_decay": "optimizer.weight_decay"}
-"""Arguments that are fields of a stage, and the fields."""
+"""Arguments that are fields of a stage, each with the field."""
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable", "maximize")
 """Arguments that the runner sets."""
 
 
 def optimizer_classes() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    """The usable classes of the installed torch, by the names that recipes give them."""
+    """The usable classes of the installed torch, by their names in recipes."""
     found = {
         name: kind
         for name, kind in vars(torch.optim).items()
@@ -37,10 +37,10 @@ def _named(name: str) -> str:
 
 
 def optimizer_name(value: str) -> str:
-    """The name as recipes write it, whatever its case.
+    """The name in the spelling of recipes, from any case.
 
     Raises:
-        ValueError: torch has no such optimizer (says the nearest), or it does not fit a training loop of batches.
+        ValueError: torch has no such optimizer (suggests similar names), or it cannot train on batches.
     """
     for name, reason in REFUSED.items():
         if value.lower() == name.lower():
@@ -56,7 +56,7 @@ def optimizer_name(value: str) -> str:
 
 
 def takes(name: str, argument: str) -> bool:
-    """Whether an optimizer has an argument of this name."""
+    """Whether an optimizer has an argument with this name."""
     return argument in _parameters(name)
 
 
@@ -65,12 +65,12 @@ def _parameters(name: str) -> list[str]:
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as torch takes them: a list out of a file is a tuple."""
+    """Arguments in torch's types: lists, as files contain them, become tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
 def argument_faults(name: str, arguments: Mapping[str, Any], **fixed: float) -> list[str]:
-    """What an optimizer would refuse of these arguments, one sentence each; `fixed` are those that are fields."""
+    """Faults of the arguments of an optimizer, one sentence each; `fixed` are arguments that are fields of a stage."""
     fields = {**FIELDS, **({"momentum": "optimizer.momentum"} if name == "sgd" else {})}
     free = [one for one in _parameters(name) if one not in fields and one not in IMPLEMENTATION]
     faults = []

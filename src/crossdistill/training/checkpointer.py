@@ -1,4 +1,4 @@
-"""Saver: writes checkpoints of the running stage and restores them; StageState: its validation and best weights."""
+"""Checkpoints of the running stage (`Saver`), and its validation values and best weights (`StageState`)."""
 
 import time
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from crossdistill.training.step import Training
 
 
 def selected_parts(job: Job) -> dict[str, dict[str, nn.Module]]:
-    """Module groups whose best epoch is selected separately: each part of the method, and the student with the rest."""
+    """Groups of modules, each with its own best epoch: every part of the method, and the student with the rest."""
     modules = job.modules()
     parts: dict[str, dict[str, nn.Module]] = {name: {name: module} for name, module in job.method.parts().items()}
     rest = {name: module for name, module in modules.items() if name != "method" or not parts}
@@ -124,7 +124,7 @@ class Saver:
         self._began = self._last = time.monotonic()
 
     def seconds(self) -> float:
-        """Time spent on this stage over all resumes, with the method's own measuring pass before training."""
+        """Seconds spent on this stage over all resumes, including the method's measuring pass before training."""
         return self._state.seconds + time.monotonic() - self._began
 
     def due(self, step: int) -> bool:
@@ -159,7 +159,7 @@ class Saver:
         self._last = time.monotonic()
 
     def kept(self) -> str:
-        """A sentence that says from which checkpoint the run can be resumed."""
+        """A sentence that names the checkpoint from which the run can be resumed."""
         name = newest_name(self._folder)
         return (
             "No checkpoint of this stage had been written yet; what earlier stages trained is kept"

@@ -1,4 +1,4 @@
-"""Whole training steps as CUDA graphs: one launch replaces the hundred launches of a small student's step."""
+"""Whole training steps as CUDA graphs: one launch replaces about a hundred launches of a small student's step."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -21,7 +21,7 @@ StepFunction = Callable[[Batch, Progress], dict[str, Tensor]]
 
 @runtime_checkable
 class Graphs(Protocol):
-    """Captures a function's work and replays it."""
+    """Captures the device work of a function and replays it."""
 
     def aside(self) -> AbstractContextManager[None]:
         """The context for steps before the capture."""
@@ -55,8 +55,8 @@ class CudaGraphs:
 class GraphedStep:
     """A step that is captured once in each epoch and then replayed on the same memory.
 
-    Values that a method derives from the epoch (decaying weights) are constants of the graph, hence a capture in each
-    epoch. Batches of another size than the first one run without a graph.
+    Values that a method derives from the epoch (decaying weights) are constants of the graph, so each epoch needs its
+    own capture. Batches of another size than the first one run without a graph.
     """
 
     def __init__(self, step: StepFunction, graphs: Graphs) -> None:
@@ -73,7 +73,7 @@ class GraphedStep:
         """One step; the returned values are copies that the next step does not overwrite.
 
         Raises:
-            SettingError: the step cannot be captured; says why.
+            SettingError: the step cannot be captured; states the reason.
         """
         self._num_rows = self._num_rows or len(batch)
         if self._eager_left or len(batch) != self._num_rows:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Ema(nn.Module):
-    """`average ← decay · average + (1 - decay) · weights` after each step; it starts as the weights are.
+    """`average ← decay · average + (1 - decay) · weights` after each step, starting from the initial weights.
 
-    Fractional parameters and buffers are averaged, others (counters) are copied. Buffers that the module does not save
-    are left alone. What does not train stays exactly as it is.
+    Floating-point parameters and buffers are averaged, others (counters) are copied. Buffers that the module does not
+    save are ignored. Frozen weights stay exactly equal.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -21,7 +21,7 @@ class Ema(nn.Module):
         saved = set(network.state_dict())
         own = [*network.named_parameters(), *((name, one) for name, one in network.named_buffers() if name in saved)]
         self._names = [name for name, _ in own]
-        # In a tuple, so that the network itself is no part of this module.
+        # In a tuple, so that the network's tensors are not registered in this module.
         self._live = tuple(value.detach() for _, value in own)
         for number, value in enumerate(self._live):
             self.register_buffer(str(number), value.clone())
@@ -31,12 +31,12 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take up the weights as they are now."""
+        """Include the current weights in the average."""
         pairs = list(self._pairs())
         fractional = [pair for pair in pairs if pair[0].is_floating_point()]
         if fractional:
             averages, weights = map(list, zip(*fractional, strict=True))
-            # A step towards the weights: where both are equal, it is exactly nothing.
+            # `lerp` leaves the average exactly unchanged where both are equal.
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
         for average, value in pairs:
             if not average.is_floating_point():
@@ -52,7 +52,7 @@ class Ema(nn.Module):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the network has the averaged weights."""
+        """A context in which the network has the averaged weights."""
         self.exchange()
         try:
             yield
@@ -60,16 +60,16 @@ class Ema(nn.Module):
             self.exchange()
 
     def note(self, steps: int) -> str:
-        """What it does in a stage of so many steps, in one line."""
+        """A line for the display about the average in a stage of `steps` steps."""
         initial = self.decay**steps
         rest = f"; {initial:.0%} of it will be the weights of the stage's start" if initial >= 0.05 else ""
         return f"validation judges, and the stage leaves, the average of weights with decay {self.decay:g}{rest}"
 
     def state(self) -> dict[str, Any]:
-        """The average, by the network's names."""
+        """The averages, by the network's parameter and buffer names."""
         return dict(zip(self._names, self.buffers(), strict=True))
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore the averages from a result of `state`."""
         for name, average in self.state().items():
             average.copy_(state[name])

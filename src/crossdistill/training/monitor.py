@@ -1,4 +1,4 @@
-"""Monitor: checks and logs the values of several steps together, since each check synchronises with the device."""
+"""Checks and logs the values of several steps together, since each check synchronises with the device."""
 
 import math
 import time
@@ -29,7 +29,7 @@ class Monitor:
     """Type of device: "cpu", "cuda" or "mps"."""
     tracking: Tracking
     kept: Callable[[], str]
-    """Returns a sentence that says which checkpoint is kept, for errors."""
+    """Returns a sentence for errors that names the kept checkpoint."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums of the values logged in this epoch; part of a checkpoint, since an epoch may be resumed."""
     waiting: list[tuple[Tensor, Progress, Mapping[str, Tensor]]] = field(default_factory=list)

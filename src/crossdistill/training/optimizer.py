@@ -1,4 +1,4 @@
-"""How gradients become steps: PyTorch's optimizers, and its Adam for weights that are too large to handle at once."""
+"""Optimizers and schedules of a stage: PyTorch's, and an Adam that updates very large weights in parts."""
 
 import math
 import tempfile
@@ -18,7 +18,7 @@ from crossdistill.runtime.torch_optimizers import optimizer_classes, takes
 from crossdistill.stage import OptimizerConfig
 
 FUSED = ("cpu", "cuda")
-"""Kinds of devices on which optimizers have one kernel for everything."""
+"""Kinds of devices with fused optimizer kernels."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -26,16 +26,16 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def optimizer_for(
     config: OptimizerConfig, groups: list[dict[str, Any]], *, graphed: bool = False, folder: Path | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of a stage; `folder` is for moments on disk, by default the system's temporary one."""
-    # A stage of no epochs, which only measures, may have nothing that trains.
+    """The optimizer of a stage; `folder` holds moments on disk (default: the system's temporary folder)."""
+    # A stage without epochs, which only measures, may have no trained parameters.
     groups = groups or [{"params": []}]
     options = config.torch_arguments()
     if takes(config.name, "weight_decay"):
         options["weight_decay"] = config.weight_decay
-    # One pass over the weights instead of a dozen; and a loss scale can skip a step without a look from the host.
+    # Fused: one pass over the weights instead of a dozen; a loss scale can skip a step without a host sync.
     fused = all(p.is_floating_point() and p.device.type in FUSED for group in groups for p in group["params"])
     if config.name == "sgd":
-        # Fused momentum fails for a weight whose first gradient comes in a later step than those of others.
+        # Fused momentum fails for a weight whose first gradient comes later than those of others.
         options |= {"momentum": config.momentum, "fused": fused and not config.momentum}
     elif config.name in ("adam", "adamw"):
         options |= {"fused": fused, "capturable": graphed}
@@ -51,7 +51,7 @@ def optimizer_for(
 
 
 def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What trains of a module: what weight decay applies to, and norms, biases and vectors, which it leaves out."""
+    """The trained parameters of a module with weight decay, and those without (norms, biases and vectors)."""
     left_out = {one for layer in module.modules() if isinstance(layer, NORMS) for one in layer.parameters()}
     left_out |= {one for name, one in module.named_parameters() if name.rpartition(".")[2] == "bias" or one.ndim <= 1}
     own = [one for one in module.parameters() if one.requires_grad]
@@ -61,17 +61,17 @@ def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
 def schedule_for(
     config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int, epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate of a stage of so many epochs, of so many `steps` each."""
+    """The learning rate schedule of a stage with `epochs` epochs of `steps` steps each."""
     if config.schedule == "cosine" and not config.warm_up:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps * epochs))
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(config, step, steps, epochs))
 
 
 def rate_factor(config: OptimizerConfig, step: int, steps: int, epochs: int) -> float:
-    """The learning rate of a step, counted over the stage from 0, in parts of the full one."""
+    """The learning rate of a step (counted over the stage from 0), as a fraction of the full rate."""
     warm = round(config.warm_up * steps)
     if step < warm:
-        # The first step moves already, and the first after the warm-up has the whole rate.
+        # The first step has a rate above zero, and the first step after the warm-up has the full rate.
         return (step + 1) / (warm + 1)
     if config.schedule == "milestones":
         return config.gamma ** sum(step >= round(one * steps) for one in config.milestones)
@@ -82,24 +82,24 @@ def rate_factor(config: OptimizerConfig, step: int, steps: int, epochs: int) -> 
 
 
 class InParts(torch.optim.Optimizer):
-    """What moves large weights of Adam or AdamW a part at a time, to the same numbers.
+    """Base of Adam and AdamW that updates large weights in parts, with the same results as PyTorch's.
 
-    So it does where a gradient is in factors, which are multiplied out for a part alone; and where moments lie in
-    files, of which a part is in memory.
+    Weights with factored gradients are updated in parts, so that the factors are multiplied for one part at a time;
+    so are weights with moments in files, of which one part at a time is in memory.
     """
 
     _function: Callable[..., None]
-    """Moves tensors, given their gradients and moments."""
+    """Updates tensors from their gradients and moments."""
 
     def __init__(self, *arguments: Any, folder: Path | None = None, **options: Any) -> None:
-        """As Adam or AdamW; with a `folder`, the moments of large weights lie in files there."""
+        """Arguments of Adam or AdamW; with a `folder`, moments of large weights are in files there."""
         super().__init__(*arguments, **options)
         self._folder = folder
         self._mapped: dict[Tensor, list[MappedTensor]] = {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move all weights that have a gradient."""
+        """Update all weights that have a gradient."""
         large = [(weight, group) for group in self.param_groups for weight in group["params"] if self._apart(weight)]
         gradients = [weight.grad for weight, _ in large]
         for weight, group in large:
@@ -111,7 +111,7 @@ class InParts(torch.optim.Optimizer):
         return result
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave, moments to where they belong."""
+        """Restore a result of `state_dict`, with moments of large weights in files."""
         super().load_state_dict(state_dict)
         for weight, state in self.state.items():
             if self._on_disk(weight) and state:
@@ -128,7 +128,7 @@ class InParts(torch.optim.Optimizer):
         return self._folder
 
     def _begin(self, weight: Tensor) -> dict[str, Any]:
-        """The state of a weight, which begins with its first gradient."""
+        """The state of a weight, which is made at its first gradient."""
         if not self.state[weight]:
             self.state[weight]["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             if self._on_disk(weight):
@@ -158,7 +158,7 @@ class InParts(torch.optim.Optimizer):
                 [state[MOMENTS[0]][part]],
                 [state[MOMENTS[1]][part]],
                 [],
-                # Each part counts this step, of which there is one.
+                # A copy, since the function increments the count for each part of this one step.
                 [state["step"].clone()],
                 fused=group["fused"],
                 capturable=group["capturable"],
@@ -179,12 +179,12 @@ class InParts(torch.optim.Optimizer):
 
 
 class ChunkedAdam(InParts, torch.optim.Adam):
-    """`torch.optim.Adam` in parts."""
+    """`torch.optim.Adam` with updates in parts."""
 
     _function = staticmethod(adam)
 
 
 class PartedAdamW(InParts, torch.optim.AdamW):
-    """`torch.optim.AdamW` in parts; a class of its own, since Adam learned decoupled decay in torch 2.7 alone."""
+    """`torch.optim.AdamW` with updates in parts; not an option of Adam, which has decoupled decay since torch 2.7."""
 
     _function = staticmethod(adamw)

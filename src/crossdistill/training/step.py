@@ -1,4 +1,4 @@
-"""What "trained" means, in one place: gradients, train or eval mode, and the optimizer, for one stage."""
+"""Training step of one stage: trained parameters, train and eval modes, gradients and the optimizer."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,40 +29,40 @@ from crossdistill.training.optimizer import InParts, decay_groups, optimizer_for
 
 
 class _Together(nn.Module):
-    """Everything that trains in a stage, as the one module that DDP wraps: its forward is a method's step."""
+    """All trained modules of a stage as one module for DDP; its forward pass is a method's step."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({module_key(name): module for name, module in job.modules().items()})
-        # In a tuple, so that teachers that do not train stay outside.
+        # In a tuple, so that frozen teachers are not submodules.
         self._job = (job,)
 
     def forward(self, batch: Batch, progress: Progress) -> Step:
         job = self._job[0]
         step: Step = job.method(batch, job.student, job.teachers, progress)
-        # DDP waits for a gradient of everything that it can reach from here: the terms alone may be reached, since the
-        # student's outputs can come from weights (of an embedding, say) that no term reads.
+        # DDP expects a gradient for every weight that it reaches from the result. Only the terms may lead to weights,
+        # since the student's outputs can depend on weights (such as those of an embedding) that no term uses.
         return _detached(step)
 
 
 def _detached(step: Step) -> Step:
-    """The step with the student's outputs as numbers alone."""
+    """The step with the student's outputs detached."""
     return replace(step, student=step.student.detached())
 
 
 class Training:
-    """The moving parts of one stage. Building it freezes everything else, and sets modes."""
+    """Parameters, optimizer and schedule of one stage; construction freezes all other modules and sets modes."""
 
     def __init__(self, job: Job, frozen: Iterable[nn.Module], devices: Devices, folder: Path | None = None) -> None:
-        """`folder` is where the optimizer keeps what is to be on disk.
+        """`folder` holds the optimizer's moments that are kept on disk.
 
         Raises:
-            SettingError: the stage asks for what these devices do not have.
+            SettingError: the stage uses CUDA graphs with several processes.
         """
         self.job = job
         self.devices = devices
         self.part_rows: int | None = None
-        """Rows of one part of a validation pass; found at the first."""
+        """Rows of one part of a validation pass; determined in the first pass."""
         stage = job.stage
         for module in frozen:
             module.requires_grad_(False).eval()
@@ -83,7 +83,7 @@ class Training:
         self.optimizer = optimizer_for(
             stage.optimizer, self._by_rate(stage.optimizer), graphed=stage.cuda_graphs, folder=folder
         )
-        # Where one pass gives a weight its whole gradient, and the optimizer at hand is the next to read it.
+        # Gradients stay in factors if one pass computes the whole gradient and the optimizer is the next to read it.
         self._factored = (
             isinstance(self.optimizer, InParts)
             and (devices.device.type, devices.ranks, stage.micro_batches) == ("cpu", 1, 1)
@@ -101,17 +101,17 @@ class Training:
         )
 
     def train_mode(self) -> None:
-        """Back to training after a validation pass."""
+        """Set train mode after a validation pass."""
         for part in self._in_train_mode():
             part.train()
 
     def eval_mode(self) -> None:
-        """Everything fixed, for a validation pass."""
+        """Set eval mode for a validation pass."""
         for module in self.job.modules().values():
             module.eval()
 
     def step(self, rows: Tensor, progress: Progress) -> dict[str, Tensor]:
-        """One optimizer step over the given rows (of all ranks); gives raw and weighted terms, without a host sync."""
+        """One optimizer step on these rows (of all ranks); returns raw and weighted terms, without a host sync."""
         job, devices = self.job, self.devices
         parts = share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches)
         batches = (job.batch(part, progress.epoch, len(rows)).to(devices.device) for part in parts)
@@ -121,7 +121,7 @@ class Training:
             logs = self._move(batches, len(parts), len(rows), progress)
         with warnings.catch_warnings():
             if self.precision.scales:
-                # A first step that overflowed is no mistake in the order of calls.
+                # torch warns about the order of calls if the first step overflowed.
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
             self.schedule.step()
         self.weighting.after_step()
@@ -131,27 +131,27 @@ class Training:
 
     @contextmanager
     def judged(self) -> Iterator[None]:
-        """Within, networks are as validation judges them and the stage leaves them: the learner averaged."""
+        """A context for validation, in which the learner has its averaged weights, as at the end of the stage."""
         if self.ema is None:
             yield
             return
-        # Each rank's own buffers first: the average of the main rank's is what is exchanged for them.
+        # Synchronise the buffers first: they are then exchanged for the main rank's average.
         self.agree()
         with self.ema.in_place():
             yield
 
     def agree(self) -> None:
-        """Give every rank the main rank's buffers."""
+        """Copy the main rank's buffers to every rank."""
         self.devices.agree([*self.job.modules().values(), *([] if self.ema is None else [self.ema])])
 
     def leave(self) -> None:
-        """Put the averaged weights where the stage leaves its own."""
+        """Replace the learner's weights by their average at the end of the stage."""
         if self.ema is not None:
             self.agree()
             self.ema.exchange()
 
     def _move(self, batches: Iterable[Batch], parts: int, total: int, progress: Progress) -> dict[str, Tensor]:
-        """From the micro-batches of a step to moved weights, and its numbers."""
+        """Update the weights from the micro-batches of a step; returns its logged values."""
         job, devices = self.job, self.devices
         self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ class Training:
             job.method.after_step(batch, step)
         self._add_up(logs, [name for name in logs if name not in step.logs])
         for parameter in self.weighting.parameters():
-            # It is outside of what DDP wraps.
+            # The weighting is not part of the module that DDP wraps.
             if parameter.grad is not None:
                 devices.add_up(parameter.grad).div_(devices.ranks)
         self.precision.unscale(self.optimizer)
@@ -196,7 +196,7 @@ class Training:
             weighted,
             groups,
             self.parameters,
-            # DDP averages over ranks what has to be added up.
+            # DDP averages gradients over ranks, but they have to be summed.
             scale=self.precision.scaled if separate else (lambda value: self.precision.scaled(value) * ranks),
             reduce=self.devices.add_up if separate and ranks > 1 else None,
             step=progress.epoch * progress.steps + progress.step,
@@ -211,17 +211,17 @@ class Training:
             logs[name] = value.detach()
 
     def _add_up(self, logs: dict[str, Tensor], names: Sequence[str]) -> None:
-        """Make the whole of what each rank knows its part of."""
+        """Sum logged values over ranks."""
         if self.devices.ranks > 1:
             whole = self.devices.add_up(torch.stack([logs[name].reshape(()) for name in names]))
             logs.update(zip(names, whole.unbind(), strict=True))
 
     def _in_train_mode(self) -> list[nn.Module]:
-        """What trains, a member that trains at some taps alone by its layers there."""
+        """Trained modules: the method, and networks (or only some layers of a network that trains at taps)."""
         return [*moving_parts(self.job.trained).values(), self.job.method]
 
     def _running(self) -> list[Network]:
-        """Networks that run in this stage as a whole."""
+        """Networks of the student and the teachers of this stage, each once."""
         networks = [TeacherBase.of(source).network for source in (self.job.student, *self.job.teachers.values())]
         return list({id(network): network for network in networks if network is not None}.values())
 
@@ -238,18 +238,18 @@ class Training:
         return [group for group in groups if group["params"]]
 
     def state(self) -> dict[str, Any]:
-        """Everything besides module weights that a resumed stage needs."""
+        """The state besides module weights that a resumed stage needs."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            # What it measured in this epoch is of each rank's own rows.
+            # Its measurements in this epoch are of each rank's own rows.
             "weighting": self.devices.everyone(self.weighting.state_dict()),
             "precision": self.precision.state(),
             **({} if self.ema is None else {"ema": self.ema.state()}),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore a result of `state`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.weighting.load_state_dict(state["weighting"][self.devices.rank])
