@@ -1,4 +1,4 @@
-"""Bank: one output of a frozen network for every sample, computed once, stored as arrays and read by sample id.
+"""One output of a frozen network for every sample, computed once, stored as arrays and read by sample id.
 
 A bank is one folder for one output of one network:
 

@@ -31,8 +31,9 @@ POLL_S = 0.05
 
 Produced = Mapping[str, tuple[Tensor, Tensor | None]]
 Produce = Callable[[Tensor, Tensor | None], Produced]
-"""Maps sample ids and their views (see `BankRows`) to, for each bank by label, the values of the computed rows and
-the positions of these rows (None: all)."""
+"""Computes the outputs of sample ids in their views (see `BankRows`).
+
+Returns for each bank, by label, the values of the computed rows and the positions of these rows (None: all)."""
 Notice = Callable[[str], None]
 
 

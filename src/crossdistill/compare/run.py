@@ -143,7 +143,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _picked(grid: Grid, out: Path, jobs: int | None, display: Terminal) -> Pick | None:
-    """The seeds and epochs that fit the budget; a resumed comparison keeps them, whatever times it would measure."""
+    """The seeds and epochs that fit the budget; a resumed comparison keeps them and measures no times."""
     if grid.budget is None:
         return None
     path = out / BUDGET

@@ -1,4 +1,4 @@
-"""Keys of code: hashes that are equal in every process for code that computes the same numbers.
+"""Keys of code: hashes that stay equal between processes while the code and all that it reads are unchanged.
 
 The key of a function covers its bytecode, its defaults, its closure, and the globals that it reads (functions and
 modules included), recursively through the user's own code. The key of an object covers its class and its attributes.

@@ -75,7 +75,7 @@ class Monitor:
         self.waiting.clear()
 
     def end_epoch(self, progress: Progress, summary: Callable[[Mapping[str, float]], Mapping[str, float]]) -> None:
-        """Log a method's summary of the sums over an epoch, all of whose steps are checked."""
+        """Log a method's summary of the sums over an epoch, after all its steps are checked."""
         values = summary(self.totals)
         if values:
             self.tracking.log("epoch", self.stage, progress.epoch, progress.steps, values)

@@ -156,5 +156,5 @@ def attempted(work: Work, task: Any, send: Callable[[str, Any], None]) -> tuple[
         return "done", work(task, send)
     except CrossdistillError as error:
         return "failed", str(error)
-    except Exception:  # one cell's fault, whatever it is, must not stop the others
+    except Exception:  # no error of one cell may stop the others
         return "failed", traceback.format_exc()

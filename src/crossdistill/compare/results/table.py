@@ -73,7 +73,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """The whole table."""
+    """The table of a comparison: its columns, and its lines with one entry for each column."""
 
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
