@@ -73,7 +73,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """The table of a comparison: its columns, and its lines with one entry for each column."""
+    """The table of a comparison: its columns, and its lines with at most one entry for each column."""
 
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
