@@ -29,8 +29,8 @@ from crossdistill.teacher import Teacher
 class OFA(LogitConfig):
     """`(1 - a) · CE + a · (Σ over stages + the student's own logits)`, by default at every tap of the student.
 
-    MST-Distill's released code is `stages="mean"`, `final_epsilon=None`. In a row without a label, y = 0 for every
-    class.
+    MST-Distill's released code is `stages="mean"`, `final_epsilon=None`. Rows without a label have no target class
+    (y = 0 in the loss `ofa`).
     """
 
     acts_on: ClassVar[ActsOn | None] = "student's layers"
