@@ -1,4 +1,4 @@
-"""Nets that methods add around students and teachers: masks, gates, projectors, regressors, proxies, memories."""
+"""Networks that methods add to students and teachers: masks, gates, projectors, regressors, proxies, memories."""
 
 from crossdistill.nets.fill import Fill
 from crossdistill.nets.gate import GateNet, GateNetDense

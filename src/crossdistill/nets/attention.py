@@ -1,16 +1,16 @@
-"""The attention of mask networks: one scalar for each token is averaged, row by row, in blocks of rows.
+"""The attention of mask networks: an average of one scalar per token, computed in blocks of rows.
 
-`mask` says how a mask network folds into this form. Its gradients are written out. With weights A = softmax(q · k),
-values s, means o = A s and the gradient g to them,
+`mask` explains how a mask network is folded into this form. With weights A = softmax(q · k), values s, means o = A s
+and their gradient g, the explicit gradients are
 
     to s: Aᵀ g,    to q: g ⊙ (R k),    to k: Rᵀ (g ⊙ q),    where R = A ⊙ (s - o).
 
-A block is small enough to stay in the cache, and between the passes there are two ways. Whoever takes gradients block
-by block (`immediate.immediately_in_blocks`) keeps a block's weights until its backward pass, and nothing is computed
-twice. A mask network that is called like any module keeps what comes in alone: tokens; the rest is made again.
+A block fits into the cache. There are two modes. With gradients per block (`immediate.immediately_in_blocks`), a
+block's weights are kept until its backward pass, and nothing is computed twice. A mask network that is called like any
+module saves only its input (tokens) and recomputes the rest in the backward pass.
 
-Widths are padded to multiples of 8 with zeros, which change no product: at d = 297 matrix products are a third faster.
-Each head's scalar takes one of the padded columns beside its queries, and biases take one beside the tokens.
+Widths are padded with zeros to multiples of 8, which changes no product: at d = 297 matrix products are a third faster.
+Each head's scalar uses one of the padded columns next to its queries, and biases use one next to the tokens.
 
 Shapes: G networks of equal shape, B rows, L tokens of width d, h heads of width e = d / h, E = e + 1 padded.
 """
@@ -30,22 +30,22 @@ from crossdistill.autograd.factored import FactoredGradient, product, worth_fact
 
 LOG2_E = math.log2(math.e)
 BLOCK = {"cpu": 17 * 2**17}
-"""Attention weights of one block, all heads', by the kind of device; blocks of a row each where one row has more."""
+"""Most attention weights of one block (all heads), by the kind of device; a block has at least one row."""
 LARGE_BLOCK = 2**25
-"""... and elsewhere, where the number of launches counts."""
+"""The same for other devices, on which the number of kernel launches matters."""
 
 
 class Workspace:
-    """Memory for one block of rows, taken once: on the CPU, fresh memory costs more than what is computed in it.
+    """Reused memory for one block of rows: on the CPU, an allocation costs more than the computation.
 
-    What a block keeps for its backward pass lies there too: that pass has to be over before the next block begins.
+    It also holds the values saved for a block's backward pass, which must be finished before the next block starts.
     """
 
     def __init__(self) -> None:
         self._flat: dict[str, Tensor] = {}
 
     def __call__(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """Room for a tensor of this shape, of the dtype and on the device of another."""
+        """An uninitialised tensor of this shape, with the dtype and device of another tensor."""
         size = math.prod(shape)
         flat = self._flat.get(name)
         if flat is None or flat.numel() < size or flat.dtype != like.dtype:
@@ -55,24 +55,24 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class PartialForward:
-    """A pass of mask networks, stopped before the attention: what rows bring, and what is the same for all of them."""
+    """A forward pass of mask networks up to the attention: values per row, and values shared by all rows."""
 
     rows: Float[Tensor, "G B *any"]
     shared: tuple[Tensor, ...]
-    """The first is what is added to every logit; the others are for `joint`."""
+    """The first tensor is added to every logit; the others are arguments of `joint`."""
     joint: Callable[..., Tensor]
-    """From room, some of the rows, and `shared` but its first, to (G, n, L, 2hE): see `joint_weight`."""
+    """A function of the workspace, some rows, and `shared[1:]`; returns (G, n, L, 2hE): see `joint_weight`."""
     length: int
     heads: int
     head_width: int
     least: int = 1
-    """Rows of a block at least."""
+    """Least rows of a block."""
     room: Workspace = field(default_factory=Workspace)
 
     def logits(self, rows: Float[Tensor, "G n *any"], constant: Tensor, *shared: Tensor) -> Float[Tensor, "G n L"]:
-        """What the sigmoid turns into the masks of some rows; their attention weights are kept for the backward pass.
+        """Logits of the masks (before the sigmoid) of some rows; saves the attention weights for the backward pass.
 
-        That has to be over before `logits` is called again.
+        The backward pass must be finished before the next call of `logits`.
         """
         apply: Callable[[Tensor, int, int, Workspace], Tensor] = _Average.apply
         with torch.autocast(rows.device.type, enabled=False):
@@ -80,20 +80,20 @@ class PartialForward:
             return apply(joint.flatten(0, 1), self.heads, self.head_width, self.room).view(joint.shape[:3]) + constant
 
     def blocks(self) -> Iterator[slice]:
-        """Rows that are worked on together."""
+        """Slices of rows that are processed together."""
         groups, rows = self.rows.shape[:2]
         most = BLOCK.get(self.rows.device.type, LARGE_BLOCK)
         size = max(self.least, most // max(1, groups * self.heads * self.length**2))
         return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
     def all_logits(self) -> Float[Tensor, "G B L"]:
-        """`logits` of all rows, of which no weights are kept."""
+        """`logits` of all rows, without saved attention weights."""
         apply: Callable[..., Tensor] = _Recompute.apply
         return apply(self.logits, list(self.blocks()), self.rows, *self.shared)
 
 
 def opened(vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAttention, fc: nn.Linear) -> PartialForward:
-    """The pass of one mask network; half precision where autocast says so, softmax in float32 all the same."""
+    """The partial pass of one mask network; half precision under autocast, with the softmax in float32."""
     dtype = pass_dtype(vector)
     with torch.autocast(vector.device.type, enabled=False):
         tokens = embedded(vector.to(dtype), embed.weight.to(dtype), embed.bias.to(dtype))
@@ -102,19 +102,19 @@ def opened(vector: Float[Tensor, "B L"], embed: nn.Linear, mha: nn.MultiheadAtte
 
 
 def opened_tokens(tokens: Float[Tensor, "G B L d"], weight: Tensor, constant: Tensor, heads: int) -> PartialForward:
-    """The pass of networks whose rows are tokens."""
+    """The partial pass of networks with rows of tokens."""
     length, width = tokens.shape[2:]
     return PartialForward(tokens, (constant, weight.to(tokens.dtype)), _from_tokens, length, heads, width // heads)
 
 
 def pass_dtype(vector: Tensor) -> torch.dtype:
-    """What a pass computes in: autocast's dtype, where it is on."""
+    """The dtype of a pass: autocast's if it is enabled, else that of the vector."""
     kind = vector.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else vector.dtype
 
 
 def folded(mha: nn.MultiheadAttention, fc: nn.Linear) -> tuple[Tensor, Tensor]:
-    """The `joint_weight` of one network, (1, 2hE, columns), and what is added to every logit."""
+    """The `joint_weight` of one network, (1, 2hE, columns), and the constant added to every logit."""
     own = (mha.in_proj_weight, mha.in_proj_bias, mha.out_proj.weight, fc.weight)
     in_weight, in_bias, out_weight, fc_weight = (one.unsqueeze(0) for one in own)
     weight = joint_weight(in_weight, in_bias, out_weight, fc_weight, mha.num_heads)
@@ -128,7 +128,7 @@ def joint_weight(
     fc_weight: Float[Tensor, "G 1 d"],
     heads: int,
 ) -> Float[Tensor, "G two_h_E columns"]:
-    """All that reads tokens, as one matrix: for each head its queries and scalar, then its keys. Biases are column d.
+    """All projections of tokens as one matrix: per head its queries and scalar, then its keys. Biases are column d.
 
     The parameters are `nn.MultiheadAttention`'s and a `Linear(d, 1)`'s, each with a leading dimension of networks; the
     scalar is fc_weight · out_weight · value.
@@ -136,11 +136,11 @@ def joint_weight(
     groups, _, width = in_weight.shape
     head_width = width // heads
     direction = torch.bmm(fc_weight, out_weight).view(groups, heads, head_width)
-    # The weights of the attention sum to 1, which lets the value bias pass through them like the values.
+    # The attention weights sum to 1, so that the value bias can be part of the values.
     whole = torch.cat([in_weight, in_bias.unsqueeze(2)], dim=2)
     query, key, value = whole.view(groups, 3, heads, head_width, width + 1).unbind(1)
     scalar = torch.einsum("ghe,ghed->ghd", direction, value).unsqueeze(2)
-    # Powers of two are taken below, which costs half as much as exponentials.
+    # exp2 is used below, which costs half as much as exp.
     query = torch.cat([query * (LOG2_E / math.sqrt(head_width)), scalar], dim=2)
     room, columns = _aligned(head_width + 1), _aligned(width + 1) - width - 1
     query = functional.pad(query, (0, columns, 0, room - head_width - 1))
@@ -149,7 +149,7 @@ def joint_weight(
 
 
 def embedded(vector: Float[Tensor, "B L"], weight: Tensor, bias: Tensor) -> Float[Tensor, "B L d"]:
-    """Each row as L tokens: `functional.linear`, on the CPU token by token, which is up to twice as fast there."""
+    """Each row as L tokens: `functional.linear`; on the CPU per token, which is up to twice as fast."""
     if vector.device.type != "cpu":
         return functional.linear(vector, weight, bias).view(*vector.shape, -1)
     apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _Embed.apply
@@ -182,13 +182,13 @@ class _FromTokens(torch.autograd.Function):
         gradient = gradient.flatten(1, 2)
         padded = _padded(ctx.room, tokens, weight.shape[2])
         to_weight = torch.bmm(gradient.transpose(1, 2), padded)
-        # Nobody needs the padded tokens any more.
+        # The padded tokens are no longer needed.
         to_padded = torch.bmm(gradient, weight, out=padded)
         return None, to_padded.view(*tokens.shape[:3], -1)[..., : tokens.shape[3]], to_weight
 
 
 def _padded(room: Workspace, tokens: Float[Tensor, "G n L d"], columns: int) -> Float[Tensor, "G n_L columns"]:
-    """Tokens with a column of ones for the bias, and as many of zeros as are missing."""
+    """Tokens with a column of ones for the bias, padded with zero columns."""
     groups, rows, length, width = tokens.shape
     found = room("padded", tokens, groups, rows, length, columns)
     found[..., :width] = tokens
@@ -218,7 +218,7 @@ class _Embed(torch.autograd.Function):
 
 
 class _Average(torch.autograd.Function):
-    """(N, L, 2hE) -> (N, L): the means of the scalars by the attention's weights, summed over heads."""
+    """(N, L, 2hE) -> (N, L): the attention-weighted means of the scalars, summed over heads."""
 
     @staticmethod
     def forward(ctx: Any, joint: Tensor, heads: int, head_width: int, room: Workspace) -> Tensor:
@@ -231,7 +231,7 @@ class _Average(torch.autograd.Function):
         weights.sub_(weights.amax(2, keepdim=True)).exp2_()
         total = weights.sum(2)
         value = query[..., head_width].to(weights.dtype).reshape(-1, length)
-        # As a row times a matrix: as a matrix times a column it takes ten times longer on a CPU.
+        # A row times a matrix: a matrix times a column takes ten times longer on a CPU.
         mean = torch.bmm(value.unsqueeze(1), weights.transpose(1, 2)).squeeze(1).div_(total)
         ctx.save_for_backward(joint, weights, total, value, mean)
         ctx.heads, ctx.head_width, ctx.room = heads, head_width, room
@@ -247,7 +247,7 @@ class _Average(torch.autograd.Function):
         to_query, to_key = _by_head(to_joint, heads)
         pull = gradient.repeat(heads, 1).div_(total)
         to_value = torch.bmm(pull.unsqueeze(1), weights).view(heads, rows, length)
-        # Of scores in powers of two.
+        # Gradient of scores in base 2.
         factor = (pull * math.log(2)).to(dtype).view(heads, rows, length, 1)
         pulled = torch.mul(query, factor, out=ctx.room("pulled", joint, *query.shape))
         apart = ctx.room("apart", weights, rows, length, length)
@@ -261,7 +261,7 @@ class _Average(torch.autograd.Function):
 
 
 class _Recompute(torch.autograd.Function):
-    """`compute` of rows (G, B, ...) and of what they share, in blocks that are computed again in the backward pass."""
+    """`compute` on rows (G, B, ...) and shared tensors, in blocks that the backward pass recomputes."""
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., Tensor], blocks: list[slice], rows: Tensor, *shared: Tensor) -> Tensor:
@@ -286,6 +286,6 @@ class _Recompute(torch.autograd.Function):
 
 
 def _by_head(joint: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Queries with the scalar, and keys, each (h, N, L, E), as they lie in (N, L, 2hE)."""
+    """Queries with the scalar, and keys, each (h, N, L, E): views of (N, L, 2hE)."""
     query, key = joint.view(*joint.shape[:2], heads, 2, -1).permute(3, 2, 0, 1, 4).unbind()
     return query, key

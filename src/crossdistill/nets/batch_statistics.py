@@ -1,7 +1,7 @@
 """Layers whose output depends on the batch as a whole, and batch norms over the rows of all ranks.
 
-Ioffe and Szegedy (ICML 2015): a batch norm in train mode normalises by the mean and variance of its batch. A share of
-the batch (a micro-batch, a rank's rows) has other ones, so its gradient and its running statistics are others too.
+Ioffe and Szegedy (ICML 2015): a batch norm in train mode normalises by the mean and variance of its batch. A part
+of the batch (a micro-batch, a rank's rows) has different ones, and therefore other gradients and running statistics.
 """
 
 import re
@@ -20,20 +20,20 @@ from crossdistill.batch import Batch, Input
 from crossdistill.errors import RunError
 
 Exchange = Callable[[Tensor], Tensor]
-"""The vectors of all ranks (ranks, n), from that of this one (n,)."""
+"""A function from the vector of this rank (n,) to the vectors of all ranks (ranks, n)."""
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 OWN = re.compile(r"batch_?(re)?norm|(ghost|virtual|split)_?(b|norm)", re.IGNORECASE)
-"""Class names of layers that are batch norms by themselves, or work on parts of the batch."""
+"""Class names of layers that are batch norms, or that normalise over parts of the batch."""
 WRAPPERS = re.compile(r"(ghost|virtual|split)_?(b|norm)", re.IGNORECASE)
 
 
 def batch_statistics(module: nn.Module, *, train: bool = True) -> dict[str, nn.Module]:
-    """Layers of a module that compute or move statistics of the batch, by name, in train mode or in eval mode.
+    """Layers of a module that compute or update batch statistics, by name, in train mode or in eval mode.
 
-    Found are torch's batch norms, instance norms that track running statistics, and layers of other classes that hold
-    `running_mean` and `running_var` or are named after batch norm. In eval mode, batch norms without running
-    statistics are found alone. A layer that keeps itself in eval mode when its module is set to train is not found.
+    These are torch's batch norms, instance norms that track running statistics, and layers of other classes that have
+    `running_mean` and `running_var` or a batch norm's class name. In eval mode, these are only batch norms without
+    running statistics. Layers that stay in eval mode when the module is set to train are not included.
     """
     if not train:
         return {
@@ -62,7 +62,7 @@ def _of_batch(layer: nn.Module) -> bool:
 
 
 def can_join(layer: nn.Module) -> bool:
-    """Whether the statistics of a layer can be taken over all ranks: it is a batch norm as torch computes it."""
+    """Whether the statistics of a layer can be computed over all ranks: it has torch's batch norm computation."""
     return (
         isinstance(layer, _BatchNorm)
         and layer.running_mean is not None
@@ -71,11 +71,11 @@ def can_join(layer: nn.Module) -> bool:
 
 
 class JointStatistics:
-    """Batch norms that see the rows of all ranks while this is entered; nothing of the modules changes.
+    """Batch norms over the rows of all ranks, within a context; the modules are not changed.
 
-    Each pass exchanges one vector for each norm: its rank's count, mean and sum of squared deviations; each backward
-    pass, the two sums of gradients that they need. Every rank has to run the same norms in the same order; one without
-    rows does so by `standing_in`.
+    A forward pass exchanges one vector per norm: the rank's count, mean and sum of squared deviations. A backward pass
+    exchanges the two sums of gradients that the norm needs. Every rank must run the same norms in the same order; a
+    rank without rows uses `standing_in`.
     """
 
     def __init__(self, modules: Iterable[nn.Module], exchange: Exchange) -> None:
@@ -86,10 +86,10 @@ class JointStatistics:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Within, the norms run jointly."""
+        """A context in which the norms use the rows of all ranks."""
         try:
             for norm, forward in self._forwards.items():
-                # An attribute of the instance goes before the class's method.
+                # An instance attribute takes precedence over the class's method.
                 norm.__dict__["forward"] = forward
             yield
         finally:
@@ -98,13 +98,13 @@ class JointStatistics:
 
 
 def is_joint(module: nn.Module) -> bool:
-    """Whether a batch norm in this module runs over all ranks at present."""
+    """Whether a batch norm in this module currently runs over all ranks."""
     return any(True for _ in _joint(module))
 
 
 @contextmanager
 def standing_in(module: nn.Module) -> Iterator[None]:
-    """Within, what passes through the joint norms of a module counts as no rows at all, and gets no gradient."""
+    """A context in which a module's joint norms count their rows as none and give them no gradient."""
     forwards = list(_joint(module))
     try:
         for forward in forwards:
@@ -139,7 +139,7 @@ def _joint(module: nn.Module) -> Iterator["_Forward"]:
 
 
 class _Forward:
-    """The forward pass of one norm over all ranks."""
+    """The forward function of one norm over all ranks."""
 
     def __init__(self, norm: _BatchNorm, number: int, width: int, exchange: Exchange) -> None:
         self.norm = norm
@@ -162,14 +162,14 @@ class _Forward:
         """Counts (ranks, 1), and two vectors of channels of every rank (ranks, C).
 
         Raises:
-            RunError: another rank is at another norm.
+            RunError: another rank runs a different norm.
         """
         channels = len(first)
         sent = torch.zeros(self.width, dtype=torch.float64, device=first.device)
         sent[0], sent[1] = 2 * self.number + backward, count
         sent[2 : 2 + channels], sent[2 + channels : 2 + 2 * channels] = first, second
         found = self.exchange(sent)
-        # On an accelerator a look would wait for it.
+        # On an accelerator this check would need a synchronisation.
         if found.device.type == "cpu" and bool((found[:, 0] != found[0, 0]).any()):
             raise RunError(
                 "the processes run the batch norms of one step in different orders, or not equally often "
@@ -179,7 +179,7 @@ class _Forward:
         return found[:, 1:2], found[:, 2 : 2 + channels], found[:, 2 + channels : 2 + 2 * channels]
 
     def track(self, mean: Tensor, squares: Tensor, total: Tensor) -> None:
-        """Move the running statistics, as torch does: the variance there is the unbiased one."""
+        """Update the running statistics as torch does, with the unbiased variance."""
         norm, seen = self.norm, total > 0
         if norm.num_batches_tracked is not None and not self.muted:
             norm.num_batches_tracked.add_(1)
@@ -246,7 +246,7 @@ class _Joint(torch.autograd.Function):
 
 
 def _others(value: Tensor) -> list[int]:
-    """Every dimension but the channels'."""
+    """All dimensions except that of the channels."""
     return [0, *range(2, value.ndim)]
 
 

@@ -1,4 +1,4 @@
-"""Fill: the units of a tap that a student cannot follow are replaced by what they are on average (MGDFR)."""
+"""Fill: replaces units of a tap by their mean (MGDFR)."""
 
 from typing import Literal
 
@@ -12,9 +12,9 @@ FillWith = Literal["mean", "batch", "none"]
 class Fill(nn.Module):
     """Replaces some of a tap's units (channels of a map) by their mean over the training rows, or over the batch.
 
-    `salience` (L,) in [0, 1], `replaced` (L,) and `mean` are measured by the method that owns this. The mean over the
-    training rows makes a row's output independent of its batch, so that it can be banked; "batch" is the original
-    MFH's; "none" replaces nothing, as MST-Distill's released code does without meaning to.
+    `salience` (L,) in [0, 1], `replaced` (L,) and `mean` are measured by the method that has this module. The mean over
+    the training rows makes a row's output independent of its batch, so that it can be banked; "batch" is the original
+    MFH's; "none" replaces nothing, which MST-Distill's released code does unintentionally.
     """
 
     def __init__(self, shape: tuple[int, ...], fill: FillWith) -> None:
@@ -29,11 +29,11 @@ class Fill(nn.Module):
 
     @property
     def by_row(self) -> bool:
-        """Whether what becomes of a row does not depend on the rows beside it."""
+        """Whether the result of a row is independent of the other rows of the batch."""
         return self.fill != "batch"
 
     def extra_repr(self) -> str:
-        """What weights do not say of it: keys of banks hold this."""
+        """The settings that are not in the state dict; they are part of the keys of banks."""
         return f"fill={self.fill}"
 
     def forward(self, value: Float[Tensor, "B L *space"]) -> Float[Tensor, "B L *space"]:

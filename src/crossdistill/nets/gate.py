@@ -1,4 +1,4 @@
-"""Gates: which teachers a row should learn from, read off the student's own logits (MST-Distill, stage 3)."""
+"""Gates: scores of the teachers for each row, from the student's logits (MST-Distill, stage 3)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.nn import functional
 class GateNet(nn.Module):
     """Logits over K teachers for each row of class logits: Linear(C, 2C), ReLU, Linear(2C, K).
 
-    `activation=False` gives the released code's gate, an affine map: it has no ReLU, the paper calls it an MLP.
+    `activation=False` is the released code's gate, an affine map without ReLU; in the paper it is an MLP.
     """
 
     def __init__(self, classes: int, teachers: int, activation: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""MaskNet: attention over the units of a tap that says which of them a specialised teacher lets through.
+"""MaskNet: attention over the units of a tap that gives a factor for each unit of a specialised teacher.
 
 MST-Distill, section 3.3 and equations 5 to 7 (arXiv 2507.07015). The reference computes
 
@@ -6,8 +6,8 @@ MST-Distill, section 3.3 and equations 5 to 7 (arXiv 2507.07015). The reference 
 
 Everything after the attention weights is linear, so the value, output and final projections fold into one scalar for
 each token and head, and only that scalar is averaged by the weights: 1.5 L³ multiply-adds instead of 2.5 L³ at
-d = L / 2, equal to rounding, in value and in every parameter's gradient (`attention` computes it). The parameters stay
-the reference's own, so its state dictionaries load strictly.
+d = L / 2. Values and gradients are equal up to rounding (computed by `attention`). The parameters are those of the
+reference, so that its state dictionaries load strictly.
 
 Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads.
 """
@@ -40,12 +40,12 @@ def mask_width(length: int, heads: int, width_factor: int) -> int:
 
 
 def mask_units(shape: tuple[int, ...]) -> int:
-    """How many units a mask scales at a tap of this shape (without the batch dimension).
+    """The number of units that a mask scales at a tap of this shape (without the batch dimension).
 
-    Of vectors (L,) and (L, 1, 1) all, of maps (C, H, W) the channels, of tokens (T, D) the D dimensions.
+    These are all L values of vectors (L,) and (L, 1, 1), the channels of maps (C, H, W), and the D of tokens (T, D).
 
     Raises:
-        ShapeError: the tap is none of these.
+        ShapeError: the tap has another shape.
     """
     if len(shape) not in (1, 2, 3):
         raise ShapeError(
@@ -58,8 +58,7 @@ def mask_units(shape: tuple[int, ...]) -> int:
 def mask_for(shape: tuple[int, ...], heads: int = 3, width_factor: int = 2) -> "MaskNet1d | MaskNet2d | MaskNetTokens":
     """The mask network for a tap of this shape (without the batch dimension), with PyTorch's default initialisation.
 
-    (L,) and (L, 1, 1) are vectors and get a `MaskNet1d`; maps (C, H, W) get a `MaskNet2d`, tokens (T, D) a
-    `MaskNetTokens`.
+    `MaskNet1d` for vectors (L,) and (L, 1, 1), `MaskNet2d` for maps (C, H, W), `MaskNetTokens` for tokens (T, D).
 
     Raises:
         SettingError: see `mask_width`.
@@ -73,9 +72,9 @@ def mask_for(shape: tuple[int, ...], heads: int = 3, width_factor: int = 2) -> "
 
 
 def apply_mask(value: Float[Tensor, "B *shape"], mask: Float[Tensor, "B L"]) -> Float[Tensor, "B *shape"]:
-    """The tap's value with each unit scaled by its mask: units are the first dimension after the rows.
+    """The tap's value with each unit scaled by its mask.
 
-    Of tokens (B, T, L) they are the last one.
+    Units are the first dimension after the rows; for tokens (B, T, L), the last one.
     """
     if value.ndim == 3:
         return value * mask.unsqueeze(1)
@@ -83,33 +82,33 @@ def apply_mask(value: Float[Tensor, "B *shape"], mask: Float[Tensor, "B L"]) -> 
 
 
 class MaskNet(nn.Module, abc.ABC):
-    """What mask networks have in common: a number for each unit, then attention over the units."""
+    """The base of mask networks: one number per unit, followed by attention over the units."""
 
     mha: nn.MultiheadAttention
-    """Holds, names and initialises the parameters as the reference does; its own forward is never run."""
+    """Holds, names and initialises the parameters as the reference does; its forward is not used."""
     fc: nn.Linear
 
     @abc.abstractmethod
     def vector(self, value: Tensor) -> Float[Tensor, "B L"]:
-        """One number for each unit.
+        """One number per unit.
 
         Raises:
-            ShapeError: the value is not of the tap that this mask was built for.
+            ShapeError: the value does not have the shape of this mask's tap.
         """
 
     @abc.abstractmethod
     def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
-        """The pass from there, stopped before the attention."""
+        """The forward pass from this vector up to the attention."""
 
     def forward(self, value: Float[Tensor, "B *shape"]) -> Float[Tensor, "B L"]:
-        """Mask of each row.
+        """The mask of each row.
 
         Raises:
-            ShapeError: the value is not of the tap that this mask was built for.
+            ShapeError: the value does not have the shape of this mask's tap.
         """
         vector = self.vector(value)
         if len(vector) == 0:
-            # A rank without rows: nothing to attend to, but a gradient of zero for every parameter is still waited for.
+            # A rank without rows: the other ranks still expect a zero gradient for every parameter.
             return vector + torch.stack([own.sum() for own in self.parameters()]).sum()
         return torch.sigmoid(self.opened(vector).all_logits()[0])
 
@@ -118,10 +117,10 @@ class MaskNet1d(MaskNet):
     """A mask in (0, 1) for the L units of a vector; about L² · width parameters."""
 
     def __init__(self, length: int, width: int, heads: int = 3) -> None:
-        """Build for `length` units; `width` must be a multiple of `heads` (`mask_width` gives the published one).
+        """Build for `length` units; `width` must be a multiple of `heads` (`mask_width` returns the published one).
 
         Raises:
-            SettingError: the width is no positive multiple of the heads.
+            SettingError: the width is not a positive multiple of the heads.
         """
         super().__init__()
         check_width(width, heads)
@@ -134,7 +133,7 @@ class MaskNet1d(MaskNet):
         return flat_vector(value, self.embed.in_features)
 
     def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
-        """The pass with tokens."""
+        """The partial pass on tokens."""
         return opened(vector, self.embed, self.mha, self.fc)
 
 
@@ -142,10 +141,10 @@ class MaskNet2d(MaskNet):
     """A mask in (0, 1) for the C channels of a map, whatever its height and width; about C² · width parameters."""
 
     def __init__(self, channels: int, width: int, heads: int = 3) -> None:
-        """Build for `channels`; `width` must be a multiple of `heads` (`mask_width` gives the published one).
+        """Build for `channels`; `width` must be a multiple of `heads` (`mask_width` returns the published one).
 
         Raises:
-            SettingError: the width is no positive multiple of the heads.
+            SettingError: the width is not a positive multiple of the heads.
         """
         super().__init__()
         check_width(width, heads)
@@ -159,24 +158,24 @@ class MaskNet2d(MaskNet):
         return reduced_maps(value, self.embed.in_features, self.spatial_reduce)
 
     def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
-        """The pass with tokens."""
+        """The partial pass on tokens."""
         return opened(vector, self.embed, self.mha, self.fc)
 
 
 class MaskNetTokens(MaskNet):
     """A mask in (0, 1) for the D units of tokens (T, D), whatever their number; about D² · width parameters.
 
-    It is `MaskNet2d` for a sequence: positions of a map and tokens of a sequence share their units, so one mask of the
-    units scales all of them. A mask of its own for each of the T · D values would have attention over T · D units,
-    (T · D)³ multiply-adds, and would be bound to one length of sequence; one for each token alone (T of them) could not
-    choose among features, which is what the paper's mask is for. The paper itself has no token features.
+    The counterpart of `MaskNet2d` for sequences: all tokens share the units, so one mask of the units scales all of
+    them. A mask of all T · D values would need attention over T · D units, (T · D)³ multiply-adds, and would fix the
+    length of the sequence; a mask of the T tokens could not select features, the purpose of the paper's mask. The paper
+    has no token features.
     """
 
     def __init__(self, units: int, width: int, heads: int = 3) -> None:
-        """Build for tokens of `units`; `width` must be a multiple of `heads` (`mask_width` gives the published one).
+        """Build for tokens of `units`; `width` must be a multiple of `heads` (`mask_width` returns the published one).
 
         Raises:
-            SettingError: the width is no positive multiple of the heads.
+            SettingError: the width is not a positive multiple of the heads.
         """
         super().__init__()
         check_width(width, heads)
@@ -190,15 +189,15 @@ class MaskNetTokens(MaskNet):
         return reduced_tokens(value, self.embed.in_features, self.token_reduce)
 
     def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
-        """The pass with tokens."""
+        """The partial pass on tokens."""
         return opened(vector, self.embed, self.mha, self.fc)
 
 
 class TokenReduction(nn.Module):
-    """Tokens as one number for each unit: linear without bias, LayerNorm, ReLU, mean over tokens.
+    """Reduces tokens to one number per unit: linear without bias, LayerNorm, ReLU, mean over tokens.
 
-    LayerNorm where `SpatialReduction` has BatchNorm: it is what networks of tokens have, and a row's mask does not
-    depend on the other rows.
+    LayerNorm instead of the BatchNorm of `SpatialReduction`: it is common for tokens, and a row's mask does not depend
+    on the other rows.
     """
 
     def __init__(self, units: int) -> None:
@@ -212,7 +211,7 @@ class TokenReduction(nn.Module):
 
 
 class SpatialReduction(nn.Module):
-    """A map as one number for each channel: depthwise 3x3 of stride 2, pointwise, BatchNorm, ReLU, mean over space."""
+    """A map as one number per channel: depthwise 3x3 of stride 2, pointwise, BatchNorm, ReLU, mean over space."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -233,7 +232,7 @@ def flat_vector(value: Tensor, length: int) -> Tensor:
     """Vectors (B, L) or (B, L, 1, 1) as (B, L).
 
     Raises:
-        ShapeError: the value is no batch of vectors of this length.
+        ShapeError: the value is not a batch of vectors of this length.
     """
     if value.shape[1:] not in ((length,), (length, 1, 1)):
         raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {length})")
@@ -244,7 +243,7 @@ def reduced_maps(value: Tensor, channels: int, reduction: SpatialReduction) -> T
     """Maps (B, C, H, W) as one number for each channel.
 
     Raises:
-        ShapeError: the value is no batch of maps with this number of channels.
+        ShapeError: the value is not a batch of maps with this number of channels.
     """
     if value.ndim != 4 or value.shape[1] != channels:
         raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, {channels}, H, W)")
@@ -256,7 +255,7 @@ def reduced_tokens(value: Tensor, units: int, reduction: TokenReduction) -> Tens
     """Tokens (B, T, D) as one number for each unit.
 
     Raises:
-        ShapeError: the value is no batch of tokens of this size.
+        ShapeError: the value is not a batch of tokens of this size.
     """
     if value.ndim != 3 or value.shape[2] != units:
         raise ShapeError(f"mask: the tap's value is {tuple(value.shape)}, not (rows, tokens, {units})")
@@ -265,10 +264,10 @@ def reduced_tokens(value: Tensor, units: int, reduction: TokenReduction) -> Tens
 
 
 def check_width(width: int, heads: int) -> None:
-    """Refuse a width that the heads do not share evenly.
+    """Refuse a width that is not divisible by the number of heads.
 
     Raises:
-        SettingError: the width is no positive multiple of the heads.
+        SettingError: the width is not a positive multiple of the heads.
     """
     if heads < 1 or width < 1 or width % heads:
         raise SettingError(f"mask: width {width} is no positive multiple of {heads} heads")

@@ -1,7 +1,7 @@
-"""Losses of many masks with little memory: the one call behind which masks run together and gradients are taken early.
+"""Losses of many masks with little memory: masks run together, and gradients are computed early.
 
-A mask network of a wide tap keeps gigabytes for its backward pass. So each mask's gradient is taken as soon as its loss
-is known (`immediately`), block by block of rows where rows are independent (`immediately_in_blocks`); small masks of
+A mask network of a wide tap saves gigabytes for its backward pass. Each mask's gradient is therefore computed right
+after its loss (`immediately`), in blocks of rows if rows are independent (`immediately_in_blocks`); small masks of
 equal shape run in one pass (`mask_together`). The values are those of masks that run one after another.
 
 Shapes: B rows, L units of a tap.
@@ -20,14 +20,14 @@ from crossdistill.nets.mask import apply_mask
 from crossdistill.nets.mask_together import masks_of, opened_together, together
 
 Loss = Callable[[Tensor, slice], Tensor]
-"""From the masked values of a slice of rows to their losses, one for each row."""
+"""A function of the masked values of a slice of rows that returns one loss per row."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedTap:
-    """A mask network, the value (B, *shape) that it masks, and the loss of the masked value.
+    """A mask network, its input value (B, *shape), and the loss of the masked value.
 
-    The loss depends on no parameter that trains but those of the mask.
+    The loss must depend on no trained parameters except those of the mask.
     """
 
     mask: nn.Module
@@ -38,9 +38,9 @@ class MaskedTap:
 
 
 def masked_losses(taps: Sequence[MaskedTap], total_rows: int) -> list[Float[Tensor, " R"]]:
-    """The loss of each tap's masked value, one number for each row; reduced as a term is, their sum over `total_rows`.
+    """The loss of each tap's masked value, one number per row; to be reduced to their sum divided by `total_rows`.
 
-    The graph of these losses reaches the parameters of the masks alone, whose gradients are known already.
+    The graph of these losses contains only the parameters of the masks, with precomputed gradients.
     """
     losses: dict[int, Tensor] = {}
     for group in together([tap.mask for tap in taps], [tap.value for tap in taps]):
@@ -53,7 +53,7 @@ def masked_losses(taps: Sequence[MaskedTap], total_rows: int) -> list[Float[Tens
 
 
 def _losses(taps: Sequence[MaskedTap], total_rows: int) -> list[Tensor]:
-    """Losses of masks that run in one pass."""
+    """The losses of masks that run in one pass."""
     networks, values = [tap.mask for tap in taps], [tap.value for tap in taps]
     if not torch.is_grad_enabled() or not all(tap.independent_rows for tap in taps):
         masks = masks_of(networks, values)

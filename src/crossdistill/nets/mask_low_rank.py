@@ -1,10 +1,10 @@
-"""MaskNets whose large projector has low rank: an option of ours, not of the paper.
+"""MaskNets with a low-rank projector: an addition of this package, not in the paper.
 
 Nearly all parameters of a MaskNet are in its projector from L units to L tokens of width d, L · (d · L) of them. Here
 it is Linear(L, r) followed by Linear(r, d · L) without bias, r · (L + d · L) + r parameters: about L / r times fewer,
-so that a reduction by 50 is possible from about 50 units on. Tokens are then linear in a code of r numbers, and
-queries, keys and the folded values (see `mask`) are too: they are computed from the code at once, with weights that are
-multiplied out of the parameters once for each step, and tokens never exist.
+so that a reduction by 50 is possible from about 50 units on. Tokens, queries, keys and the folded values (see `mask`)
+are linear in a code of r numbers: queries, keys and values are computed directly from the code, with weights that are
+multiplied once per step, and tokens are not computed.
 
 Shapes: B rows, L units of the tap (= tokens), d width of a token, h heads, r rank.
 """
@@ -29,16 +29,16 @@ from crossdistill.nets.mask import (
 )
 
 REDUCTION = 50
-"""How many times fewer parameters the projector has by default, where the tap is wide enough."""
+"""Default reduction of the number of the projector's parameters, if the tap is wide enough."""
 
 LEAST_ROWS = 8
-"""Rows that are worked on together at least: what codes are multiplied by is read once for each block, and large."""
+"""Least rows of a block: the weight that multiplies codes is large and is read once per block."""
 
 
 def default_rank(length: int, width: int) -> int:
-    """The largest rank that leaves the projector 1 / 50 of the full one's parameters, and 1 where none does.
+    """The largest rank with at most 1 / 50 of the full projector's parameters, or 1 if there is none.
 
-    None does below 52 units: one rank alone then has more.
+    There is none below 52 units: rank 1 has more parameters.
     """
     full = length * width * length + length * width
     return max(1, full // REDUCTION // (length + width * length + 1))
@@ -63,7 +63,7 @@ def low_rank_mask_for(
 
 
 class LowRankProjector(nn.Module):
-    """L numbers to L tokens of width d, through a code of r numbers."""
+    """A map from L numbers to L tokens of width d through a code of r numbers."""
 
     def __init__(self, length: int, width: int, rank: int) -> None:
         super().__init__()
@@ -73,19 +73,19 @@ class LowRankProjector(nn.Module):
         self.up = nn.Linear(rank, length * width, bias=False)
 
     def forward(self, vector: Float[Tensor, "B L"]) -> Float[Tensor, "B L d"]:
-        """Tokens. The mask networks do not need them; this is what they are exact to."""
+        """Tokens. Not used by the mask networks, which give the same result without them."""
         tokens: Tensor = self.up(self.down(vector))
         return tokens.view(*vector.shape, -1)
 
 
 class LowRankMaskNet1d(MaskNet):
-    """A mask in (0, 1) for the L units of a vector; r · (L + L · width) parameters and the attention's own."""
+    """A mask in (0, 1) for the L units of a vector; r · (L + L · width) parameters, plus those of the attention."""
 
     def __init__(self, length: int, width: int, heads: int = 3, rank: int = 1) -> None:
         """Build for `length` units; `width` must be a multiple of `heads`.
 
         Raises:
-            SettingError: the width is no positive multiple of the heads, or the rank is below 1.
+            SettingError: the width is not a positive multiple of the heads, or the rank is below 1.
         """
         super().__init__()
         check_width(width, heads)
@@ -98,7 +98,7 @@ class LowRankMaskNet1d(MaskNet):
         return flat_vector(value, self.embed.down.in_features)
 
     def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
-        """The pass with codes."""
+        """The partial pass on codes."""
         return _opened(vector, self.embed, self.mha, self.fc)
 
 
@@ -109,7 +109,7 @@ class LowRankMaskNet2d(MaskNet):
         """Build for `channels`; `width` must be a multiple of `heads`.
 
         Raises:
-            SettingError: the width is no positive multiple of the heads, or the rank is below 1.
+            SettingError: the width is not a positive multiple of the heads, or the rank is below 1.
         """
         super().__init__()
         check_width(width, heads)
@@ -123,7 +123,7 @@ class LowRankMaskNet2d(MaskNet):
         return reduced_maps(value, self.embed.down.in_features, self.spatial_reduce)
 
     def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
-        """The pass with codes."""
+        """The partial pass on codes."""
         return _opened(vector, self.embed, self.mha, self.fc)
 
 
@@ -134,7 +134,7 @@ class LowRankMaskNetTokens(MaskNet):
         """Build for tokens of `units`; `width` must be a multiple of `heads`.
 
         Raises:
-            SettingError: the width is no positive multiple of the heads, or the rank is below 1.
+            SettingError: the width is not a positive multiple of the heads, or the rank is below 1.
         """
         super().__init__()
         check_width(width, heads)
@@ -148,18 +148,18 @@ class LowRankMaskNetTokens(MaskNet):
         return reduced_tokens(value, self.embed.down.in_features, self.token_reduce)
 
     def opened(self, vector: Float[Tensor, "B L"]) -> PartialForward:
-        """The pass with codes."""
+        """The partial pass on codes."""
         return _opened(vector, self.embed, self.mha, self.fc)
 
 
 def _opened(vector: Tensor, embed: LowRankProjector, mha: nn.MultiheadAttention, fc: nn.Linear) -> PartialForward:
-    """What rows bring is a code of r numbers; what reads tokens is multiplied out for codes, once for all rows."""
+    """The partial pass on codes of r numbers, with the projections of tokens multiplied once for all rows."""
     length, width = embed.down.in_features, mha.embed_dim
     dtype = pass_dtype(vector)
     with torch.autocast(vector.device.type, enabled=False):
         code = functional.linear(vector.to(dtype), embed.down.weight.to(dtype), embed.down.bias.to(dtype))
         (weight,), constant = folded(mha, fc)
-        # Unit i of token space, times what attention reads: (L, 2hE, r).
+        # The projections of token i as a function of the code: (L, 2hE, r).
         from_code = torch.matmul(weight[:, :width], embed.up.weight.view(length, width, -1)).to(dtype)
     shared = (constant, from_code, weight[:, width].to(dtype))
     heads = mha.num_heads

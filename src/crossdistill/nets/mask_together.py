@@ -1,8 +1,8 @@
-"""Mask networks of equal shape run as one: stacked parameters, batched products, one attention for all of them.
+"""Mask networks of equal shape in one pass: stacked parameters, batched products, one attention.
 
-Each network keeps its own parameters under their own names; they are stacked for the pass, and gradients go back to
-each. On an accelerator, small masks cost their launches, of which there are then as many as for one. Large ones fill
-the machine alone, and their stacked copies would only take memory: they run one after another.
+Each network keeps its parameters under their names; they are stacked for the pass, and each parameter gets its
+gradient. On an accelerator, the cost of small masks is their kernel launches, which one pass reduces to those of one
+mask. A large mask uses the whole device, and stacked copies would only need memory: large masks run one by one.
 
 Shapes: G networks, B rows, L units, d width, h heads.
 """
@@ -19,21 +19,21 @@ from crossdistill.nets.mask import MaskNet, MaskNet1d, MaskNet2d, MaskNetTokens
 
 Full = MaskNet1d | MaskNet2d | MaskNetTokens
 TOGETHER_BYTES = 256 * 2**20
-"""What the stacked parameters and the saved values of masks in one pass may take; masks beyond it run alone."""
+"""Most bytes of the stacked parameters and saved values of masks in one pass; larger masks run alone."""
 
 
 def together(masks: Sequence[nn.Module], values: Sequence[Tensor], limit: int = TOGETHER_BYTES) -> list[list[int]]:
-    """Which masks to run in one pass, by position: those of equal shape, as long as they stay within the limit."""
+    """Groups of masks for one pass each, by position: masks of equal shape within the limit."""
     groups: list[list[int]] = []
     open_groups: dict[object, tuple[list[int], int]] = {}
     for number, (mask, value) in enumerate(zip(masks, values, strict=True)):
-        # How many fit into one pass depends on a rank's rows, and joint norms need the same order on all ranks.
+        # The groups depend on a rank's number of rows, but joint norms need the same order on all ranks.
         if not isinstance(mask, Full) or is_joint(mask):
             groups.append([number])
             continue
         length, width = mask.embed.in_features, mask.mha.embed_dim
         alike = (length, width, mask.mha.num_heads, len(value), value.dtype, value.device)
-        # Parameters and tokens, and the gradients of both.
+        # Parameters and tokens, and their gradients.
         size = value.element_size() * length * width * (2 * length + 2 * len(value))
         group, taken = open_groups.get(alike, ([], 0))
         if not group or taken + size > limit:
@@ -45,7 +45,7 @@ def together(masks: Sequence[nn.Module], values: Sequence[Tensor], limit: int = 
 
 
 def masks_of(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> list[Tensor]:
-    """The mask (B, L) that each network gives for its own value; several networks have to be of equal shape."""
+    """The mask (B, L) of each network for its value; several networks must have equal shapes."""
     if len(masks) == 1:
         return [masks[0](values[0])]
     if len(values[0]) == 0:
@@ -54,9 +54,9 @@ def masks_of(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> list[Tenso
 
 
 def opened_together(masks: Sequence[nn.Module], values: Sequence[Tensor]) -> PartialForward:
-    """The pass of all networks for their own values, stopped before the attention; several have to be of equal shape.
+    """The pass of all networks for their values up to the attention; several networks must have equal shapes.
 
-    There has to be a row at least.
+    At least one row is required.
     """
     known = [mask for mask in masks if isinstance(mask, MaskNet)]
     assert len(known) == len(masks)

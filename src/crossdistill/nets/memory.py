@@ -1,7 +1,7 @@
-"""The memory bank of contrastive distillation: one entry for each row and side, and negatives drawn on the device.
+"""The memory bank of contrastive distillation: one entry per row and side, with negatives drawn on the device.
 
-Negatives are a function of (seed, step, sample), not of a generator's state: they are the same whichever rank, device
-or resumed run draws them.
+Negatives are a function of (seed, step, sample), not of a generator's state: they are equal on all ranks and devices
+and after a resume.
 """
 
 import math
@@ -16,14 +16,14 @@ from crossdistill.batch import MISSING_TARGET
 from crossdistill.errors import ApplicabilityError
 
 KEYS_AT_ONCE = 2**24
-"""Random keys that are held at once when negatives are drawn without repetition."""
+"""Most random keys in memory when negatives are drawn without repetition."""
 
 
 class Memory(nn.Module):
-    """Unit vectors for N rows, seen from the student's side and from one teacher's: Tian et al., ICLR 2020.
+    """Unit vectors of N rows, for the student's and for one teacher's side: Tian et al., ICLR 2020.
 
-    `normaliser` holds log Z of both directions, infinite until it was measured. `labels` decide which rows are whose
-    negatives: a row without one (`MISSING_TARGET`) is the negative of all others, and has all others as negatives.
+    `normaliser` holds log Z of both directions, infinite before it is measured. Negatives of a row are the rows with
+    other `labels`; a row without a label (`MISSING_TARGET`) is a negative of all others, and all others are its own.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Memory(nn.Module):
         """Draw entries uniformly in [-s, s], s = 1 / sqrt(width / 3), as released: their expected norm is 1.
 
         Raises:
-            ApplicabilityError: some row would have no negatives.
+            ApplicabilityError: a row has no negatives.
         """
         super().__init__()
         rows, span = len(labels), (width / 3) ** -0.5
@@ -67,9 +67,9 @@ class Memory(nn.Module):
     def candidates(
         self, index: Int64[Tensor, " B"], count: int, step: int, *, by_class: bool = False
     ) -> Int64[Tensor, "B K"]:
-        """Column 0 is the row itself (`by_class`: some row of its class), then come `count` rows of other classes.
+        """Column 0 is the row itself (`by_class`: a row of its class), followed by `count` rows of other classes.
 
-        They are drawn uniformly; without repetition where there are enough and `repeat` is off, as released.
+        They are drawn uniformly; without repetition if there are enough and `repeat` is off, as released.
         """
         start, own = self.start[index], self.own[index]
         positive = index
@@ -77,7 +77,7 @@ class Memory(nn.Module):
             positive = self.order[start + self._uniform(index, 1, ~step).squeeze(1) % own]
         if self.repeat or count > self.fewest:
             drawn = self._uniform(index, count, step) % (len(self.order) - own).unsqueeze(1)
-            # Places in the order of classes, jumping over the row's own.
+            # Positions in the order of classes, without those of the row's class.
             negatives = self.order[drawn + (drawn >= start.unsqueeze(1)) * own.unsqueeze(1)]
         else:
             size = max(1, self.keys_at_once // len(self.order))
@@ -86,7 +86,7 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def measured(self, logits: Float[Tensor, "B K"], gather: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
-        """Log Z of these scores over all ranks' rows; infinite of no rows."""
+        """Log Z of these scores over all ranks' rows; infinite without rows."""
         everyone = gather(logits.logsumexp(1))
         if len(everyone) == 0:
             return everyone.new_full((), torch.inf)
@@ -94,7 +94,7 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def move(self, index: Int64[Tensor, " B"], student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> None:
-        """Entries go towards what the rows are now, and back to length 1."""
+        """Update the entries with the rows' current embeddings, and normalise them to length 1."""
         self.student.copy_(moved(self.student, index, student, self.momentum))
         self.teacher.copy_(moved(self.teacher, index, teacher, self.momentum))
 
@@ -106,8 +106,8 @@ class Memory(nn.Module):
         return self.order[keys.topk(count, dim=1).indices]
 
     def _uniform(self, index: Tensor, count: int, step: int) -> Tensor:
-        """Whole numbers below 2^63 (B, count)."""
-        # Each row and step starts its own run of counters.
+        """Uniform integers below 2^63 (B, count)."""
+        # Each row and step has a separate sequence of counters.
         first = _scrambled(_scrambled(index + self.seed) + step)
         counters = torch.arange(count, device=index.device) * GOLDEN
         return _scrambled(first.unsqueeze(1) + counters) & (2**63 - 1)
@@ -116,7 +116,7 @@ class Memory(nn.Module):
 def moved(
     bank: Float[Tensor, "N D"], index: Int64[Tensor, " B"], rows: Float[Tensor, "B D"], momentum: float
 ) -> Float[Tensor, "N D"]:
-    """The bank after `rows` came in at `index`: normalise(momentum · old + (1 - momentum) · new)."""
+    """The bank after an update with `rows` at `index`: normalise(momentum · old + (1 - momentum) · new)."""
     entries = functional.normalize(momentum * bank[index] + (1 - momentum) * rows, dim=1)
     return bank.index_copy(0, index, entries)
 
@@ -126,19 +126,19 @@ GOLDEN = -7046029254386353131
 
 
 def _scrambled(value: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): neighbouring counters become unrelated numbers."""
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): maps consecutive counters to uncorrelated numbers."""
     value = (value ^ _shifted(value, 30)) * -4658895280553007687
     value = (value ^ _shifted(value, 27)) * -7723592293110705685
     return value ^ _shifted(value, 31)
 
 
 def _shifted(value: Tensor, places: int) -> Tensor:
-    """A logical shift to the right; the sign bit of a signed number would come in from the left otherwise."""
+    """A logical shift to the right (the shift of signed numbers would extend the sign bit)."""
     return (value >> places) & ((1 << (64 - places)) - 1)
 
 
 def _by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All rows sorted by class; for each row, the first place of its own class there, and how many there are."""
+    """All rows sorted by class; for each row, the first position of its class there, and the size of the class."""
     order = labels.argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)

@@ -1,4 +1,4 @@
-"""Batch norm for what methods add: over the rows of all ranks, without running statistics."""
+"""Batch norm for the modules of methods: over the rows of all ranks, without running statistics."""
 
 from collections.abc import Callable
 
@@ -7,20 +7,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Gather = Callable[[Tensor], Tensor]
-"""The rows of all ranks, from those of this one."""
+"""A function from the rows of this rank to those of all ranks."""
 
 
 def alone(rows: Tensor) -> Tensor:
-    """The rows of this rank, which is the only one."""
+    """The rows of this rank, for runs with one rank."""
     return rows
 
 
 class JointNorm(nn.Module):
-    """Each channel to mean 0 and variance 1 over rows and positions, then scaled and shifted.
+    """Normalises each channel to mean 0 and variance 1 over rows and positions, then scales and shifts it.
 
-    As `BatchNorm` in train mode, except that it holds no state that a forward pass would move (projectors are thrown
-    away after training, so nobody reads running statistics), that several ranks normalise as one, and that a single
-    value gives the shift alone.
+    Like `BatchNorm` in train mode, except that it has no running statistics (the modules are discarded after training),
+    that statistics are those of all ranks, and that a single value is normalised to 0, so that the result is the
+    shift.
     """
 
     def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
@@ -30,9 +30,9 @@ class JointNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, value: Float[Tensor, "B C *space"], gather: Gather = alone) -> Float[Tensor, "B C *space"]:
-        """Normalise; `gather` brings the other ranks' rows."""
+        """Normalise; `gather` returns the rows of all ranks."""
         flat = value.flatten(2) if value.ndim > 2 else value.unsqueeze(2)
-        # Of each row only its channels' means cross the ranks, not its positions.
+        # Ranks exchange only the means of each row's channels, not its positions.
         mean = _mean(gather(flat.mean(2))).unsqueeze(1)
         variance = _mean(gather((flat - mean).square().mean(2))).unsqueeze(1)
         scale = self.weight.unsqueeze(1) * torch.rsqrt(variance + self.epsilon)
@@ -40,10 +40,10 @@ class JointNorm(nn.Module):
 
 
 class Layers(nn.Sequential):
-    """Layers one after another, of which the norms see the rows of all ranks."""
+    """A sequence of layers whose norms use the rows of all ranks."""
 
     def forward(self, value: Tensor, gather: Gather = alone) -> Tensor:
-        """The last layer's result."""
+        """The output of the last layer."""
         for layer in self:
             value = layer(value, gather) if isinstance(layer, JointNorm | Layers) else layer(value)
         return value

@@ -1,4 +1,4 @@
-"""Projectors: a feature of any shape as class logits, or as a unit vector."""
+"""Projectors: map a feature of any shape to class logits or to a unit vector."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class MapProjector(nn.Module):
 
 
 class UnitEmbedding(nn.Module):
-    """A linear map to `width` numbers and to length 1; of a map, each channel's mean is taken first."""
+    """A linear map to `width` numbers, normalised to length 1; maps are first averaged per channel."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

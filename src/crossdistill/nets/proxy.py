@@ -1,4 +1,4 @@
-"""Proxies: small classifiers on a feature, through which C2KD's student and teacher speak to each other."""
+"""Proxies: small classifiers on features, between which C2KD distils."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from crossdistill.nets.norm import Gather, JointNorm, alone
 def proxy_for(shape: tuple[int, ...], logits: tuple[int, ...]) -> nn.Module:
     """The proxy between a feature and logits of these shapes (without the batch), initialised as released.
 
-    Dense logits (C, H, W) take `DenseProxy`; else maps take `MapProxy` and vectors `VectorProxy`.
+    `DenseProxy` for dense logits (C, H, W), else `MapProxy` for maps and `VectorProxy` for vectors.
     """
     if len(logits) > 1:
         return DenseProxy(shape[0], logits[0], logits[1:])
@@ -21,7 +21,7 @@ def proxy_for(shape: tuple[int, ...], logits: tuple[int, ...]) -> nn.Module:
 
 
 class VectorProxy(nn.Module):
-    """Linear(D, D), BatchNorm, LeakyReLU(0.1), Linear(D, C); both layers start as `_initialise` has it."""
+    """Linear(D, D), BatchNorm, LeakyReLU(0.1), Linear(D, C); both layers are initialised by `_initialise`."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class VectorProxy(nn.Module):
 class MapProxy(nn.Module):
     """Mean over positions, pointwise convolution without bias, BatchNorm, LeakyReLU(0.1), Linear(D, C).
 
-    The convolution starts as `_initialise` has it, and the linear layer as PyTorch's default.
+    The convolution is initialised by `_initialise`, and the linear layer by PyTorch's default.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -48,7 +48,7 @@ class MapProxy(nn.Module):
         self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = JointNorm(channels)
         self.fc = nn.Linear(channels, classes)
-        # The convolution alone: the released code passes over this proxy's linear layer.
+        # The convolution only: the released code omits this proxy's linear layer.
         self.convolution.apply(_initialise)
 
     def forward(self, feature: Float[Tensor, "B D *space"], gather: Gather = alone) -> Float[Tensor, "B C"]:
@@ -61,7 +61,7 @@ class MapProxy(nn.Module):
 class DenseProxy(nn.Module):
     """Pointwise convolution without bias, BatchNorm, ReLU, pointwise convolution to C, bilinear to the logits' size.
 
-    Both convolutions start as `_initialise` has it.
+    Both convolutions are initialised by `_initialise`.
     """
 
     def __init__(self, channels: int, classes: int, size: tuple[int, ...]) -> None:

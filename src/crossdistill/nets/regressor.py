@@ -1,4 +1,4 @@
-"""Regressors: a student's feature brought to the shape of a teacher's, so that the two can be compared."""
+"""Regressors: map a student's feature to the shape of a teacher's, for a comparison."""
 
 from math import prod
 
@@ -12,12 +12,12 @@ Shape = tuple[int, ...]
 
 
 def regressor(mine: Shape, theirs: Shape, *, released: bool = False) -> "Regressor":
-    """FitNets' regressor between two shapes (without the batch); there is no activation in any of them.
+    """FitNets' regressor between two shapes (without the batch), without activations.
 
     Vector to vector: Linear. Map to vector: 3x3 convolution to 16 channels, then Linear. Map to map: 3x3 convolution,
-    strided or transposed where the size is at least halved or doubled; what then still differs is pooled or repeated.
-    Vector to map: Linear to the channels, the same at every position. `released` is MST-Distill's code, which takes
-    one-dimensional convolutions of 4 numbers between vectors, and regards (C, 1, 1) as a map.
+    strided or transposed if the size is at least halved or doubled; a remaining difference is pooled or repeated.
+    Vector to map: Linear to the channels, the same at every position. `released` is MST-Distill's code, which uses
+    one-dimensional convolutions of 4 weights between vectors, and treats (C, 1, 1) as a map.
     """
     flat = _is_vector(mine, released), _is_vector(theirs, released=False)
     if flat == (True, True):
@@ -38,7 +38,7 @@ def regressor(mine: Shape, theirs: Shape, *, released: bool = False) -> "Regress
 
 
 class Regressor(nn.Module):
-    """A body, and the last step to exactly the teacher's shape."""
+    """A body, followed by a resize to the teacher's shape."""
 
     def __init__(self, body: nn.Module, mine: Shape, theirs: Shape) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Regressor(nn.Module):
         self.mine, self.theirs = mine, theirs
 
     def forward(self, feature: Float[Tensor, "B *mine"]) -> Float[Tensor, "B *theirs"]:
-        """The feature, as the teacher's would be shaped."""
+        """The regressed feature, in the teacher's shape."""
         value: Tensor = self.body(as_map(feature))
         size = _as_map_shape(self.theirs)
         if value.ndim == 2:
@@ -68,13 +68,13 @@ class ChannelRegressor(nn.Module):
         )
 
     def forward(self, feature: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
-        """The expected feature of the teacher."""
+        """The predicted feature of the teacher."""
         found: Tensor = self.body(feature)
         return found
 
 
 def resized(value: Float[Tensor, "B C H1 W1"], size: tuple[int, ...]) -> Float[Tensor, "B C H W"]:
-    """A map of this height and width: each side repeated (nearest) where it is too small, pooled where too large."""
+    """A map resized to this height and width: each side repeated (nearest) if too small, pooled if too large."""
     larger = (max(value.shape[2], size[0]), max(value.shape[3], size[1]))
     if tuple(value.shape[2:]) != larger:
         value = functional.interpolate(value, larger, mode="nearest")
@@ -82,7 +82,7 @@ def resized(value: Float[Tensor, "B C H1 W1"], size: tuple[int, ...]) -> Float[T
 
 
 class _StridedVector(nn.Module):
-    """A vector as one channel: Conv1d(1, 1, 3), strided towards the wanted length, then nearest."""
+    """A vector as one channel: Conv1d(1, 1, 3), strided towards the output length, then nearest."""
 
     def __init__(self, length: int, wanted: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _StridedVector(nn.Module):
         self.convolution = nn.Conv1d(1, 1, 3, padding=1, stride=max(length // wanted, 1))
 
     def forward(self, feature: Float[Tensor, "B L 1 1"]) -> Float[Tensor, "B W"]:
-        """The vector at its wanted length."""
+        """The vector with its output length."""
         value = self.convolution(feature.flatten(1).unsqueeze(1))
         return functional.interpolate(value, self.wanted, mode="nearest").squeeze(1)
 
@@ -100,7 +100,7 @@ def _is_vector(shape: Shape, released: bool) -> bool:
 
 
 def _as_map_shape(shape: Shape) -> Shape:
-    """What `as_map` makes of this shape."""
+    """The shape that `as_map` gives for this shape."""
     return (*shape, *[1] * (3 - len(shape))) if len(shape) <= 3 else (shape[0], prod(shape[1:-1]), shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""ReviewKD's students look back: deep features are fused into shallower ones (Chen et al., CVPR 2021)."""
+"""ReviewKD's fusion of deep features into shallower ones (Chen et al., CVPR 2021)."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from crossdistill.nets.norm import Gather, JointNorm, Layers, alone
 from crossdistill.nets.regressor import resized
 
 WIDEST = 512
-"""Most channels between the two convolutions."""
+"""Most channels between the two convolutions of a fusion."""
 
 
 class Review(nn.Module):
-    """One attention-based fusion for each stage; every stage comes out with its teacher's channels and size.
+    """One attention-based fusion for each stage; the output of a stage has its teacher's channels and size.
 
-    `mine` and `theirs` are shapes (C, H, W), shallow first; channels between are those of the deepest of `mine`, but
-    at most `WIDEST`.
+    `mine` and `theirs` are shapes (C, H, W), shallow first; the intermediate channels are those of the deepest of
+    `mine`, but at most `WIDEST`.
     """
 
     def __init__(self, mine: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> None:
@@ -41,7 +41,7 @@ class Review(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Pointwise to the channels between, weighed against the deeper residual by attention, 3x3 to the teacher's."""
+    """Pointwise to the intermediate channels, attention-weighted sum with the deeper residual, 3x3 to the teacher's."""
 
     def __init__(self, channels: int, between: int, theirs: tuple[int, ...], *, fuses: bool) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Fusion(nn.Module):
         deeper: Float[Tensor, "B M H1 W1"] | None = None,
         gather: Gather = alone,
     ) -> tuple[Float[Tensor, "B D H2 W2"], Float[Tensor, "B M H2 W2"]]:
-        """What is compared with the teacher, and the residual for the next shallower stage."""
+        """The feature to compare with the teacher's, and the residual for the next shallower stage."""
         inner: Tensor = self.inner(feature, gather)
         if self.attention is not None:
             assert deeper is not None

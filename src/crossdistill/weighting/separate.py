@@ -43,7 +43,7 @@ class Separate(Weighting):
             self._lay_down(parameters, turn)
 
     def _lay_down(self, parameters: Sequence[nn.Parameter], turn: Turn) -> None:
-        """Combine the held gradients and add the result to `.grad`; it stays None for parameters unused by all groups."""
+        """Combine the held gradients and add the result to `.grad`, which stays None for unused parameters."""
         assert self._held is not None
         whole = self._held if turn.reduce is None else turn.reduce(self._held)
         combined = self.combine(whole[:, :-1], whole[:, -1], turn)

@@ -16,8 +16,8 @@ class Uncertainty(Weighting):
     """Homoscedastic uncertainty, Kendall, Gal and Cipolla, CVPR 2018: sum of exp(-s) · L + s / 2 over groups.
 
     s = log σ² is learned, one number per group, with initial value 0. Groups in `regression` are squared errors with
-    the factor exp(-s) / 2 (the paper's equation 7), the others exp(-s) (equation 10). `log_variances` must be in the optimizer,
-    without weight decay, and in the all-reduce.
+    the factor exp(-s) / 2 (the paper's equation 7), the others exp(-s) (equation 10). `log_variances` must be in
+    the optimizer, without weight decay, and in the all-reduce.
     """
 
     def __init__(self, groups: Sequence[str], regression: Sequence[str] = ()) -> None:

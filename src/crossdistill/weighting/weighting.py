@@ -50,7 +50,7 @@ class Weighting(nn.Module, abc.ABC):
     """
 
     needs_separate: ClassVar[bool] = False
-    """Whether each group needs a separate gradient: the runner calls it under `no_sync`, and `reduce` sums over ranks."""
+    """Whether each group needs a separate gradient: called under `no_sync`, and `reduce` sums over ranks."""
 
     remembers: ClassVar[bool] = True
     """Whether it has state for each group, so that the groups must be given when it is built."""
@@ -80,7 +80,7 @@ class Weighting(nn.Module, abc.ABC):
         precision, ranks) and stays in the gradient. `reduce` sums a tensor over ranks: one call for all groups,
         after which `.grad` is the same everywhere and needs no all-reduce. `step` is the optimizer step, equal on
         all ranks. `last`: this micro-batch ends the step; separate gradients are held until then.
-        `fraction` is this call's part of the step, 1 / (ranks · micro-batches), for addends that are not sums over rows.
+        `fraction` is this call's part of the step, 1 / (ranks · micro-batches), for addends other than sums of rows.
 
         Raises:
             SettingError: a term has no group, or the groups differ from those of this weighting.
