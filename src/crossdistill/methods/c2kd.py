@@ -1,4 +1,4 @@
-"""C2KD: mutual distillation of student and teachers through proxies that rank classes alike (Huo et al., 2024)."""
+"""C2KD: mutual distillation of student and teachers through proxies, with a rank gate (Huo et al., 2024)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ from crossdistill.teacher import Teacher
 
 
 class C2KD(FeatureConfig):
-    """Every task loss, the divergences between each network and its proxy (both ways), and between the proxies.
+    """Task losses of all networks, and divergences between each network and its proxy and between proxies.
 
     All weights and temperatures are 1. The divergence between proxies covers the classes other than the target, in both
     directions, on labelled rows in which their rankings of the classes agree (Kendall's τ_b above `threshold`). The
