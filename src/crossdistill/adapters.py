@@ -1,4 +1,4 @@
-"""Between a module and what runs it: types of its inputs and outputs, and which of its results are logits."""
+"""Conversions around a module: types of its inputs and outputs, and the logits and embedding in its result."""
 
 import re
 import types
@@ -23,14 +23,14 @@ ACTIVATIONS = (
 """Layers that act on each value by itself."""
 
 LOW = frozenset({torch.float16, torch.bfloat16})
-"""Types of weights whose outputs are given in float32."""
+"""Weight types of modules whose outputs are converted to float32."""
 
 
 Adapter = TypeVar("Adapter")
 
 
 def renamed(before: str, old: Adapter | None, name: str, new: Adapter | None) -> Adapter | None:
-    """The value of an argument that had another name, which is accepted with a warning.
+    """The value of a renamed argument; its old name is accepted with a warning.
 
     Raises:
         SettingError: both names were given.
@@ -44,14 +44,14 @@ def renamed(before: str, old: Adapter | None, name: str, new: Adapter | None) ->
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """A fractional tensor in another type; anything else as it is."""
+    """A floating-point tensor in another type; any other value unchanged."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def detached_values(module: nn.Module) -> dict[int, Tensor]:
-    """What a module keeps of a pass, by identity, as copies without a graph; and other buffers for those without size.
+    """Replacements, by identity, for a module's tensors that cannot be deep-copied.
 
-    A deep copy is refused both of values that a graph holds and of buffers of lazy layers.
+    Detached copies replace tensors that are part of a graph, new buffers the uninitialised ones of lazy layers.
     """
     found: dict[int, Tensor] = {}
     for layer in module.modules():
@@ -66,9 +66,9 @@ def detached_values(module: nn.Module) -> dict[int, Tensor]:
 
 @contextmanager
 def closures_of_copy(module: nn.Module, functions: Iterable[Any], memo: dict[int, Any]) -> Iterator[None]:
-    """While a module is copied with this memo: functions that close over one of its layers close over its copy.
+    """While a module is copied with this memo, functions that close over its layers are copied for the new layers.
 
-    A deep copy keeps a function as it is, so that a hook of the copy would run and change the original.
+    A deep copy keeps a function unchanged, so that a hook of the copy would run and change the original.
     """
     layers = {id(layer) for layer in module.modules()}
     kept = (value for layer in module.modules() for value in vars(layer).values())
@@ -90,7 +90,7 @@ def closures_of_copy(module: nn.Module, functions: Iterable[Any], memo: dict[int
 
 
 def content_of(cell: types.CellType) -> Any:
-    """What a variable of a closure stands for; None where it stands for nothing yet."""
+    """The value of a variable of a closure; None where it has none yet."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -109,7 +109,7 @@ def _functions_in(values: Iterable[Any], depth: int = 2) -> Iterator[types.Funct
 
 
 def first_rows(value: Any) -> Any:
-    """A tensor with its first row in the place of each."""
+    """A tensor of the same shape, with its first row in every position."""
     return value[:1].expand_as(value).clone() if isinstance(value, Tensor) and value.ndim else value
 
 
@@ -125,10 +125,10 @@ def tensors_in(values: Iterable[Any], depth: int = 4) -> Iterator[Tensor]:
 
 
 def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
-    """Logits and embedding out of a tensor, a tuple or a mapping such as transformers' ModelOutput.
+    """The logits and the embedding in a tensor, a tuple or a mapping such as transformers' ModelOutput.
 
     Raises:
-        SignalError: nothing of that kind was found; says to pass `output_adapter=`.
+        SignalError: neither was found; the message suggests `output_adapter=`.
     """
     if isinstance(result, Tensor):
         return {"logits": result}
@@ -154,7 +154,7 @@ def check_arguments(
     needs: str,
     absent: Mapping[str, Tensor],
 ) -> None:
-    """Refuse what a Network cannot be made of.
+    """Check the arguments of a Network.
 
     Raises:
         SettingError: all faults together.
@@ -177,9 +177,9 @@ def check_arguments(
 
 
 def usable(batch: Batch, reads: Sequence[str], needs: str, absent: Mapping[str, Tensor]) -> tuple[Tensor | None, Batch]:
-    """Which rows have what a network needs (None: all), and the batch of these alone.
+    """The rows with the inputs that a network needs (None: all), and the batch of these rows.
 
-    An input that is not there is never read: the network gets `absent` in its place, or zeros.
+    Absent inputs are never read: `absent`, or zeros, replace them.
     """
     every, some = batch.rows_with(reads), batch.rows_with_any(reads)
     present = every if needs == "all" else some
@@ -200,7 +200,7 @@ def _filled(name: str, batch: Batch, absent: Tensor | None) -> Input:
 
 
 def refused_input(who: str, reads: Sequence[str], given: Sequence[Tensor], module: nn.Module, error: str) -> ShapeError:
-    """The error of a module that refuses its input: who, which shapes, and what to do about types."""
+    """The error for a module that refuses its input: the network, the shapes, and a hint about types."""
     shapes = ", ".join(str(tuple(one.shape)) for one in given)
     return ShapeError(
         f"network {who!r} refused its input: {', '.join(reads)} of shape {shapes} (batch first): "
@@ -209,7 +209,7 @@ def refused_input(who: str, reads: Sequence[str], given: Sequence[Tensor], modul
 
 
 def _type_hint(reads: Sequence[str], given: Sequence[Tensor], module: nn.Module, error: str) -> str:
-    """What to do with inputs whose type is not the weights', where that is what a module refused."""
+    """A hint for inputs whose type differs from that of the weights; empty for other errors."""
     types = {p.dtype: p for p in module.parameters() if p.is_floating_point()}
     if not types or not re.search(r"type|not implemented for|Byte|Half|Long|Float|Double", error):
         return ""
@@ -229,7 +229,7 @@ def _type(tensor: Tensor) -> str:
 
 
 def _conversion(value: Tensor, weight: Tensor) -> str:
-    """How to make one input what the weights are, before the data set is made of it."""
+    """The conversion of an input to the type of the weights, to make before the data set is built."""
     if value.is_floating_point() or value.dtype == torch.bool:
         return f"convert it to {_type(weight)}"
     top = {torch.uint8: 255, torch.uint16: 65535}.get(value.dtype)
@@ -239,7 +239,7 @@ def _conversion(value: Tensor, weight: Tensor) -> str:
 
 @torch.no_grad()
 def activated(module: nn.Module, features: Mapping[str, Tensor]) -> dict[str, str]:
-    """Taps whose activation is tapped too: the same values come out when it is applied to them."""
+    """Pairs of taps, before and after an activation: it maps the values of the first to those of the second."""
     found: dict[str, str] = {}
     for one, other in pairwise(features):
         layer, before, after = module.get_submodule(other), features[one], features[other]

@@ -1,4 +1,4 @@
-"""What flows through a step: inputs keyed by modality, with stable sample ids."""
+"""The rows of a step: inputs keyed by modality, with stable sample ids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,15 +13,15 @@ from crossdistill.errors import ShapeError, SignalError, nearest
 Input = Tensor | Mapping[str, Tensor]
 
 MISSING_TARGET = -100
-"""The target of a row that has none at all: PyTorch's own `ignore_index`."""
+"""The target of a row without one: PyTorch's default `ignore_index`."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The shape, format and preparation of one modality, with which a saved student reads files.
+    """The shape, format and preparation of one modality: a saved student reads files by it.
 
-    `kind` is "image", "log-mel" or "array"; `shape` has no batch dimension; `options` hold everything that turns
-    a file into the tensor (hertz, seconds, bands, normalisation) and are plain JSON; `parameters` are fitted
+    `kind` is "image", "log-mel" or "array"; `shape` has no batch dimension; `options` hold all settings of the
+    conversion of a file to the tensor (hertz, seconds, bands, normalisation), as plain JSON; `parameters` are fitted
     tensors (a principal basis), written beside the student's weights.
     """
 
@@ -36,10 +36,10 @@ class Batch:
     """Rows of paired data; every tensor shares dimension 0.
 
     `inputs` maps a modality or a rendering of it ("image", "image@clip") to a tensor or a mapping of tensors.
-    `ids` are stable sample ids: the key of banks, queues and errors. `view` says in which seeded view each row is seen
-    (None: as it is, which is view 0). `targets` hold `MISSING_TARGET` in rows that
+    `ids` are stable sample ids: the key of banks, queues and errors. `view` is the number of the seeded view of each
+    row (None: unchanged, which is view 0). `targets` hold `MISSING_TARGET` in rows that
     have none; `labelled` marks the rows whose target the *student* may use (None: every row that has one).
-    `present` says where a modality is there at all; an unlisted modality always is. `total_rows` counts the rows
+    `present` marks the rows in which a modality is present; an unlisted modality always is. `total_rows` counts the rows
     of the whole optimizer step, over all ranks and micro-batches: every loss is a sum over rows divided by it.
     """
 
@@ -77,7 +77,7 @@ class Batch:
         """The input of one modality.
 
         Raises:
-            SignalError: the batch has no such modality; names those that it has.
+            SignalError: the batch has no such modality; the message names the nearest.
         """
         if modality not in self.inputs:
             raise SignalError(
@@ -98,17 +98,17 @@ class Batch:
         return known if self.labelled is None else known & self.labelled
 
     def rows_with(self, modalities: Sequence[str]) -> Bool[Tensor, " B"] | None:
-        """Rows in which all of `modalities` are present; None when that is every row by construction."""
+        """Rows in which all of `modalities` are present; None when every row has them by construction."""
         masks = [self.present[name] for name in modalities if name in self.present]
         return torch.stack(masks).all(0) if masks else None
 
     def rows_with_any(self, modalities: Sequence[str]) -> Bool[Tensor, " B"] | None:
-        """Rows in which at least one of `modalities` is present; None when that is every row by construction."""
+        """Rows in which at least one of `modalities` is present; None when every row has one by construction."""
         masks = [self.present[name] for name in modalities if name in self.present]
         return torch.stack(masks).any(0) if masks and len(masks) == len(modalities) else None
 
     def select(self, rows: Tensor) -> "Batch":
-        """These rows alone (an index or a mask); `total_rows` stays what it was."""
+        """The batch of these rows alone (an index or a mask); `total_rows` does not change."""
         index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         return Batch(
             inputs={name: _rows_of(value, rows) for name, value in self.inputs.items()},

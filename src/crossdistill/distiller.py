@@ -28,7 +28,7 @@ Inputs = Tensor | Mapping[str, Input] | Batch
 PROBED_ROWS = 8
 """Rows of the first batch on which sizes are measured."""
 LATE = 1_000_000
-"""An epoch by which every decay and warm-up shows in the weights of terms."""
+"""An epoch at which every decay and warm-up shows in the weights of the terms."""
 
 
 class Distiller(nn.Module):
@@ -42,23 +42,23 @@ class Distiller(nn.Module):
     ```
 
     `student` and `teachers` (one, a sequence, or a mapping by name) are modules, or a `Network` where a module reads
-    one of several modalities, shows taps, or needs adapters; a teacher may be any `Teacher`, as of `next_teachers`.
+    one of several modalities, has taps, or needs adapters; a teacher may be any `Teacher`, as from `next_teachers`.
     `method` is a name, settings, or a mapping with `name`. The loss is the plain sum of the weighted terms.
 
     `parameters()` are those of the student, of what the method adds, and of teachers where the method trains them;
     `trains` names other members ("student", names of teachers). All others are frozen: without gradient, in eval mode
-    whatever `train()` says, moved with `to()`, and in no `state_dict()`.
+    also after `train()`, moved by `to()`, and not in `state_dict()`.
 
     Sizes are measured on `example` (inputs, or inputs and targets), or else on the first batch. A method that adds
     parameters needs the example, because an optimizer is made before the first batch.
 
     A method that looks rows up by sample id (crd) needs the training data: `data`, or `targets` of all training rows,
     or `rows`, their number; ids are then positions in them, and each call passes `ids=`. Where `torch.distributed` is
-    initialised, gradients are taken to be averaged over processes, as DistributedDataParallel does, and rows of all
+    initialised, gradients are assumed to be averaged over processes, as in DistributedDataParallel, and rows of all
     processes are compared with each other; with `distributed=False` each process computes by itself.
 
     Raises:
-        SettingError: something is missing that the method needs; says what to pass.
+        SettingError: an argument that the method needs is missing; the message names it.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Distiller(nn.Module):
         distributed: bool = True,
     ) -> None:
         super().__init__()
-        # Not `config`: transformers takes that for its own.
+        # Not `config`: transformers reads an attribute of that name.
         self.settings = method if isinstance(method, MethodConfig) else method_config(method)
         members = named_members(teachers)
         every = (STUDENT, *(members if self.settings.trains_teachers else ()))
@@ -86,7 +86,7 @@ class Distiller(nn.Module):
         self.terms: dict[str, Tensor] = {}
         """The weighted terms of the last call by name, detached; their sum is its loss."""
         self.outputs: Outputs | None = None
-        """What the student gave in the last call, detached."""
+        """The student's outputs in the last call, detached."""
         self._given: dict[str, Member] = {STUDENT: student, **members}
         self._sources: dict[str, Teacher] = {}
         self._data = TrainingData(self.settings.name, data, targets, rows)
@@ -96,7 +96,7 @@ class Distiller(nn.Module):
         self._pending: tuple[Batch, Step] | None = None
         self._asked = self._measured = self._says_epoch = False
         self._changing = ""
-        # An attribute of a module is registered with it, unless it is set past nn.Module.
+        # nn.Module registers a module that is set as an attribute; object.__setattr__ bypasses this.
         module = student.module if isinstance(student, Network) else student
         if STUDENT in self.trains:
             self.student = module
@@ -104,7 +104,7 @@ class Distiller(nn.Module):
             object.__setattr__(self, "student", module)
         trained = [name for name in members if name in self.trains]
         self.teachers = nn.ModuleDict({module_key(name): modules_of(members[name])[0] for name in trained})
-        # In a tuple, so that they are no part of this module.
+        # In a tuple, so that they are not registered as submodules.
         self._frozen = tuple(
             part.requires_grad_(False).eval()
             for name, member in self._given.items()
@@ -126,11 +126,11 @@ class Distiller(nn.Module):
     ) -> Tensor:
         """The loss of one batch: a scalar, averaged over rows.
 
-        `inputs` are a tensor (rows first) or a mapping by modality; a `Batch` brings its own targets and ids. `targets`
+        `inputs` are a tensor (rows first) or a mapping by modality; a `Batch` has its own targets and ids. `targets`
         are class numbers, `MISSING_TARGET` (-100) where there is none; None: none of the rows has one. `labelled` marks
         the rows whose target the student may use, `present` by modality the rows that have it. `epoch` is as for
-        `set_epoch`. State that the method moves after a step (queues, centres) is moved at the next call, by `eval()`,
-        or by `state_dict()`: the graph of this call still needs it as it is.
+        `set_epoch`. State that the method updates after a step (queues, centres) changes at the next call, by
+        `eval()`, or by `state_dict()`: the graph of this call still needs the old state.
         """
         if epoch is not None:
             self.set_epoch(epoch)
@@ -160,7 +160,7 @@ class Distiller(nn.Module):
         with torch.autocast(batch.ids.device.type, enabled=False):
             for name, term in step.terms.items():
                 whole = replace(term, value=term.value.float()) if term.value.dtype in LOW else term
-                # DDP averages over ranks what has to be added up.
+                # DDP averages gradients over ranks; multiplied by the number of ranks, the average is the sum.
                 terms[name] = (whole.reduced(batch.total_rows, ranks) * term.weight * ranks).reshape(())
             loss = torch.stack(list(terms.values())).sum()
         self.terms = {name: value.detach() for name, value in terms.items()}
@@ -168,9 +168,9 @@ class Distiller(nn.Module):
         return loss
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, counted from 0: weights that decay or grow, and random draws, depend on it."""
+        """Set the current epoch, counted from 0: weights that decay or grow, and random draws, depend on it."""
         if epoch != self._progress.epoch:
-            # Numbers of steps stay apart: epochs are as long as the longest one so far.
+            # Step numbers of epochs do not overlap: each epoch counts as long as the longest one so far.
             self._progress = replace(self._progress, epoch=epoch, step=0)
         self._says_epoch = True
 
@@ -185,7 +185,7 @@ class Distiller(nn.Module):
             self._changing = ""
 
     def after_step(self) -> None:
-        """Move what the method moves after a step; the next call does it by itself, after `backward()`."""
+        """Update the method's state after a step, once `backward()` has run; otherwise the next call does it."""
         if self._pending is not None and self.method is not None:
             batch, step = self._pending
             self._pending = None
@@ -208,24 +208,24 @@ class Distiller(nn.Module):
         self._measured = True
 
     def next_teachers(self) -> dict[str, Teacher]:
-        """The teachers that the method leaves for a next stage, such as masked ones: those of another Distiller."""
+        """The teachers for a next stage, such as masked ones; another Distiller takes them as its teachers."""
         if self.method is None:
             raise SettingError(f"{self.settings.name}: its networks have no sizes yet; pass example=, or a first batch")
         return dict(self.method.next_teachers(self._teachers()))
 
     def train(self, mode: bool = True) -> "Distiller":
-        """Train or eval mode of all that trains; state that is still to be moved is moved."""
+        """Set train or eval mode of everything that trains; a pending update of the method's state comes first."""
         self.after_step()
         super().train(mode)
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Everything that trains, with the method's state as it is after the last step."""
+        """The state of everything that trains, with the method's state after the last step."""
         self.after_step()
         return super().state_dict(*args, **kwargs)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters that train, as far as they exist; see `example`."""
+        """The parameters that train, as far as they exist already; see `example`."""
         self._asked = self._asked or self.method is None
         return super().named_parameters(*args, **kwargs)
 
@@ -235,7 +235,7 @@ class Distiller(nn.Module):
             module._apply(fn)
         for member in self._given.values():
             if isinstance(member, Network):
-                # Its module has been moved; what it keeps of types is forgotten.
+                # Its module has been converted already; this call clears its cached types.
                 member._apply(lambda tensor: tensor)
         self._devices = None
         return self
@@ -254,7 +254,7 @@ class Distiller(nn.Module):
         return {name: source for name, source in self._sources.items() if name != STUDENT}
 
     def _of_pair(self, given: Any) -> Batch:
-        """The batch of what a `DataLoader` gives: a `Batch`, inputs, or a pair of inputs and targets."""
+        """The batch of one item of a `DataLoader`: a `Batch`, inputs, or a pair of inputs and targets."""
         pair = given if isinstance(given, tuple | list) else (given, None)
         return self._batch(*pair)
 
@@ -283,7 +283,7 @@ class Distiller(nn.Module):
         ).to(device)
 
     def _modality(self) -> str:
-        """What a lone tensor is called: the one modality that is read."""
+        """The name of an input that is one tensor: the only modality that is read."""
         named = (member.reads for member in self._given.values() if isinstance(member, Network))
         others = (member.modalities for member in self._given.values() if not isinstance(member, nn.Module))
         reads = {name for names in (*named, *others) for name in names}
@@ -294,7 +294,7 @@ class Distiller(nn.Module):
         return next(iter(reads), "input")
 
     def _build(self, batch: Batch) -> None:
-        """Measure sizes, build the method, and look what it depends on."""
+        """Measure the sizes of outputs, and build the method for them."""
         batch = batch.select(torch.arange(min(len(batch), PROBED_ROWS), device=batch.ids.device))
         batch = replace(batch, total_rows=len(batch))
         for name, member in self._given.items():
@@ -309,7 +309,7 @@ class Distiller(nn.Module):
         self.method = method.train(self.training)
 
     def _fitted(self, networks: Mapping[str, Network], batch: Batch) -> Method:
-        """The method for networks of these sizes, which has made one step in eval mode."""
+        """The method for networks of these sizes, after one step in eval mode as a check."""
         others = {name: one for name, one in networks.items() if name != STUDENT}
         config, layers = self.settings.settled(others, batch)
         others |= {name: others[name].showing(layers[name], batch) for name in layers}
@@ -343,7 +343,7 @@ class Distiller(nn.Module):
         return network
 
     def _ranks(self, device: torch.device) -> Devices:
-        """How this process agrees with the others."""
+        """The rank of this process, and the number of ranks."""
         if self._devices is None:
             several = self._distributed and dist.is_available() and dist.is_initialized()
             ranks = dist.get_world_size() if several else 1
@@ -353,7 +353,7 @@ class Distiller(nn.Module):
 
 @torch.no_grad()
 def _changing(method: Method, batch: Batch, sources: Mapping[str, Teacher]) -> str:
-    """Weights of terms that depend on the epoch, in words; and a step in eval mode, which shows what does not fit."""
+    """A description of term weights that depend on the epoch; its steps in eval mode also check shapes."""
     teachers = {name: source for name, source in sources.items() if name != STUDENT}
     method.eval()
     with torch.random.fork_rng(devices=[]):

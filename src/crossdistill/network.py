@@ -1,4 +1,4 @@
-"""Any `nn.Module`, untouched: what it reads, its named taps, and how it is cut in two at one of them."""
+"""A wrapper of any `nn.Module`, which stays unchanged: its inputs, its named taps, and its split at a tap."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,27 +35,27 @@ Tail = Callable[[Cut], Outputs]
 
 
 class Network(nn.Module):
-    """A module, the modalities that it reads and the taps that it shows.
+    """A module with the modalities of its inputs and its named taps.
 
     `reads` are modalities of a batch, in the order of the module's arguments. `taps` are names of submodules whose
     outputs can be read or rewritten (module outputs, so before an activation that follows as another layer).
-    `input_adapter` replaces the default way from a batch to the module's arguments; `output_adapter` that from its
+    `input_adapter` replaces the default conversion of a batch to the module's arguments, `output_adapter` that of its
     result to `{"logits": ..., "embedding": ...}` (a tensor is logits; a tuple is logits, embedding; a mapping such as
     transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, else the mean over steps of
     `last_hidden_state`).
 
-    `factory`, a function without arguments that gives a module, may stand in the place of the module: each run draws
-    its own weights from the recipe's seed and the member's name, so that another seed is another network. A `module`
-    keeps the weights that it has, whatever the seed.
+    `factory`, a function without arguments that returns a module, can replace `module`: each run then draws the weights
+    from the recipe's seed and the member's name, so that another seed gives other weights. A `module` keeps its own
+    weights for every seed.
 
-    With `needs="any"` a row is used where at least one of `reads` is present, and what is absent is read as `absent`
+    With `needs="any"` a row is used where at least one of `reads` is present, and `absent` replaces the missing inputs
     (by modality a tensor of one row's shape; by default zeros). By default ("all") such a row is left out.
 
-    A module in lower precision than float32 gets its inputs in that precision, and gives its outputs in float32.
+    A module in lower precision than float32 receives its inputs in that precision; its outputs become float32.
 
     Raises:
-        SettingError: neither or both of a module and a factory, no `reads`, or `absent` for what is not read.
-        TapError: a tap names no submodule; says the nearest.
+        SettingError: neither or both of a module and a factory, no `reads`, or `absent` for a modality not in `reads`.
+        TapError: a tap names no submodule; the message names the nearest.
     """
 
     def __init__(
@@ -98,23 +98,23 @@ class Network(nn.Module):
 
     @property
     def is_made(self) -> bool:
-        """Whether it has a module, and not only a factory that makes one."""
+        """Whether the module exists, and not only a factory for it."""
         return "module" in self._modules
 
     @property
     def name(self) -> str:
-        """The module's class, or the name of what makes it, for messages."""
+        """The name of the module's class or of the factory, for messages."""
         made = type(self.module) if self.is_made else self.factory
         return str(getattr(made, "__qualname__", made)).rpartition(".")[2]
 
     def __getattr__(self, name: str) -> Any:
-        """Say what is missing where a network of a factory is used before it was made."""
+        """Raise an explicit error where the module of a factory is used before a run has made it."""
         if name == "module" and not self.is_made:
             raise AttributeError(f"network {self.name!r} is a factory: a run makes its module, from the recipe's seed")
         return super().__getattr__(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
-        """A copy with weights of its own. What the module keeps of a pass is copied as numbers, without its graph."""
+        """A copy with its own weights. Tensors that the module keeps from a pass are copied without their graph."""
         memo |= {key: value for key, value in detached_values(self).items() if key not in memo}
         found = memo[id(self)] = type(self).__new__(type(self))
         state = {**self.__dict__, "_graphs": {}, "_compiled": ()}
@@ -125,7 +125,7 @@ class Network(nn.Module):
     def holding(
         self, module: nn.Module | None, factory: Callable[[], Any] | None, taps: Sequence[str] | None = None
     ) -> "Network":
-        """The same network with another module, or with one that is still to be made, or with other taps."""
+        """The same network with another module, with a factory in its place, or with other taps."""
         rest = (self.reads, self.taps if taps is None else taps, self._input_adapter, self._output_adapter)
         make = factory if module is None else None
         found = Network(module, *rest, factory=make, needs=self.needs, absent=self.absent)
@@ -133,20 +133,20 @@ class Network(nn.Module):
         return found
 
     def wiring(self) -> list[Any] | None:
-        """What its outputs depend on besides weights, as JSON; None where something of that cannot be keyed."""
+        """Everything besides weights that determines the outputs, as JSON; None where a part has no key."""
         return None if self.unkeyed() else [structure(self.module), list(self.reads), self.code_text()]
 
     def code_text(self) -> str:
-        """A hash of its code and of its modules' attributes, as far as they can be keyed: see `unkeyed`."""
+        """A hash of the code and of the modules' attributes, as far as they have keys: see `unkeyed`."""
         return self.code().text(self.changing)
 
     def unkeyed(self) -> list[str]:
-        """What its outputs may depend on and no key says, each with the reason."""
+        """Parts that may change the outputs and have no key, each with the reason."""
         changing = [f"{path} changes as the network runs" for path in sorted(self.changing)]
         return [*self.code().faults.values(), *changing]
 
     def has_own_code(self) -> bool:
-        """Whether it runs code of no installed distribution."""
+        """Whether it runs code that belongs to no installed distribution."""
         return self.code().own
 
     def code(self) -> CodeKey:
@@ -155,11 +155,11 @@ class Network(nn.Module):
         return code_key(module=self.module, call=self._input_adapter, give=self._output_adapter, **filled)
 
     def forward(self, batch: Batch, signals: Iterable[Signal] = (Signal.LOGITS,)) -> Outputs:
-        """Outputs for all rows of `batch`: at least what `wants` names.
+        """Outputs for all rows of `batch`: at least those that `signals` name.
 
         Raises:
             SignalError: the batch lacks a modality, or the network lacks a tap.
-            ShapeError: the module refused its input; says who, and the shapes it was given.
+            ShapeError: the module refused its input; the message names the network and the shapes.
         """
         signals = frozenset(signals)
         cuts = self.cuts(batch, [signal.tap for signal in sorted(signals) if signal.kind == "cut"])
@@ -169,7 +169,7 @@ class Network(nn.Module):
         return self.outputs(result, seen, cuts)
 
     def cuts(self, batch: Batch, taps: Sequence[str]) -> dict[str, Cut]:
-        """The cuts at several taps, in one pass over what comes before them.
+        """The cuts at several taps, in one pass over the layers before them.
 
         Raises:
             SplitError: the network cannot be cut exactly at one of them.
@@ -187,9 +187,9 @@ class Network(nn.Module):
         return found
 
     def _verify(self, graph: CutGraph | ReplayedCut, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Hold the two parts against the whole once, on real rows, bit for bit.
+        """Compare the two parts with the whole network once, on real rows, bit for bit.
 
-        The second part runs twice on the same cut, which it must not spoil.
+        The second part runs twice on the same cut, which it must not change.
         """
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
@@ -198,7 +198,7 @@ class Network(nn.Module):
                 whole = self.outputs(self.module(*args, **named))
                 (live,) = graph.stem((tap,))(*args, **named)
                 if isinstance(graph, ReplayedCut):
-                    # A layer that keeps something of its last pass, and is replayed, would keep it of these rows.
+                    # Other rows in between: a replayed layer that keeps state of its last pass fails the comparison.
                     self.module(*map(first_rows, args), **{name: first_rows(value) for name, value in named.items()})
                 parts = [self.outputs(graph.tail(tap)(*live)) for _ in range(2)]
         finally:
@@ -215,14 +215,14 @@ class Network(nn.Module):
     def outputs(
         self, result: Any, features: Mapping[str, Tensor] | None = None, cuts: Mapping[str, Cut] | None = None
     ) -> Outputs:
-        """A module's own result, as Outputs."""
+        """The module's own result as Outputs."""
         given = self._output_adapter(result) if self._output_adapter is not None else default_give(result, self.name)
         logits, embedding = (self._whole(given.get(name)) for name in ("logits", "embedding"))
         seen = {tap: self._whole(value) for tap, value in (features or {}).items()}
         return Outputs(self.name, logits, embedding, seen, dict(cuts or {}))
 
     def arguments(self, batch: Batch) -> Arguments:
-        """How this batch reaches the module: positional and keyword arguments."""
+        """The module's arguments for this batch: positional, and by keyword."""
         if self._input_adapter is not None:
             return self._input_adapter(batch)
         args: list[Any] = []
@@ -239,7 +239,7 @@ class Network(nn.Module):
         return tuple(cast(one, dtype) for one in args), {name: cast(one, dtype) for name, one in named.items()}
 
     def _dtype(self) -> torch.dtype | None:
-        """The one type of all fractional weights; None where there are several, or none."""
+        """The type of all floating-point weights; None where there are several types, or no such weights."""
         if self._types is None:
             self._types = frozenset(p.dtype for p in self.module.parameters() if p.is_floating_point())
         return next(iter(self._types)) if len(self._types) == 1 else None
@@ -254,7 +254,7 @@ class Network(nn.Module):
         return value.float() if isinstance(value, Tensor) and {value.dtype, self._dtype()} <= set(LOW) else value
 
     def usable(self, batch: Batch) -> tuple[Tensor | None, Batch]:
-        """Which rows it can read (None: all), and the batch of these alone; see `needs`."""
+        """The rows that the network can read (None: all), and the batch of these rows; see `needs`."""
         return usable(batch, self.reads, self.needs, self.absent)
 
     def probe(self, batch: Batch) -> OutputSpec:
@@ -274,10 +274,10 @@ class Network(nn.Module):
         return self.spec
 
     def showing(self, taps: Sequence[str], batch: Batch) -> "Network":
-        """The same module with further taps; this network keeps the ones that it has.
+        """The same module with further taps; this network keeps its own.
 
         Raises:
-            TapError: a tap names no submodule; says the nearest.
+            TapError: a tap names no submodule; the message names the nearest.
         """
         more = [tap for tap in taps if tap not in self.taps]
         if not more:
@@ -288,7 +288,7 @@ class Network(nn.Module):
         return shown
 
     def edited(self, batch: Batch, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Outputs:
-        """A whole pass in which the values at some taps are replaced by a function of them."""
+        """A whole pass in which each function of `edits` replaces the value at its tap."""
         handles = []
         try:
             for tap, edit in edits.items():
@@ -307,7 +307,7 @@ class Network(nn.Module):
     def split(self, tap: str) -> tuple[Stem, Tail]:
         """The network as two parts: up to and including `tap`, and from there to the end.
 
-        The stem gives everything that is live across the cut (the value at the tap, skips, pooling indices); the
+        The stem returns everything that is live across the cut (the value at the tap, skips, pooling indices); the
         tail needs nothing else. Parameters are shared with the network.
 
         Raises:
@@ -325,7 +325,7 @@ class Network(nn.Module):
         return value.to(dtype) if dtype in LOW and value.dtype == torch.float32 else value
 
     def _level(self, tap: str) -> int:
-        """In how many other taps this one lies: a tapped layer is traced whole, so every level has its own graph."""
+        """The number of taps around this one: a tapped layer is traced whole, so every level has its own graph."""
         self._layer(tap)
         return sum(tap.startswith(f"{other}.") for other in self.taps)
 
@@ -338,7 +338,7 @@ class Network(nn.Module):
         return self._graphs[level]
 
     def replays(self, tap: str) -> str | None:
-        """Why the network is cut at a tap by replaying its layers, and not by its graph; None where it is not."""
+        """The reason why a cut replays layers instead of using the traced graph; None where it uses the graph."""
         graph = self._graph(self._level(tap))
         return graph.reason if isinstance(graph, ReplayedCut) else None
 
@@ -347,8 +347,8 @@ class Network(nn.Module):
             raise TapError(f"{self.name} has no tap {tap!r}; {nearest(tap, self.taps)}")
 
     def use_compiled(self, wanted: bool) -> None:
-        """Run whole passes through torch.compile from now on, or no longer; taps and cuts are read without it."""
-        # In a tuple: as a submodule it would hold every weight a second time.
+        """Switch torch.compile for whole passes on or off; taps and cuts are read without it."""
+        # In a tuple: a submodule would register every weight a second time.
         self._compiled = (torch.compile(self.module),) if wanted else ()
 
     def _run(self, batch: Batch, *, compiled: bool = False) -> Any:
@@ -368,7 +368,7 @@ class Network(nn.Module):
             raise refused_input(self.name, self.reads, given, self.module, str(error)) from error
 
     def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
-        """One pass, and what came out of the tapped layers."""
+        """The result of one pass, and the outputs of the tapped layers."""
         seen: dict[str, tuple[Tensor, int]] = {}
 
         def keep(tap: str, value: Any) -> None:
@@ -394,7 +394,7 @@ class Network(nn.Module):
             )
         overwritten = {tap for tap, (value, version) in seen.items() if value._version != version}
         if overwritten:
-            # The next layer works in place and spoiled what was read: from now on a copy is kept.
+            # The next layer has overwritten the value in place: keep a copy from now on.
             self._overwritten |= overwritten
             return self._run_reading(batch, taps)
         return result, {tap: value for tap, (value, _) in seen.items()}

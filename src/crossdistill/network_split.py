@@ -1,9 +1,9 @@
-"""How a module is cut in two at a named layer: by its traced graph, or by replaying the layers that ran before.
+"""The split of a module at a named layer: by its traced graph, or by replaying the layers before the cut.
 
-By its graph, nothing that is live across the cut is lost. Where a module cannot be traced, its forward runs again from
-the start, but every layer that was over before the cut gives what it gave then, without running; only the code between
-the layers runs twice. What ran before a layer does not depend on what the layer gives, so that the result is exact for
-any forward that is a function of its inputs.
+The traced graph keeps everything that is live across the cut. Where a module cannot be traced, its forward runs again
+from the start, but every layer that finished before the cut returns its recorded output without running; only the code
+between the layers runs twice. Layers before the cut do not depend on the output at the cut, so that the result is exact
+for any forward that is a function of its inputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ Graph = Callable[..., Any]
 
 
 class CutGraph:
-    """The traced graph of a module, out of which stems and tails are made; parameters stay the module's own.
+    """The traced graph of a module, from which stems and tails are built; they share the module's parameters.
 
     Raises:
         SplitError: the module cannot be traced.
@@ -34,13 +34,13 @@ class CutGraph:
         try:
             self._graph = _LayerTracer(taps).trace(module)
             for node in self._graph.nodes:
-                # Written into the code of stems and tails, where torch 2.6 does not understand unions of types.
+                # The type would be written into the code of stems and tails; torch 2.6 cannot parse unions there.
                 node.type = None
-        except Exception as error:  # tracing runs the user's own forward, which may raise anything at all
+        except Exception as error:  # tracing runs the user's own forward, which may raise any error
             raise SplitError(f"{self._who} cannot be traced, so its graph cannot be cut: {error}") from error
 
     def stem(self, taps: tuple[str, ...]) -> Graph:
-        """From the module's arguments to one tuple for each tap: its value, then all else that its tail reads."""
+        """The part from the module's arguments to one tuple per tap: its value, then the other inputs of its tail."""
         if taps not in self._stems:
             graph = fx.Graph()
             copies: dict[fx.Node, fx.Node] = {}
@@ -49,7 +49,7 @@ class CutGraph:
             for node in self._before(cuts):
                 copies[node] = graph.node_copy(node, copies.__getitem__)
                 for (at, live), own in zip(cuts, kept, strict=True):
-                    # A cut is what is there when its tap has run: nothing before that, nothing done in place later.
+                    # A cut holds the values right after its tap has run, without in-place changes made later.
                     for value in [v for v in live if v in copies and v not in own and at in copies]:
                         copy = copies[value]
                         own[value] = graph.call_method("clone", (copy,)) if self._overwrites(value) else copy
@@ -58,7 +58,7 @@ class CutGraph:
         return self._stems[taps]
 
     def _before(self, cuts: Sequence[tuple[fx.Node, Sequence[fx.Node]]]) -> list[fx.Node]:
-        """What has to run so that all cuts are there: what they are computed from, and what works in place on that."""
+        """The nodes that all cuts need: those that compute their values, and those that change these in place."""
         nodes = list(self._graph.nodes)
         values = {value for _, live in cuts for value in live}
         last = max(index for index, node in enumerate(nodes) if node in values)
@@ -73,7 +73,7 @@ class CutGraph:
         return [node for node in nodes[: last + 1] if node in needed or node.op == "placeholder"]
 
     def tail(self, tap: str) -> Graph:
-        """From what is live at a tap, in the stem's order, to the module's own result."""
+        """The part from the live values at a tap, in the stem's order, to the module's own result."""
         if tap not in self._tails:
             at = self._at(tap)
             after = _descendants(at)
@@ -81,7 +81,7 @@ class CutGraph:
             copies: dict[fx.Node, fx.Node] = {}
             for index, node in enumerate(self._live(at)):
                 given = graph.placeholder(f"live_{index}")
-                # The cut may be a row of a bank or another mask's input: it must not be spoiled.
+                # The cut may be a row of a bank or the input of another mask: it must not change.
                 copies[node] = graph.call_method("clone", (given,)) if self._overwrites(node) else given
             for node in self._graph.nodes:
                 if node not in copies and (node in after or node.op in {"output", "get_attr"}):
@@ -111,14 +111,14 @@ class CutGraph:
         return live
 
     def _overwrites(self, node: fx.Node) -> bool:
-        """Whether something may work in place on this value, or on another view of it."""
+        """Whether an operation may change this value, or another view of it, in place."""
         views, todo = {node}, [node]
         while todo:
             value = todo.pop()
             for user in value.users:
                 if self._in_place(user) and user.all_input_nodes[0] is value:
                     return True
-                # Only a layer with weights is sure to give a tensor of its own.
+                # Only a layer with weights is certain to return a new tensor.
                 if user not in views and not self._has_weights(user):
                     views.add(user)
                     todo.append(user)
@@ -136,7 +136,7 @@ class CutGraph:
         if node.op == "call_method":
             return str(node.target).endswith("_") and not str(node.target).startswith("_")
         name = node.target.__name__ if callable(node.target) and hasattr(node.target, "__name__") else ""
-        # `x += y` is iadd; `torch.relu_` and its like end in one underscore.
+        # `x += y` is iadd; in-place functions such as `torch.relu_` end in one underscore.
         return (
             bool(node.kwargs.get("inplace", False))
             or name.endswith("_")
@@ -167,16 +167,16 @@ def _descendants(node: fx.Node) -> set[fx.Node]:
 
 
 class _Over(BaseException):
-    """Ends a pass once its last cut is reached; no `except Exception` of a user's forward holds it up."""
+    """Ends a pass once its last cut is reached; an `except Exception` in a user's forward does not catch it."""
 
 
 class _Recompute:
-    """In the place of an output that cannot be kept: the layer runs again."""
+    """Marker for an output that cannot be recorded: the layer runs again."""
 
 
 @dataclass(slots=True)
 class Recording:
-    """A pass up to a layer: the module's arguments, and for each layer on the way what its calls gave."""
+    """A recorded pass up to a layer: the module's arguments, and for each layer the outputs of its calls."""
 
     args: tuple[Any, ...]
     named: Mapping[str, Any]
@@ -184,20 +184,20 @@ class Recording:
 
 
 class ReplayedCut:
-    """Stems and tails of a module by replaying layers; the same form as `CutGraph`."""
+    """Stems and tails of a module by replaying layers; the same interface as `CutGraph`."""
 
     def __init__(self, module: nn.Module, reason: str) -> None:
-        """`reason` says why its graph could not be traced."""
+        """`reason` is the error of the attempt to trace the module."""
         self.reason = reason
         self._module = module
         self._counted: set[str] = set()
 
     def stem(self, taps: tuple[str, ...]) -> Graph:
-        """From the module's arguments to the value at each tap, each with the recording of what ran before."""
+        """The part from the module's arguments to the value at each tap, with a recording of the layers before it."""
 
         def run(*args: Any, **named: Any) -> tuple[tuple[Any, Recording], ...]:
             found = [_Recorder(self._module, tap, Recording(args, named)) for tap in taps]
-            # The first time to the end, to see how often each layer runs.
+            # The first pass runs to the end, to count how often each layer runs.
             ends = self._counted.issuperset(taps)
             with ExitStack() as stack:
                 for recorder in found:
@@ -213,7 +213,7 @@ class ReplayedCut:
         return run
 
     def tail(self, tap: str) -> Graph:
-        """From the value at a tap and the recording of what ran before it to the module's own result."""
+        """The part from the value at a tap and the recording of the layers before it to the module's own result."""
 
         def run(value: Tensor, recording: Recording) -> Any:
             with ExitStack() as stack:
@@ -227,7 +227,7 @@ class ReplayedCut:
 
 
 class _Recorder:
-    """Keeps what layers give until a tap is reached."""
+    """Records the outputs of layers until a tap is reached."""
 
     def __init__(self, module: nn.Module, tap: str, recording: Recording) -> None:
         self.tap, self.recording = tap, recording
@@ -238,7 +238,7 @@ class _Recorder:
 
     @contextmanager
     def listening(self, over: Callable[[], bool]) -> Iterator[None]:
-        """While a pass runs, which ends early where `over` says so."""
+        """Record while a pass runs; the pass ends early where `over()` is True."""
         with ExitStack() as stack:
             for name, layer in _before(self._module, self.tap).items():
                 stack.enter_context(_forward(layer, self._recorded(name, layer.forward)))
@@ -279,7 +279,7 @@ class _Recorder:
 
 @contextmanager
 def _replaying(module: nn.Module, tap: str, value: Tensor, recording: Recording) -> Iterator[list[bool]]:
-    """While a pass runs: layers before the tap give what was recorded, and the tap gives `value`."""
+    """While a pass runs, layers before the tap return their recorded outputs, and the tap returns `value`."""
     reached: list[bool] = []
     depth = 0
 
@@ -311,7 +311,7 @@ def _replaying(module: nn.Module, tap: str, value: Tensor, recording: Recording)
 
 
 def _before(module: nn.Module, tap: str) -> dict[str, nn.Module]:
-    """The largest layers beside the way to a tap: each is over before the tap runs, or begins after it."""
+    """The largest layers outside the path to a tap: each finishes before the tap runs, or starts after it."""
     parts = tap.split(".")
     way = [".".join(parts[:length]) for length in range(len(parts) + 1)]
     on_way = {id(module.get_submodule(name)) for name in way}
@@ -320,7 +320,7 @@ def _before(module: nn.Module, tap: str) -> dict[str, nn.Module]:
     for name in way[:-1]:
         for child, layer in module.get_submodule(name).named_children():
             holds = {id(one) for one in layer.modules()}
-            # One that has layers in common with the way there is no unit of its own.
+            # A layer that shares parts with the path to the tap cannot be replayed as a unit.
             if not holds & (on_way | inside) and id(layer) not in map(id, found.values()):
                 found[f"{name}.{child}" if name else child] = layer
     return found
@@ -328,7 +328,7 @@ def _before(module: nn.Module, tap: str) -> dict[str, nn.Module]:
 
 @contextmanager
 def _forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another forward for a while; hooks of the layer still run around it."""
+    """Replace the forward of a layer temporarily; the layer's hooks still run around it."""
     own = vars(layer).get("forward")
     layer.forward = forward
     try:
@@ -341,14 +341,14 @@ def _forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def _touched(given: Sequence[tuple[Tensor, int]], result: Any) -> bool:
-    """Whether a layer worked in place on what it was given, or gives a view of it, so that it has to run again."""
+    """Whether a layer changed its input in place or returned a view of it, so that it has to run again."""
     own = {one.untyped_storage().data_ptr() for one, _ in given}
     views = any(one.untyped_storage().data_ptr() in own for one in tensors_in([result]))
     return views or any(one._version != version for one, version in given)
 
 
 def _copied(value: Any) -> Any:
-    """A copy whose tensors nothing done in place can spoil; `_Recompute` of what is no plain structure of tensors."""
+    """A copy with tensors of its own; `_Recompute` for anything but a plain structure of tensors."""
     if isinstance(value, Tensor):
         return value.clone()
     if value is None or isinstance(value, bool | int | float | str):
@@ -364,7 +364,7 @@ def _copied(value: Any) -> Any:
             return _Recompute
         if type(value) is dict:
             return named
-        # transformers' ModelOutput is made by its fields.
+        # transformers' ModelOutput is constructed from its fields.
         return type(value)(**named) if hasattr(value, "to_tuple") else _Recompute
     return _Recompute
 

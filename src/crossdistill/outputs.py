@@ -1,4 +1,4 @@
-"""What a network gives, how large that is, and for which rows."""
+"""Outputs of a network, their sizes, and the rows that they belong to."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,11 +28,11 @@ class Signal:
 
     @classmethod
     def cut(cls, tap: str) -> "Signal":
-        """The value at a named layer and all else that is live there, so that the network can go on from it."""
+        """The value at a named layer with all else that is live there, from which the network can continue."""
         return cls("cut", tap)
 
     def __str__(self) -> str:
-        """As it is written in messages and keys: "logits", "feature:fc1"."""
+        """The form used in messages and keys: "logits", "feature:fc1"."""
         return f"{self.kind}:{self.tap}" if self.tap else self.kind
 
 
@@ -63,7 +63,7 @@ class OutputSpec:
     embedding: tuple[int, ...] | None = None
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     activated: Mapping[str, str] = field(default_factory=dict)
-    """Where one tap is the activation of another: the tap after it, by the tap before it."""
+    """For taps around an activation: the tap after it, by the tap before it."""
 
     @property
     def classes(self) -> int:
@@ -80,16 +80,16 @@ class OutputSpec:
         """Shape at a tap.
 
         Raises:
-            SignalError: the network has no such tap; names the nearest.
+            SignalError: the network has no such tap; the message names the nearest.
         """
         if tap not in self.features:
             raise SignalError(f"{who} has no tap {tap!r}; {nearest(tap, self.features)}")
         return self.features[tap]
 
     def no_rows(self, source: str, signals: Collection[Signal], anchor: Tensor) -> "Outputs":
-        """Outputs for no rows, without a pass of a network that may refuse them (batch norm does).
+        """Outputs for no rows, without a pass: some networks refuse an empty batch (batch norm does).
 
-        `anchor` is a zero () whose gradient they carry.
+        `anchor` is a zero () that every output is computed from, so that backward passes reach it.
         """
 
         def empty(shape: tuple[int, ...]) -> Tensor:
@@ -107,10 +107,10 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a network gave for a batch: logits (B, C[, H, W]), embedding (B, D), values and cuts by tap.
+    """Outputs of a network for a batch: logits (B, C[, H, W]), embedding (B, D), values and cuts by tap.
 
-    `rows` are the rows of the batch that it saw (own domain, modality present); None means all of them. The
-    tensors then have `len(rows)` rows, so that nothing is ever computed on, or read from, an absent input.
+    `rows` are the rows of the batch that the network read (own domain, modality present); None means all of them. The
+    tensors then have `len(rows)` rows, so that nothing is computed on, or read from, an absent input.
     """
 
     source: str
@@ -122,10 +122,10 @@ class Outputs:
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
 
     def need(self, signal: Signal) -> Tensor:
-        """The tensor asked for.
+        """The tensor of a signal.
 
         Raises:
-            SignalError: this source did not give it; names what it gave.
+            SignalError: these outputs do not contain it; the message names those that they contain.
         """
         found: Tensor | None
         if signal.kind == "feature":
@@ -139,14 +139,14 @@ class Outputs:
         return found
 
     def given(self) -> list[str]:
-        """Names of everything that is here, for messages."""
+        """Names of all signals in these outputs, for messages."""
         names = [str(Signal.LOGITS)] * (self.logits is not None) + [str(Signal.EMBEDDING)] * (
             self.embedding is not None
         )
         return names + [f"feature:{tap}" for tap in self.features] + [f"cut:{tap}" for tap in self.cuts]
 
     def detached(self) -> "Outputs":
-        """The same numbers, cut off from whatever they were computed by."""
+        """The same values without their graph."""
         return replace(
             self,
             logits=None if self.logits is None else self.logits.detach(),
@@ -156,12 +156,12 @@ class Outputs:
         )
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The rows of a batch-long tensor that belong to these outputs: targets beside logits, say."""
+        """The rows of a batch-long tensor that belong to these outputs, such as the targets of the logits."""
         return tensor if self.rows is None else tensor[self.rows]
 
 
 def shared_rows(one: Outputs, other: Outputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Where the rows that both saw are in the one, in the other and in the batch; None: all of them, in order."""
+    """Positions of the rows that both have: in the one, in the other and in the batch; None: all, in order."""
     if one.rows is None and other.rows is None:
         return None, None, None
     if one.rows is None:
@@ -178,13 +178,13 @@ def picked(value: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def aligned(one: Outputs, other: Outputs) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits of two sources on the rows that both saw, and those rows (None: all rows of the batch)."""
+    """Logits of two sources on the rows that both have, and those rows (None: all rows of the batch)."""
     mine, theirs, rows = shared_rows(one, other)
     return picked(one.need(Signal.LOGITS), mine), picked(other.need(Signal.LOGITS), theirs), rows
 
 
 def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Logits laid out over all rows of the batch, zeros where the source saw nothing, and the mask of rows it saw."""
+    """Logits for all rows of the batch, zeros in rows that the source lacks, and the mask of rows that it has."""
     logits = outputs.need(Signal.LOGITS)
     if outputs.rows is None:
         return logits, torch.ones(num_rows, dtype=torch.bool, device=logits.device)
@@ -194,9 +194,9 @@ def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:
 
 
 def zero_of(parameters: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Zero (), whose backward pass gives each of the parameters that train a gradient of zeros."""
+    """Zero (), whose backward pass sets a gradient of zeros for each parameter that trains."""
     zero = torch.zeros((), device=device)
     if not torch.is_grad_enabled():
         return zero
-    # A sum over nothing, where a weight times zero would be NaN once the weight is.
+    # A sum over no entries: zero times a weight would be NaN where the weight is NaN.
     return zero + sum(weight.flatten()[:0].sum() for weight in parameters if weight.requires_grad)

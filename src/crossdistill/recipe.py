@@ -34,13 +34,13 @@ from crossdistill.runtime.plain_yaml import read_yaml
 from crossdistill.stage import Stage
 
 RESERVED = {"method", "weighting"}
-"""What else trains in a stage, by the names under which rates are set and states are saved."""
+"""Names of the other parts that train in a stage, for learning rates and saved states."""
 
 LIVE_RECIPE = "# Built from live objects"
-"""What a recipe's file begins with where it cannot be run; the next line has the command that can."""
+"""First words of a recipe file that cannot be run; the next line has the command that repeats it."""
 
 LIVE = "live"
-"""Key that stands in a file where the recipe was given an object of the running program."""
+"""Key that marks, in a file, an object of the running program."""
 
 
 class NetworkConfig(BaseModel):
@@ -51,7 +51,7 @@ class NetworkConfig(BaseModel):
     model: str
     """A name of the table of models, or of another package."""
     options: Mapping[str, Any] = Field(default_factory=dict)
-    """Arguments of the model, without the number of classes."""
+    """Arguments of the model, except the number of classes."""
     reads: tuple[str, ...] | None = None
     """Modalities of the data, where their names differ from those in the table of models."""
     weights: Path | None = None
@@ -72,16 +72,16 @@ class NetworkConfig(BaseModel):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the network reads."""
+        """The modalities that the network reads."""
         return self.reads or find_model(self.model).modalities
 
     def build(self, classes: int) -> Network:
-        """The network, initialised from the present random state."""
+        """The network, initialised from the current random state."""
         return build_network(self.model, self.reads, classes=classes, **self.options)
 
 
 class Checkpoints(BaseModel):
-    """When the running stage is saved, so that a killed run can resume: by time, or by steps."""
+    """Intervals between checkpoints of the running stage, from which a killed run resumes: by time, or by steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,7 +90,7 @@ class Checkpoints(BaseModel):
     steps: int | None = Field(None, ge=1)
     """Steps between two checkpoints, instead of the time."""
     keep: int = Field(2, ge=1)
-    """Number of checkpoints that stay, the newest ones; each holds the best state."""
+    """Number of newest checkpoints to keep; each contains the best state."""
 
 
 class Recipe(BaseModel):
@@ -99,7 +99,7 @@ class Recipe(BaseModel):
     `data`, `student` and `teachers` are settings of the tables, or live objects (a Dataset, Networks); a recipe with
     live objects runs and resumes from Python only. A network may also be a function that returns a Network, or a module
     if the data have one modality: `seed` then draws its weights, as it does for the tables' networks. A live Network
-    keeps its weights, whatever the seed.
+    keeps its weights for every seed.
 
     Raises:
         pydantic.ValidationError: a field of the wrong type or value; each fault with its path.
@@ -108,37 +108,37 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "mine"
-    """For logs, folders and trackers."""
+    """Name of the recipe in logs, folders and trackers."""
     data: SerializeAsAny[DataConfig] | InstanceOf[Dataset]
     """A name ("av-digits"), settings with that name, or a Dataset."""
     student: NetworkConfig | InstanceOf[Network]
     """The network that is trained and saved."""
     teachers: Mapping[str, NetworkConfig | InstanceOf[Network]] = Field(default_factory=dict)
-    """Networks by the names that stages and tables give them."""
+    """Networks by the names that stages and tables use."""
     stages: tuple[Stage, ...] = Field(min_length=1)
-    """In the order in which they run."""
+    """The stages, in the order in which they run."""
     seed: int = Field(0, ge=0)
-    """Draws initial weights and the order of rows."""
+    """Seed of initial weights and of the order of rows."""
     student_name: str | None = None
     """Name of the student among the members; by default the modalities that it reads ("image", "image+audio")."""
     control: Literal["shuffled"] | None = None
-    """"shuffled": where teachers teach, they look at other training rows, by one fixed permutation."""
+    """"shuffled": in distillation the teachers read other training rows, by one fixed permutation."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "mps"."""
     channels_last: bool = False
-    """Pictures channels last in memory: the same numbers up to rounding, faster convolutions on most machines."""
+    """Store images channels last in memory: equal results up to rounding, faster convolutions on most machines."""
     checkpoints: Checkpoints = Checkpoints()
-    """How often a running stage is saved, and how many of its checkpoints are kept."""
+    """Intervals between checkpoints of a running stage, and the number of checkpoints to keep."""
     bank: BankSettings = BankSettings()
-    """Space and precision of the stored outputs of frozen networks; each stage's `source` switches them."""
+    """Space and precision of the stored outputs of frozen networks; each stage's `source` chooses between them and live networks."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Trackers that receive the numbers besides metrics.jsonl, which is always written."""
+    """Trackers that receive the metrics besides metrics.jsonl, which is always written."""
     method: str | None = None
     """Name of the method in tables; by default the last stage's method."""
     kind: Literal["mm", "cm", "mm+cm"] | None = None
-    """Teachers, for tables: multimodal, cross-modal, both."""
+    """Kind of the teachers, for tables: multimodal, cross-modal, both."""
     origin: str | None = None
-    """The command that makes this recipe again, where a function made it."""
+    """The command that builds this recipe again, where a function built it."""
 
     @field_validator("data", mode="before")
     @classmethod
@@ -200,7 +200,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "Recipe":
-        """Everything that can be told from the recipe alone, all faults at once."""
+        """Check everything that depends on the recipe alone; report all faults together."""
         faults: list[str] = []
         if STUDENT in self.teachers:
             faults.append(f"teachers: {STUDENT!r} means the student itself; call the teacher otherwise")
@@ -234,7 +234,7 @@ class Recipe(BaseModel):
 
     @property
     def live(self) -> list[str]:
-        """Fields that hold objects of the running program, which no file can bring back."""
+        """Fields with objects of the running program, which no file can contain."""
         fields = [
             ("data", self.data),
             ("student", self.student),
@@ -244,7 +244,7 @@ class Recipe(BaseModel):
 
     @property
     def undrawn(self) -> list[str]:
-        """Members that train and keep their initial weights whatever the seed is: live modules."""
+        """Members that train and have the same initial weights for every seed: live modules."""
         teachers = ((stage, self.teachers if stage.teachers is None else stage.teachers) for stage in self.stages)
         named = {part.partition(":")[0] for stage, each in teachers for part in stage.trained_with(each)}
         moving = {self.learner if name == STUDENT else name for name in named}
@@ -253,7 +253,7 @@ class Recipe(BaseModel):
         return sorted(moving & live)
 
     def tiny(self) -> "Recipe":
-        """The same recipe, over in seconds on a CPU: a few steps on a few rows."""
+        """The same recipe in a short form, seconds on a CPU: a few steps on a few rows."""
         data = self.data if isinstance(self.data, Dataset) else self.data.tiny()
         origin = self.origin and f"{self.origin.removesuffix(' --tiny')} --tiny"
         return self.model_copy(
@@ -261,7 +261,7 @@ class Recipe(BaseModel):
         )
 
     def overridden(self, settings: list[str]) -> "Recipe":
-        """A copy with `a.b=c` settings applied, each through the same validation.
+        """A copy with `a.b=c` settings applied, each validated in the same way.
 
         Raises:
             RecipeError: all faults of all settings together.
@@ -277,7 +277,7 @@ class Recipe(BaseModel):
         return recipe
 
     def to_yaml(self) -> str:
-        """The recipe as a file; live objects are named, and the file then says that it cannot be run."""
+        """The recipe as the text of a file; with live objects, the file names them and states that it cannot be run."""
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         if not self.live:
             return text
@@ -286,10 +286,10 @@ class Recipe(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: Path) -> "Recipe":
-        """A recipe out of a run folder's `recipe.yaml`.
+        """A recipe from a run folder's `recipe.yaml`.
 
         Raises:
-            RecipeError: unreadable, faulty, or built from live objects; says what to do.
+            RecipeError: unreadable, faulty, or built from live objects; the message suggests what to do.
         """
         fault = file_fault(path)
         if fault is not None:
@@ -324,7 +324,7 @@ class Recipe(BaseModel):
 
 
 def checked(values: Mapping[str, Any], name: str) -> Recipe:
-    """A recipe out of plain values.
+    """A recipe from plain values.
 
     Raises:
         RecipeError: every fault, one sentence each.
@@ -349,7 +349,7 @@ def _plain_network(network: Network) -> dict[str, Any]:
 
 
 def _modalities(info: Any) -> tuple[str, ...]:
-    """Those of the data, where they are here already."""
+    """The modalities of the data, where these are validated already."""
     data = info.data.get("data")
     return tuple(data.inputs) if isinstance(data, Dataset) else ()
 

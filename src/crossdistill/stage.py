@@ -1,4 +1,4 @@
-"""One stage of a recipe: which method, how long, what trains, and how the best state is chosen."""
+"""One stage of a recipe: its method, its length, the members that train, and the choice of the best state."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,7 @@ from crossdistill.weighting import AnyWeighting, SumConfig
 def _without_defaults(model: BaseModel, plain: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Plain values without these fields where they have their defaults.
 
-    Recipes, run folders and keys of stages from before these fields existed stay as they are.
+    Recipes, run folders and keys of stages written before these fields existed stay valid.
     """
     fields = type(model).model_fields
     defaults = {name: fields[name].get_default(call_default_factory=True) for name in names}
@@ -35,22 +35,22 @@ def _without_defaults(model: BaseModel, plain: dict[str, Any], names: Iterable[s
 
 
 class OptimizerConfig(BaseModel):
-    """How gradients become steps. The rate is constant unless `schedule` or `warm_up` say otherwise."""
+    """Optimizer, learning rate and schedule of a stage. The rate is constant without `schedule` and `warm_up`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("adam", json_schema_extra=KIND)
     """A class of `torch.optim`, in any case: "adam", "sgd", "RMSprop", "NAdam"."""
     learning_rate: float = Field(1e-3, gt=0)
-    """At the start, or at the end of the warm-up."""
+    """Learning rate at the start, or at the end of the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
     """L2 penalty, or decoupled decay for AdamW, as the class of `torch.optim` defines it."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """For SGD alone; other optimizers take theirs in `arguments`."""
+    """Momentum of SGD; other optimizers take theirs in `arguments`."""
     arguments: Mapping[str, Any] = Field(default_factory=dict)
     """Further arguments of the class, by torch's names: `{"betas": [0.9, 0.95]}`, `{"alpha": 0.9}`."""
     schedule: Literal["constant", "cosine", "linear", "milestones"] = "constant"
-    """After the warm-up: "cosine" and "linear" fall to zero at the end of the stage; "milestones" multiplies the rate
+    """Learning rate after the warm-up: "cosine" and "linear" fall to zero at the end of the stage; "milestones" multiplies the rate
     by `gamma` at each of `milestones`."""
     warm_up: float = Field(0.0, ge=0)
     """Epochs of this stage (0.5 is half of one) over which the rate grows linearly from nearly zero."""
@@ -59,12 +59,12 @@ class OptimizerConfig(BaseModel):
     gamma: float = Field(0.1, gt=0, lt=1)
     """Factor of the learning rate at each milestone (dimensionless)."""
     no_decay_on_norms_and_biases: bool = False
-    """Leave out of weight decay the parameters of normalisation layers, biases, and everything else of one
-    dimension."""
+    """Exclude the parameters of normalisation layers, biases, and all other one-dimensional parameters from weight
+    decay."""
     rates: Mapping[str, float] = Field(default_factory=dict)
-    """Other learning rates for single parts that train, by member name or "method"."""
+    """Separate learning rates of parts that train, by member name or "method"."""
     moments: Literal["memory", "disk"] = "memory"
-    """Where Adam keeps its two moments of weights of 32 MiB and more. "disk": in files of the run's folder, so that
+    """Storage of Adam's two moments, for weights of 32 MiB and more. "disk": in files of the run's folder, so that
     masks too large for memory can be trained; on a CPU."""
 
     @field_validator("name")
@@ -101,7 +101,7 @@ class OptimizerConfig(BaseModel):
 
     @property
     def in_parts(self) -> bool:
-        """Whether large weights can move a part at a time: Adam and AdamW without variants such as amsgrad."""
+        """Whether large weights can be updated in chunks: Adam and AdamW without variants such as amsgrad."""
         return self.name in ("adam", "adamw") and set(self.arguments) <= {"betas", "eps"}
 
     @property
@@ -110,11 +110,11 @@ class OptimizerConfig(BaseModel):
         return self.schedule == "constant" and self.warm_up == 0
 
     def torch_arguments(self) -> dict[str, Any]:
-        """`arguments` as torch takes them."""
+        """`arguments` in the form that torch takes."""
         return plain_arguments(self.arguments)
 
     def beyond(self, epochs: int) -> list[str]:
-        """What of the schedule would not happen within so many epochs."""
+        """Faults of a schedule that does not fit into a number of epochs."""
         late = [one for one in self.milestones if one >= epochs]
         faults = (
             [f"optimizer.milestones: {late} are not before the end, and the stage has {epochs} epochs"] if late else []
@@ -124,7 +124,7 @@ class OptimizerConfig(BaseModel):
         return faults
 
     def within(self, epochs: int) -> "OptimizerConfig":
-        """The same, with a schedule that fits into so many epochs."""
+        """The same settings with a schedule that fits into a number of epochs."""
         reached = tuple(one for one in self.milestones if one < epochs)
         schedule = self.schedule if reached or not self.milestones else "constant"
         return self.model_copy(
@@ -133,18 +133,18 @@ class OptimizerConfig(BaseModel):
 
 
 class Stage(BaseModel):
-    """A method, its length, what trains and how the best state is chosen.
+    """A method with its length, the members that train, and the choice of the best state.
 
-    `learner` is the member that plays the student here; `trains` lists what moves besides the method's own
-    modules: member names, or `member:tap` for one layer alone. `STUDENT` stands for the recipe's student. A method is
-    its settings, its name ("kd", every setting at its default) or a mapping with that name. A stage without a name of
-    its own is called after its method and its learner.
+    `learner` is the member in the role of the student; `trains` lists what trains besides the method's own modules:
+    member names, or `member:tap` for one layer alone. `STUDENT` stands for the recipe's student. A method is given by
+    its settings, its name ("kd", every setting at its default) or a mapping with that name. The default name of a
+    stage consists of its method and its learner.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("", pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Names the stage in overrides, in the output and in its folder; default: the method and its learner."""
+    """Name of the stage in overrides, in the output and in its folder; default: the method and its learner."""
     method: SerializeAsAny[MethodConfig]
     """A method by name ("kd"), or its settings ([methods](methods.md))."""
     epochs: int = Field(ge=0)
@@ -154,36 +154,36 @@ class Stage(BaseModel):
     learner: str = STUDENT
     """The member that the method trains as its student; default: the student of the recipe."""
     teachers: tuple[str, ...] | None = None
-    """Members whose outputs the method reads; None: all teachers, with the masked ones that earlier stages made."""
+    """Members whose outputs the method reads; None: all teachers, including masked ones from earlier stages."""
     trains: tuple[str, ...] | None = None
-    """None: the learner, and every member that teaches where the method trains its teachers (`collaborate`, `dml`,
+    """Members that train; None: the learner, and all teachers where the method trains them (`collaborate`, `dml`,
     `c2kd`)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and learning rate of the stage."""
     weighting: AnyWeighting = SumConfig()
-    """How the terms of the loss are added up: sum, uncertainty, loss-ratio, gradnorm, pcgrad, dot."""
+    """Combination of the terms of the loss: sum, uncertainty, loss-ratio, gradnorm, pcgrad, dot."""
     select: Literal["best", "last"] = "best"
-    """"best": lowest validation value, each part for itself, strictly lower wins; "last": the last epoch."""
+    """"best": lowest validation value, chosen for each part separately, the first of equal ones; "last": the last epoch."""
     source: Literal["auto", "live", "banked"] = "auto"
-    """Whether outputs of frozen networks come from banks: where they can, never, or always (refused if they cannot)."""
+    """Use of banks for outputs of frozen networks: where possible, never, or always (an error if impossible)."""
     micro_batches: int = Field(1, ge=1)
-    """Parts of a batch that are computed one after another, and whose gradients add up to that of the whole batch:
-    gradient accumulation. `batch_size` stays the rows of one optimizer step, so that the numbers stay the same."""
+    """Parts of a batch that are computed one after another; their gradients add up to that of the whole batch
+    (gradient accumulation). `batch_size` remains the rows of one optimizer step, so that results stay the same."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest L2 norm of the gradient of a step; None: no clipping."""
     steps: int | None = Field(None, ge=1)
-    """At most so many steps in an epoch; None: all rows."""
+    """Maximum number of steps in an epoch; None: all rows."""
     fresh: bool = False
-    """Start the learner from its initial weights again, instead of where the stages before left it."""
+    """Start the learner from its initial weights again, instead of the weights from earlier stages."""
     precision: PrecisionName = "float32"
-    """In which training passes compute; weights, losses, validation and banks stay float32."""
+    """Precision of training passes; weights, losses, validation and banks stay float32."""
     compile: bool = False
     """Run networks through torch.compile. On a CPU this needs a C++ compiler."""
     cuda_graphs: bool = False
-    """Replay each step as one CUDA graph: for students so small that their launches take longer than they do."""
+    """Replay each step as one CUDA graph: for students so small that kernel launches take longer than the kernels."""
     ema: float | None = Field(None, gt=0, lt=1)
-    """Decay of an exponential moving average of the learner's weights and buffers, such as 0.999, moved after each
-    step. The averaged network is what validation judges and what the stage leaves."""
+    """Decay of an exponential moving average of the learner's weights and buffers, such as 0.999, updated after
+    each step. Validation uses the averaged network, and it is the result of the stage."""
 
     @model_validator(mode="before")
     @classmethod
@@ -244,17 +244,17 @@ class Stage(BaseModel):
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """What is sure to move, besides the method's own modules; `trained_with` adds teachers."""
+        """What always trains, besides the method's own modules; `trained_with` adds teachers."""
         return self.trained_with(())
 
     def trained_with(self, teachers: Iterable[str]) -> tuple[str, ...]:
-        """What moves, besides the method's own modules, where these members teach."""
+        """What trains, besides the method's own modules, with these teachers."""
         if self.trains is not None:
             return self.trains
         return (self.learner, *(teachers if self.method.trains_teachers else ()))
 
     def tiny(self) -> "Stage":
-        """The same stage, over in a moment: for tests and first looks."""
+        """The same stage in a very short form, for tests and first trials."""
         epochs = min(self.epochs, 2)
         return self.model_copy(
             update={
