@@ -37,10 +37,10 @@ class Batch:
 
     `inputs` maps a modality or a rendering of it ("image", "image@clip") to a tensor or a mapping of tensors.
     `ids` are stable sample ids: the key of banks, queues and errors. `view` is the number of the seeded view of each
-    row (None: unchanged, which is view 0). `targets` hold `MISSING_TARGET` in rows that
-    have none; `labelled` marks the rows whose target the *student* may use (None: every row that has one).
-    `present` marks the rows in which a modality is present; an unlisted modality always is. `total_rows` counts the rows
-    of the whole optimizer step, over all ranks and micro-batches: every loss is a sum over rows divided by it.
+    row (None: view 0, the unchanged row). `targets` hold `MISSING_TARGET` in rows that have none; `labelled` marks the
+    rows whose target the *student* may use (None: every row that has one). `present` marks the rows in which a modality
+    is present; an unlisted modality always is. `total_rows` counts the rows of the whole optimizer step, over all ranks
+    and micro-batches: every loss is a sum over rows divided by it.
     """
 
     inputs: Mapping[str, Input]

@@ -1,4 +1,4 @@
-"""Typed settings from text: `a.b=c` overrides through the same validation, and every fault as one plain sentence."""
+"""Typed settings from text: validated `a.b=c` overrides, and one sentence for each fault."""
 
 import difflib
 import re
@@ -13,18 +13,18 @@ from crossdistill.errors import SettingError, nearest
 from crossdistill.runtime.plain_yaml import parse_yaml
 
 GROWS: JsonDict = {"grows": True}
-"""Given as a mapping field's `json_schema_extra`: a path through an entry that is not there yet makes it."""
+"""As `json_schema_extra` of a mapping field: a path through a missing entry creates the entry."""
 KIND: JsonDict = {"kind": True}
-"""Given as the `json_schema_extra` of a field `name` that takes texts: another name starts from its defaults."""
+"""As `json_schema_extra` of a text field `name`: another name starts from the defaults of that kind."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=c` as its path and its value; the value is read as YAML, so `[1, 2]`, `true` and `null` are what they say.
+    """`a.b=c` as its path and its value; the value is YAML, such as `[1, 2]`, `true` or `null`.
 
     Raises:
-        SettingError: there is no `=`, no path, or the value is no YAML.
+        SettingError: `=` or the path is missing, or the value is not valid YAML.
     """
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
@@ -36,7 +36,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as text; people mean a number."""
+    """The value, with text such as `1e-3` as a number: YAML 1.1 reads it as text."""
     if isinstance(value, str):
         try:
             return float(value) if "e" in value.lower() and value[0] in "+-.0123456789" else value
@@ -46,14 +46,14 @@ def _number(value: Any) -> Any:
 
 
 def overridden(model: Model, path: str, value: Any) -> Model:
-    """A copy in which the field at `path` has another value; every level on the way is validated again.
+    """A copy with another value of the field at `path`; every level of the path is validated again.
 
     A path goes through fields, keys of mappings, and positions in sequences (`stages.1`) or, where the elements
-    have a `name`, that name (`stages.route`). Where a `name` says of which kind the settings are (`method.name`),
-    another one starts from that kind's defaults.
+    have a `name`, that name (`stages.route`). Where a `name` selects the kind of settings (`method.name`),
+    another name starts from the defaults of its kind.
 
     Raises:
-        SettingError: no such field (says the nearest), or a value that the field does not take.
+        SettingError: no such field (the message names the nearest), or an invalid value.
     """
     changed = _changed(model, path.split("."), value, ())
     assert isinstance(changed, type(model))
@@ -91,7 +91,7 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
 
 
 def below(node: BaseModel, path: str) -> str:
-    """A hint where a path is right further down in some settings: "did you mean 'data.split'? ", or nothing."""
+    """A hint where a path exists at a deeper level: "did you mean 'data.split'? "; else empty."""
     found = [f"{where}.{path}" for where, inner in _inside(node) if path.partition(".")[0] in type(inner).model_fields]
     return f"did you mean {', '.join(map(repr, found[:3]))}? " if found else ""
 
@@ -114,14 +114,14 @@ def _inside(node: Any, above: str = "") -> Iterator[tuple[str, BaseModel]]:
 
 
 def _with_entry(node: Any, path: Sequence[str], field: FieldInfo) -> Any:
-    """A mapping that `GROWS`, with the entry that a path goes through: it begins with that kind's defaults."""
+    """A mapping that `GROWS`, with the entry of a path: a new entry has the defaults of its kind."""
     if field.json_schema_extra != GROWS or len(path) < 2 or path[0] in node:
         return node
     return {**node, path[0]: get_args(field.annotation)[1]()}
 
 
 def _about(error: ValidationError, model: type[BaseModel], values: Any, path: Sequence[str]) -> Iterator[str]:
-    """The faults after one setting; the path that it has itself, and everybody sees, is not said again."""
+    """The faults of one override; the path is included only where it differs from that of the override."""
     for where, text in explained(error, model, values):
         own = not where or (where[-1] == path[-1] and len(where) <= len(path))
         yield "; ".join(text.splitlines()) if own else f"{'.'.join(where)}: {'; '.join(text.splitlines())}"
@@ -137,9 +137,9 @@ def _position(items: Sequence[Any], head: str, here: str) -> int:
 
 
 def sentences(error: ValidationError, model: type[BaseModel] | None = None, values: Any = None) -> list[str]:
-    """One line for each fault: field, what was wanted, what was found, and after a wrong name the nearest.
+    """One line for each fault: the field, the expected and the actual value, and for a wrong name the nearest.
 
-    With the `model` and the `values` that it was given, unknown fields are told the fields that there are.
+    With the `model` and its `values`, a fault of an unknown field names the nearest existing one.
     """
     return [
         f"{'.'.join(path)}: {text}" if path else text
@@ -151,13 +151,13 @@ def sentences(error: ValidationError, model: type[BaseModel] | None = None, valu
 def explained(
     error: ValidationError, model: type[BaseModel] | None = None, values: Any = None
 ) -> list[tuple[tuple[str, ...], str]]:
-    """Each fault's path and what is wrong there."""
+    """The path and the description of each fault."""
     found: dict[tuple[tuple[str, ...], str], None] = {}
     faults = error.errors(include_url=False)
     for fault in faults:
         loc = fault["loc"]
         inside = any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in faults)
-        # Of the choices "settings or a live object" the settings were meant; a list is not short where its parts fail.
+        # Of "settings or a live object", report the settings; a list whose parts fail is not too short.
         if (loc and str(loc[-1]).startswith("is-instance[")) or (fault["type"] == "too_short" and inside):
             continue
         names = _fields(model, values, loc[:-1]) if model is not None else []
@@ -166,7 +166,7 @@ def explained(
 
 
 def _is_choice(part: str) -> bool:
-    """Whether a part of a fault's path is no field but pydantic's name for one of several possible types."""
+    """Whether a part of a fault's path is pydantic's name for one of several types, not a field."""
     return part.startswith("function-") or bool(re.fullmatch(r"[A-Z]\w*Config|[\w-]+\[.*\]", part))
 
 
@@ -202,7 +202,7 @@ _KINDS = {
     "model": "a mapping, as in {name: value}",
     "path": "a path",
 }
-"""Kinds of values, by the first word of pydantic's name for their fault ("float_parsing")."""
+"""Descriptions of expected values, by the first word of pydantic's type of fault ("float_parsing")."""
 
 _LIMITS = {
     "greater_than": "more than {gt:g}",

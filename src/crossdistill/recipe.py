@@ -130,7 +130,7 @@ class Recipe(BaseModel):
     checkpoints: Checkpoints = Checkpoints()
     """Intervals between checkpoints of a running stage, and the number of checkpoints to keep."""
     bank: BankSettings = BankSettings()
-    """Space and precision of the stored outputs of frozen networks; each stage's `source` chooses between them and live networks."""
+    """Space and precision of the stored outputs of frozen networks; each stage's `source` turns them on or off."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Trackers that receive the metrics besides metrics.jsonl, which is always written."""
     method: str | None = None

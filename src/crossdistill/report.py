@@ -1,4 +1,4 @@
-"""What a run, a comparison or the demo ends in: rows of results, as JSON and as a table."""
+"""Results of a run, a comparison or the demo: rows, as JSON and as a table."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from crossdistill.runtime.hashing import bytes_hash, file_hash
 
 RESULTS = "results.json"
 FILES = "files.json"
-"""Hashes of a run's results and predictions, and of what they belong to; the student's folder has its own."""
+"""Hashes of a run's results, predictions, recipe and student config; the student's folder has its own."""
 BELONGING = ("recipe.yaml", "student/config.json")
 """Files whose hashes tie the results to one run: each of them could be replaced by a valid file of another run."""
 PREDICTIONS = "predictions.npz"
@@ -24,13 +24,13 @@ PREDICTIONS = "predictions.npz"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of results: a method on a student, over as many seeds as there are values.
+    """One line of results: a method on a student, over one or more seeds.
 
-    `mean` and `std` (ddof 1; None for a single value) are of `values`, one for each seed. `test_rows` are the rows that
-    they are over: those with a target for which there was an answer, since a row whose modalities are absent has none
-    (of several seeds the fewest). `labelled` is the fraction of all training rows whose label could be used. `seconds`
-    is the mean training time of a run, `peak_memory_mb` the largest peak of any: of the whole run, from loading the
-    data over banks and stages to the test. A stage that was taken over counts as when it was trained.
+    `mean` and `std` (ddof 1; None for a single value) summarise `values`, one per seed. `test_rows` is the number of
+    test rows with a target and a prediction; a row whose modalities are absent has no prediction (of several seeds the
+    smallest number). `labelled` is the fraction of all training rows whose label could be used. `seconds`
+    is the mean training time of a run, `peak_memory_mb` the largest peak of any run, from loading the data over banks
+    and stages to the test. A reused stage counts with the time and memory of its training.
     """
 
     data: str
@@ -56,7 +56,7 @@ class Report:
     rows: tuple[Row, ...]
 
     def save(self) -> None:
-        """Write `results.json`, atomically; for a run, before it, hashes of these and of what they belong to."""
+        """Write `results.json` atomically; for a run, write the hashes of `FILES` before it."""
         text = json.dumps([asdict(row) for row in self.rows], indent=2, allow_nan=False) + "\n"
         predictions = self.out / PREDICTIONS
         if predictions.is_file():
@@ -70,7 +70,7 @@ class Report:
         """Read a finished run's results.
 
         Raises:
-            RunError: there are none, or they are damaged.
+            RunError: the results are missing or damaged.
         """
         path = out / RESULTS
         if not path.is_file():
@@ -82,12 +82,12 @@ class Report:
 
     @classmethod
     def of(cls, *folders: Path | str) -> "Report":
-        """One table of several finished runs: those that differ in their seed alone become one line, mean ± deviation.
+        """One table of several finished runs: runs that differ only in their seed become one line, mean ± deviation.
 
-        `out` is the folder that they have in common; nothing is written.
+        `out` is their common parent folder; nothing is written.
 
         Raises:
-            RunError: one of them is not finished, or damaged; or none was given.
+            RunError: a run is unfinished or damaged, or no folder was given.
         """
         if not folders:
             raise RunError("no run was given; wanted the folders of finished runs")
@@ -100,7 +100,7 @@ class Report:
         return cls(Path(common), tuple(rows))
 
     def __str__(self) -> str:
-        """The table: what `print(run(...))` shows."""
+        """The table, as `print(run(...))` shows it."""
         return self.markdown()
 
     def markdown(self) -> str:
@@ -116,9 +116,9 @@ _ROWS = TypeAdapter(tuple[Row, ...])
 
 
 def fault(out: Path) -> str | None:
-    """What is damaged of the results and predictions of a finished run; None: nothing.
+    """The damage to results or predictions of a finished run; None: no damage.
 
-    Of a run of an earlier version, which left no hashes, as much as can be told without them.
+    Runs of earlier versions have no hashes; they are checked as far as possible without them.
     """
     try:
         _sound_rows(out)
@@ -134,9 +134,9 @@ def fault(out: Path) -> str | None:
 
 
 def foreign(out: Path) -> str | None:
-    """Which part of a finished run is another run's: the recipe, or the student's folder, whose config names its files.
+    """The part of a finished run that belongs to another run: the recipe, or the config of the student's folder.
 
-    None where all parts belong together, or nothing says what does.
+    None where all parts belong together, or the run has no hashes.
     """
     try:
         hashes = _hashes(out)
@@ -150,7 +150,7 @@ def foreign(out: Path) -> str | None:
 
 
 def finished(out: Path) -> bool:
-    """Whether a folder holds a finished run whose results and predictions are what was written."""
+    """Whether a folder contains a finished run with undamaged results and predictions."""
     return (out / RESULTS).is_file() and fault(out) is None
 
 
@@ -158,7 +158,7 @@ def _sound_rows(out: Path) -> tuple[Row, ...]:
     """The rows of `results.json`.
 
     Raises:
-        ValueError: they are not what was written, or no results.
+        ValueError: they have changed since they were written, or are no results.
     """
     try:
         text = (out / RESULTS).read_bytes()
@@ -176,7 +176,7 @@ def _sound_rows(out: Path) -> tuple[Row, ...]:
 
 
 def _hashes(out: Path) -> dict[str, str]:
-    """By file, as `save` wrote them; none where it did not.
+    """Hashes by file, as `save` wrote them; empty where it wrote none.
 
     Raises:
         ValueError: they are damaged.
@@ -194,7 +194,7 @@ def _hashes(out: Path) -> dict[str, str]:
 
 
 def _without_seed(run: Path) -> str:
-    """What a run's recipe says, but for its seed."""
+    """The text of a run's recipe without its seed."""
     path = run / "recipe.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [str(run)]
     return "\n".join(line for line in lines if not line.startswith(("seed:", "origin:", "#")))
@@ -233,7 +233,7 @@ def spread_of(values: Sequence[float]) -> float | None:
 
 
 def number(row: Row) -> str:
-    """Mean and spread as people write them."""
+    """Mean and standard deviation as text, such as "0.912 ± 0.004"."""
     return f"{row.mean:.3f}" if row.std is None else f"{row.mean:.3f} ± {row.std:.3f}"
 
 

@@ -50,8 +50,8 @@ class OptimizerConfig(BaseModel):
     arguments: Mapping[str, Any] = Field(default_factory=dict)
     """Further arguments of the class, by torch's names: `{"betas": [0.9, 0.95]}`, `{"alpha": 0.9}`."""
     schedule: Literal["constant", "cosine", "linear", "milestones"] = "constant"
-    """Learning rate after the warm-up: "cosine" and "linear" fall to zero at the end of the stage; "milestones" multiplies the rate
-    by `gamma` at each of `milestones`."""
+    """Learning rate after the warm-up: "cosine" and "linear" fall to zero at the end of the stage; "milestones"
+    multiplies the rate by `gamma` at each of `milestones`."""
     warm_up: float = Field(0.0, ge=0)
     """Epochs of this stage (0.5 is half of one) over which the rate grows linearly from nearly zero."""
     milestones: tuple[float, ...] = ()
@@ -163,7 +163,7 @@ class Stage(BaseModel):
     weighting: AnyWeighting = SumConfig()
     """Combination of the terms of the loss: sum, uncertainty, loss-ratio, gradnorm, pcgrad, dot."""
     select: Literal["best", "last"] = "best"
-    """"best": lowest validation value, chosen for each part separately, the first of equal ones; "last": the last epoch."""
+    """"best": lowest validation value, for each part separately, the earliest of equal ones; "last": the last epoch."""
     source: Literal["auto", "live", "banked"] = "auto"
     """Use of banks for outputs of frozen networks: where possible, never, or always (an error if impossible)."""
     micro_batches: int = Field(1, ge=1)

@@ -1,4 +1,4 @@
-"""The product: a folder that holds the student alone, and loads without the rest of the library's world."""
+"""The saved student: a folder that contains the student alone, and loads without teachers, recipe or run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ from crossdistill.runtime.hashing import file_hash
 from crossdistill.runtime.tensor_file import check_weights, load_weights, read_weights, write_tensors
 
 SHOWN = 100
-"""Class names in a model card."""
+"""Maximum number of class names in a model card."""
 
 Example = Path | str | NDArray[Any] | Tensor
 """A file, or an array or tensor of one example."""
@@ -47,14 +47,14 @@ Example = Path | str | NDArray[Any] | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the student says of one example: the class, and its probability (dimensionless)."""
+    """The student's prediction for one example: the class, and its probability (dimensionless)."""
 
     label: str
     probability: float
 
 
 class Student:
-    """A trained student: reads files or tensors, and answers with classes."""
+    """A trained student: predicts classes for files or tensors."""
 
     def __init__(self, network: Network, classes: Sequence[str], inputs: Mapping[str, InputSpec]) -> None:
         self.network = network.eval()
@@ -66,7 +66,7 @@ class Student:
         """Logits (B, C) for prepared inputs, keyed by modality.
 
         Raises:
-            SignalError: a modality that the student reads is not there.
+            SignalError: a modality that the student reads is missing.
             ShapeError: an example has another shape than in training, or modalities have different numbers of rows.
         """
         for name in self.network.reads:
@@ -81,7 +81,7 @@ class Student:
         return outputs.need(Signal.LOGITS)
 
     def predict(self, examples: Example | Sequence[Example]) -> list[Prediction]:
-        """The class of each example: files, or arrays and tensors in memory, prepared exactly as in training.
+        """Predict the class of each example: files, or arrays and tensors in memory, prepared exactly as in training.
 
         An array or a tensor is one example, in any of the forms that a `.npy` file may have, or a batch of the
         network's own inputs (rows, ...). A sequence may mix files and single examples.
@@ -89,7 +89,7 @@ class Student:
         Raises:
             SettingError: the student reads several modalities, so that one file is not an example; or its classes have
                 no names.
-            DataError: a file or an array that cannot be read; names it.
+            DataError: a file or an array cannot be read; the message names it.
             NonFiniteError: a logit is NaN or infinite.
         """
         if len(self.network.reads) != 1:
@@ -135,7 +135,7 @@ def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Tensor:
 
 
 def save_student(path: Path, network: Network, given: NetworkConfig | Network, dataset: Dataset, card: str) -> None:
-    """Write the student's folder: weights, config, preparation tensors and model card; no time and no path inside.
+    """Write the student's folder: weights, config, preparation tensors and model card, without times and paths.
 
     Raises:
         NonFiniteError: a weight is NaN or infinite; nothing is written.
@@ -177,15 +177,15 @@ def save_student(path: Path, network: Network, given: NetworkConfig | Network, d
 
 
 def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
-    """Load a student's folder, once every file that its answers depend on is what was written.
+    """Load a student's folder, after a check that the files that its predictions depend on are as written.
 
     A class that the folder names is never imported: a module that is not in the table of models is passed in, as a
-    `Network` where inputs or results take a way of their own. The model card may have been edited.
+    `Network` where it needs adapters for inputs or results. The model card may have been edited.
 
     Raises:
-        RunError: the folder is not a student's, or its config is damaged, was edited, or is of another format.
-        DataError: a file of tensors is missing, is not what was written, or holds NaN; names it.
-        SettingError: the student's module is foreign, and none was passed in; or the model takes no such options.
+        RunError: the folder is not a student's, or its config is damaged, was edited, or has another format.
+        DataError: a file of tensors is missing, has changed, or contains NaN; the message names it.
+        SettingError: the module is not in the table of models, and none was passed in; or the model has no such options.
         ShapeError: the weights do not fit the module.
     """
     path = student_folder(Path(path))
@@ -204,10 +204,10 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
 
 
 def student_folder(path: Path) -> Path:
-    """The student's folder inside a run's, or the folder itself.
+    """The student's folder inside a run's folder, or the folder itself.
 
     Raises:
-        RunError: it is neither, or the student in the run's folder is another run's.
+        RunError: it is neither, or the student in the run's folder belongs to another run.
     """
     for folder in (path / STUDENT_FOLDER, path):
         if file_fault(folder / CONFIG) != NO_FILE:
@@ -221,7 +221,7 @@ def student_folder(path: Path) -> Path:
 
 
 def _of_table(path: Path, config: StudentConfig) -> Network:
-    """The network that a config names, built once its options and the weights' sizes are known to be right."""
+    """The network that a config names, built after a check of its options and of the weights' sizes."""
     model = config.model
     if isinstance(model, ForeignModel) or not is_model(model.name):
         what = model.class_name if isinstance(model, ForeignModel) else model.name
@@ -236,22 +236,22 @@ def _of_table(path: Path, config: StudentConfig) -> Network:
             f"{len(config.classes)} have names"
         )
     check_options(model.name, model.options)
-    # First without memory: sizes that a folder names are those of its weights, or they are not built.
+    # First without memory: sizes from the folder have to match its weights before anything is allocated.
     with torch.device("meta"):
         empty = build_network(model.name, config.reads, **model.options)
     check_weights(empty.module, path / WEIGHTS, empty.name)
     if model.name in MODELS:
-        # Another package's network may look at values, which there are none of.
+        # A network of another package may depend on values, which tensors on "meta" lack.
         _check_inputs(path, config, empty)
     network = build_network(model.name, config.reads, **model.options)
     if not set(config.taps) <= set(network.taps):
         raise RunError(f"{path / CONFIG} is damaged: {model.name} has the taps {network.taps}, not {config.taps}")
-    # A model may have more of them by now than when the folder was written.
+    # The model may have gained taps since the folder was written.
     return Network(network.module, network.reads, config.taps)
 
 
 def _check_inputs(path: Path, config: StudentConfig, empty: Network) -> None:
-    """Whether a network takes inputs of the shapes that a config names: it is run on the device "meta"."""
+    """Check that a network takes inputs of the shapes in a config, by a pass on the device "meta"."""
     inputs = {name: torch.empty(1, *spec.shape, device="meta") for name, spec in config.inputs.items()}
     logits = empty.eval()(Batch(inputs, torch.empty(1, dtype=torch.int64, device="meta"))).need(Signal.LOGITS)
     if logits.shape[1:] != (len(config.classes),):
@@ -259,7 +259,7 @@ def _check_inputs(path: Path, config: StudentConfig, empty: Network) -> None:
 
 
 def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:
-    """What the student reads, each with its own of the preparation's tensors."""
+    """Inputs of the student, each with its tensors of the preparation."""
     file = path / PREPARATION
     fitted = read_weights(file) if PREPARATION in dict(config.files) else {}
     wrong = _not_finite(fitted)
@@ -276,7 +276,7 @@ def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:
 
 
 def _not_finite(tensors: Mapping[str, Tensor], module: nn.Module | None = None) -> list[str]:
-    """What no trained network holds, by name. A buffer may be -Inf, as the masks of attention are."""
+    """Descriptions of tensors with NaN or Inf, by name. Buffers may contain -Inf, as attention masks do."""
     buffers = () if module is None else {name for name, _ in module.named_buffers()}
     found = []
     for name, value in tensors.items():
@@ -303,10 +303,10 @@ def model_card(
     foreign: bool = False,
     ema: float | None = None,
 ) -> str:
-    """The student's README: what it is, what was measured, on what, and whose licences hold.
+    """The student's README: description, results, data and licences.
 
-    A `foreign` student's module is not in the table of models: whoever loads it has to bring it. `ema` is the decay
-    where the weights are an average.
+    A `foreign` student's module is not in the table of models and has to be passed in to load it. `ema` is the decay
+    of the moving average; None: the weights are not an average.
     """
     licences = "\n".join(_licence(one) for one in dataset.licences)
     given = ", module=YourModule()" if foreign else ""

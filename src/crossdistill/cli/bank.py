@@ -1,4 +1,4 @@
-"""`crossdistill bank`: fill, check, list and clear what frozen networks gave."""
+"""`crossdistill bank`: fill, check, list and clear banks, the stored outputs of frozen networks."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def fill_command(
     ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="Of the recipe's tiny form.")] = False,
 ) -> None:
-    """Compute what a recipe's stages will read, as far as its networks are final; several at a time share the work."""
+    """Fill the banks that a recipe's stages read, as far as its networks are final; parallel calls share the work."""
     from crossdistill.planning.fill_banks import prefill
     from crossdistill.recipes import make
     from crossdistill.runtime.progress import Terminal
@@ -85,7 +85,7 @@ def check_command(
 
 @bank.command("list")
 def list_command(folder: Folder, as_json: AsJson = False) -> None:
-    """What banks there are: of whom, how large, how much of it is filled, when it was last used."""
+    """List banks: network and signal, size, filled blocks, time since the last use."""
     from crossdistill.bank.bank import size_text
     from crossdistill.bank.folder import entry, find_banks
 

@@ -1,4 +1,4 @@
-"""What is installed, what is broken and why, where caches and data are: the facts behind `crossdistill doctor`."""
+"""Facts that `crossdistill doctor` prints: installed and broken packages, the machine, folders of cache and data."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ COLUMNS = ("package", "state", "version", "extra", "for")
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The cache or the data: sizes in bytes; `reason` says why it cannot be used."""
+    """The folder of the cache or of the data: sizes in bytes; `reason` is the cause where it cannot be used."""
 
     path: str
     found: bool
@@ -43,7 +43,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that `crossdistill doctor` says; `data` is None while no data folder is named."""
+    """Everything that `crossdistill doctor` prints; `data` is None where no data folder is set."""
 
     crossdistill: str
     machine: dict[str, Any]
@@ -54,7 +54,7 @@ class Diagnosis:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Broken packages, absent core ones, a cache that cannot be written, a data folder that is not there."""
+        """Broken packages, missing core packages, a cache that cannot be written, a missing data folder."""
         wrong = [one for one in self.packages if one.state == "broken" or (one.state, one.extra) == ("missing", "core")]
         faults = [f"{one.module} is {one.state}: {one.reason}; {one.remedy}" for one in wrong]
         if not self.cache.writable:
@@ -65,7 +65,7 @@ class Diagnosis:
 
 
 def examine(packages: Sequence[Package] = PACKAGES, *, timeout_s: float = 120.0) -> Diagnosis:
-    """Try every package, look at the machine and its folders; an import longer than `timeout_s` counts as broken."""
+    """Check every package, the machine and the folders; an import longer than `timeout_s` seconds counts as broken."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         findings = tuple(pool.map(lambda package: attempt(package, timeout_s), packages))
     held = entries()
@@ -75,12 +75,12 @@ def examine(packages: Sequence[Package] = PACKAGES, *, timeout_s: float = 120.0)
 
 
 def as_data(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The same as plain JSON, with the faults."""
+    """The diagnosis as plain JSON, with the faults."""
     return asdict(diagnosis) | {"faults": list(diagnosis.faults)}
 
 
 def _machine() -> dict[str, Any]:
-    """Where this runs; cores and memory are what a container grants, 0 bytes where the system does not tell."""
+    """The machine; cores and memory are the limits of the container, memory is 0 bytes where it is unknown."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
@@ -105,7 +105,7 @@ def _data(path: Path) -> Folder:
 
 
 def _folder(path: Path, holds: Sequence[str], size_bytes: int = 0) -> Folder:
-    """A folder; one that is not there yet would be made in the nearest one above it that exists."""
+    """The state of a folder; a missing one would be created, so its nearest existing parent is checked."""
     place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     reason = ""
     try:

@@ -1,4 +1,4 @@
-"""`crossdistill list`: what there is, by the names that recipes and other commands take."""
+"""`crossdistill list`: recipes, methods, data and models, by the names that recipes and commands take."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_
 Found = TypeVar("Found")
 
 WIDE = 200
-"""Characters in a line where nobody looks at a terminal."""
+"""Characters in a line where the output is not a terminal."""
 
 
 @listing.command("recipes")
@@ -41,7 +41,7 @@ def recipes(as_json: AsJson = False) -> None:
 
 @listing.command("methods")
 def methods(as_json: AsJson = False) -> None:
-    """Algorithms of a stage, with their settings; then presets, with what they settle otherwise and why."""
+    """Algorithms of a stage, with their settings; then presets, with the settings that differ and the reasons."""
     from dataclasses import asdict
 
     from crossdistill.methods import find, list_methods
@@ -76,7 +76,7 @@ def methods(as_json: AsJson = False) -> None:
 
 @listing.command("data")
 def data(as_json: AsJson = False) -> None:
-    """Data sets, and where they are kept."""
+    """Data sets, with the path and size of their cached files."""
     from crossdistill.data import find_data, names
     from crossdistill.errors import CrossdistillError
 
@@ -86,7 +86,7 @@ def data(as_json: AsJson = False) -> None:
             entry = config(name=name).cached()
         except CrossdistillError:
             entry = None
-        except Exception as error:  # another package's program may fail in any way
+        except Exception as error:  # code of another package may raise any error
             _complain(f"data {name!r}: {type(error).__name__}: {error}")
             continue
         rows.append(
@@ -112,7 +112,7 @@ def models(as_json: AsJson = False) -> None:
         try:
             with torch.device("meta"):
                 size = sum(parameter.numel() for parameter in model.module(classes=10).parameters())
-        except Exception as error:  # another package's program may fail in any way
+        except Exception as error:  # code of another package may raise any error
             _complain(f"model {name!r}: {type(error).__name__}: {error}")
             continue
         rows.append({"name": name, "parameters": size, "modalities": list(model.modalities), "taps": list(model.taps)})
@@ -120,7 +120,7 @@ def models(as_json: AsJson = False) -> None:
 
 
 def _found(names: Iterable[str], find: Callable[[str], Found]) -> Iterator[tuple[str, Found]]:
-    """What stands behind each name; a package that is broken costs its own line, and is said."""
+    """The entry of each name; an entry of a broken package is skipped with a message."""
     from crossdistill.errors import SettingError
 
     for name in names:
@@ -151,9 +151,9 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, hidden: Sequence[st
     for name in columns:
         table.add_column(name, justify="right" if name in {"parameters", "bytes"} else "left", no_wrap=name == "name")
     for row in rows:
-        # As Text: what stands in square brackets is no style.
+        # As Text: rich would read square brackets as styles.
         table.add_row(*(Text(visible(_cell(row[name]))) for name in columns))
-    # Into a pipe or a file, lines as long as they are: what reads them does not fold.
+    # A pipe or a file gets long lines: programs that read them expect no line breaks.
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""The command line: small functions over the library. Nothing heavy is imported before a command needs it."""
+"""The command line: small functions over the library. Commands import heavy packages only when they run."""
 
 import errno
 import json
@@ -237,7 +237,7 @@ def doctor_command(as_json: AsJson = False) -> None:
 
 
 def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:
-    """Where a run goes: by the recipe's name, unless a run's own recipe goes on."""
+    """The folder of a run: named after the recipe, or the existing one when a run resumes by its own recipe."""
     given = Path(name)
     given = given.parent if given.name == "recipe.yaml" else given
     if resume and os.path.isfile(given / "recipe.yaml"):
@@ -246,31 +246,31 @@ def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:
 
 
 def _rank() -> int:
-    """Which of the processes that torchrun started this is."""
+    """The rank of this process under torchrun; 0 without it."""
     return int(os.environ.get("RANK", "0"))
 
 
 def _say(text: str, *, err: bool = False) -> None:
-    """Once, however many processes there are."""
+    """Print a text from rank 0 alone."""
     if _rank() == 0:
         typer.echo(visible(text, lines=True), err=err)
 
 
 def _offline(wanted: bool) -> None:
     if wanted:
-        # Read when those packages are imported, which is later than this.
+        # The packages read these variables when they are imported, which happens later.
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
 def main() -> None:
-    """Run a command; what a user can mend is said in plain words, and ends with status 1 (2 for a faulty recipe)."""
+    """Run a command; errors that the user can correct print one message and exit with status 1 (faulty recipe: 2)."""
     try:
         app(prog_name="crossdistill")
     except CrossdistillError as error:
         _complain(error)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
     except OSError as error:
-        # Python looks for a file of such a name only to fail, wherever the name was given.
+        # A name that is too long may come from any option; Python fails when it looks for the file.
         if error.errno != errno.ENAMETOOLONG:
             raise
         _complain(f"{str(error.filename)[:100]}...: no file or folder can have a name of that length")
@@ -281,7 +281,7 @@ AT_ONCE = "stopped at once; the same command with --resume goes on"
 
 
 def _at_once(folder: Path, recipe: "Recipe", dry_run: bool) -> str:
-    """What is left of a run that did not save, and how it goes on."""
+    """The message after a run stopped without saving: what exists, and the command to resume."""
     from crossdistill.run_folder.folder import RECIPE, go_on
 
     if dry_run or not (folder / RECIPE).is_file():
@@ -297,6 +297,6 @@ def _ended(why: str, status: int) -> typer.Exit:
 
 
 def _complain(error: object) -> None:
-    """On standard error; every process may have its own reason."""
+    """Print an error on standard error, from every rank, since reasons may differ."""
     said = visible(str(error), lines=True)
     typer.echo(f"crossdistill{f', rank {_rank()}' if _rank() else ''}: {said}", err=True)

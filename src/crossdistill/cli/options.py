@@ -1,4 +1,4 @@
-"""Options of the command line that several commands take, or that would hide what a command does."""
+"""Options of the command line: those of several commands, and long lists of one command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 
 def folder_option(text: str) -> Path:
-    """A folder as it was given; an empty one would be the working folder."""
+    """The path of a folder; an empty one, which would mean the working folder, is an error."""
     if not text.strip():
         raise typer.BadParameter("it is empty; give a folder, as in --out runs/first (the working folder is '.')")
     return Path(text)

@@ -1,7 +1,7 @@
-"""Try optional packages by a real import: absent, broken and why, or fine.
+"""Checks of packages by a real import: missing, broken with the reason, or ok.
 
-Each import runs in a child process, which is this file as a script: an import that fails half way, or ends its
-process, leaves nothing behind here.
+Each import runs in a child process, which runs this file as a script, so that an import that fails half way or ends
+its process does not affect this process.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 MOST_LIBRARIES = 200
-"""Shared libraries of a broken package that are tried one by one."""
+"""Maximum number of shared libraries of a broken package that are loaded one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package to try: `probe` is the module that is imported, `attribute` a part of it that loads late.
+    """A package to check: `probe` is the module to import, `attribute` a part of it that loads late.
 
     `extra` is "core", the name of an extra, or empty where no extra of crossdistill names the package.
     """
@@ -65,7 +65,7 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of trying one package: `reason` says why it is not ok, `remedy` what to do."""
+    """The result for one package: `reason` is the cause of a failure, `remedy` the suggested command."""
 
     module: str
     extra: str
@@ -77,11 +77,11 @@ class Finding:
 
 
 def attempt(package: Package, timeout_s: float) -> Finding:
-    """Try one package; an import that takes longer than `timeout_s` counts as broken."""
+    """Check one package; an import that takes longer than `timeout_s` seconds counts as broken."""
     about = (package.module, package.extra, package.purpose)
     version = _version(package.distribution)
     spec = importlib.util.find_spec(package.module)
-    # A folder that merely has the name is no package: it has a search location, but no origin and no version.
+    # A folder of the same name is not the package: it has a search location, but no origin and no version.
     if spec is None or (spec.origin is None and not version):
         of = "crossdistill" if package.extra == "core" else f'"crossdistill[{package.extra}]"'
         return Finding(*about, "missing", "", "not installed", f"pip install {of}" if package.extra else "")
@@ -113,11 +113,11 @@ def _version(distribution: str) -> str:
 
 
 def _explained(package: Package, error: dict[str, Any], *unloadable: str) -> tuple[str, str]:
-    """Reason of a failed import and what to do about it, if not to install it again, from the child's lines."""
+    """The reason of a failed import, from the child's lines, and a remedy where a new installation is not enough."""
     missing = (error["missing"] or package.module).partition(".")[0]
     if missing != package.module:
         return error["reason"], f"pip install {missing}"
-    # The last package on the way that can fail by itself is the culprit, not the one that was tried.
+    # The cause is the last package in the traceback that can fail by itself, not the package that was checked.
     known = {other.module for other in PACKAGES} - {"torch", "numpy", package.module}
     culprit = next((name for name in reversed(error["through"]) if name in known), package.module)
     reason = error["reason"]
@@ -134,9 +134,9 @@ def _explained(package: Package, error: dict[str, Any], *unloadable: str) -> tup
 
 
 def _try_import(module: str, attribute: str) -> int:
-    """In the child: the exit status of an import, and one line for its error and for each library that fails to load.
+    """In the child: import, print a line for its error and for each library that fails to load, return the exit status.
 
-    The error on top often hides that a shared library of the package, or of one that it imports, is the cause.
+    The last error often hides the cause: a shared library of the package, or of a package that it imports.
     """
     try:
         part: Any = importlib.import_module(module)
@@ -154,7 +154,7 @@ def _try_import(module: str, attribute: str) -> int:
     packages = dict.fromkeys([module.partition(".")[0], *through])
     libraries = [path for name in packages for entry in sys.path for path in (Path(entry) / name).rglob("*.so*")]
     if libraries:
-        # The libraries of torch are then in the process, as they are when the package itself is imported.
+        # This loads the libraries of torch into the process, as an import of the package does.
         with contextlib.suppress(Exception):
             importlib.import_module("torch")
     for library in sorted(libraries)[:MOST_LIBRARIES]:

@@ -114,7 +114,7 @@ def find_model(name: str) -> Model:
         raise SettingError(f"no model is called {name!r}; {nearest(name, [*MODELS, *others])}")
     try:
         loaded = others[name].load()
-    except Exception as error:  # another package's program may fail in any way
+    except Exception as error:  # code of another package may raise any error
         raise SettingError(
             f"model {name!r}: {others[name].value} cannot be imported: {type(error).__name__}: {error}"
         ) from error

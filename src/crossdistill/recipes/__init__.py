@@ -1,4 +1,4 @@
-"""Experiments as typed functions. Short names are `DATA/METHOD`, made of the two tables here and in `plans`."""
+"""Experiments as typed functions. Short names are `DATA/METHOD`, from the tables `FAMILIES` and `PLANS`."""
 
 import functools
 import importlib
@@ -23,13 +23,13 @@ FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
     "av-mnist": "crossdistill.recipes.av_mnist:av_mnist",
 }
-"""Data by name, each with the function that makes any method's recipe for it; imported when asked for."""
+"""Data by name, each with the function that builds the recipe of a method; imported on first use."""
 
 Maker = Callable[..., Recipe]
 
 
 def family_kit(data: str) -> ExperimentSetup:
-    """What the recipes for these data share, at its defaults."""
+    """The setup that the recipes for these data share, with its defaults."""
     source, _, _ = FAMILIES[data].partition(":")
     made: ExperimentSetup = importlib.import_module(source).setup()
     return made
@@ -44,7 +44,7 @@ def find(name: str) -> Maker:
     """The function behind `DATA/METHOD`, `package.module:function` or `path/to/file.py:function`.
 
     Raises:
-        SettingError: there is no such recipe; says the nearest.
+        SettingError: there is no such recipe; the message names the nearest.
     """
     if ":" in name:
         return _function(name)
@@ -69,7 +69,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
         SettingError: there is no such recipe.
     """
     seeded = [] if seed is None else [f"seed={seed}"]
-    # pathlib's own raises for a name that no file can have.
+    # Not Path.is_dir, which raises an error for a name that no file can have.
     folder = os.path.isdir(name)
     if name.endswith((".yaml", ".yml")) or folder:
         path = Path(name) / "recipe.yaml" if folder else Path(name)
@@ -116,7 +116,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
 
 
 def _unknown(name: str, settings: Sequence[tuple[str, str]], known: Sequence[str], recipe: Recipe | None) -> list[str]:
-    """Settings whose path begins with no known name; in the `recipe`, if there is one, it may be further down."""
+    """Faults of settings with an unknown first name; with a `recipe`, they suggest a matching path at a deeper level."""
     heads = [(text, path, path.partition(".")[0]) for text, path in settings]
     return [
         f"--set {text}: {name} has no parameter or field {head!r}; "
@@ -126,11 +126,11 @@ def _unknown(name: str, settings: Sequence[tuple[str, str]], known: Sequence[str
 
 
 def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str, str], faults: list[str]) -> Recipe:
-    """What a recipe function returns. Arguments that it refuses become faults, and it is tried without them.
+    """The recipe that a function returns. Arguments that it refuses become faults; it is called again without them.
 
     Raises:
-        RecipeError: it cannot be called without them, or the recipe that it makes is faulty.
-        SettingError: what it returns is no recipe, or the program in it fails.
+        RecipeError: the call fails without them too, or the recipe is faulty.
+        SettingError: the function returns no recipe, or raises an error.
     """
     title = f"partial({maker.func.__name__})" if isinstance(maker, functools.partial) else maker.__name__
     try:
@@ -152,7 +152,7 @@ def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str,
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a program of the user's own may fail in any way, or leave by sys.exit
+    except BaseException as error:  # the user's code may raise any error, or call sys.exit
         raise SettingError(f"recipe {name!r} fails: {_where(error)}") from error
     if not isinstance(made, Recipe):
         kind = type(made).__name__
@@ -161,7 +161,7 @@ def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str,
 
 
 def _where(error: BaseException) -> str:
-    """An exception, and the line that it comes from."""
+    """The text of an exception, with the file and line that raised it."""
     what = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, SyntaxError):
         return what
@@ -177,7 +177,7 @@ def _function(name: str) -> Maker:
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # importing runs the user's own program, which may leave by sys.exit
+    except BaseException as error:  # the import runs the user's code, which may call sys.exit
         if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
             raise SettingError(
                 f"recipe {name!r}: there is no module {error.name!r}; is its folder on PYTHONPATH, or is it a path to "

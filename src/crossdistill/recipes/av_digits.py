@@ -1,4 +1,4 @@
-"""The embedded data: small networks on handwritten and spoken digits, in seconds on a laptop.
+"""Recipes for the embedded data: small networks on handwritten and spoken digits, in seconds on a laptop.
 
 crossdistill run av-digits/mst-distill --set student=audio --set labelled=0.05
 """
@@ -12,10 +12,11 @@ from crossdistill.recipes.stages import recipe
 
 
 def setup(*, labelled: float = 1.0, seed: int = 0) -> ExperimentSetup:
-    """Small siblings of the AV-MNIST networks. The split is fixed; `seed` draws weights, order and kept labels.
+    """Smaller versions of the AV-MNIST networks. The split is fixed; `seed` draws weights, order and kept labels.
 
-    At all labels the weights are the published ones. With few, weights and temperature were chosen on validation, at
-    5 % and seed 0, from a handful for each method (LOG.md): teachers weigh more, since labels say little.
+    With all labels the weights are the published ones. With few labels, weights and temperature were chosen on
+    validation, at 5 % of labels and seed 0, from a few candidates for each method (LOG.md): they weight the teachers
+    more.
     """
     return ExperimentSetup(
         data=AvDigitsConfig(labelled=labelled, label_seed=seed),
@@ -51,6 +52,6 @@ def av_digits(
     control: Literal["shuffled"] | None = None,
     seed: Seed = 0,
 ) -> Recipe:
-    """A method on `av-digits`; accuracy is what its tables report."""
+    """A method on `av-digits`; its tables report accuracy."""
     made = setup(labelled=labelled, seed=seed)
     return recipe(made, method, student=student, teachers=teachers, seed=seed, control=control)

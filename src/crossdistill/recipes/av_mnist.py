@@ -25,9 +25,9 @@ def setup(
     width_factor: int = 2,
     channels_last: bool = False,
 ) -> ExperimentSetup:
-    """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` draws the split too, as the paper's does.
+    """LeNet5, ThreeLayerCNN-A and CNN-I; `seed` also draws the split, as in the paper.
 
-    `rows`, `epochs` (of every stage), `learning_rate`, `batch_size`, `width_factor` and `channels_last` suit it to a
+    `rows`, `epochs` (of every stage), `learning_rate`, `batch_size`, `width_factor` and `channels_last` adapt it to a
     machine without an accelerator; their defaults are the published ones.
     """
     length = Length(epochs=epochs, learning_rate=learning_rate)
@@ -82,7 +82,7 @@ def av_mnist(
     width_factor: int = 2,
     channels_last: bool = False,
 ) -> Recipe:
-    """A method on `av-mnist`; `data.root` or CROSSDISTILL_DATA says where the data are."""
+    """A method on `av-mnist`; `data.root` or CROSSDISTILL_DATA is the folder of the data."""
     made = setup(
         labelled=labelled,
         seed=seed,

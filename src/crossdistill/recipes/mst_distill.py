@@ -1,10 +1,10 @@
 """MST-Distill (Li et al., 2025): the stages of the whole method, in three presets, and of its ablations.
 
-`mst-distill` is the default, `mst-distill-paper` has the equations to the letter, `mst-distill-release` computes what
-the released code does; `SWITCHES` is the table in which they differ.
+`mst-distill` is the default, `mst-distill-paper` follows the equations exactly, `mst-distill-release` follows the
+released code; the table `SWITCHES` has their differences.
 
 Every ablation (Table 3) weighs the teachers in the same way, cross-entropy + λ1 · divergence with the schedule of the
-setup's `route`: those without routing take the mean over all teachers instead of the picked ones.
+setup's `route`: ablations without routing take the mean over all teachers instead of the chosen ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from crossdistill.stage import Stage
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A setting of the method in its three presets; `why` says where each value comes from."""
+    """A setting of the method in its three presets; `why` is the source of each value."""
 
     setting: str
     paper: Any
@@ -50,7 +50,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("data.split", None, "sample", None, "the released indices are random over samples, so sources are shared"),
     Switch("data.release_compat", None, True, None, "released statistics are over all rows, test rows included"),
 )
-"""None: as the data have it. Whether the gate's gradient stops at the student (`gate_detached`) differs nowhere."""
+"""None: the default of the data. `gate_detached`, which stops the gate's gradient at the student, is equal in all."""
 
 FEW_LABELS = Difference(
     "route.weight_distil, weight_task, temperature, distil_decay_every",
@@ -61,7 +61,7 @@ FEW_LABELS = Difference(
 
 
 def differences(preset: Literal["release", "default"]) -> tuple[Difference, ...]:
-    """In what a preset differs from the paper's equations."""
+    """The differences of a preset from the paper's equations."""
     found = [(one, getattr(one, preset)) for one in SWITCHES]
     own = tuple(Difference(one.setting, value, one.paper, one.why) for one, value in found if value != one.paper)
     return (*own, FEW_LABELS) if preset == "default" else own
@@ -73,12 +73,12 @@ def mst_distill(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -
 
 
 def mst_distill_paper(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """MST-Distill with its equations to the letter: no T² factor, published weights whatever the labels."""
+    """MST-Distill exactly as in its equations: no T² factor, published weights for every fraction of labels."""
     return _preset("paper", setup, student, teachers)
 
 
 def mst_distill_release(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """MST-Distill with every parity switch of the released code (its faults included)."""
+    """MST-Distill with every switch set as in the released code, including its faults."""
     return _preset("release", setup, student, teachers)
 
 
@@ -123,7 +123,7 @@ def collaborated_specialised(setup: ExperimentSetup, student: str, teachers: Seq
 
 
 def _collaborate(setup: ExperimentSetup, teachers: Sequence[str]) -> Stage:
-    # The reference neither validates nor selects here: the last weights go on.
+    # The reference neither validates nor selects in this stage: the last weights are kept.
     trains = (STUDENT, *teachers)
     return stage_of("collaborate", Collaborate(), setup, setup.collaborate, trains=trains, select="last")
 
@@ -151,4 +151,4 @@ MST_DISTILL: Mapping[str, MethodPlan] = {
     "mst-distill-d": MethodPlan(specialised_routed, "mm+cm"),
     "mst-distill-e": MethodPlan(collaborated_specialised, "mm+cm"),
 }
-"""`mst-distill` is ablation (f), all stages."""
+"""Plans of the presets and ablations; `mst-distill` is ablation (f), all stages."""

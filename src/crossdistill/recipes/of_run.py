@@ -1,4 +1,4 @@
-"""The recipe of a run's folder, with the networks and data of one's own that no file can hold."""
+"""The recipe of a run's folder, with the user's own networks and data, which no file can contain."""
 
 import logging
 import shlex
@@ -14,16 +14,16 @@ from crossdistill.runtime.files import file_fault
 from crossdistill.runtime.plain_yaml import read_yaml
 
 _AROUND = {"student": {"model": "small-image"}, "stages": [{"method": "supervised", "epochs": 1}]}
-"""A recipe around the data of a file, of which nothing else matters."""
+"""The other fields of a recipe of which only the data are read."""
 
 log = logging.getLogger("crossdistill")
 
 
 def of_run(run: Path, source: str | None, settings: list[str], command: str) -> Recipe:
-    """A run's recipe: out of its `recipe.yaml`, and what is live there out of the function that the user names.
+    """A run's recipe: from its `recipe.yaml`, with live objects from the function that the user names.
 
-    A folder names the function that made its recipe too. It is not followed: a folder may come from elsewhere, and
-    would choose the program that is run. The error names it, for the user to judge.
+    The folder also names the function that built its recipe. That function is not run by itself: a folder from
+    elsewhere would then choose the code to run. The error names it, and the user decides.
 
     Raises:
         SettingError: the recipe has live objects and no function was named, or it cannot be called.
@@ -36,14 +36,14 @@ def of_run(run: Path, source: str | None, settings: list[str], command: str) -> 
         if live:
             raise SettingError(f"{path}: {', '.join(live)}: {_hint(run, plain, command)}")
         if _live(plain, "teachers"):
-            # No evaluation needs them.
+            # Evaluation does not need the teachers.
             plain = {"data": plain.get("data"), "student": plain.get("student")}
             return checked({**_AROUND, **plain}, str(path)).overridden(settings)
         return Recipe.from_yaml(path).overridden(settings)
     later = [text for text in settings if text.startswith("data.")]
     made = make(source, [text for text in settings if text not in later])
     if plain and "data" not in live:
-        # As the run had them: a recipe's tiny form has other data than its function says.
+        # The data of the run: a recipe's tiny form has other data than the function returns.
         made = made.model_copy(update={"data": checked({**_AROUND, "data": plain.get("data")}, str(path)).data})
     elif plain and isinstance(made.data, Dataset) and made.data.fingerprint != _fingerprint(plain):
         log.warning("the data that %s makes are not those that %s was trained with", source, run)
@@ -51,7 +51,7 @@ def of_run(run: Path, source: str | None, settings: list[str], command: str) -> 
 
 
 def module_of_run(source: str | None, settings: list[str]) -> Network | None:
-    """The student's network out of the function that the user names; None where it is one of the table of models.
+    """The student's network from the function that the user names; None where it is in the table of models.
 
     Raises:
         SettingError: the function cannot be called, or returns no recipe.
@@ -61,7 +61,7 @@ def module_of_run(source: str | None, settings: list[str]) -> Network | None:
 
 
 def _plain(path: Path) -> dict[str, Any]:
-    """The file as it is; empty where `Recipe.from_yaml` has something to say of it."""
+    """The values in the file; empty where `Recipe.from_yaml` reports an error for it."""
     if file_fault(path) is not None:
         return {}
     try:
@@ -72,7 +72,7 @@ def _plain(path: Path) -> dict[str, Any]:
 
 
 def _live(plain: dict[str, Any], *names: str) -> list[str]:
-    """Which of these fields no file can hold."""
+    """The fields among these that contain live objects."""
     found = {name: plain[name] for name in names if isinstance(plain.get(name), dict)}
     parts = {name: value.values() if name == "teachers" else [value] for name, value in found.items()}
     return [name for name, inner in parts.items() if any(isinstance(one, dict) and LIVE in one for one in inner)]
@@ -94,12 +94,12 @@ def _hint(run: Path, plain: dict[str, Any], command: str) -> str:
 
 
 def _words(origin: Any) -> list[str]:
-    """The function and settings of a recorded command, as words of another one."""
+    """The function and settings of a recorded command, as arguments for another command."""
     try:
         words = shlex.split(origin) if isinstance(origin, str) and len(origin) < 2000 else []
     except ValueError:
         return []
-    # Only a run has a tiny form; its data are in the folder's own recipe.
+    # Other commands have no --tiny; the data are in the folder's own recipe.
     words = [word for word in words if word != "--tiny"]
     found: list[str] = []
     for word, before in zip(words, ["", *words], strict=False):

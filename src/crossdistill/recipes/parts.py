@@ -1,4 +1,4 @@
-"""What the recipes of several methods have in common: stages, and how a recipe is described."""
+"""Shared parts of the recipes of several methods: stages, and descriptions of recipes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ Stages = Callable[[ExperimentSetup, str, Sequence[str]], tuple[Stage, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One setting in which a preset differs from another form of its method, and why."""
+    """One setting in which a preset differs from another form of its method, with the reason."""
 
     setting: str
-    """STAGE.FIELD, with the stage by its method's name, or data.FIELD."""
+    """STAGE.FIELD, where STAGE is the name of the stage's method, or data.FIELD."""
     value: Any
     instead_of: Any
     why: str
@@ -24,16 +24,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class MethodPlan:
-    """How a method's recipe is made: its stages, and the teachers that it takes by default (None: no teacher)."""
+    """The plan of a method's recipe: its stages, and the default kind of teachers (None: no teacher)."""
 
     stages: Stages
     kind: Kind | None
     kinds: tuple[Kind, ...] = ()
-    """The other choices of teachers that make sense."""
+    """Other suitable kinds of teachers."""
     described: str | None = None
     differs: tuple[Difference, ...] | None = None
-    """Of a preset, from the paper (or whatever `instead_of` is of); None: this is no preset. Those of the data are
-    settled by `recipe`, where the data have such a setting."""
+    """Differences of a preset from the paper (or from the form that `instead_of` describes); None: not a preset.
+    `recipe` applies those of the data, where the data have such a setting."""
 
     def data_settings(self) -> dict[str, Any]:
         """The settings of the data that belong to the preset."""
@@ -41,7 +41,7 @@ class MethodPlan:
 
     @property
     def about(self) -> str:
-        """A line for people: as described, or what the function of its stages says."""
+        """One line of description: `described`, or the first line of the docstring of `stages`."""
         return (self.described or self.stages.__doc__ or "").strip().split("\n")[0]
 
 
@@ -62,7 +62,7 @@ def pretrained(setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, 
 
 
 def stage_of(name: str, method: Any, setup: ExperimentSetup, length: Length, **settings: Any) -> Stage:
-    """A stage of the setup's batch size and optimizer."""
+    """A stage with the setup's batch size and optimizer."""
     return Stage(
         name=name,
         method=method,

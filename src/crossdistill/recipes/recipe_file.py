@@ -1,4 +1,4 @@
-"""A Python file of the user's as a module that can import its neighbours, as `python FILE.py` can."""
+"""A user's Python file as a module that can import files in its folder, as with `python FILE.py`."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ from crossdistill.runtime.hashing import key_hash
 
 @dataclass
 class _Folder:
-    """A folder of recipe files: modules that were there before the first of them, and those out of it."""
+    """A folder of recipe files: modules that were loaded before its first file, and modules from the folder."""
 
     before: frozenset[str]
     modules: dict[str, ModuleType] = field(default_factory=dict)
@@ -24,17 +24,17 @@ _NAMES: dict[str, Path] = {}
 
 
 def load_file(path: Path) -> ModuleType:
-    """The file as a module, run anew at each call; its folder comes first where Python looks for others.
+    """The file as a module, executed at each call; its folder comes first in the search path of imports.
 
     Raises:
-        SettingError: it does not exist, or is no file.
+        SettingError: the path does not exist, or is not a file.
     """
     fault = file_fault(path)
     if fault is not None:
         raise SettingError(f"recipe file {path}: {fault}")
     full = path.resolve()
     look_beside(full.parent)
-    # Its own name, unless another module has it already, or had it: classes find their module by it.
+    # The file's own name, unless another module has or had that name: classes refer to their module by name.
     taken = path.stem in sys.modules or _NAMES.get(path.stem, full) != full
     name = f"{path.stem}_{key_hash(str(full))[:8]}" if taken else path.stem
     _NAMES[name] = full
@@ -51,10 +51,10 @@ def load_file(path: Path) -> ModuleType:
 
 
 def look_beside(folder: Path) -> None:
-    """Import out of `folder` first, from now on and until another recipe's folder takes its place.
+    """Import from `folder` first, until another recipe's folder replaces it.
 
-    A module out of an earlier folder steps aside where this one has a module of that name, and comes back with its own
-    folder: two recipes with a `models.py` each have their own.
+    A module from an earlier folder is removed from `sys.modules` where this folder has one of the same name, and returns
+    with its own folder, so that two recipes can each have a `models.py`.
     """
     for other, known in _FOLDERS.items():
         if other == folder:
@@ -77,7 +77,7 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def _is_of(folder: Path, known: _Folder, name: str) -> bool:
-    """Whether a module was found in this very folder, not in an environment that lies below it."""
+    """Whether a module lies directly in this folder, not in an environment below it."""
     top = name.partition(".")[0]
     if name in known.before or top in known.before:
         return False

@@ -1,9 +1,10 @@
-"""The rivals of MST-Distill's Table 1 as its released code computes them, which is not always as they were published.
+"""The rivals in Table 1 of MST-Distill, as its released code computes them: several differ from their publications.
 
-`NAME-release` has the layers, weights and slips of the released scripts, with the published weights whatever the
-labels; what differs from the method's own paper is listed with each. Two things are not repeated: its FitNets select
-the second stage's epoch by the mixed loss, whose scale jumps with its weights (here: by cross-entropy, as everywhere);
-and DML has no released code, so that its preset is the first stage of MST-Distill with detached teachers.
+`NAME-release` has the layers, weights and mistakes of the released scripts, with the published weights for every
+fraction of labels; each entry lists its differences from the method's own paper. There are two exceptions. The released
+FitNets select the second stage's epoch by the mixed loss, whose scale jumps with its weights; here it is selected by
+cross-entropy, as everywhere. DML has no released code; its preset is the first stage of MST-Distill with detached
+teachers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,17 +23,17 @@ Layers = Mapping[str, tuple[str, ...]]
 
 
 def kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """KD as MST-Distill's released code compares with it."""
+    """KD as in the comparison of MST-Distill's released code."""
     return _taught(KD(), setup, teachers)
 
 
 def mlld(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """MLLD as MST-Distill's released code compares with it: means, one view, no masks."""
+    """MLLD as in MST-Distill's released code: means, one view, no masks."""
     return _taught(MLLD(), setup, teachers)
 
 
 def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """FitNets as MST-Distill's released code compares with it: the hinted layers alone train, before their ReLU."""
+    """FitNets as in MST-Distill's released code: only the hinted layers train, compared before their ReLU."""
     if len(teachers) != 1:
         raise SettingError(f"fitnets-release has one teacher, since its layers differ by teacher; not {list(teachers)}")
     mine, theirs = setup.hints.get(student, {}).get(teachers[0], (setup.taps[student], setup.taps[teachers[0]]))
@@ -44,30 +45,30 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
 
 
 def ofa(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """OFA as MST-Distill's released code compares with it: the mean over stages, no term of the last logits."""
+    """OFA as in MST-Distill's released code: the mean over stages, no term for the last logits."""
     taps = dict.fromkeys([*(setup.spatial(student, student, "before") or ()), setup.taps[student][-1]])
     return _taught(OFA(taps=tuple(taps), stages="mean", final_epsilon=None), setup, teachers)
 
 
 def rkd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """RKD as MST-Distill's released code compares with it: unit vectors, the teacher's by a map that never learns."""
+    """RKD as in MST-Distill's released code: unit vectors, the teacher's by a map that is not trained."""
     mine, theirs = _late(setup, student, teachers)
     return _taught(RKD(taps=mine, teacher_taps=theirs, maps="max-pooled", width=128), setup, teachers)
 
 
 def crd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """CRD as MST-Distill's released code compares with it: 4,096 negatives, layers before their activation."""
+    """CRD as in MST-Distill's released code: 4,096 negatives, layers before their activation."""
     mine, theirs = _late(setup, student, teachers)
     return _taught(CRD(taps=mine, teacher_taps=theirs, maps="max-pooled"), setup, teachers)
 
 
 def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """DML as MST-Distill's own first stage computes it with detached teachers; no code of it was released."""
+    """DML as in the first stage of MST-Distill, with detached teachers; no code for DML was released."""
     return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
 
 
 def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """MGDFR as MST-Distill's released code compares with it: no unit is filled, so it is KD after co-training."""
+    """MGDFR as in MST-Distill's released code: no unit is filled, so it is KD after co-training."""
     together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
     agree = stage_of("agree", Collaborate(distance="mse-released"), setup, setup.collaborate, **together)
     sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
@@ -80,7 +81,7 @@ def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
 
 
 def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """C2KD as MST-Distill's released code compares with it: a constant rate, layers before their activation."""
+    """C2KD as in MST-Distill's released code: a constant rate, layers before their activation."""
     taps = {name: (setup.unflattened.get(name) or setup.taps[name][-1],) for name in (student, *teachers)}
     method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
     stage = stage_of("c2kd", method, setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers))
@@ -101,7 +102,7 @@ def _late(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
 
 
 def _differ(*own: tuple[str, Any, Any, str]) -> tuple[Difference, ...]:
-    """What a preset settles otherwise than the method's paper, then what every preset of the release does to data."""
+    """Differences of a preset from the method's paper, then the data settings that all release presets share."""
     shared = [one for one in differences("release") if one.setting.startswith("data.")]
     return (*(Difference(*one) for one in own), *shared)
 
@@ -188,4 +189,4 @@ RELEASE: Mapping[str, MethodPlan] = {
         ),
     ),
 }
-"""Table 1's nine rivals."""
+"""The nine rivals in Table 1, each with its differences."""

@@ -1,4 +1,4 @@
-"""What a family of recipes shares: data, a network for each role, and how long things train."""
+"""The shared setup of a family of recipes: data, a network for each role, and lengths of training."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ MULTIMODAL = "mm"
 
 
 class Length(BaseModel):
-    """How long one kind of stage trains, and how fast."""
+    """Epochs and learning rate of one kind of stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,14 +47,14 @@ def route_for(labelled: float) -> Route:
 
 
 def activated(*layers: str) -> dict[str, str]:
-    """The taps after the activation of layers, as the models here name them."""
+    """The taps after the activations of layers, by the naming scheme of the models here."""
     return {layer: f"{layer}_relu" for layer in layers}
 
 
 class ExperimentSetup(BaseModel):
-    """Data and networks out of which every method's recipe is made: what is equal under equal conditions.
+    """Data, networks and lengths from which every method's recipe is built, so that conditions are equal.
 
-    `networks` maps each modality to its network, and `multimodal` is the one that reads all of them. `taps` name, for
+    `networks` maps each modality to its network, and `multimodal` reads all of them. `taps` name, for
     each network, the intermediate and the late layer that masks and hints act on; `maps`, for each network and modality
     that it reads, the layers with spatial features, shallow first; both before their activation. `activated` names, for
     each network, the tap after the activation of a layer.
@@ -69,48 +69,48 @@ class ExperimentSetup(BaseModel):
     maps: Mapping[str, Mapping[str, tuple[str, ...]]] = Field(default_factory=dict)
     activated: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
     penultimates: Mapping[str, str] = Field(default_factory=dict)
-    """For each network, what its last layer reads; not named: the last of its `taps`, after the activation."""
+    """For each network, the input of its last layer; by default the last of its `taps`, after the activation."""
     unflattened: Mapping[str, str] = Field(default_factory=dict)
-    """The penultimate layer as a map, where it is a flattened one: for what averages over positions."""
+    """For each network with a flattened penultimate layer, the map before it, for methods that average over positions."""
     hints: Mapping[str, Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = Field(default_factory=dict)
-    """For each student and teacher, the layers of both that the released FitNets compare; not named: their `taps`."""
+    """For each student and teacher, the layers of both that the released FitNets compare; by default their `taps`."""
     batch_size: int = 64
     channels_last: bool = False
     supervised: Length
-    """Teachers, and the student alone."""
+    """Training from labels: teachers, and the student alone."""
     collaborate: Length
     specialise: Length
     distil: Length
-    """Every stage that teaches the student at the end."""
+    """The final stage, in which the student is distilled."""
     width_factor: int = Field(2, ge=1)
-    """Masks attend in (values at the tap / width_factor) dimensions."""
+    """Attention in masks has (values at the tap / width_factor) dimensions."""
     kd: KD = KD()
     route: Route = Route()
-    """Weights and schedules, where validation chose others than the published ones."""
+    """Weights and schedules of routing: the published ones, or those that validation chose."""
 
     def others(self, modality: str) -> tuple[str, ...]:
         """All modalities but this one, in the setup's order: the cross-modal teachers of its student (Eq. 5)."""
         return tuple(name for name in self.networks if name != modality)
 
     def teachers(self, modality: str, kind: Kind) -> dict[str, NetworkConfig]:
-        """The teachers of a student of this modality, by name: a cross-modal one is called as its modality is."""
+        """The teachers of a student of this modality, by name; a cross-modal teacher has the name of its modality."""
         found = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
         return {**found, **({name: self.networks[name] for name in self.others(modality)} if "cm" in kind else {})}
 
     def spatial(self, network: str, modality: str, activation: Activation) -> tuple[str, ...] | None:
-        """A network's spatial layers, those that read this modality where there are any; None: it has none."""
+        """A network's spatial layers, those of this modality where they exist; None: no spatial layers."""
         found = self.maps.get(network, {})
         layers = found.get(modality) or next(iter(found.values()), None)
         return None if layers is None else tuple(self.tap(network, layer, activation) for layer in layers)
 
     def tap(self, network: str, layer: str, activation: Activation) -> str:
-        """Where a layer is read; the layer itself where it has no activation."""
+        """The tap before or after a layer's activation; the layer itself where it has none."""
         return layer if activation == "before" else self.activated.get(network, {}).get(layer, layer)
 
     def penultimate(self, network: str) -> str:
-        """What a network's last layer reads."""
+        """The tap at the input of a network's last layer."""
         return self.penultimates.get(network) or self.tap(network, self.taps[network][-1], "after")
 
     def optimizer(self, length: Length) -> OptimizerConfig:
-        """Adam at a constant rate, as the reference trains everything."""
+        """Adam at a constant rate, as in all stages of the reference."""
         return OptimizerConfig(learning_rate=length.learning_rate)

@@ -1,7 +1,7 @@
 """The stages of each method, for any setup.
 
-A method that says what it `acts_on` needs no more than that; the others are functions here, with a line each in the
-table at the end.
+A method with an `acts_on` needs nothing else; the other methods have a function here, and an entry in the table at the
+end.
 """
 
 import sys
@@ -34,7 +34,7 @@ def supervised(setup: ExperimentSetup, student: str, teachers: Sequence[str]) ->
 
 
 def taught(make: Make, **settings: Any) -> Stages:
-    """Teachers from labels, then one stage in which they teach the student by the method that `make` gives."""
+    """Teachers from labels, then one stage of distillation with the method that `make` returns."""
 
     def stages(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
         method = make(setup, student, teachers)
@@ -45,7 +45,7 @@ def taught(make: Make, **settings: Any) -> Stages:
 
 
 def on_logits(method: type[MethodConfig], **settings: Any) -> Make:
-    """A method that needs no layers."""
+    """A method that reads no layers."""
     return lambda setup, student, teachers: _settled(method, setup, settings)
 
 
@@ -63,8 +63,8 @@ def on_last(method: type[MethodConfig], **settings: Any) -> Make:
 def on_maps(method: type[MethodConfig], most: int | None = None, **settings: Any) -> Make:
     """A method on each network's spatial layers, the last `most` of them.
 
-    Of a multimodal network, on those that read what the student reads. Where the setup names none, the method chooses,
-    or refuses.
+    In a multimodal network, the layers are those of the student's modality. Where the setup names none, the method
+    chooses layers or raises an error.
     """
 
     def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
@@ -89,10 +89,10 @@ def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
 
 
 def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Teachers from labels; then hints, which train everything up to the hinted layers; then KD."""
+    """Teachers from labels; then hints, which train all layers up to the hinted ones; then KD."""
     taps = {name: tuple(setup.tap(name, tap, "after") for tap in setup.taps[name]) for name in (student, *teachers)}
     method = Hint(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
-    # The published rate of the hints is ten times that of the rest, which is 1e-4.
+    # The published rate of the hint stage is ten times that of the other stages, which is 1e-4.
     rate = max(setup.distil.learning_rate, 1e-3)
     hint = stage_of(
         "hint", method, setup, Length(epochs=setup.distil.epochs, learning_rate=rate), teachers=tuple(teachers)
@@ -101,13 +101,13 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
 
 
 def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """All members learn from labels and from each other; the student's best epoch counts."""
+    """All members learn from labels and from each other; selection by the student's best epoch."""
     return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
 
 
 def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Teachers from labels, then everybody together with proxies; SGD at the published rate."""
-    # A proxy is as wide as what it reads squared: of a flattened map it reads the map, and averages over positions.
+    """Teachers from labels, then all members together with proxies; SGD at the published rate."""
+    # A proxy's size grows with its squared input width: instead of a flattened map it reads the map and averages it.
     taps = {name: (setup.unflattened.get(name) or setup.penultimate(name),) for name in (student, *teachers)}
     method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
     stage = stage_of("c2kd", method, setup, setup.distil, trains=(STUDENT, *teachers))
@@ -116,10 +116,10 @@ def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple
 
 
 def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Teachers and student agree; units that this student cannot follow are filled; a new student learns by KD."""
+    """Teachers and student train to agree; units that the student does not match are filled; a new student trains by KD."""
     together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
     agree = stage_of("agree", Collaborate(distance="mse"), setup, setup.collaborate, **together)
-    # The published rate, 1e-3, is ten times that of what is trained by Adam.
+    # The published rate, 1e-3, is ten times the rate of Adam.
     sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
     salience = Salience(taps={name: setup.taps[name][-1] for name in teachers})
     return (
@@ -130,16 +130,16 @@ def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
 
 
 def _data(setup: ExperimentSetup, plan: MethodPlan) -> DataConfig:
-    """The setup's data, with the preset's settings that data of this kind have."""
+    """The setup's data, with those settings of the preset that this kind of data has."""
     own = {name: value for name, value in plan.data_settings().items() if name in type(setup.data).model_fields}
     return setup.data.model_copy(update=own)
 
 
 def _settled(method: type[MethodConfig], setup: ExperimentSetup, settings: Mapping[str, Any]) -> MethodConfig:
-    """The method as published, but for what is equal in this setup.
+    """The method as published, except for settings that are equal within a setup.
 
-    That is KD's share of the loss, for those that mix it with the task's as KD does, and a warm-up in the published
-    proportion (20 of 240 epochs).
+    These are KD's share of the loss, for methods that mix it with the task loss as KD does, and a warm-up in the
+    published proportion (20 of 240 epochs).
     """
     shared: dict[str, Any] = {}
     if "decay_every" in method.model_fields:
@@ -151,7 +151,7 @@ def _settled(method: type[MethodConfig], setup: ExperimentSetup, settings: Mappi
 
 
 SGD = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.0)
-"""What DOT needs: its momentum is its own."""
+"""The optimizer for DOT, which computes its own momentum."""
 OTHERS: tuple[Kind, ...] = ("cm", "mm+cm")
 
 MAKE: Mapping[ActsOn, Callable[[type[MethodConfig]], Make]] = {
@@ -197,7 +197,7 @@ PLANS: Mapping[str, MethodPlan] = {
     **dict(sorted({**RIVALS, **RELEASE}.items())),
     **MST_DISTILL,
 }
-"""Methods by the name that recipes and tables give them."""
+"""Methods by their name in recipes and tables."""
 
 
 def recipe(
@@ -206,7 +206,7 @@ def recipe(
     """A method's recipe for one student of a setup.
 
     Raises:
-        SettingError: there is no such method; says the nearest.
+        SettingError: there is no such method; the message names the nearest.
     """
     if method not in PLANS:
         raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
@@ -231,7 +231,7 @@ def recipe(
 
 
 def preset_notes(recipe: Recipe) -> list[str]:
-    """What a preset of its method settles in a recipe, and what its data have no setting for; one line each."""
+    """Settings of a recipe that come from a preset of its method, and preset settings that its data lack; one line each."""
     plan = PLANS.get(recipe.method or "")
     lines, without = [], []
     for one in () if plan is None else plan.differs or ():
