@@ -185,7 +185,7 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     Raises:
         RunError: the folder is not a student's, or its config is damaged, was edited, or has another format.
         DataError: a file of tensors is missing, has changed, or contains NaN; the message names it.
-        SettingError: the module is not in the table of models, and none was passed in; or the model has no such options.
+        SettingError: the module is not in the table of models, and none was passed in; or an option is unknown.
         ShapeError: the weights do not fit the module.
     """
     path = student_folder(Path(path))

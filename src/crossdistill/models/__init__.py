@@ -1,4 +1,4 @@
-"""The table of models: published architectures and their smaller siblings, one family a file."""
+"""The table of models: published architectures and smaller versions of them, one family per file."""
 
 import importlib
 import inspect
@@ -17,7 +17,7 @@ from crossdistill.network import Network
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Where an architecture is, what it reads by default, its named taps, and in one line what it is."""
+    """An architecture: its import path, its default modalities, its named taps, and a description of one line."""
 
     source: str
     modalities: tuple[str, ...]
@@ -25,7 +25,7 @@ class Model:
     about: str
 
     def make(self) -> Callable[..., nn.Module]:
-        """Its class, or the function that makes it."""
+        """The module's class, or the function that builds it."""
         name, _, attribute = self.source.partition(":")
         found: Callable[..., nn.Module] = getattr(importlib.import_module(name), attribute)
         return found
@@ -36,7 +36,7 @@ class Model:
 
 
 def _activated(*layers: str) -> tuple[str, ...]:
-    """Each layer, and the activation behind it: some methods compare features before it, others after."""
+    """Each layer, and the activation after it: some methods compare features before it, others after."""
     return tuple(tap for layer in layers for tap in (layer, f"{layer}_relu"))
 
 
@@ -92,12 +92,12 @@ ENTRY_POINTS = "crossdistill.models"
 
 
 def list_models() -> list[str]:
-    """Every model: of the table, then of other packages."""
+    """Names of all models: those of the table, then those of other packages."""
     return list(dict.fromkeys([*MODELS, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
 
 
 def is_model(name: str) -> bool:
-    """Whether the table, or an installed package, has a model of that name; imports nothing."""
+    """Whether the table or an installed package has a model of that name; no package is imported."""
     return name in list_models()
 
 
@@ -105,7 +105,7 @@ def find_model(name: str) -> Model:
     """An entry of the table, or of another package's entry point in the group `crossdistill.models`.
 
     Raises:
-        SettingError: no model has that name (says the nearest), or the package that offers it is broken.
+        SettingError: no model has that name (the message names the nearest), or its package is broken.
     """
     if name in MODELS:
         return MODELS[name]
@@ -124,7 +124,7 @@ def find_model(name: str) -> Model:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Hold options that came out of a file against the model's own signature: names and types.
+    """Check options from a file against the model's signature: names and types.
 
     Raises:
         SettingError: no such option, or a value of another type than its annotation says.
@@ -138,7 +138,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         if option not in known:
             raise SettingError(f"model {name!r} has no option {option!r}; {nearest(option, known)}")
         try:
-            # As JSON: there a list is what a tuple is written as.
+            # As JSON, in which tuples are written as lists.
             TypeAdapter(hints.get(option, Any)).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             raise SettingError(f"model {name!r}: option {option!r}: {error.errors()[0]['msg']}") from error
@@ -150,7 +150,7 @@ def build_network(name: str, reads: tuple[str, ...] | None = None, **options: An
     """A freshly initialised network of the table; `reads` names the data's modalities where they differ.
 
     Raises:
-        SettingError: no such model, or an option that it does not take.
+        SettingError: no such model, or an unknown option.
     """
     model = find_model(name)
     known = inspect.signature(model.make()).parameters

@@ -1,4 +1,4 @@
-"""Networks of the running program as a recipe takes them: modules, and functions that make them from a seed."""
+"""Networks of the running program in recipes: modules, and functions that build them from a seed."""
 
 import random
 import weakref
@@ -20,7 +20,7 @@ from crossdistill.runtime.hashing import derived_seed
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch, numpy and `random` start from this seed inside, and go on as before outside."""
+    """Seed torch, numpy and `random` inside the context; restore their states after it."""
     theirs, pythons = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -34,13 +34,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def as_network(value: Any, modalities: Sequence[str]) -> Any:
-    """A bare module, or a function that makes one, as a Network; anything else is given back.
+    """A bare module, or a function that returns one, as a Network; other values are returned unchanged.
 
     A function draws other weights for each seed of the recipe. `modalities` are those of the data, as far as they are
-    known: where there is one, a bare module reads it.
+    known: a single one is the input of a bare module.
 
     Raises:
-        ValueError: nothing says what it reads, or the function fails or makes something else.
+        ValueError: the modalities of its inputs are unknown, or the function fails or returns something else.
     """
     if isinstance(value, Network) or not (isinstance(value, nn.Module) or _makes(value)):
         return value
@@ -68,13 +68,13 @@ def _reads(who: str, how: str, modalities: Sequence[str]) -> Sequence[str]:
 
 
 def frozen_weights(module: nn.Module) -> frozenset[str]:
-    """Parameters that are not to train, as they came: those of which `requires_grad` is False."""
+    """Names of parameters that the user has frozen: those with `requires_grad` False."""
     return frozenset(name for name, one in module.named_parameters(remove_duplicate=False) if not one.requires_grad)
 
 
 @contextmanager
 def left_as_they_were(networks: Iterable[Network]) -> Iterator[None]:
-    """Which parameters want gradients, and which modules are in training mode, is afterwards what it was before."""
+    """Restore each parameter's `requires_grad` and each module's training mode after the context."""
     modules = [network for network in networks if network.is_made]
     gradients = [(one, one.requires_grad) for module in modules for one in module.parameters() if not is_lazy(one)]
     modes = [(layer, layer.training) for module in modules for layer in module.modules()]
@@ -88,22 +88,22 @@ def left_as_they_were(networks: Iterable[Network]) -> Iterator[None]:
 
 
 def is_incomplete(network: Network) -> bool:
-    """Whether it has layers that find their sizes in the first pass (torch's `Lazy*`)."""
+    """Whether the network has layers without sizes before the first pass (torch's `Lazy*`)."""
     return any(is_lazy(one) for one in [*network.parameters(), *network.buffers()])
 
 
 def complete(network: Network, batch: Batch, seed: int) -> None:
-    """Give sizes and seeded weights to layers that have none."""
+    """Set sizes and seeded weights of layers that have none."""
     if is_incomplete(network):
         with seeded(seed):
             network.probe(batch)
 
 
 def draw(network: Network, seed: int, name: str) -> Network:
-    """The network that a factory makes for this seed and member: the same weights each time it is made again.
+    """The network of a factory for this seed and member; repeated calls give the same weights.
 
     Raises:
-        SettingError: the factory fails, or gives something else than a new module.
+        SettingError: the factory fails, or does not return a new module.
     """
     assert network.factory is not None
     fresh = _made(network.factory, derived_seed("member", seed, name))
@@ -116,12 +116,12 @@ def draw(network: Network, seed: int, name: str) -> Network:
 
 
 def made(network: Network) -> Network:
-    """A network with a module, whose weights are to be loaded; of a factory, what it makes."""
+    """A network with a module, into which weights can be loaded; a factory is called."""
     return network if network.is_made else draw(network, 0, network.name)
 
 
 _BEFORE: dict[int, weakref.ref[nn.Module]] = {}
-"""Modules that factories gave before, to know one that is no new module."""
+"""Modules that factories have returned, to detect one that is returned again."""
 
 
 def _made(make: Callable[[], Any], seed: int) -> nn.Module:
@@ -129,7 +129,7 @@ def _made(make: Callable[[], Any], seed: int) -> nn.Module:
     try:
         with seeded(seed):
             made = make()
-    except Exception as error:  # it is the user's own
+    except Exception as error:  # the user's code may raise any error
         raise SettingError(
             f"the factory {who} fails: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
@@ -139,7 +139,7 @@ def _made(make: Callable[[], Any], seed: int) -> nn.Module:
 
 
 def shared_weights(networks: Mapping[str, Network]) -> dict[tuple[str, str], list[str]]:
-    """Weights that two networks have in common, as the first one calls them."""
+    """Weights that two networks share, by their names in the first one."""
     own = {name: _weights(network) for name, network in networks.items()}
     found = {(a, b): [own[a][key] for key in own[a] if key in own[b]] for a, b in combinations(own, 2)}
     return {pair: names for pair, names in found.items() if names}
@@ -150,7 +150,7 @@ def _weights(network: Network) -> dict[int, str]:
 
 
 def weights_outside(network: Network, batch: Batch) -> list[str]:
-    """Weights that the gradient of its outputs reaches and its module does not have, as its code names them."""
+    """Weights outside the module that the gradient of its outputs reaches, by their names in its code."""
     was = network.training
     network.eval()
     with torch.enable_grad():
@@ -171,9 +171,9 @@ def weights_outside(network: Network, batch: Batch) -> list[str]:
 
 
 def watch(network: Network, batches: Iterable[Batch]) -> None:
-    """Find attributes and globals that a pass changes: they have no value that a key could hold.
+    """Find attributes and globals that a pass changes, and that therefore cannot be part of a key.
 
-    The first pass may fill caches; what later ones change is remembered.
+    The first pass may fill caches; changes by later passes are recorded in `network.changing`.
     """
     was = network.training
     network.eval()
@@ -195,4 +195,4 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 RANDOM = "what it gives for one and the same row"
-"""As by dropout that is also active in evaluation."""
+"""Entry of `changing` for random outputs, such as with dropout that is active in evaluation."""

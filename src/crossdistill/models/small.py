@@ -1,7 +1,7 @@
-"""Small siblings of the AV-MNIST networks, for `av-digits`: 3,000 rows forward and back in 0.1-0.7 s on one thread.
+"""Smaller versions of the AV-MNIST networks, for `av-digits`: 3,000 rows forward and back in 0.1-0.7 s on one thread.
 
 Strides instead of pooling, because pooling costs as much as a convolution at this size. No BatchNorm and no dropout,
-so that one big batch, micro-batches and many ranks agree to rounding.
+so that one batch, its micro-batches and several ranks agree up to rounding.
 
 Annotations name `fx.Proxy` beside the tensor, because a network is traced when it is split at a tap.
 """

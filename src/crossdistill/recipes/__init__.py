@@ -116,7 +116,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
 
 
 def _unknown(name: str, settings: Sequence[tuple[str, str]], known: Sequence[str], recipe: Recipe | None) -> list[str]:
-    """Faults of settings with an unknown first name; with a `recipe`, they suggest a matching path at a deeper level."""
+    """Faults of settings with an unknown first name; with a `recipe`, they suggest a matching deeper path."""
     heads = [(text, path, path.partition(".")[0]) for text, path in settings]
     return [
         f"--set {text}: {name} has no parameter or field {head!r}; "

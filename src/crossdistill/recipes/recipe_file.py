@@ -53,8 +53,8 @@ def load_file(path: Path) -> ModuleType:
 def look_beside(folder: Path) -> None:
     """Import from `folder` first, until another recipe's folder replaces it.
 
-    A module from an earlier folder is removed from `sys.modules` where this folder has one of the same name, and returns
-    with its own folder, so that two recipes can each have a `models.py`.
+    A module from an earlier folder is removed from `sys.modules` where this folder has one of the same name, and it
+    returns with its own folder, so that two recipes can each have a `models.py`.
     """
     for other, known in _FOLDERS.items():
         if other == folder:

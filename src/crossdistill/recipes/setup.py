@@ -71,7 +71,7 @@ class ExperimentSetup(BaseModel):
     penultimates: Mapping[str, str] = Field(default_factory=dict)
     """For each network, the input of its last layer; by default the last of its `taps`, after the activation."""
     unflattened: Mapping[str, str] = Field(default_factory=dict)
-    """For each network with a flattened penultimate layer, the map before it, for methods that average over positions."""
+    """For each network whose penultimate layer is flattened, the map before it: for averages over positions."""
     hints: Mapping[str, Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = Field(default_factory=dict)
     """For each student and teacher, the layers of both that the released FitNets compare; by default their `taps`."""
     batch_size: int = 64

@@ -116,7 +116,7 @@ def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple
 
 
 def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Teachers and student train to agree; units that the student does not match are filled; a new student trains by KD."""
+    """Teachers and student train to agree; units unmatched by the student are filled; a new student trains by KD."""
     together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
     agree = stage_of("agree", Collaborate(distance="mse"), setup, setup.collaborate, **together)
     # The published rate, 1e-3, is ten times the rate of Adam.
@@ -231,7 +231,7 @@ def recipe(
 
 
 def preset_notes(recipe: Recipe) -> list[str]:
-    """Settings of a recipe that come from a preset of its method, and preset settings that its data lack; one line each."""
+    """Lines about a preset: settings that it determines in a recipe, and settings that the recipe's data lack."""
     plan = PLANS.get(recipe.method or "")
     lines, without = [], []
     for one in () if plan is None else plan.differs or ():

@@ -1,4 +1,4 @@
-"""For people who write methods: a teacher without a network, toy data and networks, and the contract of a method.
+"""Tools to test a new method: a teacher without a network, toy data and networks, and the contract of a method.
 
 from crossdistill.testing import check_method
 

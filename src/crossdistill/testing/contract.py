@@ -1,6 +1,6 @@
-"""The contract that every method keeps, ours or another package's: one function a clause, one line each in the table.
+"""The contract of every method, here or in another package: one function per clause, one line each in the table.
 
-`check_method` puts a method's settings through all of them on toy data.
+`check_method` checks a method's settings against all clauses on toy data.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ from crossdistill.testing.rehearsal import (
 from crossdistill.testing.toy import toy_dataset
 
 TOLERANCE = 1e-5
-"""Absolute and relative, between one way of computing a step and another."""
+"""Absolute and relative tolerance between two ways of computing a step."""
 
 
 def check_method(
@@ -48,16 +48,16 @@ def check_method(
     teachers: Mapping[str, Network] | None = None,
     dataset: Dataset | None = None,
 ) -> None:
-    """Hold a method to the contract that the runner relies on.
+    """Check a method against the contract that the runner relies on.
 
-    `settings` are the method's, or a function of the teachers' names where they name teachers. `trains` says what
-    moves in the method's stage: the student with the method's own modules, these alone, or all members. By default it
-    is checked on toy data of three modalities with a small student and three teachers; networks of your own come
-    together (a `student` and `teachers`), with the `dataset` that they read, and have neither BatchNorm nor dropout,
+    `settings` are the method's, or a function of the teachers' names where they name teachers. `trains` selects what
+    trains in the method's stage: the student with the method's own modules, these alone, or all members. By default
+    the check uses toy data of three modalities with a small student and three teachers. Networks of your own are given
+    together (a `student` and `teachers`), with the `dataset` that they read; they have neither BatchNorm nor dropout,
     because a batch and its parts are compared.
 
     Raises:
-        AssertionError: a clause does not hold; one sentence says which, and what was seen.
+        AssertionError: a clause does not hold; the message names the clause and the observation.
     """
     contract = _contract(settings, trains, student, teachers, dataset)
     for clause, check in CLAUSES.items():
@@ -74,13 +74,13 @@ def check_ranks(
     ranks: int = 2,
     tolerance: float = TOLERANCE,
 ) -> None:
-    """Hold a method to the clause that takes seconds: several processes compute what one does.
+    """Check that several processes compute what one does; this takes seconds.
 
-    The arguments are those of `check_method`; settings and networks have to be of classes that can be imported, since
-    they are sent to the processes. `tolerance` is absolute and relative; sums over rows round differently in parts.
+    The arguments are those of `check_method`; the classes of settings and networks have to be importable, since
+    they are sent to the processes. `tolerance` is absolute and relative; sums over parts of the rows round differently.
 
     Raises:
-        AssertionError: the processes fail, wait for each other for ever, or compute something else.
+        AssertionError: the processes fail, block each other, or compute other values.
     """
     contract = _contract(settings, trains, student, teachers, dataset)
     hold(contract, f"{ranks} processes compute what one does", lambda held: compare_with_one(held, ranks, tolerance))
@@ -104,7 +104,7 @@ def hold(contract: Contract, clause: str, check: Callable[[Contract], None]) -> 
     """Check one clause.
 
     Raises:
-        AssertionError: it does not hold; says who broke which clause, and what was seen.
+        AssertionError: it does not hold; the message names the method, the clause and the observation.
     """
     who = contract.config(list(contract.members(3))[1:]).name
     try:
@@ -130,7 +130,7 @@ def _loss_falls(contract: Contract) -> None:
 
 
 def _frozen_stay(contract: Contract) -> None:
-    # BatchNorm and dropout belong in here: in train mode they would move a frozen teacher, or make it noisy.
+    # With BatchNorm and dropout: in train mode they would change a frozen teacher or make it noisy.
     run = Rehearsal(contract, normalised=contract.given is None)
     frozen = {name: network for name, network in run.plan.members.items() if name not in run.job.trained}
     before = {name: fingerprint(network) for name, network in frozen.items()}
@@ -158,7 +158,7 @@ def _owns_nothing_else(contract: Contract) -> None:
 
 
 def _reachable(method: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Everything that a method holds, through modules, containers and plain attributes, with its path."""
+    """Every object that a method refers to, through modules, containers and plain attributes, with its path."""
     todo: list[tuple[str, Any]] = [(type(method).__name__, method)]
     seen: set[int] = set()
     while todo:
@@ -176,7 +176,7 @@ def _reachable(method: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 class _Curtain:
-    """Behind it a source gives nothing but what the method declared in `needs()`."""
+    """A wrapper of a source that returns only the signals that the method declared in `needs()`."""
 
     def __init__(self, base: Teacher, signals: Iterable[Signal]) -> None:
         self.base = base
@@ -230,7 +230,7 @@ def _absent_unread(contract: Contract) -> None:
         run = Rehearsal(contract, with_absent(contract.dataset, fill))
         rows = run.rows()
         residue = rows % (len(contract.dataset.inputs) + 2)
-        # A mixed batch; one in which the student's modality is missing everywhere; one in which it alone is there.
+        # A mixed batch; one without the student's modality; one with it, in which other modalities are missing.
         steps = [rows, rows[residue == 0], rows[(residue == 1) | (residue == 2)]]
         logs = [run.step(part, number) for number, part in enumerate(steps) if len(part)]
         bad = [name for each in logs for name, value in each.items() if not bool(value.isfinite().all())]
@@ -247,7 +247,7 @@ def _labels_optional(contract: Contract) -> None:
         bad = [name for each in logs for name, value in each.items() if not bool(value.isfinite().all())]
         assert not bad, f"With rows that have no label, {bad} are NaN or Inf"
     if contract.trains != "all":
-        # Where teachers train too, they may use the labels that are hidden from the student.
+        # Teachers that train may use the labels that are hidden from the student.
         pairs = (hidden[0].weights(), hidden[1].weights())
         _same_tensors(*pairs, exact=True, what="A label that is hidden from the student changes")
         _same_tensors(
@@ -336,7 +336,7 @@ def _validates_its_parts(contract: Contract) -> None:
 
 def _banked_is_live(contract: Contract) -> None:
     for dataset in (contract.dataset, with_absent(contract.dataset, torch.nan), with_views(contract.dataset)):
-        # So many epochs that every frozen source is worth a bank.
+        # Enough epochs to make a bank worthwhile for every frozen source.
         live, banked = (Rehearsal(contract, dataset, source=source, epochs=9) for source in ("live", "auto"))
         with tempfile.TemporaryDirectory() as folder:
             banked.read_banks(Path(folder))
@@ -379,4 +379,4 @@ CLAUSES: Mapping[str, Callable[[Contract], None]] = {
     "it judges what is selected": _validates_its_parts,
     "what a bank gives is what a live source gives": _banked_is_live,
 }
-"""What holds of every method, as a sentence, and the function that checks it."""
+"""Each clause as a sentence, with the function that checks it."""

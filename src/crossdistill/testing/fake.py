@@ -1,4 +1,4 @@
-"""A teacher without a network: what it gives depends on the sample id alone, and it remembers what it was asked."""
+"""A teacher without a network: outputs depend on the sample id alone, and all requests are recorded."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from crossdistill.teacher import TeacherBase
 
 @dataclass(slots=True)
 class Record:
-    """What a fake teacher was asked: the wants of each `asked`, and the sample ids of each call that it answered."""
+    """Requests to a fake teacher: the signals of each `select`, and the sample ids of each call."""
 
     signals: list[frozenset[Signal]] = field(default_factory=list)
     ids: list[Int64[Tensor, " R"]] = field(default_factory=list)
@@ -25,10 +25,10 @@ class FakeTeacher(TeacherBase):
     """A teacher of any sizes for tests of methods: no network, no weights, the same numbers on every machine.
 
     Each output is a fixed function of the sample id, about 1 in size and different for every id and unit. `given`
-    replaces it by rows of your own, indexed by sample id. Like every teacher it answers for the rows whose modalities
-    are present. It can be cut at every tap of its `spec`; from there a fixed linear map goes on to its logits.
+    replaces it by rows of your own, indexed by sample id. As for every teacher, outputs are for the rows whose
+    modalities are present. A cut is possible at every tap of its `spec`, with a fixed linear map to the logits as tail.
 
-    `record` is shared by everything that `asked` returns.
+    `record` is shared with every teacher that `select` returns.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class FakeTeacher(TeacherBase):
         self._wants = frozenset({Signal.LOGITS} if signals is None else signals)
 
     def select(self, signals: Iterable[Signal]) -> "FakeTeacher":
-        """The same teacher, asked for these things; notes that it was."""
+        """The same teacher for these signals; the request is recorded."""
         signals = frozenset(signals)
         self.record.signals.append(signals)
         return FakeTeacher(self.name, self.spec, self.modalities, signals=signals, given=self.given, record=self.record)
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Exactly what it was asked for, for the rows whose modalities are present.
+        """Exactly the selected signals, for the rows whose modalities are present.
 
         Raises:
-            SignalError: it was asked for a tap that its sizes do not name.
+            SignalError: a selected tap is missing in its `spec`.
         """
         present = batch.rows_with(self.modalities)
         rows = None if present is None else present.nonzero().flatten()
@@ -100,9 +100,9 @@ class FakeTeacher(TeacherBase):
         return self._waves(ids, torch.Size(shape).numel(), str(signal)).reshape(len(ids), *shape)
 
     def _waves(self, ids: Tensor, size: int, what: str) -> Tensor:
-        """One row of `size` numbers for each id: incommensurable waves, so that no two rows are alike."""
+        """One row of `size` numbers for each id: incommensurable waves, so that no two rows are equal."""
         source = torch.Generator().manual_seed(derived_seed("fake", self.name, what))
-        # Drawn on the CPU in double precision, so that every device and every order of rows sees the same numbers.
+        # Drawn on the CPU in double precision, so that numbers are equal on every device and in every order of rows.
         pace, phase = torch.rand((2, size), generator=source, dtype=torch.float64)
         waves = torch.sin(ids.cpu().double().unsqueeze(1) * (0.5 + pace) + 6.3 * phase)
         return (1.5 * waves).float().to(ids.device)

@@ -1,4 +1,4 @@
-"""The same steps in several real processes and in one: torch.distributed over gloo, a share of the rows for each."""
+"""The same steps in several processes and in one: torch.distributed over gloo, each with a share of the rows."""
 
 import multiprocessing
 import tempfile
@@ -16,16 +16,16 @@ from crossdistill.runtime.distributed import Devices
 from crossdistill.testing.rehearsal import Contract, Rehearsal, with_absent
 
 PATIENCE = 300.0
-"""Seconds until processes that wait for each other are given up."""
+"""Timeout in seconds for processes that wait for each other."""
 
 
 def compare_with_one(contract: Contract, ranks: int, tolerance: float) -> None:
-    """Train some steps in so many processes and in this one, and compare everything that moved.
+    """Train some steps in several processes and in this one, and compare all weights and terms.
 
     Raises:
-        AssertionError: weights or terms differ, a process failed, or they wait for each other for ever.
+        AssertionError: weights or terms differ, a process failed, or the processes block each other.
     """
-    # A function of the teachers' names cannot be sent to another process, the settings that it makes can.
+    # A function of the teachers' names cannot be sent to another process; the settings that it returns can.
     number = contract.numbers[0]
     names = list(contract.members(number))[1:]
     fixed = replace(contract, settings=contract.config(names))
@@ -36,7 +36,7 @@ def compare_with_one(contract: Contract, ranks: int, tolerance: float) -> None:
             for rank in range(ranks):
                 found = load_file(Path(folder) / f"{kind}-{rank}.safetensors")
                 for name, value in wanted.items():
-                    # Flags and counts can be neither subtracted nor compared with a tolerance as they are.
+                    # As float64: flags and counts can be neither subtracted nor compared with a tolerance.
                     one, two = found[name].double(), value.double()
                     close = torch.allclose(one, two, rtol=tolerance, atol=tolerance)
                     apart = (one - two).abs().max().item()
@@ -44,7 +44,7 @@ def compare_with_one(contract: Contract, ranks: int, tolerance: float) -> None:
 
 
 def _start(contract: Contract, teachers: int, ranks: int, folder: Path) -> None:
-    # Spawned, not forked: the threads of this process would be left behind with their locks held.
+    # Spawned, not forked: a fork would copy locks that threads of this process hold, without the threads.
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=_process, args=(contract, teachers, rank, ranks, folder)) for rank in range(ranks)
@@ -53,7 +53,7 @@ def _start(contract: Contract, teachers: int, ranks: int, folder: Path) -> None:
         for process in processes:
             process.start()
         end = time.monotonic() + PATIENCE
-        # Whoever fails is not waited for by the others: they would wait for ever.
+        # If a process fails, stop waiting: the others would wait for it without end.
         while any(one.is_alive() for one in processes) and not any(one.exitcode for one in processes):
             waiting = [rank for rank, one in enumerate(processes) if one.is_alive()]
             assert time.monotonic() < end, f"The ranks {waiting} of {ranks} wait for each other since {PATIENCE:.0f} s"
@@ -99,7 +99,7 @@ def _rows(run: Rehearsal, *, absent: bool) -> Sequence[Tensor]:
     steps = [rows, rows[:7], rows[:1], run.rows(1)]
     if not absent:
         return steps
-    # The student's modality is missing in all rows of the second rank: it has nothing to learn from in this step.
+    # The student's modality is missing in all rows of the second rank, which therefore has no rows in this step.
     residue = rows % (len(run.dataset.inputs) + 2)
     there, missing = rows[residue != 0], rows[residue == 0]
     pairs = min(len(there), len(missing))

@@ -1,4 +1,4 @@
-"""One stage of one method on toy data, built by the same machinery that a run uses, and thrown away afterwards."""
+"""One temporary stage of one method on toy data, built by the same code as a run."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +31,12 @@ Settings = MethodConfig | Callable[[Sequence[str]], MethodConfig]
 Trains = Literal["student", "method", "all"]
 
 ROWS = 24
-"""Rows of a batch in the checks: divisible by micro-batches of 2, 3 and 4, and not by 5."""
+"""Rows of a batch in the checks: divisible into 2, 3 and 4 micro-batches, but not into 5."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """A method's settings, and the cast and data that it is checked on; `given` holds the student first.
+    """A method's settings, with the networks and data of its checks; `given` lists the student first.
 
     `stage` are further settings of the stage, such as its weighting.
     """
@@ -48,7 +48,7 @@ class Contract:
     stage: Mapping[str, Any] = field(default_factory=dict)
 
     def members(self, teachers: int, *, normalised: bool = False) -> dict[str, Network]:
-        """Fresh copies of the student and of the first so many teachers."""
+        """New copies of the student and of the first teachers, `teachers` in number."""
         if self.given is None:
             return toy_cast(self.dataset, teachers, normalised=normalised)
         return dict(list(copy.deepcopy(dict(self.given)).items())[: teachers + 1])
@@ -59,10 +59,10 @@ class Contract:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """How many teachers the method takes, of one, two, three (or of as many as were given); most first.
+        """Numbers of teachers that the method accepts, among 1, 2 and 3 (or 1, 2 and all given ones); largest first.
 
         Raises:
-            ApplicabilityError: it refuses all of them.
+            ApplicabilityError: it accepts none of them.
         """
         most = 3 if self.given is None else len(self.given) - 1
         found = []
@@ -78,7 +78,7 @@ class Contract:
         return found
 
     def build(self, teachers: int) -> None:
-        """Build the method for so many teachers, and see whether it refuses."""
+        """Build the method for a number of teachers, which raises an error where the method refuses it."""
         members = self.members(teachers)
         student, *others = [network.probe(self.dataset.example()) for network in members.values()]
         names = list(members)[1:]
@@ -89,7 +89,7 @@ class Contract:
 
 
 class Rehearsal:
-    """A method with its cast, ready to step; SGD with momentum, because Adam magnifies rounding."""
+    """A method with its networks, ready to train; SGD with momentum, because Adam amplifies rounding errors."""
 
     def __init__(
         self,
@@ -131,19 +131,19 @@ class Rehearsal:
 
     @property
     def teachers(self) -> dict[str, Network]:
-        """The networks that teach, by name."""
+        """The teachers' networks, by name."""
         return {name: network for name, network in self.plan.members.items() if name != self.plan.recipe.learner}
 
     def rows(self, step: int = 0) -> Tensor:
-        """The rows of one step, in the order of a run (labelled rows alone, where the method iterates over them)."""
+        """The rows of one step, in the order of a run (only labelled rows, where the method iterates over these)."""
         return next(self.job.order.epoch(0, step))
 
     def batch(self, rows: Tensor | None = None) -> Batch:
-        """These rows, by default those of the first step; of their modalities, those that somebody live reads."""
+        """The batch of these rows, by default of the first step, with the modalities that live networks read."""
         return self.job.batch(self.rows() if rows is None else rows, self.progress.epoch)
 
     def read_banks(self, folder: Path) -> None:
-        """From now on read from banks whatever the stage's choices say, as a run does; fills them in a folder."""
+        """Fill banks in a folder, and read from them according to the stage's choices, as a run does."""
         devices = self.training.devices
         self.job, _ = supply(self.job, self.plan.recipe.bank, folder, devices, Quiet())
         self.training = Training(self.job, self.plan.members.values(), devices)
@@ -155,7 +155,7 @@ class Rehearsal:
         return step
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Every term as it joins the loss: reduced and weighted."""
+        """Every term as in the loss: reduced and weighted."""
         step = self.forward(batch)
         return {name: term.reduced(batch.total_rows) * term.weight for name, term in step.terms.items()}
 
@@ -164,30 +164,30 @@ class Rehearsal:
         return torch.stack([value.reshape(()) for value in self.terms(batch).values()]).sum()
 
     def gradients(self, batch: Batch) -> list[Tensor]:
-        """The gradient to everything that trains; zeros where there is none."""
+        """The gradients of all parameters that train; zeros where there is none."""
         found = torch.autograd.grad(self.loss(batch), self.training.parameters, allow_unused=True)
         pairs = zip(found, self.training.parameters, strict=True)
         return [torch.zeros_like(own) if one is None else one for one, own in pairs]
 
     def step(self, rows: Tensor, number: int = 0) -> dict[str, Tensor]:
-        """One step of the optimizer, as a run makes it."""
+        """One step of the optimizer, as in a run."""
         return self.training.step(rows, replace(self.progress, step=number))
 
     @torch.no_grad()
     def validated(self) -> dict[str, Tensor]:
-        """What the method judges its parts by, on the rows of the first step."""
+        """The validation values of the method's parts, on the rows of the first step."""
         self.training.eval_mode()
         return dict(self.job.method.validate(self.batch(), self.job.student, self.job.teachers))
 
     def weights(self) -> dict[str, Tensor]:
-        """Everything that moves, as copies."""
+        """Copies of all weights and buffers that can change."""
         return flatten(self.job.modules())
 
 
 def with_absent(dataset: Dataset, fill: float) -> Dataset:
-    """The same data, where every modality is missing in some rows; what stands there instead is `fill`.
+    """The same data, where every modality is missing in some rows; its values there are `fill`.
 
-    Row number modulo (modalities + 2) says what is missing: one modality, in the last two residues nothing.
+    The row number modulo (modalities + 2) selects the missing modality; for the last two residues none is missing.
     """
     names = list(dataset.inputs)
     residue = torch.arange(len(dataset)) % (len(names) + 2)
@@ -199,13 +199,13 @@ def with_absent(dataset: Dataset, fill: float) -> Dataset:
 
 
 def with_views(dataset: Dataset, views: int = 2) -> Dataset:
-    """The same data, where each training row is seen in so many seeded views."""
+    """The same data, where each training row has several seeded views."""
     noisy = {name: Variation(noise=0.3) for name, value in dataset.inputs.items() if value.is_floating_point()}
     return replace(dataset, augmentation=Variations(inputs=noisy, views=views))
 
 
 def with_labels_hidden(dataset: Dataset, shift: int = 0) -> Dataset:
-    """The same data, where the student may not use every second label; those are moved on by `shift` classes."""
+    """The same data, where the student may not use every second label; hidden labels are shifted by `shift` classes."""
     hidden = torch.arange(len(dataset)) % 2 == 1
     moved = (dataset.targets + shift) % len(dataset.classes)
     targets = torch.where(hidden & (dataset.targets != MISSING_TARGET), moved, dataset.targets)

@@ -1,4 +1,4 @@
-"""Toy data and toy networks: any number of modalities, learnable in a moment, the same numbers on every machine."""
+"""Toy data and toy networks: any number of modalities, learnable within seconds, the same numbers on every machine."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -16,7 +16,7 @@ from crossdistill.network import Network
 from crossdistill.runtime.hashing import derived_seed
 
 TOY_SHAPES: Mapping[str, tuple[int, ...]] = {"first": (6,), "second": (2, 4), "third": (5,)}
-"""Modalities of the toy data by default, and the shapes of their examples."""
+"""Default modalities of the toy data, and the shapes of their examples."""
 TOY_TAPS = ("joint", "hidden", "embed")
 
 
@@ -31,12 +31,12 @@ def toy_dataset(
     absent: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Paired rows in which every modality shows the class, through its own pattern and its own noise.
+    """Paired rows in which every modality depends on the class, by its own patterns and with its own noise.
 
     `modalities` are names with the shape of an example; names alone take their shapes from `TOY_SHAPES`. `noise` is
-    the spread of the noise where the patterns have 1 (dimensionless). A fraction `labelled` of all rows keeps its
-    label for the student, a fraction `without_target` has no target at all, and `absent` says for a modality in which
-    fraction of the rows it is missing: its values there are NaN. 60 % of the rows train, 20 % validate, 20 % test.
+    the standard deviation of the noise; that of the patterns is 1 (dimensionless). A fraction `labelled` of all rows
+    keeps its label for the student, a fraction `without_target` has no target at all, and `absent` is, by modality, the
+    fraction of rows in which it is missing: its values there are NaN. 60 % of the rows train, 20 % validate, 20 % test.
     """
     shapes = modalities if isinstance(modalities, Mapping) else {name: TOY_SHAPES[name] for name in modalities}
     targets = np.random.default_rng(derived_seed("targets", seed)).permutation(np.arange(rows) % classes)
@@ -57,7 +57,7 @@ def toy_dataset(
         "toy",
         inputs,
         numbers,
-        # Classes are equally many by construction, and recorded traces hold these rows.
+        # Not stratified: classes have equal numbers of rows by construction, and recorded traces depend on these rows.
         splits=random_split(rows, seed),
         classes=[f"class {number}" for number in range(classes)],
         present=present,
@@ -69,9 +69,9 @@ def toy_dataset(
 class ToyModule(nn.Module):
     """Up to three inputs of any shape -> (logits (B, classes), embedding (B, width // 2)).
 
-    Taps: joint (the inputs' features side by side), hidden (before its ReLU), embed. The embedding has a layer of its
-    own, which the logits do not read. Without `normalised` there is neither BatchNorm nor dropout, so that a batch and
-    its parts agree to rounding.
+    Taps: joint (the inputs' features side by side), hidden (before its ReLU), embed. The embedding has its own layer,
+    which the logits do not depend on. Without `normalised` there is neither BatchNorm nor dropout, so that a batch and
+    its parts agree up to rounding.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ToyModule(nn.Module):
     ) -> tuple[Float[Tensor, "B C"] | fx.Proxy, Float[Tensor, "B D"] | fx.Proxy]:
         """Logits and embedding."""
         parts = []
-        # As many as there are layers: those left out are None.
+        # One input per layer: the remaining inputs are None.
         for layer, value in zip(self.inputs, (first, second, third), strict=False):
             assert value is not None
             parts.append(functional.relu(layer(value.flatten(1))))
@@ -117,9 +117,9 @@ def toy_network(
 
 
 def toy_cast(dataset: Dataset, teachers: int = 2, *, normalised: bool = False, seed: int = 0) -> dict[str, Network]:
-    """Networks for a student of the data's first modality and so many teachers, by name; the student comes first.
+    """Networks by name: a student of the data's first modality, which comes first, and a number of teachers.
 
-    The first teacher reads every modality, the next ones one modality each, beginning with the last.
+    The first teacher reads every modality, the next ones one modality each, starting with the last.
     """
     names = list(dataset.inputs)
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in dataset.inputs.items()}
