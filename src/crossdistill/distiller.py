@@ -1,4 +1,4 @@
-"""A method as one module for any training loop: `distiller(inputs, targets)` gives the loss of a step."""
+"""A method as one module for any training loop: `distiller(inputs, targets)` returns the loss of a step."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ class Distiller(nn.Module):
     Sizes are measured on `example` (inputs, or inputs and targets), or else on the first batch. A method that adds
     parameters needs the example, because an optimizer is made before the first batch.
 
-    A method that looks rows up by sample id (crd) needs the training data: `data`, or `targets` of all training rows,
+    A method that stores rows by sample id (crd) needs the training data: `data`, or `targets` of all training rows,
     or `rows`, their number; ids are then positions in them, and each call passes `ids=`. Where `torch.distributed` is
     initialised, gradients are assumed to be averaged over processes, as in DistributedDataParallel, and rows of all
     processes are compared with each other; with `distributed=False` each process computes by itself.
@@ -127,7 +127,7 @@ class Distiller(nn.Module):
         """The loss of one batch: a scalar, averaged over rows.
 
         `inputs` are a tensor (rows first) or a mapping by modality; a `Batch` has its own targets and ids. `targets`
-        are class numbers, `MISSING_TARGET` (-100) where there is none; None: none of the rows has one. `labelled` marks
+        are class numbers, `MISSING_TARGET` (-100) in rows without one; None: no row has a target. `labelled` marks
         the rows whose target the student may use, `present` by modality the rows that have it. `epoch` is as for
         `set_epoch`. State that the method updates after a step (queues, centres) changes at the next call, by
         `eval()`, or by `state_dict()`: the graph of this call still needs the old state.

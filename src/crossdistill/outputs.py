@@ -70,7 +70,7 @@ class OutputSpec:
         """C, the number of classes.
 
         Raises:
-            SignalError: the network gives no logits.
+            SignalError: the network has no logits.
         """
         if self.logits is None:
             raise SignalError("the number of classes was asked of a network that gives no logits")

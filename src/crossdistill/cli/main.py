@@ -151,7 +151,7 @@ def predict_command(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a run's student name the class of each file."""
+    """Predict the class of each file with a run's student."""
     from crossdistill.recipes.of_run import module_of_run
     from crossdistill.student import load_student
 
@@ -222,7 +222,7 @@ def compare_command(
 
 @app.command("doctor")
 def doctor_command(as_json: AsJson = False) -> None:
-    """Try every optional part, and say what is broken and why."""
+    """Check every optional package, and report broken ones with the reason."""
     from crossdistill.cli import doctor
 
     diagnosis = doctor.examine()

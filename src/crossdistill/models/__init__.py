@@ -127,7 +127,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Check options from a file against the model's signature: names and types.
 
     Raises:
-        SettingError: no such option, or a value of another type than its annotation says.
+        SettingError: no such option, or a value whose type differs from its annotation.
     """
     made = find_model(name).make()
     known = inspect.signature(made).parameters

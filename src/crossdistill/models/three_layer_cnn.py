@@ -12,8 +12,8 @@ class ThreeLayerCNNA(nn.Module):
     """Spectrograms (B, 1, 112, 112) -> logits (B, classes); 343,562 parameters with 10 classes.
 
     Taps: conv1 (32, 112, 112), conv2 (64, 56, 56), conv3 (128, 28, 28), all before their ReLU, and each with `_relu`
-    after it; conv3_maxpool (128, 14, 14) and conv3_maxpool_flatten (25088,), the penultimate layer. fc1 gives the
-    logits.
+    after it; conv3_maxpool (128, 14, 14) and conv3_maxpool_flatten (25088,), the penultimate layer. fc1 returns
+    the logits.
     """
 
     def __init__(self, classes: int = 10) -> None:

@@ -52,7 +52,7 @@ def activated(*layers: str) -> dict[str, str]:
 
 
 class ExperimentSetup(BaseModel):
-    """Data, networks and lengths from which every method's recipe is built, so that conditions are equal.
+    """Data, networks and lengths of training from which every method's recipe is built, for equal conditions.
 
     `networks` maps each modality to its network, and `multimodal` reads all of them. `taps` name, for
     each network, the intermediate and the late layer that masks and hints act on; `maps`, for each network and modality

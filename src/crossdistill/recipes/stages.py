@@ -101,7 +101,7 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
 
 
 def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """All members learn from labels and from each other; selection by the student's best epoch."""
+    """All members train on labels and on each other's predictions; selection by the student's best epoch."""
     return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
 
 

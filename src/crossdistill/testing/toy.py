@@ -109,7 +109,7 @@ def toy_network(
     normalised: bool = False,
     seed: int = 0,
 ) -> Network:
-    """A small network for toy data, initialised from its seed; `normalised` gives it BatchNorm and dropout."""
+    """A small network for toy data, initialised from its seed; `normalised` adds BatchNorm and dropout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("toy network", seed, *reads))
         module = ToyModule([shapes[name] for name in reads], classes, width, normalised)
