@@ -94,7 +94,7 @@ class Checkpoints(BaseModel):
 
 
 class Recipe(BaseModel):
-    """One experiment: everything that its numbers depend on, except for code and machine.
+    """One experiment: everything that determines its results, except for code and machine.
 
     `data`, `student` and `teachers` are settings of the tables, or live objects (a Dataset, Networks); a recipe with
     live objects runs and resumes from Python only. A network may also be a function that returns a Network, or a module
@@ -124,7 +124,7 @@ class Recipe(BaseModel):
     control: Literal["shuffled"] | None = None
     """"shuffled": in distillation the teachers read other training rows, by one fixed permutation."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", "mps"."""
+    """Device of the run: "auto", "cpu", "cuda", "mps"."""
     channels_last: bool = False
     """Store images channels last in memory: equal results up to rounding, faster convolutions on most machines."""
     checkpoints: Checkpoints = Checkpoints()

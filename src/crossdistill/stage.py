@@ -244,11 +244,11 @@ class Stage(BaseModel):
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """What always trains, besides the method's own modules; `trained_with` adds teachers."""
+        """Parts that always train, besides the method's own modules; `trained_with` adds teachers."""
         return self.trained_with(())
 
     def trained_with(self, teachers: Iterable[str]) -> tuple[str, ...]:
-        """What trains, besides the method's own modules, with these teachers."""
+        """Parts that train, besides the method's own modules, with these teachers."""
         if self.trains is not None:
             return self.trains
         return (self.learner, *(teachers if self.method.trains_teachers else ()))

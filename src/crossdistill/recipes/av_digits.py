@@ -16,7 +16,7 @@ def setup(*, labelled: float = 1.0, seed: int = 0) -> ExperimentSetup:
 
     With all labels the weights are the published ones. With few labels, weights and temperature were chosen on
     validation, at 5 % of labels and seed 0, from a few candidates for each method (LOG.md): they weight the teachers
-    more.
+    more, since few labels carry little information.
     """
     return ExperimentSetup(
         data=AvDigitsConfig(labelled=labelled, label_seed=seed),

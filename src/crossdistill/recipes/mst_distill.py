@@ -50,7 +50,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("data.split", None, "sample", None, "the released indices are random over samples, so sources are shared"),
     Switch("data.release_compat", None, True, None, "released statistics are over all rows, test rows included"),
 )
-"""None: the default of the data. `gate_detached`, which stops the gate's gradient at the student, is equal in all."""
+"""None: the data keep their value. `gate_detached`, which stops the gate's gradient at the student, is equal in all."""
 
 FEW_LABELS = Difference(
     "route.weight_distil, weight_task, temperature, distil_decay_every",

@@ -78,7 +78,10 @@ class Contract:
         return found
 
     def build(self, teachers: int) -> None:
-        """Build the method for a number of teachers, which raises an error where the method refuses it."""
+        """Build the method for a number of teachers.
+
+        Raises:
+            ApplicabilityError: the method does not accept this number."""
         members = self.members(teachers)
         student, *others = [network.probe(self.dataset.example()) for network in members.values()]
         names = list(members)[1:]
