@@ -81,7 +81,8 @@ class Contract:
         """Build the method for a number of teachers.
 
         Raises:
-            ApplicabilityError: the method does not accept this number."""
+            ApplicabilityError: the method does not accept this number.
+        """
         members = self.members(teachers)
         student, *others = [network.probe(self.dataset.example()) for network in members.values()]
         names = list(members)[1:]
