@@ -1,10 +1,10 @@
 """Devices that are not there, or do not work, and optimizers of torches of several ages: sentences, not tracebacks."""
 
-from collections.abc import functools
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import Callable
 import pytest
 import torch
 from command_line import Command
