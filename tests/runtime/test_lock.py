@@ -72,6 +72,13 @@ def test_of_many_threads_one_at_a_time(tmp_path: Path) -> None:
     assert most == [1]
 
 
+def _until_logged(line: str, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not log.is_file() or line not in log.read_text():
+        assert time.monotonic() < deadline, line
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_of_many_processes_that_are_killed_one_at_a_time(tmp_path: Path) -> None:
     """Each appends two lines while it holds the lock, and is killed at a random moment: no two are interleaved."""
@@ -88,9 +95,12 @@ def test_of_many_processes_that_are_killed_one_at_a_time(tmp_path: Path) -> None
     running: list[subprocess.Popen[bytes]] = []
     for number in range(24):
         running.append(subprocess.Popen(command))
+        _until_logged(f"in {running[-1].pid}\n", tmp_path / "log")
         if number >= 3:
-            time.sleep(0.3 + 0.037 * (number % 7))
+            time.sleep(0.05 + 0.037 * (number % 7))
+            # A dead process that its parent has not waited for counts as alive until its lock is old.
             running[number - 3].kill()
+            running[number - 3].wait()
     for process in running:
         process.kill()
         process.wait()
@@ -200,3 +210,15 @@ def test_who_waits_says_once_for_whom(tmp_path: Path) -> None:
         helper.join()
     assert len(said) == 1
     assert "process 7 on elsewhere" in str(said[0])
+
+
+def test_what_a_killed_takeover_left_goes_with_the_next_holder(tmp_path: Path) -> None:
+    dead = 2**22 + 1
+    own, foreign = tmp_path / f"a.break.{dead}.{'0' * 32}", tmp_path / f"a.break.{dead}.{'1' * 32}"
+    alive = tmp_path / f"a.break.{os.getpid()}.{'2' * 32}"
+    for path, host in ((own, None), (foreign, "elsewhere"), (alive, None)):
+        held_elsewhere(path, host=host)
+    lock = Lock(tmp_path / "a")
+    assert lock.acquire()
+    lock.release()
+    assert sorted(tmp_path.iterdir()) == sorted([foreign, alive])

@@ -104,7 +104,7 @@ def drop_leftover(out: Path) -> None:
     lock = Lock(out / LOCK)
     # A finished run may be on a read-only disk.
     with suppress(StorageError):
-        if lock.path.is_file() and lock.acquire():
+        if any(out.glob(f"{LOCK}*")) and lock.acquire():
             lock.release()
 
 

@@ -103,7 +103,17 @@ class Lock:
                 f"could not write {self.path}: {error.strerror or error}; everything written before is intact. "
                 "Free some space and go on with --resume, or choose another folder with --out"
             ) from error
+        self._sweep()
         return True
+
+    def _sweep(self) -> None:
+        """Remove what processes of this machine left that were killed while they took the lock over."""
+        for path in self.path.parent.glob(f"{self.path.name}.*.*.*"):
+            process = path.name.split(".")[-2]
+            with suppress(OSError, UnicodeDecodeError):
+                text = path.read_text(encoding="utf-8")
+                if process.isdecimal() and not began(int(process)) and (not text or f"host={_host()}\n" in text):
+                    path.unlink()
 
     def release(self) -> None:
         """Release the lock, which removes the file; without effect if it is not held."""
