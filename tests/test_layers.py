@@ -251,7 +251,8 @@ def test_importing_everything_public_leaves_optional_packages_alone() -> None:
         "for name in crossdistill.__all__: getattr(crossdistill, name)\n"
         "print(sorted(set(sys.argv[1:]) & set(sys.modules)))"
     )
-    assert _child(code, *OPTIONAL).strip() == "[]"
+    # PyTorch's compiler takes more than a second and 70 MB; only what compiles imports it.
+    assert _child(code, *OPTIONAL, "torch._dynamo").strip() == "[]"
 
 
 def test_the_command_line_starts_and_helps_without_torch() -> None:

@@ -80,4 +80,4 @@ def test_d_a_row_without_any_input_is_left_out() -> None:
     network = Network(Both(), ("first", "second"), needs="any")
     network.probe(data.example())
     rows = torch.arange(6)
-    assert Live("t", network)(data.batch(rows)).rows.tolist() == [0, 2, 3, 4]  # type: ignore[union-attr]
+    assert Live("t", network)(data.batch(rows)).rows.tolist() == [0, 2, 3, 4]

@@ -92,6 +92,6 @@ def test_d_class_weights_in_a_recipe(tmp_path: Path) -> None:
 
     run(recipe("balanced"), tmp_path / "balanced")
     changed = recipe(None).overridden(["stages.supervised.method.class_weights=[1, 2]"])
-    assert changed.stages[0].method.class_weights == (1.0, 2.0)  # type: ignore[attr-defined]
+    assert changed.stages[0].method.class_weights == (1.0, 2.0)
     with raises(RecipeError, "class_weights", 3, 2):
         run(recipe((1.0, 2.0, 3.0)), tmp_path / "other")

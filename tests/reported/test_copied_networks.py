@@ -97,7 +97,7 @@ def _hooked() -> nn.Module:
 
 def _replaced_forward() -> nn.Module:
     module = net()
-    module.forward = lambda first: module.head(module.act(module.back(first)))  # type: ignore[method-assign]
+    module.forward = lambda first: module.head(module.act(module.back(first)))
     return module
 
 

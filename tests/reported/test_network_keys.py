@@ -185,11 +185,11 @@ def _patched_class(program: ModuleType, network: Network) -> None:
 
 
 def _patched_object(program: ModuleType, network: Network) -> None:
-    network.module.forward = lambda x: network.module.layer(x)  # type: ignore[assignment]
+    network.module.forward = lambda x: network.module.layer(x)
 
 
 def _hooked(program: ModuleType, network: Network) -> None:
-    network.module.layer.register_forward_hook(lambda module, args, result: 2 * result)  # type: ignore[union-attr]
+    network.module.layer.register_forward_hook(lambda module, args, result: 2 * result)
 
 
 def _unregistered(program: ModuleType, network: Network) -> None:

@@ -54,7 +54,7 @@ def weights(out: Path) -> bytes:
 
 
 def members(recipe: Recipe) -> dict[str, str]:
-    plan = prepare(recipe, recipe.data, torch.device("cpu"))  # type: ignore[arg-type]
+    plan = prepare(recipe, recipe.data, torch.device("cpu"))
     return {name: fingerprint(network) for name, network in plan.members.items()}
 
 
@@ -91,7 +91,7 @@ def test_a3_numpy_and_python_draw_from_the_seed_too() -> None:
         nn.init.constant_(layer.bias, random.random())
         return layer
 
-    before = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    before = np.random.get_state()[1].copy()
     found = [members(Recipe(data=ONE, student=drawn, stages=SUPERVISED, seed=seed))["first"] for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert (np.random.get_state()[1] == before).all()
@@ -169,7 +169,7 @@ def test_a3_factories_that_fail_are_refused_in_a_sentence() -> None:
 
     for student, facts in ((broken, ("broken", "weights.pt")), (lambda: 3, ("int",))):
         with raises(ValidationError, *facts):
-            Recipe(data=ONE, student=student, stages=SUPERVISED)  # type: ignore[arg-type]
+            Recipe(data=ONE, student=student, stages=SUPERVISED)
     same = Recipe(data=ONE, student=Network(factory=lambda: kept, reads="first"), stages=SUPERVISED)
     prepare(same, ONE, torch.device("cpu"))
     with raises(CrossdistillError, "one and the same"):
@@ -179,11 +179,11 @@ def test_a3_factories_that_fail_are_refused_in_a_sentence() -> None:
 
 
 def test_c_modules_bare_modules_become_networks_where_it_is_plain_what_they_read() -> None:
-    recipe = Recipe(data=ONE, student=linear(), teachers={"t": linear()}, stages=SUPERVISED)  # type: ignore[arg-type]
+    recipe = Recipe(data=ONE, student=linear(), teachers={"t": linear()}, stages=SUPERVISED)
     assert isinstance(recipe.student, Network)
     assert recipe.student.reads == ("first",)
     with pytest.raises(ValidationError) as caught:
-        Recipe(data=TWO, student=linear(), teachers={"t": Both(), "u": linear}, stages=SUPERVISED)  # type: ignore[dict-item, arg-type]
+        Recipe(data=TWO, student=linear(), teachers={"t": Both(), "u": linear}, stages=SUPERVISED)
     text = str(caught.value)
     assert all(fact in text for fact in ("Linear", "Both", "'t'", "'u'", "Network(module, reads=...)", "first, second"))
 

@@ -122,7 +122,7 @@ def killed_in(work: object) -> None:
     child = os.fork()
     if child == 0:
         try:
-            work()  # type: ignore[operator]
+            work()
         finally:
             os._exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -169,7 +169,7 @@ def test_c_clearing_a_bank_that_may_not_be_removed(
     def refused(path: str, *rest: object) -> None:
         if Path(path).parent == banks:
             raise PermissionError(13, "Permission denied", str(path))
-        real(path, *rest)  # type: ignore[arg-type]
+        real(path, *rest)
 
     monkeypatch.setattr(os, "mkdir", refused)
     (bank,) = banks.iterdir()

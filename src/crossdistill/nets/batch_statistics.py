@@ -138,6 +138,16 @@ def _joint(module: nn.Module) -> Iterator["_Forward"]:
             yield forward
 
 
+def _normalised(forward: "_Forward", value: Tensor) -> Tensor:
+    norm = forward.norm
+    if not norm.training:
+        result: Tensor = type(norm).forward(norm, value)
+        return result
+    norm._check_input_dim(value)
+    apply: Callable[..., Tensor] = _Joint.apply
+    return apply(value, norm.weight, norm.bias, forward)
+
+
 class _Forward:
     """The forward function of one norm over all ranks."""
 
@@ -147,16 +157,11 @@ class _Forward:
         self.width = width
         self.exchange = exchange
         self.muted = False
+        # Not as a decorator: it imports PyTorch's compiler, which only runs of several processes with such norms need.
+        self._uncompiled: Callable[[_Forward, Tensor], Tensor] = torch.compiler.disable(_normalised)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, value: Tensor) -> Tensor:
-        norm = self.norm
-        if not norm.training:
-            result: Tensor = type(norm).forward(norm, value)
-            return result
-        norm._check_input_dim(value)
-        apply: Callable[..., Tensor] = _Joint.apply
-        return apply(value, norm.weight, norm.bias, self)
+        return self._uncompiled(self, value)
 
     def together(self, count: int, first: Tensor, second: Tensor, *, backward: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Counts (ranks, 1), and two vectors of channels of every rank (ranks, C).

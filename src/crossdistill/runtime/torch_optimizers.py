@@ -81,7 +81,8 @@ def argument_faults(name: str, arguments: Mapping[str, Any], **fixed: float) -> 
             faults.append(f"arguments.{given}: the runner sets it")
         elif given not in free:
             faults.append(f"arguments: {name} has no argument {given!r}; {nearest(given, free)}")
-    if not faults:
+    if arguments and not faults:
+        # Only then: making an optimizer imports PyTorch's compiler, which takes more than a second.
         try:
             optimizer_classes()[name]([torch.zeros(1, 1)], **fixed, **plain_arguments(arguments))
         except (ValueError, TypeError, RuntimeError) as error:
