@@ -13,7 +13,7 @@ from crossdistill.network import Network
 from crossdistill.recipe import Recipe
 from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import Stage
-from crossdistill.testing import toy_cast, toy_dataset, toy_map_cast
+from crossdistill.testing import toy_dataset, toy_map_models, toy_models
 
 
 class Heard(Quiet):
@@ -46,7 +46,7 @@ def toy_recipe(
     """
     data = toy_dataset() if data is None else data
     count = teachers if isinstance(teachers, int) else 1
-    networks = toy_map_cast(data, count) if maps else toy_cast(data, count, normalised=normalised)
+    networks = toy_map_models(data, count) if maps else toy_models(data, count, normalised=normalised)
     (name, student), *others = networks.items()
     made: dict[str, Any] = {
         "data": data,
@@ -60,7 +60,7 @@ def toy_recipe(
 
 def mst_distill(data: Dataset, teachers: int) -> Recipe:
     """All stages of MST-Distill and a last one of plain distillation, as tiny as they get."""
-    names = tuple(toy_cast(data, teachers))[1:]
+    names = tuple(toy_models(data, teachers))[1:]
     stages = (
         Stage(method="collaborate", epochs=1, trains=("student", *names), select="last"),
         Stage(method={"name": "specialise", "taps": dict.fromkeys(names, ("joint", "hidden"))}, epochs=1, trains=()),

@@ -13,7 +13,7 @@ from crossdistill import OptimizerConfig, Recipe, Stage, run
 from crossdistill.method import STUDENT
 from crossdistill.methods import KD, Collaborate, Hint, Route, Specialise, Supervised
 from crossdistill.recipe import Checkpoints
-from crossdistill.testing import toy_cast, toy_dataset, toy_map_cast
+from crossdistill.testing import toy_dataset, toy_map_models, toy_models
 from crossdistill.testing.toy import TOY_MAPS
 
 DESCENT = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.9)
@@ -66,7 +66,7 @@ def recipe(
     data = toy_dataset(
         {name: TOY_MAPS[name] for name in names} if maps else names, rows=ROWS, labelled=0.6, absent=missing
     )
-    (name, student), *others = (toy_map_cast(data, 2) if maps else toy_cast(data, 2, normalised=normed)).items()
+    (name, student), *others = (toy_map_models(data, 2) if maps else toy_models(data, 2, normalised=normed)).items()
     for _, network in ((name, student), *others):
         if normed:
             # Each process draws its own dropout.

@@ -7,7 +7,7 @@ from crossdistill import Dataset, OptimizerConfig, Recipe, Stage, Variation, Var
 from crossdistill.method import STUDENT
 from crossdistill.methods import KD, Collaborate, Route, Specialise, Supervised
 from crossdistill.recipe import Checkpoints
-from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.testing import toy_dataset, toy_models
 from crossdistill.weighting import GradNormConfig, PCGradConfig
 
 MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.02, momentum=0.9, schedule="cosine")
@@ -15,7 +15,7 @@ MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.02, momentum=0.9, schedul
 
 def _recipe(*stages: Stage, data: Dataset, teachers: int, normalised: bool = False, **fields: Any) -> Recipe:
     # Not from `builders`: tests copy this file, and run it where nothing else of the tests can be imported.
-    (name, student), *others = toy_cast(data, teachers, normalised=normalised).items()
+    (name, student), *others = toy_models(data, teachers, normalised=normalised).items()
     return Recipe(data=data, student=student, student_name=name, teachers=dict(others), stages=stages, **fields)
 
 

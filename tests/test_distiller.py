@@ -16,7 +16,7 @@ from crossdistill.errors import CrossdistillError, SettingError, ShapeError
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import CRD, KD, METHODS, Route, Salience, Specialise
 from crossdistill.runtime.hashing import derived_seed
-from crossdistill.testing import TOY_MAPS, toy_cast, toy_dataset, toy_map_cast
+from crossdistill.testing import TOY_MAPS, toy_dataset, toy_map_models, toy_models
 from crossdistill.testing.rehearsal import Contract, Rehearsal
 
 DATA = toy_dataset(("first", "second", "third"))
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*set_epoch:UserWarning")
 
 def members(name: str) -> tuple[Dataset, Network, dict[str, Network]]:
     data = MAPS if name in ON_MAPS else DATA
-    (_, student), *teachers = (toy_map_cast(data, 2) if name in ON_MAPS else toy_cast(data, 2)).items()
+    (_, student), *teachers = (toy_map_models(data, 2) if name in ON_MAPS else toy_models(data, 2)).items()
     for number in (2, 1):
         try:
             Rehearsal(Contract(settings(name), data), teachers=number)

@@ -14,7 +14,7 @@ from crossdistill.nets.mask import apply_mask, mask_for
 from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.teacher import Live, Masked, Shuffled, Teacher
-from crossdistill.testing import FakeTeacher, toy_cast, toy_dataset, toy_network
+from crossdistill.testing import FakeTeacher, toy_dataset, toy_models, toy_network
 
 SHAPES = {"first": (6,), "second": (2, 4)}
 
@@ -240,7 +240,7 @@ def test_a_masked_teacher_is_not_cut_again() -> None:
 
 def test_the_shuffled_control_looks_at_other_rows_whole() -> None:
     data = toy_dataset(rows=20)
-    network = toy_cast(data)["teacher-0"]
+    network = toy_models(data)["teacher-0"]
     network.probe(data.example())
     partner = torch.arange(20).roll(3)
     control = Shuffled(Live("teacher", network), partner, data.batch)

@@ -285,12 +285,13 @@ class Recipe(BaseModel):
         return f"{LIVE_RECIPE} ({', '.join(self.live)}), which no file can hold.\n# {again}\n{text}"
 
     @classmethod
-    def from_yaml(cls, path: Path) -> "Recipe":
+    def from_yaml(cls, path: Path | str) -> "Recipe":
         """A recipe from a run folder's `recipe.yaml`.
 
         Raises:
             RecipeError: unreadable, faulty, or built from live objects; the message suggests what to do.
         """
+        path = Path(path)
         fault = file_fault(path)
         if fault is not None:
             raise SettingError(f"no recipe can be read from {path}: {fault if fault == NO_FILE else f'it {fault}'}")

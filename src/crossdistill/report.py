@@ -66,12 +66,13 @@ class Report:
         write_text(self.out / RESULTS, text)
 
     @classmethod
-    def load(cls, out: Path) -> "Report":
+    def load(cls, out: Path | str) -> "Report":
         """Read a finished run's results.
 
         Raises:
             RunError: the results are missing or damaged.
         """
+        out = Path(out)
         path = out / RESULTS
         if not path.is_file():
             raise RunError(f"{out} holds no finished run: {RESULTS} is not there; finish it with --resume")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from crossdistill import Dataset, Network, OptimizerConfig, Recipe, Stage
-from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.testing import toy_dataset, toy_models
 
 NOT_A_FUNCTION = 3
 
@@ -13,7 +13,7 @@ NOT_A_FUNCTION = 3
 def live(epochs: int = 1) -> Recipe:
     """Own modules on own arrays, by knowledge distillation."""
     data = toy_dataset(("first", "second"), rows=120)
-    student, teacher = toy_cast(data, 1).items()
+    student, teacher = toy_models(data, 1).items()
     return _recipe(data, student[1], {teacher[0]: teacher[1]}, epochs)
 
 
@@ -65,7 +65,7 @@ def fails(width: int = 3) -> Recipe:
 
 
 def _members(data: Dataset) -> tuple[Network, dict[str, Network]]:
-    student, *teachers = toy_cast(data, 1).items()
+    student, *teachers = toy_models(data, 1).items()
     return student[1], dict(teachers)
 
 

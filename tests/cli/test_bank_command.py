@@ -26,11 +26,11 @@ from crossdistill.methods import KD, Route, Specialise, Supervised
 from crossdistill.recipe import Recipe
 from crossdistill.stage import Stage
 from crossdistill.testing import toy_dataset
-from crossdistill.testing.toy import toy_cast
+from crossdistill.testing.toy import toy_models
 
 def taught():
     data = toy_dataset()
-    cast = toy_cast(data)
+    cast = toy_models(data)
     student = cast.pop("student-network")
     stages = [
         Stage(method=KD(), epochs=3),

@@ -13,7 +13,7 @@ from crossdistill.methods.pkt import PKT
 from crossdistill.methods.salience import Salience
 from crossdistill.methods.sp import SP
 from crossdistill.methods.specialise import Specialise
-from crossdistill.testing import TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_cast
+from crossdistill.testing import TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_models
 
 # Settings as functions of the teachers' names, where the defaults do not suit toy data or there are none.
 ARGUMENTS: Mapping[str, Callable[[Sequence[str]], MethodConfig]] = {
@@ -62,7 +62,7 @@ def cast_of(name: str) -> dict[str, Any]:
     if name not in ON_MAPS:
         return {}
     dataset = toy_dataset(TOY_MAPS)
-    student, *others = (cast := toy_map_cast(dataset))
+    student, *others = (cast := toy_map_models(dataset))
     return {"student": cast[student], "teachers": {other: cast[other] for other in others}, "dataset": dataset}
 
 

@@ -24,7 +24,7 @@ from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
 from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
-from crossdistill.testing.toy import toy_cast
+from crossdistill.testing.toy import toy_models
 from crossdistill.training.runner import run
 
 
@@ -144,7 +144,7 @@ def test_a_network_that_no_key_can_tell_apart_is_live() -> None:
     def call(batch: Batch) -> Any:
         return (torch.as_tensor(batch.inputs["first"]) * torch.rand((), generator=source),), {}
 
-    module = toy_cast(toy_dataset())["student-network"].module
+    module = toy_models(toy_dataset())["student-network"].module
     named = Network(module, ("first",), input_adapter=lambda batch: ((batch.inputs["first"],), {}))
     found = choices(
         recipe(stage(KD()), teachers={"odd": Network(module, ("first",), input_adapter=call), "plain": named})
@@ -284,7 +284,7 @@ def test_runs_share_a_folder_of_banks(tmp_path: Path) -> None:
 def test_other_weights_have_another_bank(tmp_path: Path) -> None:
     run(recipe(stage(KD())), tmp_path / "one", banks=tmp_path / "banks")
     data = toy_dataset()
-    moved = {name: one for name, one in toy_cast(data, seed=5).items() if name != "student-network"}
+    moved = {name: one for name, one in toy_models(data, seed=5).items() if name != "student-network"}
     run(recipe(stage(KD()), teachers=moved), tmp_path / "two", banks=tmp_path / "banks")
     assert len(list((tmp_path / "banks").iterdir())) == 4
 

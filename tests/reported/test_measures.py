@@ -20,7 +20,7 @@ from crossdistill.methods import C2KD, DML, KD, Collaborate
 from crossdistill.planning.plan import prepare
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
-from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.testing import toy_dataset, toy_models
 from crossdistill.training.evaluation import evaluate_folder
 from crossdistill.training.teacher_accuracy import above_chance
 
@@ -203,8 +203,8 @@ def lacking() -> Dataset:
 
 def test_a8_every_accuracy_says_its_rows(tmp_path: Path) -> None:
     data = lacking()
-    (_, student), *_ = toy_cast(data, 1).items()
-    both = next(iter(toy_cast(data, 2).values()))
+    (_, student), *_ = toy_models(data, 1).items()
+    both = next(iter(toy_models(data, 2).values()))
     recipe = trained_first(data)
     report = run(recipe, tmp_path / "run")
     test = data.splits["test"]

@@ -27,7 +27,7 @@ from crossdistill.planning import part_size
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.stage import OptimizerConfig, Stage
-from crossdistill.testing import toy_cast, toy_dataset
+from crossdistill.testing import toy_dataset, toy_models
 from crossdistill.training.runner import run
 
 DATA = toy_dataset()
@@ -205,7 +205,7 @@ def test_any_number_of_modalities_and_of_teachers(modalities: int, teachers: int
 
 def test_a_student_may_read_several_modalities(tmp_path: Path) -> None:
     data = toy_dataset(("first", "second", "third"), rows=120, absent={"second": 0.4})
-    cast = toy_cast(data, 3)
+    cast = toy_models(data, 3)
     recipe = Recipe(
         data=data,
         student=cast["teacher-0"],

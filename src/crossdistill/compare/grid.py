@@ -10,7 +10,7 @@ from crossdistill.data import find_data
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.overrides import sentences
 from crossdistill.recipe import Recipe
-from crossdistill.recipes import FAMILIES, family_kit, make
+from crossdistill.recipes import FAMILIES, family_setup, make
 from crossdistill.recipes.stages import PLANS
 
 SEED_LIMIT = 10_000
@@ -189,7 +189,7 @@ class Grid(BaseModel):
     @classmethod
     def _known_students(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's own type is a protocol
         # Data that failed their own validation have no known students.
-        known = tuple(family_kit(info.data["data"]).networks) if "data" in info.data else value
+        known = tuple(family_setup(info.data["data"]).networks) if "data" in info.data else value
         for name in value:
             if name not in known:
                 raise ValueError(f"no modality is called {name!r}; {nearest(name, known)}")

@@ -47,7 +47,9 @@ class Comparison:
         return terminal(self.findings)
 
 
-def compare(grid: Grid, out: Path, *, jobs: int | None = None, resume: bool = False, on: str = "local") -> Comparison:
+def compare(
+    grid: Grid, out: Path | str, *, jobs: int | None = None, resume: bool = False, on: str = "local"
+) -> Comparison:
     """Run all unfinished cells with `jobs` workers (by default all that the place `on` has).
 
     Cells share a folder of stages: equal stages are trained once. A failed cell is reported in the table and does not

@@ -8,16 +8,17 @@ from crossdistill.planning.plan import prepare
 from crossdistill.planning.sources import load_choices
 from crossdistill.recipe import Recipe
 from crossdistill.run_folder.checkpoint import load_outcome
+from crossdistill.run_folder.folder import optional_folder, run_folder
 from crossdistill.runtime.distributed import devices
 from crossdistill.runtime.progress import Display, Quiet
 
 
 def prefill(
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     *,
-    share: Path | None = None,
-    banks: Path | None = None,
+    share: Path | str | None = None,
+    banks: Path | str | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
 ) -> list[str]:
@@ -31,6 +32,7 @@ def prefill(
         BankError: a bank is damaged.
         StorageError: the disk has no room for a bank.
     """
+    out, share, banks = run_folder(out), optional_folder(share, "share"), optional_folder(banks, "banks")
     display = display or Quiet()
     with devices(recipe.device) as where:
         if dataset is None:

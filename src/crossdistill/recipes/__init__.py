@@ -6,6 +6,7 @@ import inspect
 import os
 import shlex
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,18 @@ FAMILIES: Mapping[str, str] = {
 Maker = Callable[..., Recipe]
 
 
-def family_kit(data: str) -> ExperimentSetup:
+def __getattr__(name: str) -> Any:
+    if name != "family_kit":
+        raise AttributeError(f"module 'crossdistill.recipes' has no attribute {name!r}")
+    warnings.warn("family_kit is called family_setup now; the old name goes with version 0.2", DeprecationWarning, 2)
+    return family_setup
+
+
+def family_setup(data: str) -> ExperimentSetup:
     """The setup that the recipes for these data share, with its defaults."""
     source, _, _ = FAMILIES[data].partition(":")
-    made: ExperimentSetup = importlib.import_module(source).setup()
-    return made
+    setup: ExperimentSetup = importlib.import_module(source).setup()
+    return setup
 
 
 def names() -> list[str]:

@@ -39,6 +39,17 @@ def run_folder(out: Path | str) -> Path:
     return Path(out)
 
 
+def optional_folder(path: Path | str | None, argument: str) -> Path | None:
+    """The path of a folder that need not be given; None if it is not. `argument` names it in the error.
+
+    Raises:
+        SettingError: the text is empty, which would mean the working folder.
+    """
+    if isinstance(path, str) and not path.strip():
+        raise SettingError(f"{argument}: the path is empty; give a folder, or None (the working folder is '.')")
+    return None if path is None else Path(path)
+
+
 @contextmanager
 def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
     """Hold the lock of a run folder in a block, so that only one process writes to it.

@@ -6,6 +6,9 @@ def test_my_method_keeps_the_contract() -> None:
     check_method(MyMethod(temperature=2.0))
 """
 
+import warnings
+from typing import Any
+
 from crossdistill.testing.contract import CLAUSES, check_method, check_ranks
 from crossdistill.testing.fake import FakeTeacher, Record
 from crossdistill.testing.toy import (
@@ -13,9 +16,9 @@ from crossdistill.testing.toy import (
     TOY_SHAPES,
     ToyMaps,
     ToyModule,
-    toy_cast,
     toy_dataset,
-    toy_map_cast,
+    toy_map_models,
+    toy_models,
     toy_network,
 )
 
@@ -29,8 +32,18 @@ __all__ = [
     "ToyModule",
     "check_method",
     "check_ranks",
-    "toy_cast",
     "toy_dataset",
-    "toy_map_cast",
+    "toy_map_models",
+    "toy_models",
     "toy_network",
 ]
+
+_OLD_NAMES = {"toy_cast": "toy_models", "toy_map_cast": "toy_map_models"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OLD_NAMES:
+        raise AttributeError(f"module 'crossdistill.testing' has no attribute {name!r}")
+    new = _OLD_NAMES[name]
+    warnings.warn(f"{name} is called {new} now; the old name goes with version 0.2", DeprecationWarning, 2)
+    return globals()[new]

@@ -24,7 +24,7 @@ from crossdistill.run_folder.checkpoint import flatten
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
 from crossdistill.stage import OptimizerConfig, Stage
-from crossdistill.testing.toy import toy_cast
+from crossdistill.testing.toy import toy_models
 from crossdistill.training.step import Training
 
 Settings = MethodConfig | Callable[[Sequence[str]], MethodConfig]
@@ -50,7 +50,7 @@ class Contract:
     def members(self, teachers: int, *, normalised: bool = False) -> dict[str, Network]:
         """New copies of the student and of the first teachers, `teachers` in number."""
         if self.given is None:
-            return toy_cast(self.dataset, teachers, normalised=normalised)
+            return toy_models(self.dataset, teachers, normalised=normalised)
         return dict(list(copy.deepcopy(dict(self.given)).items())[: teachers + 1])
 
     def config(self, teachers: Sequence[str]) -> MethodConfig:

@@ -116,7 +116,7 @@ def toy_network(
     return Network(module, reads, TOY_TAPS)
 
 
-def toy_cast(dataset: Dataset, teachers: int = 2, *, normalised: bool = False, seed: int = 0) -> dict[str, Network]:
+def toy_models(dataset: Dataset, teachers: int = 2, *, normalised: bool = False, seed: int = 0) -> dict[str, Network]:
     """Networks by name: a student of the data's first modality, which comes first, and a number of teachers.
 
     The first teacher reads every modality, the next ones one modality each, starting with the last.
@@ -168,8 +168,8 @@ TOY_MAPS: Mapping[str, tuple[int, ...]] = {"first": (1, 8, 8), "second": (2, 6, 
 TOY_MAP_TAPS = ("early", "late", "hidden")
 
 
-def toy_map_cast(dataset: Dataset, teachers: int = 3, *, seed: int = 0) -> dict[str, Network]:
-    """As `toy_cast`, with convolutional networks, for data whose examples are maps (`TOY_MAPS`)."""
+def toy_map_models(dataset: Dataset, teachers: int = 3, *, seed: int = 0) -> dict[str, Network]:
+    """As `toy_models`, with convolutional networks, for data whose examples are maps (`TOY_MAPS`)."""
     names = list(dataset.inputs)
     reads = [(names[0],), tuple(names), *((name,) for name in reversed(names))]
     members: dict[str, Network] = {}

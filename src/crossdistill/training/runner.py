@@ -24,7 +24,16 @@ from crossdistill.planning.sources import load_choices, save_choices
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
-from crossdistill.run_folder.folder import device_for, drop_leftover, examine, go_on, held_by_all, run_folder, take
+from crossdistill.run_folder.folder import (
+    device_for,
+    drop_leftover,
+    examine,
+    go_on,
+    held_by_all,
+    optional_folder,
+    run_folder,
+    take,
+)
 from crossdistill.run_folder.initial_weights import with_initial_weights
 from crossdistill.run_folder.loggers import Tracking, require
 from crossdistill.runtime.distributed import Devices, devices
@@ -52,8 +61,8 @@ def run(
     out: Path | str,
     *,
     resume: bool = False,
-    share: Path | None = None,
-    banks: Path | None = None,
+    share: Path | str | None = None,
+    banks: Path | str | None = None,
     dataset: Dataset | None = None,
     display: Display | None = None,
     progress: bool = True,
@@ -93,7 +102,7 @@ def run(
         StorageError: a file could not be written; files written before are intact.
         StoppedError: `stop` returned True; says how to resume.
     """
-    out = run_folder(out)
+    out, share, banks = run_folder(out), optional_folder(share, "share"), optional_folder(banks, "banks")
     for data in (dataset, recipe.data):
         if isinstance(data, Dataset):
             data.check_unchanged()
