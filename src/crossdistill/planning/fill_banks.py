@@ -8,7 +8,7 @@ from crossdistill.planning.plan import prepare
 from crossdistill.planning.sources import load_choices
 from crossdistill.recipe import Recipe
 from crossdistill.run_folder.checkpoint import load_outcome
-from crossdistill.run_folder.folder import optional_folder, run_folder
+from crossdistill.run_folder.folder import run_folders
 from crossdistill.runtime.distributed import devices
 from crossdistill.runtime.progress import Display, Quiet
 
@@ -32,15 +32,14 @@ def prefill(
         BankError: a bank is damaged.
         StorageError: the disk has no room for a bank.
     """
-    out, share, banks = run_folder(out), optional_folder(share, "share"), optional_folder(banks, "banks")
+    out, share, banks = run_folders(out, share, banks)
     display = display or Quiet()
     with devices(recipe.device) as where:
         if dataset is None:
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
         plan = prepare(recipe, dataset, where.device, load_choices(out), where.ranks)
-        folder = banks or (share or out) / "banks"
         for number, job in enumerate(plan.jobs):
-            supply(job, recipe.bank, folder, where, display)
+            supply(job, recipe.bank, banks, where, display)
             modules = job.modules()
             done = load_outcome(out / "stages" / job.folder, modules, job.key)
             if done is None and share is not None and not job.unkeyed:

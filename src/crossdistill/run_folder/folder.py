@@ -39,15 +39,17 @@ def run_folder(out: Path | str) -> Path:
     return Path(out)
 
 
-def optional_folder(path: Path | str | None, argument: str) -> Path | None:
-    """The path of a folder that need not be given; None if it is not. `argument` names it in the error.
+def run_folders(out: Path | str, share: Path | str | None, banks: Path | str | None) -> tuple[Path, Path | None, Path]:
+    """The folders of a run, of shared stages (None: not shared) and of banks (by default in one of the others).
 
     Raises:
-        SettingError: the text is empty, which would mean the working folder.
+        SettingError: a text is empty, which would mean the working folder; names the argument.
     """
-    if isinstance(path, str) and not path.strip():
-        raise SettingError(f"{argument}: the path is empty; give a folder, or None (the working folder is '.')")
-    return None if path is None else Path(path)
+    for argument, path in (("share", share), ("banks", banks)):
+        if isinstance(path, str) and not path.strip():
+            raise SettingError(f"{argument}: the path is empty; give a folder, or None (the working folder is '.')")
+    run, shared = run_folder(out), None if share is None else Path(share)
+    return run, shared, (shared or run) / "banks" if banks is None else Path(banks)
 
 
 @contextmanager

@@ -24,16 +24,7 @@ from crossdistill.planning.sources import load_choices, save_choices
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
-from crossdistill.run_folder.folder import (
-    device_for,
-    drop_leftover,
-    examine,
-    go_on,
-    held_by_all,
-    optional_folder,
-    run_folder,
-    take,
-)
+from crossdistill.run_folder.folder import device_for, drop_leftover, examine, go_on, held_by_all, run_folders, take
 from crossdistill.run_folder.initial_weights import with_initial_weights
 from crossdistill.run_folder.loggers import Tracking, require
 from crossdistill.runtime.distributed import Devices, devices
@@ -102,7 +93,7 @@ def run(
         StorageError: a file could not be written; files written before are intact.
         StoppedError: `stop` returned True; says how to resume.
     """
-    out, share, banks = run_folder(out), optional_folder(share, "share"), optional_folder(banks, "banks")
+    out, share, banks = run_folders(out, share, banks)
     for data in (dataset, recipe.data):
         if isinstance(data, Dataset):
             data.check_unchanged()
@@ -138,7 +129,7 @@ def _computed(
     out: Path,
     resume: bool,
     share: Path | None,
-    banks: Path | None,
+    banks: Path,
     dataset: Dataset | None,
     devices: Devices,
     display: Display,
@@ -170,7 +161,6 @@ def _computed(
             display.say(f"{job.stage.name}: chosen: {chosen}")
     if devices.is_main:
         save_choices(out, {job.folder: job.choices for job in plan.jobs})
-    banks = banks or (share or out) / "banks"
     outcomes, memory = [], devices.peak_memory()
     with Tracking(out, recipe.tracking, recipe.name, silent=not devices.is_main) as tracking:
         check = TeacherCheck(plan, devices, display)
