@@ -218,13 +218,13 @@ def test_stages_follow_each_other() -> None:
     masks = Distiller(student, teachers, Specialise(), trains=(), example=inputs)
     assert all(name.startswith("method.") for name, _ in masks.named_parameters())
     masks(inputs, targets).backward()
-    graduates = masks.next_teachers()
+    masked = masks.next_teachers()
     with pytest.raises(SettingError, match=r"'student' .*requires_grad_\(True\)"):
-        Distiller(student, graduates, Route(k=2))
+        Distiller(student, masked, Route(k=2))
     with pytest.raises(SettingError, match="Masked"):
-        Distiller(plain(), graduates, "dml")
+        Distiller(plain(), masked, "dml")
     student.module.requires_grad_(True)
-    route = Distiller(student, graduates, Route(k=2), example=inputs)
+    route = Distiller(student, masked, Route(k=2), example=inputs)
     route.set_epoch(0)
     loss = route(inputs, targets)
     loss.backward()

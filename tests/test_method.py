@@ -1,6 +1,7 @@
 """A method's step: how terms are reduced, whose labels count, and how settings become a method."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,14 +11,15 @@ from pydantic import ValidationError
 
 from crossdistill.batch import MISSING_TARGET
 from crossdistill.errors import ApplicabilityError, SettingError
-from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step, Term, task_term
+from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
 from crossdistill.methods import METHODS, method_config
 from crossdistill.methods.kd import KD
-from crossdistill.methods.logit_method import require_same_logits
+from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
 from crossdistill.outputs import Outputs, OutputSpec, Signal
+from crossdistill.teacher import Teacher
 from crossdistill.testing import FakeTeacher
 
 SPEC = OutputSpec(logits=(4,), features={"fc": (12,)})
@@ -183,3 +185,19 @@ def test_a_method_comes_from_its_name_or_from_settings() -> None:
         method_config("kdd")
     with raises(SettingError, "'name'"):
         method_config({"temperature": 2})
+
+
+def test_old_names_of_methods_that_make_teachers_work_with_a_warning() -> None:
+    def same(self: Method, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+        return teachers
+
+    with pytest.warns(DeprecationWarning, match="next_teachers"):
+        method = type("Old", (Method,), {"graduates": same})
+    assert method.next_teachers is same
+    with pytest.warns(DeprecationWarning, match="makes_next_teachers"):
+
+        class Old(KD):
+            graduating: ClassVar[bool] = True
+
+    assert Old.makes_next_teachers
+    assert not KD.makes_next_teachers

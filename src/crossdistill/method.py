@@ -150,16 +150,17 @@ class Method(nn.Module, abc.ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "graduates" in vars(cls):
-            warnings.warn(
-                f"{cls.__name__}.graduates is called next_teachers now; the old name goes with version 0.2",
-                DeprecationWarning,
-                stacklevel=2,
-            )
+            _warn_of_old_name(cls, "graduates", "next_teachers")
             cls.next_teachers = vars(cls)["graduates"]  # type: ignore[method-assign]
 
     def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         """The teachers of the next stage."""
         return teachers
+
+
+def _warn_of_old_name(cls: type, old: str, name: str) -> None:
+    text = f"{cls.__name__}.{old} is called {name} now; the old name goes with version 0.2"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
 
 
 ActsOn = Literal["logits", "last", "maps", "last map", "student's layers"]
@@ -176,8 +177,10 @@ class MethodConfig(BaseModel, abc.ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    graduating: ClassVar[bool] = False
-    """Whether it makes new teachers for later stages, which cannot be checked if this stage has faults."""
+    makes_next_teachers: ClassVar[bool] = False
+    """Whether `next_teachers` makes new teachers: later stages cannot be checked if this stage has faults."""
+    graduating: ClassVar[bool]
+    """The old name of `makes_next_teachers`, which subclasses may set until version 0.2."""
     trains_teachers: ClassVar[bool] = False
     """Whether the teachers train with the student, unless the stage sets `trains`."""
     acts_on: ClassVar[ActsOn | None] = None
@@ -186,6 +189,13 @@ class MethodConfig(BaseModel, abc.ABC):
     """The published position of features, for layers with taps both before and after their activation."""
 
     name: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "graduating" in vars(cls):
+            _warn_of_old_name(cls, "graduating", "makes_next_teachers")
+            cls.makes_next_teachers = cls.graduating
 
     @abc.abstractmethod
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:

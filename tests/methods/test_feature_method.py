@@ -9,7 +9,8 @@ from crossdistill.errors import ApplicabilityError, SettingError, SignalError
 from crossdistill.method import STUDENT, DataSpec
 from crossdistill.methods import METHODS
 from crossdistill.methods.at import AT
-from crossdistill.methods.feature_method import LayerChoice, Pair, chosen, shared_features
+from crossdistill.methods.feature_method import shared_features
+from crossdistill.methods.layer_choice import LayerChoice, Pair, chosen
 from crossdistill.methods.loss_weights import AlphaDecay, Warmup
 from crossdistill.methods.pkt import PKT
 from crossdistill.methods.sp import SP

@@ -64,10 +64,10 @@ def test_units_that_carry_the_agreement_are_salient(spatial: bool) -> None:
     everything = dataset.batch(torch.arange(600))
     values = teacher(everything).cuts["units"].value
     torch.testing.assert_close(fill.get_buffer("mean"), values.mean(0))
-    (graduate,) = method.next_teachers({"mm": teacher}).values()
-    assert isinstance(graduate, Filled)
-    assert graduate.name == "mm@units"
-    logits = graduate(everything).need(Signal.LOGITS)
+    (filled,) = method.next_teachers({"mm": teacher}).values()
+    assert isinstance(filled, Filled)
+    assert filled.name == "mm@units"
+    logits = filled(everything).need(Signal.LOGITS)
     whole = teacher(everything).need(Signal.LOGITS)
     torch.testing.assert_close(logits[:, [1, 3]], whole[:, [1, 3]])
     assert float(logits[:, [0, 2]].std(0).max()) < 1e-6
@@ -79,9 +79,9 @@ def test_the_released_code_fills_and_measures_nothing() -> None:
     teacher = Live("mm", network, {Signal.LOGITS, Signal.cut("units")})
     method = Salience(fill="none").build(spec, {"mm": spec}, data_of())
     method.measure([], teacher, {"mm": teacher})
-    (graduate,) = method.next_teachers({"mm": teacher}).values()
+    (filled,) = method.next_teachers({"mm": teacher}).values()
     batch = dataset.batch(torch.arange(9))
-    assert torch.equal(graduate(batch).need(Signal.LOGITS), teacher(batch).need(Signal.LOGITS))
+    assert torch.equal(filled(batch).need(Signal.LOGITS), teacher(batch).need(Signal.LOGITS))
 
 
 @pytest.mark.parametrize(("fill", "banked"), [("mean", True), ("batch", False), ("none", True)])

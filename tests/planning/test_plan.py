@@ -225,7 +225,7 @@ def test_a_fresh_stage_forgets_what_came_before() -> None:
     assert last_key(0.1, fresh=True) == last_key(0.2, fresh=True) != last_key(0.1, fresh=False)
 
 
-def test_teachers_graduate_into_the_next_stage() -> None:
+def test_masked_teachers_are_those_of_the_next_stage() -> None:
     plan = planned("av-digits/mst-distill")
     collaborate, specialise, route = plan.jobs
     assert list(collaborate.teachers) == list(specialise.teachers) == ["mm", "audio"]

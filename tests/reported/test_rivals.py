@@ -19,10 +19,12 @@ from crossdistill.losses.spatial import pooled_vector
 from crossdistill.method import DataSpec, Progress
 from crossdistill.methods import METHODS
 from crossdistill.methods.dist import DIST
-from crossdistill.methods.feature_method import FeatureConfig, chosen
+from crossdistill.methods.feature_method import FeatureConfig
 from crossdistill.methods.hint import Hint
 from crossdistill.methods.kd import KD
-from crossdistill.methods.logit_method import ON_FEATURES, LogitConfig
+from crossdistill.methods.layer_choice import chosen
+from crossdistill.methods.logit_method import LogitConfig
+from crossdistill.methods.logit_shapes import ON_FEATURES
 from crossdistill.methods.ofa import OFA
 from crossdistill.models import build_network
 from crossdistill.outputs import OutputSpec, Signal

@@ -192,9 +192,9 @@ def test_any_number_of_modalities_and_of_teachers(modalities: int, teachers: int
     data = toy_dataset(names, rows=160, labelled=0.5, without_target=0.1, absent=dict.fromkeys(names[1:], 0.3))
     report = run(mst_distill(data, teachers), tmp_path / "run")
     methods = [row.method for row in report.rows]
-    graduates = [f"teacher:teacher-{i}@{tap}" for i in range(teachers) for tap in ("joint", "hidden")]
+    masked = [f"teacher:teacher-{i}@{tap}" for i in range(teachers) for tap in ("joint", "hidden")]
     assert methods[0] == "chance"
-    assert set(methods) == {"chance", "kd", *(f"teacher:teacher-{i}" for i in range(teachers)), *graduates}
+    assert set(methods) == {"chance", "kd", *(f"teacher:teacher-{i}" for i in range(teachers)), *masked}
     assert all(0 <= row.mean <= 1 for row in report.rows)
     assert Report.load(tmp_path / "run") == report
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -9,7 +9,8 @@ from pydantic import Field
 from crossdistill.batch import Batch
 from crossdistill.losses.at import attention_transfer
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
-from crossdistill.methods.feature_method import FeatureConfig, Pairs, paired_features, require_positions, signals_of
+from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
+from crossdistill.methods.layer_choice import Pairs, require_positions
 from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.teacher import Teacher

@@ -11,8 +11,10 @@ from crossdistill.batch import Batch
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.losses.rank import kendall_tau_b, non_target_kl
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key, task_term
-from crossdistill.methods.feature_method import FeatureConfig, Pair
-from crossdistill.methods.logit_method import require_same_logits, student_targets
+from crossdistill.methods.feature_method import FeatureConfig
+from crossdistill.methods.layer_choice import Pair
+from crossdistill.methods.logit_method import student_targets
+from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.nets.proxy import proxy_for
 from crossdistill.outputs import Outputs, OutputSpec, Signal, picked, shared_rows
 from crossdistill.teacher import Teacher

@@ -12,7 +12,8 @@ from crossdistill.batch import Batch
 from crossdistill.losses.collaborative import collaborative_terms
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods.logit_method import logits_of, require_same_logits
+from crossdistill.methods.logit_method import logits_of
+from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.outputs import OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 

@@ -13,13 +13,13 @@ from crossdistill.losses.contrast import contrast_logits, contrast_nce
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import (
     FeatureConfig,
-    Pairs,
     VectorOf,
     paired_features,
     signals_of,
     vector,
     vector_size,
 )
+from crossdistill.methods.layer_choice import Pairs
 from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
 from crossdistill.nets.memory import Memory
 from crossdistill.nets.projector import UnitEmbedding

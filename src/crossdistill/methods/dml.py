@@ -7,7 +7,7 @@ from pydantic import Field
 
 from crossdistill.method import DataSpec, Method, MethodConfig
 from crossdistill.methods.collaborate import Collaborate
-from crossdistill.methods.logit_method import require_same_logits
+from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.outputs import OutputSpec
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from crossdistill.batch import Batch
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, module_key
-from crossdistill.methods.feature_method import FeatureConfig, PairedFeatures, Pairs, paired_features, signals_of
+from crossdistill.methods.feature_method import FeatureConfig, PairedFeatures, paired_features, signals_of
+from crossdistill.methods.layer_choice import Pairs
 from crossdistill.nets.regressor import regressor
 from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher

@@ -12,7 +12,7 @@ from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.ofa import ofa
 from crossdistill.losses.standardise import standardised
 from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
-from crossdistill.methods.feature_method import chosen
+from crossdistill.methods.layer_choice import chosen
 from crossdistill.methods.logit_method import (
     LogitConfig,
     logits_of,

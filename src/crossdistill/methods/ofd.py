@@ -12,7 +12,8 @@ from crossdistill.batch import Batch
 from crossdistill.losses.ofd import normal_margin, partial_distance
 from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
-from crossdistill.methods.feature_method import FeatureConfig, Pairs, paired_features, signals_of
+from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
+from crossdistill.methods.layer_choice import Pairs
 from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.nets.norm import Gather, JointNorm
 from crossdistill.outputs import OutputSpec, Signal

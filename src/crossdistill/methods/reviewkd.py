@@ -11,7 +11,8 @@ from crossdistill.batch import Batch
 from crossdistill.losses.review import hierarchical_context
 from crossdistill.losses.spatial import as_map, as_vector
 from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
-from crossdistill.methods.feature_method import FeatureConfig, Pairs, Shape, paired_features, signals_of
+from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
+from crossdistill.methods.layer_choice import Pairs, Shape
 from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.nets.review import Review
 from crossdistill.outputs import OutputSpec, Signal

@@ -12,13 +12,13 @@ from crossdistill.losses.rkd import rkd_angle, rkd_distance
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import (
     FeatureConfig,
-    Pairs,
     VectorOf,
     paired_features,
     signals_of,
     vector,
     vector_size,
 )
+from crossdistill.methods.layer_choice import Pairs
 from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import OutputSpec, Signal

@@ -12,7 +12,8 @@ from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.balance import balance_cv, balance_kl
 from crossdistill.losses.routing import picked_teachers, routed_kl, weighted_kl
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods.logit_method import logits_of, require_same_logits
+from crossdistill.methods.logit_method import logits_of
+from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher

@@ -12,8 +12,8 @@ from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.salience import least_salient, min_max
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
-from crossdistill.methods.feature_method import chosen
-from crossdistill.methods.logit_method import require_same_logits
+from crossdistill.methods.layer_choice import chosen
+from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.nets.fill import Fill, FillWith
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, aligned
 from crossdistill.teacher import Filled, Teacher
@@ -27,7 +27,7 @@ class Salience(MethodConfig):
     salient units replaced. Use it for a stage of 0 epochs, after one that trained teacher and student to agree.
     """
 
-    graduating: ClassVar[bool] = True
+    makes_next_teachers: ClassVar[bool] = True
 
     name: Literal["salience"] = "salience"
     taps: Mapping[str, str] = Field(default_factory=dict)

@@ -13,7 +13,7 @@ from crossdistill.errors import ApplicabilityError, SettingError, ShapeError
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, module_key
 from crossdistill.methods.hidden_layers import hidden_layers
-from crossdistill.methods.logit_method import require_same_logits
+from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.nets.mask import mask_for, mask_units, mask_width
 from crossdistill.nets.mask_losses import MaskedTap, masked_losses
 from crossdistill.nets.mask_low_rank import low_rank_mask_for
@@ -29,7 +29,7 @@ class Specialise(MethodConfig):
     masked at its intermediate and its penultimate layer, as in the paper: `hidden_layers` defines these.
     """
 
-    graduating: ClassVar[bool] = True
+    makes_next_teachers: ClassVar[bool] = True
     name: Literal["specialise"] = "specialise"
     taps: Mapping[str, tuple[str, ...]] | None = None
     """The masked layers of each teacher, each with its own mask; None: chosen, see above."""

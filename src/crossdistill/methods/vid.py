@@ -11,7 +11,8 @@ from crossdistill.batch import Batch
 from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.losses.vid import gaussian_nll, log_scale_of
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
-from crossdistill.methods.feature_method import FeatureConfig, Pair, Pairs, is_map, paired_features, signals_of
+from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
+from crossdistill.methods.layer_choice import Pair, Pairs, is_map
 from crossdistill.methods.loss_weights import Warmup, weighted_step
 from crossdistill.nets.regressor import ChannelRegressor
 from crossdistill.outputs import OutputSpec, Signal

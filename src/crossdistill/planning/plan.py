@@ -134,7 +134,7 @@ def prepare(
             jobs.append(planner.job(index, stage))
         except CrossdistillError as error:
             faults += _faults(f"stages.{stage.name}", error)
-            if stage.method.graduating:
+            if stage.method.makes_next_teachers:
                 break  # later stages need the teachers that this stage makes
     if faults:
         raise RecipeError(recipe.name, faults)
@@ -235,11 +235,11 @@ class _Planner:
         code = code_key(method=type(method), settings=type(stage.method), data=type(recipe.data))
         key = self._key(stage, method, learner, trained, asked, teaches, choices, code, order)
         unkeyed = self._unkeyed({learner, *trained}, asked, code)
-        graduated = dict(method.next_teachers(teachers)) if signals else teachers
-        for name in {*trained, *(set(graduated) - set(teachers))}:
+        next_teachers = dict(method.next_teachers(teachers)) if signals else teachers
+        for name in {*trained, *(set(next_teachers) - set(teachers))}:
             self.provenance[name], self.unkeyed[name] = key_hash([key, name]), unkeyed
-        self.known |= graduated
-        self.current = graduated if set(graduated) != set(teachers) else self.current
+        self.known |= next_teachers
+        self.current = next_teachers if set(next_teachers) != set(teachers) else self.current
         initial = flatten({learner: self.members[learner]}) if stage.fresh else None
         return Job(
             index, stage, method, student, asked, trained, dataset, order, key, groups, initial, choices, tuple(unkeyed)
