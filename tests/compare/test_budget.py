@@ -1,4 +1,4 @@
-"""How long a grid takes, and what fits into so many minutes."""
+"""Projected time of a grid, and the seeds and epochs that fit into a budget."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from facts import raises
 
 from crossdistill.compare.budget import CELL_S, FILLED, START_S, Projection, Timed, pick, project
-from crossdistill.compare.feasibility import survey
+from crossdistill.compare.feasibility import check_feasibility
 from crossdistill.compare.grid import Grid
 from crossdistill.errors import RunError
 from crossdistill.runtime.progress import Quiet
@@ -47,9 +47,9 @@ def test_a_part_of_the_epochs_is_one_epoch_at_least() -> None:
     ("seeds", "part"), [(5, 1.0), (4, 1.0), (3, 1.0), (3, 0.75), (3, 0.25), (2, 0.25), (1, 0.25), (1, 0.1)]
 )
 def test_seeds_go_first_down_to_three_then_epochs_then_both(seeds: int, part: float) -> None:
-    found = pick(grid(minutes_for(seeds, part)), ONE, None, 1)
-    assert (found.seeds, found.epochs) == (seeds, part)
-    assert found.projected_s <= FILLED * 60 * found.minutes
+    picked = pick(grid(minutes_for(seeds, part)), ONE, None, 1)
+    assert (picked.seeds, picked.epochs) == (seeds, part)
+    assert picked.projected_s <= FILLED * 60 * picked.minutes
 
 
 def test_no_more_seeds_than_were_asked_for() -> None:
@@ -76,10 +76,10 @@ def test_the_choice_is_said() -> None:
 @pytest.mark.usefixtures("digits")
 def test_every_stage_of_a_real_grid_is_timed_once_for_all_seeds() -> None:
     made = Grid.parse("av-digits", methods="supervised,kd", students="image", labelled="1.0,0.1", seeds=2, tiny=True)
-    looked = survey(made.cells(), Quiet())
-    found = project(looked, Quiet())
-    assert set(found.stages) == set(looked.steps())
-    assert all(timed.epoch_s > 0 for timed in found.stages.values())
+    feasibility = check_feasibility(made.cells(), Quiet())
+    projection = project(feasibility, Quiet())
+    assert set(projection.stages) == set(feasibility.steps())
+    assert all(timed.epoch_s > 0 for timed in projection.stages.values())
     # The same kind of stage has the same time on every seed.
-    assert len({timed.epoch_s for timed in found.stages.values()}) == 3
-    assert found.shared() < found.separate()
+    assert len({timed.epoch_s for timed in projection.stages.values()}) == 3
+    assert projection.shared() < projection.separate()

@@ -38,11 +38,11 @@ def log_of(out: Path) -> str:
 
 def wait_for(what: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
     deadline = time.monotonic() + SECONDS
-    while not (found := what()):
+    while not (value := what()):
         assert process.poll() is None, "it ended before that"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return found
+    return value
 
 
 def done(out: Path) -> dict[str, int]:
@@ -53,8 +53,8 @@ def done(out: Path) -> dict[str, int]:
 
 def holders(out: Path) -> list[int]:
     """Processes that work on a cell now."""
-    found = [Lock(path).holder() for path in out.glob(f"cells/*/{LOCK}")]
-    return [holder.process for holder in found if holder is not None and alive(holder.process)]
+    holding = [Lock(path).holder() for path in out.glob(f"cells/*/{LOCK}")]
+    return [holder.process for holder in holding if holder is not None and alive(holder.process)]
 
 
 def alive(process: int) -> bool:
@@ -71,7 +71,7 @@ def numbers(out: Path) -> list[tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, digits: None) -> list[tuple[object, ...]]:
-    """The results of a comparison that nobody disturbed."""
+    """The results of a comparison without interruption."""
     out = tmp_path_factory.mktemp("whole") / "c"
     assert started(out).wait(SECONDS) == 0, log_of(out)
     return numbers(out)
@@ -121,7 +121,7 @@ def killed_in_the_middle(out: Path, place: str) -> None:
     workers = wait_for(lambda: list(out.glob("cells/*/results.json")) and holders(out), process)
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(SECONDS) == 0, log_of(out)
-    assert "it is tried once more" in log_of(out)
+    assert "is tried once more" in log_of(out)
 
 
 def test_on_ray_with_two_workers_one_of_which_is_killed(tmp_path: Path, whole: list[tuple[object, ...]]) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from facts import raises
+from facts import raises, states
 from locks import held_elsewhere
 from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.compare import cell as worker
 from crossdistill.compare import run as comparing
-from crossdistill.compare.dry_run import outline
+from crossdistill.compare.dry_run import dry_run_report
 from crossdistill.compare.executors.local import Message, Work, attempted
 from crossdistill.compare.grid import Grid
 from crossdistill.compare.run import compare
@@ -56,15 +56,15 @@ class Here:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> list[Here]:
-    """Crews that were asked for: each is of this process."""
-    crews: list[Here] = []
+    """The executors of a comparison, each in this process."""
+    executors: list[Here] = []
 
     def executor_for(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Here, int]:
-        crews.append(Here(work))
-        return crews[-1], 1
+        executors.append(Here(work))
+        return executors[-1], 1
 
     monkeypatch.setattr(comparing, "executor_for", executor_for)
-    return crews
+    return executors
 
 
 def grid(**changes: Any) -> Grid:
@@ -94,7 +94,7 @@ def taps_that_are_not_there(setup: ExperimentSetup, student: str, teachers: Any)
 
 def test_everything_is_run_once_shared_and_written(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
     made = grid(labelled="1.0,0.1", control="shuffled")
-    found = compare(made, tmp_path / "c")
+    comparison = compare(made, tmp_path / "c")
     assert len(here[0].begun) == len(made.cells()) == 10
     # Two seeds of: the teacher, the student alone on all and on few labels, KD on both, and the control.
     assert len(fitted) == len(set(fitted)) == 2 * (1 + 2 + 2 + 1)
@@ -104,10 +104,10 @@ def test_everything_is_run_once_shared_and_written(tmp_path: Path, here: list[He
         ("supervised", None, 0.1), ("kd", "mm", 0.1), ("kd@shuffled", "mm", 0.1),
     }  # fmt: skip
     assert all(len(row.values) == 2 for row in rows.values())
-    assert {pair.setting.title for pair in found.findings.verdicts.pairs} == {"kd (mm)"}
-    assert found.findings.failed == found.findings.refused == {}
-    assert "kd@shuffled" in found.text()
-    cost = next(cost for setting, cost in found.findings.collected.costs.items() if setting.title == "kd (mm)")
+    assert {pair.setting.title for pair in comparison.findings.pairwise.pairs} == {"kd (mm)"}
+    assert comparison.findings.failed == comparison.findings.refused == {}
+    assert "kd@shuffled" in comparison.text()
+    cost = next(cost for setting, cost in comparison.findings.collected.costs.items() if setting.title == "kd (mm)")
     assert cost.trained > cost.parameters > 0
 
 
@@ -132,10 +132,10 @@ def test_a_cell_that_failed_is_in_its_place_and_resuming_finishes_it_alone(
         return real(recipe, out, **rest)
 
     monkeypatch.setattr(worker, "run", failing)
-    found = compare(grid(), tmp_path / "c").findings
-    assert found.failed == {"kd-image-mm-1-seed0": "NaN in batch 7"}
-    assert found.refused == {}
-    assert next(row for row in found.collected.rows if row.method == "kd").values == (pytest.approx(0, abs=1),)
+    findings = compare(grid(), tmp_path / "c").findings
+    assert findings.failed == {"kd-image-mm-1-seed0": "NaN in batch 7"}
+    assert findings.refused == {}
+    assert next(row for row in findings.collected.rows if row.method == "kd").values == (pytest.approx(0, abs=1),)
     assert "kd-image-mm-1-seed0" in (tmp_path / "c" / "report.md").read_text()
     monkeypatch.setattr(worker, "run", real)
     fitted.clear()
@@ -150,10 +150,10 @@ def test_a_method_that_cannot_apply_is_refused_before_anything_trains_and_the_re
     tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
-    found = compare(grid(methods="supervised,hopeless,kd", seeds=1), tmp_path / "c").findings
-    assert list(found.refused) == ["hopeless-image-mm-1-seed0"]
-    assert "no_such_layer" in found.refused["hopeless-image-mm-1-seed0"]
-    assert found.failed == {}
+    findings = compare(grid(methods="supervised,hopeless,kd", seeds=1), tmp_path / "c").findings
+    assert list(findings.refused) == ["hopeless-image-mm-1-seed0"]
+    assert "no_such_layer" in findings.refused["hopeless-image-mm-1-seed0"]
+    assert findings.failed == {}
     assert [task["cell"]["method"] for task in here[0].begun] == ["supervised", "kd"]
     assert not (tmp_path / "c" / "cells" / "hopeless-image-mm-1-seed0").exists()
     text = (tmp_path / "c" / "report.md").read_text()
@@ -192,8 +192,8 @@ def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
     monkeypatch.setattr(Dataset, "batch", spying)
     monkeypatch.setattr("crossdistill.compare.run.train", telling)
     made = grid(sweep=("temperature=1,4",), control="shuffled")
-    found = compare(made, tmp_path / "c").findings
-    trials, cells = (crew.begun for crew in here)
+    findings = compare(made, tmp_path / "c").findings
+    trials, cells = (executor.begun for executor in here)
     assert len(trials) == 2
     assert {task["cell"]["seed"] for task in trials} == {FIRST_SEED}
     assert {task["split"] for task in trials} == {"validation"}
@@ -204,7 +204,7 @@ def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
     assert not test & read["trials"]
     assert test <= read["cells"], "the spy sees what is read"
 
-    chosen = {one["method"]: one for one in found.tuning}
+    chosen = {choice["method"]: choice for choice in findings.tuning}
     assert [len(trial["seeds"]) for trial in chosen["kd"]["trials"]] == [1, 1]
     assert chosen["supervised"]["chosen"] == {}
     assert chosen["supervised"]["missing"] == ["temperature"]
@@ -213,10 +213,10 @@ def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
     used = {tuple(task["cell"]["settings"]) for task in cells if task["cell"]["method"] == "kd"}
     assert used == {tuple(chosen["kd"]["settings"])}
     assert len([task for task in cells if task["cell"]["control"]]) == 2
-    assert json.loads((tmp_path / "c" / "tuning.json").read_text()) == list(found.tuning)
-    assert found.split_moves is False
+    assert json.loads((tmp_path / "c" / "tuning.json").read_text()) == list(findings.tuning)
+    assert findings.split_moves is False
     again = compare(made, tmp_path / "c", resume=True).findings
-    assert again.tuning == found.tuning
+    assert again.tuning == findings.tuning
     assert len(here) == 2, "neither trials nor cells are repeated"
 
 
@@ -231,18 +231,17 @@ def test_a_setting_whose_trials_failed_fails_and_the_rest_is_compared(
         return real(recipe, out, **rest)
 
     monkeypatch.setattr(worker, "run", failing)
-    found = compare(grid(sweep=("learning_rate=0.001,0.01",), seeds=1), tmp_path / "c").findings
-    assert list(found.failed) == ["kd-image-mm-1-seed0"]
-    assert "none of its trials could be finished" in found.failed["kd-image-mm-1-seed0"]
-    assert "NaN in batch 7" in found.failed["kd-image-mm-1-seed0"]
-    assert [row.method for row in found.collected.rows if row.seconds] == ["supervised"]
+    findings = compare(grid(sweep=("learning_rate=0.001,0.01",), seeds=1), tmp_path / "c").findings
+    assert list(findings.failed) == ["kd-image-mm-1-seed0"]
+    states(findings.failed["kd-image-mm-1-seed0"], "trials", "NaN in batch 7")
+    assert [row.method for row in findings.collected.rows if row.seconds] == ["supervised"]
 
 
 def test_a_budget_is_kept_when_it_was_chosen(tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch) -> None:
     made = grid(methods="supervised", budget=60.0, seeds=2)
-    found = compare(made, tmp_path / "c").findings
-    assert found.pick is not None
-    assert (found.pick.seeds, found.pick.epochs) == (2, 1.0)
+    findings = compare(made, tmp_path / "c").findings
+    assert findings.pick is not None
+    assert (findings.pick.seeds, findings.pick.epochs) == (2, 1.0)
     assert "Picked for a budget of 60 minutes: 2 seeds" in (tmp_path / "c" / "report.md").read_text()
     path = tmp_path / "c" / "budget.json"
     picked = read_sealed(path)
@@ -271,9 +270,9 @@ def test_a_cell_that_cannot_run_is_refused_by_itself_and_a_lost_setting_ends_all
     tmp_path: Path, here: list[Here], fitted: list[str]
 ) -> None:
     wrong = ("stages.kdsvd.method.taps=[conv1]",)
-    found = compare(grid(methods="supervised,kdsvd", seeds=1, settings=wrong), tmp_path / "c").findings
-    assert list(found.refused) == ["kdsvd-image-mm-1-seed0"]
-    assert "they are compared one by one" in found.refused["kdsvd-image-mm-1-seed0"]
+    findings = compare(grid(methods="supervised,kdsvd", seeds=1, settings=wrong), tmp_path / "c").findings
+    assert list(findings.refused) == ["kdsvd-image-mm-1-seed0"]
+    states(findings.refused["kdsvd-image-mm-1-seed0"], "conv1")
     assert len(fitted) == 1
     with raises(RecipeError, "'kdsv'", "'kdsvd'"):
         compare(grid(methods="kdsvd", settings=("stages.kdsv.epochs=1",)), tmp_path / "d")
@@ -297,20 +296,22 @@ def test_the_order_of_settings_does_not_matter(tmp_path: Path, here: list[Here],
         compare(grid(methods="supervised", seeds=1, settings=settings[:1]), tmp_path / "c", resume=True)
 
 
-def test_a_folder_that_somebody_computes_is_refused_with_who(tmp_path: Path, here: list[Here]) -> None:
+def test_a_folder_in_use_is_refused_with_its_process(tmp_path: Path, here: list[Here]) -> None:
     held_elsewhere(tmp_path / "c" / LOCK)
     with raises(RunError, "process 7", "elsewhere"):
         compare(grid(methods="supervised", seeds=1), tmp_path / "c")
 
 
-def test_the_outline_says_what_is_shared_how_long_and_what_cannot_apply(
+def test_a_dry_run_states_shared_stages_time_and_what_cannot_apply(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
-    text = outline(grid(methods="supervised,kd,hopeless", labelled="1.0,0.1", sweep=("temperature=1,4",)), 2, "local")
+    text = dry_run_report(
+        grid(methods="supervised,kd,hopeless", labelled="1.0,0.1", sweep=("temperature=1,4",)), 2, "local"
+    )
     assert "12 cells on 2 seeds; nothing is trained or written" in text
     assert "supervised-mm (for 2), kd" in text
-    assert "12 stages are asked for, 10 are trained" in text
+    states(text, "12 stages", "10")
     assert "kd (mm), image, 100% of the labels: 2 trials" in text
     assert "has no temperature, skipped" in text
     assert "with 2 workers, from a few timed steps" in text

@@ -1,4 +1,4 @@
-"""Tuning: the same number of trials for everybody, chosen on the validation split, on seeds of their own."""
+"""Tuning: the same number of trials for each method, chosen on the validation split, on seeds that no cell uses."""
 
 from collections import Counter
 
@@ -56,26 +56,26 @@ def test_a_bare_field_is_looked_for_where_the_student_learns(recipe: str, field:
 
 def test_every_method_spends_the_same_number_of_trials() -> None:
     made = grid("temperature=1,2,4", "learning_rate=0.001,0.002")
-    found = {one.setting.method: one for one in tunings(made, made.cells())}
-    assert {name: sum(len(trial.cells) for trial in one.trials) for name, one in found.items()} == {
+    by_method = {tuning.setting.method: tuning for tuning in tunings(made, made.cells())}
+    assert {name: sum(len(trial.cells) for trial in tuning.trials) for name, tuning in by_method.items()} == {
         "supervised": 6,
         "kd": 6,
         "mst-distill": 6,
     }
     # What has fewer choices tries each of them on more seeds.
-    assert [len(trial.cells) for trial in found["supervised"].trials] == [3, 3]
-    assert found["supervised"].missing == ("temperature",)
-    assert [len(trial.cells) for trial in found["kd"].trials] == [1] * 6
-    used = Counter(cell.seed for one in found.values() for trial in one.trials for cell in trial.cells)
+    assert [len(trial.cells) for trial in by_method["supervised"].trials] == [3, 3]
+    assert by_method["supervised"].missing == ("temperature",)
+    assert [len(trial.cells) for trial in by_method["kd"].trials] == [1] * 6
+    used = Counter(cell.seed for tuning in by_method.values() for trial in tuning.trials for cell in trial.cells)
     assert min(used) == FIRST_SEED
-    names = [cell.name for one in found.values() for trial in one.trials for cell in trial.cells]
+    names = [cell.name for tuning in by_method.values() for trial in tuning.trials for cell in trial.cells]
     assert len(set(names)) == len(names)
 
 
 def test_a_trial_has_its_values_in_its_recipe() -> None:
     made = grid("temperature=1,3", "learning_rate=0.004", methods="kd")
-    (found,) = tunings(made, made.cells())
-    recipes = [trial.cells[0].recipe() for trial in found.trials]
+    (tuning,) = tunings(made, made.cells())
+    recipes = [trial.cells[0].recipe() for trial in tuning.trials]
     assert [recipe.stages[-1].method.model_dump()["temperature"] for recipe in recipes] == [1, 3]
     assert [recipe.stages[-1].optimizer.learning_rate for recipe in recipes] == [0.004, 0.004]
     # Teachers are what they are for every other trial too.
@@ -84,8 +84,8 @@ def test_a_trial_has_its_values_in_its_recipe() -> None:
 
 def test_a_single_value_is_set_without_a_trial() -> None:
     made = grid("temperature=3", methods="kd")
-    (found,) = tunings(made, made.cells())
-    best, scores = found.chosen(lambda cell: pytest.fail("nothing was to be tried"))
+    (tuning,) = tunings(made, made.cells())
+    best, scores = tuning.chosen(lambda cell: pytest.fail("nothing was to be tried"))
     assert best.settings == ("stages.kd.method.temperature=3",)
     assert scores == [[]]
 
@@ -93,8 +93,8 @@ def test_a_single_value_is_set_without_a_trial() -> None:
 def test_the_best_mean_is_chosen_and_the_first_of_equals() -> None:
     made = grid("temperature=1,2,4", "learning_rate=0.001,0.002", methods="supervised,kd")
     alone, kd = tunings(made, made.cells())
-    given = iter([0.5, 0.6, 0.7, 0.9, 0.1, 0.2])
-    best, scores = alone.chosen(lambda cell: next(given))
+    scores_of_trials = iter([0.5, 0.6, 0.7, 0.9, 0.1, 0.2])
+    best, scores = alone.chosen(lambda cell: next(scores_of_trials))
     assert best.values == {"learning_rate": 0.001}
     assert scores == [[0.5, 0.6, 0.7], [0.9, 0.1, 0.2]]
     best, _ = kd.chosen(lambda cell: 0.5)
@@ -104,8 +104,8 @@ def test_the_best_mean_is_chosen_and_the_first_of_equals() -> None:
 def test_a_choice_that_failed_on_a_seed_is_not_compared_with_whole_ones() -> None:
     made = grid("temperature=1,2,4", "learning_rate=0.001,0.002", methods="supervised,kd")
     alone, kd = tunings(made, made.cells())
-    given = iter([None, 0.9, 0.9, 0.2, 0.2, 0.2])
-    best, _ = alone.chosen(lambda cell: next(given))
+    scores_of_trials = iter([None, 0.9, 0.9, 0.2, 0.2, 0.2])
+    best, _ = alone.chosen(lambda cell: next(scores_of_trials))
     assert best.values == {"learning_rate": 0.002}
     with raises(RecipeError, "chosen"):
         kd.chosen(lambda cell: None)
@@ -114,11 +114,13 @@ def test_a_choice_that_failed_on_a_seed_is_not_compared_with_whole_ones() -> Non
 def test_the_chosen_values_are_used_by_every_seed_and_by_the_control() -> None:
     made = grid("temperature=1,3", methods="supervised,kd", control="shuffled")
     cells = made.cells()
-    choices = {one.setting: one.trials[1].settings for one in tunings(made, cells) if one.setting.method == "kd"}
-    found = {cell.name: cell.settings for cell in with_choices(cells, choices)}
+    choices = {
+        tuning.setting: tuning.trials[1].settings for tuning in tunings(made, cells) if tuning.setting.method == "kd"
+    }
+    settings = {cell.name: cell.settings for cell in with_choices(cells, choices)}
     chosen = ("stages.kd.method.temperature=3",)
-    assert found["kd-image-mm-1-seed0"] == found["kd-image-mm-1-shuffled-seed0"] == chosen
-    assert found["supervised-image-1-seed0"] == ()
+    assert settings["kd-image-mm-1-seed0"] == settings["kd-image-mm-1-shuffled-seed0"] == chosen
+    assert settings["supervised-image-1-seed0"] == ()
 
 
 @pytest.mark.parametrize(
@@ -137,11 +139,11 @@ def test_faults_are_told_before_anything_trains(sweep: tuple[str, ...], said: st
 
 def test_controls_are_not_tuned_by_themselves() -> None:
     made = grid("temperature=1,3", methods="kd", control="shuffled")
-    assert [one.setting.control for one in tunings(made, made.cells())] == [None]
+    assert [tuning.setting.control for tuning in tunings(made, made.cells())] == [None]
 
 
 def test_a_value_that_is_text_keeps_its_meaning() -> None:
     made = grid("decay_every=null,5", methods="kd")
-    (found,) = tunings(made, made.cells())
-    assert isinstance(found.trials[0].cells[0], Cell)
-    assert found.trials[0].cells[0].recipe().stages[-1].method.model_dump()["decay_every"] is None
+    (tuning,) = tunings(made, made.cells())
+    assert isinstance(tuning.trials[0].cells[0], Cell)
+    assert tuning.trials[0].cells[0].recipe().stages[-1].method.model_dump()["decay_every"] is None

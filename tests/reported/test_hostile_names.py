@@ -19,7 +19,7 @@ from crossdistill.compare.results.collect import Collected
 from crossdistill.compare.results.csv_table import comma_separated
 from crossdistill.compare.results.latex import latex
 from crossdistill.compare.results.markdown import markdown as page
-from crossdistill.compare.results.pairwise import verdicts
+from crossdistill.compare.results.pairwise import compare_pairwise
 from crossdistill.compare.results.table import Findings
 from crossdistill.compare.results.terminal import terminal
 from crossdistill.data import sets
@@ -127,7 +127,7 @@ def found(name: str) -> Findings:
         grid.model_copy(update={"data": name}),
         tuple(grid.cells()),
         collected,
-        verdicts(collected, lambda student, seed, ids: ids),
+        compare_pairwise(collected, lambda student, seed, ids: ids),
         {"kd-image": f"no layer {name}"},
         {"kd-audio": f"{name} died"},
         "About.",

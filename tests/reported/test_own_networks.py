@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from crossdistill import Network, Recipe, Stage, load_student, run
-from crossdistill.compare.feasibility import survey
+from crossdistill.compare.feasibility import check_feasibility
 from crossdistill.compare.grid import Cell, Grid
 from crossdistill.errors import CrossdistillError, RecipeError, ResumeError, SettingError, ShapeError
 from crossdistill.models.own_network import seeded
@@ -373,7 +373,7 @@ def test_a3_a_comparison_of_several_seeds_refuses_live_modules(monkeypatch: pyte
 
     with_own(Network(image, reads="image"))
     with raises(RecipeError, "'image'", "seed"):
-        survey(made.cells(), Quiet())
-    assert len(survey(made.cells()[:1], Quiet()).found) == 1
+        check_feasibility(made.cells(), Quiet())
+    assert len(check_feasibility(made.cells()[:1], Quiet()).feasible) == 1
     with_own(Network(factory=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), reads="image"))
-    assert len(survey(made.cells(), Quiet()).found) == 2
+    assert len(check_feasibility(made.cells(), Quiet()).feasible) == 2

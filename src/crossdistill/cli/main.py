@@ -206,9 +206,9 @@ def compare_command(
         tiny=tiny,
     )
     if dry_run:
-        from crossdistill.compare.dry_run import outline
+        from crossdistill.compare.dry_run import dry_run_report
 
-        typer.echo(outline(grid, jobs, on))
+        typer.echo(dry_run_report(grid, jobs, on))
         return
     folder = out or Path("runs") / f"compare-{data}"
     try:

@@ -14,7 +14,7 @@ from crossdistill.errors import RunError
 from crossdistill.overrides import sentences
 from crossdistill.planning.plan import prepare
 from crossdistill.runtime.distributed import devices
-from crossdistill.runtime.progress import Display
+from crossdistill.runtime.progress import Display, counted
 from crossdistill.training.estimate import duration, forecast_stage
 
 CELL_S = 1.0
@@ -66,22 +66,24 @@ class Projection:
         return (sum(self.stages[key].seconds(part) for key in keys) + CELL_S for keys in self.cells)
 
 
-def project(survey: Feasibility, display: Display) -> Projection:
+def project(feasibility: Feasibility, display: Display) -> Projection:
     """Time a few steps of each kind of stage; the time does not depend on seeds and hidden labels."""
     kinds: dict[tuple[object, ...], Timed] = {}
     stages: dict[str, Timed] = {}
-    display.begin("timing a few steps of every stage", len(survey.found))
-    for number, found in survey.found.items():
-        cell = survey.cells[number]
-        missing = [name for key, name in found.stages.items() if _kind(cell, name) not in kinds and key not in stages]
+    display.begin("timing a few steps of every stage", len(feasibility.feasible))
+    for number, feasible in feasibility.feasible.items():
+        cell = feasibility.cells[number]
+        missing = [
+            name for key, name in feasible.stages.items() if _kind(cell, name) not in kinds and key not in stages
+        ]
         if missing:
             for name, timed in _timed(cell, missing).items():
                 kinds[_kind(cell, name)] = timed
-        for key, name in found.stages.items():
+        for key, name in feasible.stages.items():
             stages.setdefault(key, kinds.get(_kind(cell, name), Timed(0.0, 0)))
             kinds.setdefault(_kind(cell, name), stages[key])
         display.advance()
-    projection = Projection(stages, [tuple(found.stages) for found in survey.found.values()])
+    projection = Projection(stages, [tuple(feasible.stages) for feasible in feasibility.feasible.values()])
     display.end(f"{len(stages)} stages, {duration(projection.shared())} of training on one worker")
     return projection
 
@@ -101,10 +103,11 @@ def _timed(cell: Cell, names: Sequence[str]) -> dict[str, Timed]:
     try:
         with devices(recipe.device) as where:
             plan = prepare(recipe, loaded(recipe.data), where.device)
-            found = {job.stage.name: forecast_stage(plan, job, where) for job in plan.jobs if job.stage.name in names}
+            jobs = [job for job in plan.jobs if job.stage.name in names]
+            forecasts = {job.stage.name: forecast_stage(plan, job, where) for job in jobs}
     finally:
         torch.set_num_threads(threads)
-    return {name: Timed(one.seconds / max(1, one.epochs), one.epochs) for name, one in found.items()}
+    return {name: Timed(each.seconds / max(1, each.epochs), each.epochs) for name, each in forecasts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,7 @@ def pick(grid: Grid, one_seed: Projection, trials: Projection | None, workers: i
             return Pick(grid.budget, seeds, part, needed)
     raise RunError(
         f"--budget {grid.budget:g}: one seed with {SHORTEST[-1]:.0%} of the epochs takes about {duration(needed)} on "
-        f"{workers} workers already, and {FILLED:.0%} of the budget may be projected; give more minutes or jobs, or "
-        "compare fewer methods, students or label fractions"
+        f"{counted(workers, 'worker')}, and the projected time may be at most {FILLED:.0%} of the budget "
+        f"({duration(FILLED * 60 * grid.budget)}); give more minutes or jobs, or compare fewer methods, students or "
+        "label fractions"
     )

@@ -36,36 +36,36 @@ class Feasibility:
     """All cells of a comparison. By cell number: those that can run, and the reasons why the others cannot."""
 
     cells: tuple[Cell, ...]
-    found: Mapping[int, Feasible]
+    feasible: Mapping[int, Feasible]
     refused: Mapping[int, str]
     about: str
 
     def steps(self) -> dict[str, int]:
         """Optimizer steps of every stage of any cell, each stage once."""
-        return {key: count for cell in self.found.values() for key, count in cell.steps.items()}
+        return {key: count for cell in self.feasible.values() for key, count in cell.steps.items()}
 
     def stages(self) -> list[Mapping[str, str]]:
         """The stages of each cell; empty for a cell that cannot run."""
-        return [self.found[i].stages if i in self.found else {} for i in range(len(self.cells))]
+        return [self.feasible[i].stages if i in self.feasible else {} for i in range(len(self.cells))]
 
     def refused_cells(self) -> dict[str, str]:
         """Reasons why cells cannot run, by cell name."""
         return {self.cells[i].name: reason for i, reason in self.refused.items()}
 
 
-def survey(cells: Sequence[Cell], display: Display) -> Feasibility:
+def check_feasibility(cells: Sequence[Cell], display: Display) -> Feasibility:
     """Build the plan of every cell. A faulty recipe excludes only its cell; faults of data and files are raised.
 
     Raises:
         RecipeError: no cell can run, or a setting names a stage that no cell has.
     """
-    if cells and (lost := unplaced(cells)):
-        raise RecipeError(f"compare {cells[0].data}", lost)
-    found: dict[int, Feasible] = {}
+    if cells and (faults := unplaced(cells)):
+        raise RecipeError(f"compare {cells[0].data}", faults)
+    feasible: dict[int, Feasible] = {}
     refused: dict[int, str] = {}
     about = ""
     several = len({cell.seed for cell in cells}) > 1
-    display.begin("looking through the cells", len(cells))
+    display.begin("checking which cells can run", len(cells))
     for number, cell in enumerate(cells):
         try:
             recipe = cell.recipe()
@@ -75,8 +75,9 @@ def survey(cells: Sequence[Cell], display: Display) -> Feasibility:
             continue
         if recipe.undrawn and several:
             refused[number] = (
-                f"{', '.join(map(repr, recipe.undrawn))}: live modules keep their weights whatever the seed is, so "
-                "that several seeds would understate the spread; give functions that make them"
+                f"{', '.join(map(repr, recipe.undrawn))}: live modules have the same initial weights for every seed, "
+                "so several seeds would understate the spread; pass functions that build the modules, or compare on "
+                "one seed"
             )
             display.advance()
             continue
@@ -85,15 +86,15 @@ def survey(cells: Sequence[Cell], display: Display) -> Feasibility:
         about = about or dataset.about
         try:
             with devices(recipe.device) as where:
-                found[number] = _feasible(prepare(recipe, dataset, where.device))
+                feasible[number] = _feasible(prepare(recipe, dataset, where.device))
         except RecipeError as error:
             refused[number] = reason(error)
         display.advance()
-    display.end(f"{len(found)} can run" + (f", {len(refused)} cannot" if refused else ""))
-    if cells and not found:
+    display.end(f"{len(feasible)} can run" + (f", {len(refused)} cannot" if refused else ""))
+    if cells and not feasible:
         reasons = list(dict.fromkeys(refused.values()))
         raise RecipeError(f"compare {cells[0].data}", reasons)
-    return Feasibility(tuple(cells), found, refused, about)
+    return Feasibility(tuple(cells), feasible, refused, about)
 
 
 def reason(error: CrossdistillError) -> str:

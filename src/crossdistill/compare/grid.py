@@ -53,13 +53,13 @@ class Cell:
         Raises:
             RecipeError: a setting does not fit the recipe.
         """
-        own = self.stages() if any(map(stage_of, self.settings)) else frozenset()
-        made = self._made([text for text in self.settings if stage_of(text) in {None, *own}])
+        stages = self.stages() if any(map(stage_of, self.settings)) else frozenset()
+        made = self._made([text for text in self.settings if stage_of(text) in {None, *stages}])
         if self.epochs < 1:
             # Every stage with epochs trains for at least one.
             part = [max(min(stage.epochs, 1), round(self.epochs * stage.epochs)) for stage in made.stages]
-            stages = (stage.model_copy(update={"epochs": e}) for stage, e in zip(made.stages, part, strict=True))
-            made = made.model_copy(update={"stages": tuple(stages)})
+            shortened = (stage.model_copy(update={"epochs": e}) for stage, e in zip(made.stages, part, strict=True))
+            made = made.model_copy(update={"stages": tuple(shortened)})
         return made.tiny() if self.tiny else made
 
     def stages(self) -> frozenset[str]:
@@ -72,10 +72,10 @@ class Cell:
         return frozenset(stage.name for stage in made.stages)
 
     def _made(self, settings: Sequence[str]) -> Recipe:
-        given = [f"student={self.student}", f"labelled={self.labelled!r}", *settings]
-        given += [f"teachers={self.teachers}"] if self.teachers else []
-        given += [f"control={self.control}"] if self.control else []
-        return make(f"{self.data}/{self.method}", given, self.seed)
+        texts = [f"student={self.student}", f"labelled={self.labelled!r}", *settings]
+        texts += [f"teachers={self.teachers}"] if self.teachers else []
+        texts += [f"control={self.control}"] if self.control else []
+        return make(f"{self.data}/{self.method}", texts, self.seed)
 
     def as_data(self) -> dict[str, Any]:
         """The fields as plain values, for other processes."""
@@ -126,11 +126,12 @@ def unplaced(cells: Sequence[Cell]) -> list[str]:
             try:
                 known |= cell.stages()
             except RecipeError:
-                # `survey` reports the fault for the cell.
+                # `check_feasibility` reports the fault for the cell.
                 return []
-    lost = {text: stage for text, stage in wanted.items() if stage not in known}
+    unknown = {text: stage for text, stage in wanted.items() if stage not in known}
     return [
-        f"--set {text}: no method here has a stage {stage!r}; {nearest(stage, known)}" for text, stage in lost.items()
+        f"--set {text}: no method of the comparison has a stage {stage!r}; {nearest(stage, known)}"
+        for text, stage in unknown.items()
     ]
 
 
@@ -220,16 +221,15 @@ class Grid(BaseModel):
             RecipeError: a value is invalid; lists all faults.
         """
         if preset is not None and preset not in PRESETS:
-            raise SettingError(f"--preset: none is called {preset!r}; {nearest(preset, PRESETS)}")
+            raise SettingError(f"--preset: no preset is called {preset!r}; {nearest(preset, PRESETS)}")
         values: dict[str, Any] = {"data": data, "settings": tuple(settings), "tiny": tiny, "sweep": tuple(sweep)}
         values["methods"] = ("supervised", "kd", "mst-distill")
         values |= PRESETS.get(preset or "", {})
         for name, text in texts.items():
             if text is not None:
                 values[name] = _words(text) if name in LISTS else text
-        given = values.get("methods", ())
-        spread = (standard_methods() if name == "all" else (name,) for name in given)
-        values["methods"] = tuple(dict.fromkeys(name for names in spread for name in names))
+        groups = (standard_methods() if name == "all" else (name,) for name in values.get("methods", ()))
+        values["methods"] = tuple(dict.fromkeys(name for names in groups for name in names))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -237,7 +237,7 @@ class Grid(BaseModel):
 
     def cells(self) -> list[Cell]:
         """Every run; seeds are the outermost loop, so that parallel workers start on different settings."""
-        found = []
+        cells = []
         for seed in range(self.seeds):
             for student in self.students:
                 for labelled in self.labelled:
@@ -245,38 +245,38 @@ class Grid(BaseModel):
                         for kind in self._kinds(method):
                             base = (self.data, method, student, kind, labelled)
                             rest = (seed, self.settings, self.tiny, self.epochs)
-                            found.append(Cell(*base, None, *rest))
+                            cells.append(Cell(*base, None, *rest))
                             if self.control and kind is not None and labelled == min(self.labelled):
-                                found.append(Cell(*base, self.control, *rest))
-        return found
+                                cells.append(Cell(*base, self.control, *rest))
+        return cells
 
     def undefined(self) -> dict[str, str]:
         """Methods that lack a form with the requested teachers, or belong to other data, each with the reason."""
-        found = {}
+        reasons = {}
         for method in self.methods:
             plan = PLANS[method]
             if self._other_data(method):
-                own = " ".join(f"--set data.{name}={value}" for name, value in self._own_data(method).items())
-                found[method] = (
-                    f"{method} belongs to other data ({own.replace('--set ', '')}) than other methods here, and only "
-                    f"results on the same rows can be compared; give {own}, which then holds for all of them"
+                settings = " ".join(f"--set data.{name}={value}" for name, value in self._data_settings(method).items())
+                reasons[method] = (
+                    f"{method} uses other data ({settings.replace('--set ', '')}) than other methods here, and only "
+                    f"results on the same rows can be compared; give {settings}, which applies to all methods"
                 )
             elif self.teachers and plan.kind is not None and not self._kinds(method):
                 possible = ", ".join(dict.fromkeys((plan.kind, *plan.kinds)))
-                asked = ", ".join(self.teachers)
-                found[method] = f"{method} has no form with teachers {asked}; possible: {possible}"
-        return found
+                requested = ", ".join(self.teachers)
+                reasons[method] = f"{method} has no form with teachers {requested}; possible: {possible}"
+        return reasons
 
-    def _own_data(self, method: str) -> dict[str, Any]:
+    def _data_settings(self, method: str) -> dict[str, Any]:
         """The data settings of a method's preset that are not overridden for all methods."""
-        given = {text.partition("=")[0].strip() for text in self.settings}
+        overridden = {text.partition("=")[0].strip() for text in self.settings}
         known = find_data(self.data).model_fields
-        own = PLANS[method].data_settings()
-        return {name: value for name, value in own.items() if name in known and f"data.{name}" not in given}
+        preset = PLANS[method].data_settings()
+        return {name: value for name, value in preset.items() if name in known and f"data.{name}" not in overridden}
 
     def _other_data(self, method: str) -> bool:
-        own = self._own_data(method)
-        return bool(own) and any(self._own_data(other) != own for other in self.methods)
+        settings = self._data_settings(method)
+        return bool(settings) and any(self._data_settings(other) != settings for other in self.methods)
 
     def _kinds(self, method: str) -> list[str | None]:
         """The kinds of teachers that a method runs with; empty if it cannot be compared.

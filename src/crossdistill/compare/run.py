@@ -11,15 +11,16 @@ from crossdistill.compare.budget import Pick, pick, project
 from crossdistill.compare.cell import as_task, loaded, train
 from crossdistill.compare.executors.choose import executor_for, local_workers, place
 from crossdistill.compare.executors.local import Message
+from crossdistill.compare.executors.messages import FOLDER as MESSAGES
 from crossdistill.compare.executors.progress import GridProgress
-from crossdistill.compare.feasibility import Feasibility, survey
+from crossdistill.compare.feasibility import Feasibility, check_feasibility
 from crossdistill.compare.grid import Cell, Grid, Setting
 from crossdistill.compare.results.collect import collect
 from crossdistill.compare.results.markdown import save
-from crossdistill.compare.results.pairwise import Samples, sample_numbers, verdicts
+from crossdistill.compare.results.pairwise import Samples, compare_pairwise, sample_numbers
 from crossdistill.compare.results.table import Findings
 from crossdistill.compare.results.terminal import terminal
-from crossdistill.compare.scheduler import Board
+from crossdistill.compare.scheduler import Scheduler
 from crossdistill.compare.sweep import Tuning, tunings, with_choices
 from crossdistill.data.config import DataConfig
 from crossdistill.errors import RecipeError, ResumeError, RunError
@@ -32,7 +33,7 @@ from crossdistill.runtime.progress import Terminal, counted
 GROWS = ("methods", "students", "seeds", "labelled", "control")
 """Fields of a grid that may grow in the same folder, since existing cells stay unchanged."""
 GRID, BUDGET, TUNING = "grid.json", "budget.json", "tuning.json"
-CELLS, TRIALS, SHARED, MAIL = "cells", "tuning", "shared", "mail"
+CELLS, TRIALS, SHARED = "cells", "tuning", "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,39 +65,39 @@ def compare(
     out = run_folder(out)
     with held(out):
         _check(out, grid, resume)
-        asked = grid
+        requested = grid
         with Terminal() as display:
             picked = _picked(grid, out, jobs, display)
             if picked is not None:
                 grid = grid.model_copy(update={"seeds": picked.seeds, "epochs": picked.epochs})
-            looked = survey(grid.cells(), display)
-            tuned = tunings(grid, [looked.cells[i] for i in looked.found])
+            feasibility = check_feasibility(grid.cells(), display)
+            tuned = tunings(grid, [feasibility.cells[i] for i in feasibility.feasible])
         # The grid is written only now, after all its checks have passed.
-        write_sealed(out / GRID, json.loads(asked.model_dump_json()))
+        write_sealed(out / GRID, json.loads(requested.model_dump_json()))
         if picked is not None:
             write_sealed(out / BUDGET, picked.as_data())
         run = _Run(out, jobs, on)
-        tuning, choices, failed = run.tune(tuned)
+        tuning, choices, untuned = run.tune(tuned)
         if any(choices.values()):
             with Terminal() as display:
-                looked = survey(with_choices(looked.cells, choices), display)
-        untuned = {cell.name: failed[cell.setting] for cell in looked.cells if cell.setting in failed}
-        ended = run.cells(looked, CELLS, "test", skip=set(untuned))
-        collected = collect(looked, out / CELLS)
+                feasibility = check_feasibility(with_choices(feasibility.cells, choices), display)
+        untuned_cells = {cell.name: untuned[cell.setting] for cell in feasibility.cells if cell.setting in untuned}
+        failed = run.cells(feasibility, CELLS, "test", skip=set(untuned_cells))
+        collected = collect(feasibility, out / CELLS)
         findings = Findings(
             grid=grid,
-            cells=looked.cells,
+            cells=feasibility.cells,
             collected=collected,
-            verdicts=verdicts(collected, _samples(looked)),
-            refused={**looked.refused_cells(), **grid.undefined()},
-            failed={**untuned, **ended},
-            about=looked.about,
+            pairwise=compare_pairwise(collected, _samples(feasibility)),
+            refused={**feasibility.refused_cells(), **grid.undefined()},
+            failed={**untuned_cells, **failed},
+            about=feasibility.about,
             tuning=tuning,
             pick=picked,
             split_moves=_split_moves(tuned),
         )
         save(findings, out)
-        shutil.rmtree(out / MAIL, ignore_errors=True)
+        shutil.rmtree(out / MESSAGES, ignore_errors=True)
     return Comparison(out, findings)
 
 
@@ -106,7 +107,9 @@ def _check(out: Path, grid: Grid, resume: bool) -> None:
     if not path.is_file():
         return
     if not resume:
-        raise RunError(f"{out} holds a comparison already; go on with --resume, or choose another folder with --out")
+        raise RunError(
+            f"{out} holds a comparison already; continue it with --resume, or choose another folder with --out"
+        )
     then, now = _read(path), json.loads(grid.model_dump_json())
     # A budget's seeds and epochs were picked for the original grid, which therefore cannot grow.
     grows = GROWS if grid.budget is None else ()
@@ -117,8 +120,9 @@ def _check(out: Path, grid: Grid, resume: bool) -> None:
     ]
     if changed:
         raise ResumeError(
-            f"{out} holds another comparison, and without a budget only {', '.join(GROWS)} may grow in the same "
-            "folder; choose another one with --out, or ask for what it has. What differs:\n" + "\n".join(changed)
+            f"{out} holds a comparison with other values; in the same folder only {', '.join(GROWS)} may grow, and "
+            "nothing under a budget. Choose another folder with --out, or give the values of the folder. Different:\n"
+            + "\n".join(changed)
         )
 
 
@@ -160,11 +164,11 @@ def fitted(grid: Grid, jobs: int | None, display: Terminal) -> Pick:
     Raises:
         RunError: even the smallest comparison does not fit.
     """
-    one = survey(grid.model_copy(update={"seeds": 1}).cells(), display)
-    projection = project(one, display)
-    tuned = tunings(grid, [one.cells[i] for i in one.found])
+    feasibility = check_feasibility(grid.model_copy(update={"seeds": 1}).cells(), display)
+    projection = project(feasibility, display)
+    tuned = tunings(grid, [feasibility.cells[i] for i in feasibility.feasible])
     cells = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
-    trials = project(survey(cells, display), display) if cells else None
+    trials = project(check_feasibility(cells, display), display) if cells else None
     return pick(grid, projection, trials, local_workers(jobs))
 
 
@@ -176,16 +180,16 @@ class _Run:
     jobs: int | None
     on: str
 
-    def cells(self, looked: Feasibility, folder: str, split: str, skip: set[str]) -> dict[str, str]:
+    def cells(self, feasibility: Feasibility, folder: str, split: str, skip: set[str]) -> dict[str, str]:
         """Run all unfinished cells; returns the reasons of those that failed, by cell name."""
         out = self.out.absolute()
-        cells = looked.cells
-        todo = [i for i in looked.found if cells[i].name not in skip]
+        cells = feasibility.cells
+        todo = [i for i in feasibility.feasible if cells[i].name not in skip]
         waiting = [i for i in todo if not finished(out / folder / cells[i].name)]
-        board = Board(looked.stages(), waiting, out / SHARED)
+        scheduler = Scheduler(feasibility.stages(), waiting, out / SHARED)
         tasks = [as_task(cell, out / folder / cell.name, out / SHARED, split) for cell in cells]
-        every = {key: steps for i in waiting for key, steps in looked.found[i].steps.items()}
-        steps = sum(count for key, count in every.items() if not board.done(key))
+        steps_of = {key: count for i in waiting for key, count in feasibility.feasible[i].steps.items()}
+        steps = sum(count for key, count in steps_of.items() if not scheduler.done(key))
         failed: dict[str, str] = {}
         if not waiting:
             return failed
@@ -196,8 +200,8 @@ class _Run:
                 f"{len(cells)} {title}, {len(todo) - len(waiting)} done already, "
                 f"{counted(count, 'worker')} on {self.on}"
             )
-            for message in workers.run(tasks, board.choose):
-                _follow(message, board, cells, failed, progress)
+            for message in workers.run(tasks, scheduler.choose):
+                _follow(message, scheduler, cells, failed, progress)
         return failed
 
     def tune(
@@ -206,13 +210,13 @@ class _Run:
         """Run all trials; returns them as plain values, the chosen settings, and the reasons where none were chosen."""
         plain: list[dict[str, Any]] = []
         choices: dict[Setting, tuple[str, ...]] = {}
-        lost: dict[Setting, str] = {}
+        untuned: dict[Setting, str] = {}
         failed: Mapping[str, str] = {}
         trials = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
         if trials:
             with Terminal() as display:
-                looked = survey(trials, display)
-            failed = {**looked.refused_cells(), **self.cells(looked, TRIALS, "validation", skip=set())}
+                feasibility = check_feasibility(trials, display)
+            failed = {**feasibility.refused_cells(), **self.cells(feasibility, TRIALS, "validation", skip=set())}
         for tuning in tuned:
             if not any(trial.settings for trial in tuning.trials) and not tuning.missing:
                 continue
@@ -221,13 +225,13 @@ class _Run:
             except RecipeError as error:
                 names = [cell.name for trial in tuning.trials for cell in trial.cells if cell.name in failed]
                 why = "; ".join(f"{name}: {failed[name]}" for name in names[:1])
-                lost[tuning.setting] = f"{error.faults[0]} ({why})"
+                untuned[tuning.setting] = f"{error.faults[0]} ({why})"
                 continue
             choices[tuning.setting] = best.settings
             plain.append(tuning.as_data(best, scores))
         if plain:
             write_json(self.out / TUNING, plain)
-        return plain, choices, lost
+        return plain, choices, untuned
 
     def _score(self, cell: Cell) -> float | None:
         folder = self.out / TRIALS / cell.name
@@ -235,19 +239,19 @@ class _Run:
 
 
 def _follow(
-    message: Message, board: Board, cells: Sequence[Cell], failed: dict[str, str], progress: GridProgress
+    message: Message, scheduler: Scheduler, cells: Sequence[Cell], failed: dict[str, str], progress: GridProgress
 ) -> None:
     name = cells[message.task].name
     if message.kind in {"done", "failed"}:
-        well = message.kind == "done"
-        board.over(message.task, well=well)
-        if not well:
+        succeeded = message.kind == "done"
+        scheduler.ended(message.task, succeeded=succeeded)
+        if not succeeded:
             failed[name] = str(message.value)
-        progress.over(message.worker, name, str(message.value), well=well)
+        progress.ended(message.worker, name, str(message.value), succeeded=succeeded)
         return
     if message.kind == "trained":
-        board.trained(message.task, str(message.value))
-    progress.heard(message.worker, name, message.kind, message.value)
+        scheduler.trained(message.task, str(message.value))
+    progress.show(message.worker, name, message.kind, message.value)
 
 
 def _split_moves(tuned: Sequence[Tuning]) -> bool:
@@ -255,18 +259,18 @@ def _split_moves(tuned: Sequence[Tuning]) -> bool:
     cells = [cell for tuning in tuned for trial in tuning.trials for cell in trial.cells]
     if not cells:
         return False
-    drawn = [replace(cells[0], seed=seed).recipe().data for seed in (0, cells[0].seed)]
-    return len({one.seed for one in drawn if isinstance(one, DataConfig)}) > 1
+    configs = [replace(cells[0], seed=seed).recipe().data for seed in (0, cells[0].seed)]
+    return len({config.seed for config in configs if isinstance(config, DataConfig)}) > 1
 
 
-def _samples(looked: Feasibility) -> Samples:
+def _samples(feasibility: Feasibility) -> Samples:
     """A function that numbers test samples by the student's input, computed once for each student and seed."""
     known: dict[tuple[str, int], Any] = {}
 
     def samples(student: str, seed: int, ids: Any) -> Any:
         key = (student, seed)
         if key not in known or not (len(known[key][0]) == len(ids) and (known[key][0] == ids).all()):
-            cell = next(looked.cells[i] for i in looked.found if _is(looked.cells[i], student, seed))
+            cell = next(feasibility.cells[i] for i in feasibility.feasible if _is(feasibility.cells[i], student, seed))
             recipe = cell.recipe()
             assert isinstance(recipe.data, DataConfig)
             assert isinstance(recipe.student, NetworkConfig)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
-class Board:
+class Scheduler:
     """Selects the next cell in order, skipping cells that need a stage which is training now.
 
     `stages` maps for each cell the keys of its stages to their names; cells with a common key share that stage. A
@@ -37,10 +37,10 @@ class Board:
 
     def trained(self, cell: int, name: str) -> None:
         """Record that a worker has trained one stage of a cell."""
-        self._done |= {key for key, own in self._stages[cell].items() if own == name}
+        self._done |= {key for key, stage in self._stages[cell].items() if stage == name}
 
-    def over(self, cell: int, *, well: bool) -> None:
-        """Record that a cell has ended; `well`: without a failure."""
+    def ended(self, cell: int, *, succeeded: bool) -> None:
+        """Record that a cell has ended, successfully or not."""
         self.running.discard(cell)
-        if well:
+        if succeeded:
             self._done |= set(self._stages[cell])

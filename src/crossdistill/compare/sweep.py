@@ -41,7 +41,7 @@ class Sweep:
             raise SettingError(f"--sweep {text}: {error}") from error
         twice = [value for i, value in enumerate(values) if value in values[:i]]
         if twice:
-            raise SettingError(f"--sweep {text}: the value {twice[0]!r} is there twice")
+            raise SettingError(f"--sweep {text}: the value {twice[0]!r} is given twice")
         return cls(field.strip(), values)
 
 
@@ -66,9 +66,9 @@ def path_of(recipe: Recipe, field: str) -> str | None:
     parts = field.split(".")
     if parts[0] in Recipe.model_fields:
         return field if _has(recipe, parts) else None
-    own = [stage for stage in recipe.stages if stage.learner == STUDENT]
-    places = [f"stages.{stage.name}.method.{field}" for stage in reversed(own)]
-    places += [f"stages.{own[-1].name}.{inner}{field}" for inner in ("", "optimizer.")] if own else []
+    stages = [stage for stage in recipe.stages if stage.learner == STUDENT]
+    places = [f"stages.{stage.name}.method.{field}" for stage in reversed(stages)]
+    places += [f"stages.{stages[-1].name}.{inner}{field}" for inner in ("", "optimizer.")] if stages else []
     return next((path for path in places if _has(recipe, path.split("."))), None)
 
 
@@ -81,9 +81,9 @@ def _has(node: Any, path: Sequence[str]) -> bool:
     if isinstance(node, Mapping):
         return head in node and _has(node[head], rest)
     if isinstance(node, list | tuple):
-        found = [one for one in node if getattr(one, "name", None) == head]
-        found += [node[int(head)]] if head.isdigit() and int(head) < len(node) else []
-        return bool(found) and _has(found[0], rest)
+        items = [item for item in node if getattr(item, "name", None) == head]
+        items += [node[int(head)]] if head.isdigit() and int(head) < len(node) else []
+        return bool(items) and _has(items[0], rest)
     return False
 
 
@@ -114,7 +114,7 @@ class Tuning:
         # A trial that failed on a seed is not compared with trials that ran on all seeds.
         whole = [i for i, trial in enumerate(self.trials) if len(scores[i]) == len(trial.cells)]
         if not whole:
-            raise RecipeError(self.setting.title, ["none of its trials could be finished, so nothing can be chosen"])
+            raise RecipeError(self.setting.title, ["none of its trials finished, so no values can be chosen"])
         best = max(whole, key=lambda i: (sum(scores[i]) / max(1, len(scores[i])), -i))
         return self.trials[best], scores
 
@@ -126,9 +126,9 @@ class Tuning:
                 {
                     "values": dict(trial.values),
                     "seeds": [cell.seed for cell in trial.cells],
-                    "validation_accuracy": list(found),
+                    "validation_accuracy": list(accuracies),
                 }
-                for trial, found in zip(self.trials, scores, strict=True)
+                for trial, accuracies in zip(self.trials, scores, strict=True)
             ],
             "chosen": dict(best.values),
             "settings": list(best.settings),
@@ -152,16 +152,16 @@ def tunings(grid: Grid, cells: Sequence[Cell]) -> list[Tuning]:
     trials = 1
     for sweep in sweeps:
         trials *= len(sweep.values)
-    found: dict[Setting, Tuning] = {}
+    by_setting: dict[Setting, Tuning] = {}
     faults: dict[str, None] = {}
     for cell in cells:
-        if cell.control is None and cell.setting not in found:
-            found[cell.setting] = _tuning(cell, sweeps, trials, faults)
-    unused = [name for name in named if all(name in tuning.missing for tuning in found.values())]
-    faults |= {f"--sweep {name}: no method of the comparison has this field": None for name in unused if found}
+        if cell.control is None and cell.setting not in by_setting:
+            by_setting[cell.setting] = _tuning(cell, sweeps, trials, faults)
+    unused = [name for name in named if all(name in tuning.missing for tuning in by_setting.values())]
+    faults |= {f"--sweep {name}: no method of the comparison has this field": None for name in unused if by_setting}
     if faults:
         raise RecipeError(f"compare {grid.data}", list(faults))
-    return list(found.values())
+    return list(by_setting.values())
 
 
 def _tuning(cell: Cell, sweeps: Sequence[Sweep], budget: int, faults: dict[str, None]) -> Tuning:
@@ -193,5 +193,5 @@ def _text(value: Any) -> str:
 
 def with_choices(cells: Sequence[Cell], choices: Mapping[Setting, tuple[str, ...]]) -> list[Cell]:
     """The cells with the chosen settings; a control takes the choice of the method that it controls."""
-    own = [choices.get(replace(cell.setting, control=None), ()) for cell in cells]
-    return [replace(cell, settings=(*cell.settings, *more)) for cell, more in zip(cells, own, strict=True)]
+    chosen = [choices.get(replace(cell.setting, control=None), ()) for cell in cells]
+    return [replace(cell, settings=(*cell.settings, *more)) for cell, more in zip(cells, chosen, strict=True)]

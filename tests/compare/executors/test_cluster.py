@@ -1,4 +1,4 @@
-"""Jobs on other machines: their messages through a folder, their losses, and what is asked of Ray and Slurm."""
+"""Jobs on other machines: messages through a folder, lost machines, and the calls to Ray and Slurm."""
 
 import importlib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def work(task: str, send: Callable[[str, Any], None]) -> str:
 
 
 class Fake:
-    """A cluster that runs a job when it is asked for it, and loses the machines that it is told to lose."""
+    """A cluster that runs a job at the second call of `ended`; machines of the given tasks are lost once each."""
 
     def __init__(self, *losses: str) -> None:
         self.losses = list(losses)
@@ -38,11 +38,11 @@ class Fake:
     def submit(self, job: ClusterJob) -> Any:
         self.running += 1
         self.most = max(self.most, self.running)
-        return SimpleNamespace(job=job, looks=0)
+        return SimpleNamespace(job=job, polls=0)
 
     def ended(self, handle: Any) -> Ended | None:
-        handle.looks += 1
-        if handle.looks < 2:
+        handle.polls += 1
+        if handle.polls < 2:
             return None
         self.running -= 1
         if handle.job.task in self.losses:
@@ -56,36 +56,36 @@ class Fake:
 
 def run(cluster: Fake, tasks: list[str], workers: int, folder: Path) -> list[Message]:
     waiting = list(range(len(tasks)))
-    crew = Remote(work, cluster, workers, folder, look_every_s=0.0)
-    return list(crew.run(tasks, lambda: waiting.pop(0) if waiting else None))
+    executor = Remote(work, cluster, workers, folder, poll_every_s=0.0)
+    return list(executor.run(tasks, lambda: waiting.pop(0) if waiting else None))
 
 
 def test_messages_come_in_order_and_only_whole(tmp_path: Path) -> None:
-    outbox, inbox = Outbox(tmp_path / "mail" / "a"), Inbox(tmp_path / "mail" / "a")
-    assert inbox.look() == []
+    outbox, inbox = Outbox(tmp_path / "messages" / "a"), Inbox(tmp_path / "messages" / "a")
+    assert inbox.read() == []
     outbox("begin", ["teacher", 30])
     outbox("advance", 10)
     outbox("advance", 5)
-    # Steps wait for a second, or for the next thing that is said.
-    assert inbox.look() == [("begin", ["teacher", 30])]
+    # Steps wait for a second, or for the next message of another kind.
+    assert inbox.read() == [("begin", ["teacher", 30])]
     outbox("trained", "teacher")
-    assert inbox.look() == [("advance", 15), ("trained", "teacher")]
-    with (tmp_path / "mail" / "a").open("a") as file:
+    assert inbox.read() == [("advance", 15), ("trained", "teacher")]
+    with (tmp_path / "messages" / "a").open("a") as file:
         file.write('["advance"')
-    assert inbox.look() == []
-    with (tmp_path / "mail" / "a").open("a") as file:
+    assert inbox.read() == []
+    with (tmp_path / "messages" / "a").open("a") as file:
         file.write(", 3]\n")
-    assert inbox.look() == [("advance", 3)]
-    Outbox(tmp_path / "mail" / "a", write_every_s=0.0)("advance", 7)
-    assert inbox.look() == [("advance", 7)]
+    assert inbox.read() == [("advance", 3)]
+    Outbox(tmp_path / "messages" / "a", write_every_s=0.0)("advance", 7)
+    assert inbox.read() == [("advance", 7)]
 
 
 def test_all_is_done_with_so_many_jobs_at_a_time(tmp_path: Path) -> None:
     cluster = Fake()
-    found = run(cluster, ["a", "b", "c", "bad", "d"], 2, tmp_path)
+    messages = run(cluster, ["a", "b", "c", "bad", "d"], 2, tmp_path)
     assert cluster.most == 2
     assert cluster.closed
-    ends = {message.task: (message.kind, message.value) for message in found if message.kind in {"done", "failed"}}
+    ends = {message.task: (message.kind, message.value) for message in messages if message.kind in {"done", "failed"}}
     assert ends == {
         0: ("done", "did a"),
         1: ("done", "did b"),
@@ -93,17 +93,17 @@ def test_all_is_done_with_so_many_jobs_at_a_time(tmp_path: Path) -> None:
         3: ("failed", "cannot be"),
         4: ("done", "did d"),
     }
-    own = [(message.kind, message.value) for message in found if message.task == 0]
-    assert own == [("begin", ["teacher", 30]), ("advance", 30), ("trained", "teacher"), ("done", "did a")]
+    first = [(message.kind, message.value) for message in messages if message.task == 0]
+    assert first == [("begin", ["teacher", 30]), ("advance", 30), ("trained", "teacher"), ("done", "did a")]
 
 
 def test_a_task_whose_machine_was_lost_is_tried_once_more(tmp_path: Path) -> None:
-    found = run(Fake("a", "b", "b"), ["a", "b", "c"], 1, tmp_path)
+    messages = run(Fake("a", "b", "b"), ["a", "b", "c"], 1, tmp_path)
     kinds = {
-        task: [m.kind for m in found if m.task == task and m.kind in {"lost", "done", "failed"}] for task in range(3)
+        task: [m.kind for m in messages if m.task == task and m.kind in {"lost", "done", "failed"}] for task in range(3)
     }
     assert kinds == {0: ["lost", "done"], 1: ["lost", "failed"], 2: ["done"]}
-    assert next(m.value for m in found if m.kind == "failed") == "its machine is gone"
+    assert next(m.value for m in messages if m.kind == "failed") == "its machine is gone"
 
 
 def test_jobs_are_dropped_when_nobody_listens_any_more(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_jobs_are_dropped_when_nobody_listens_any_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("on", "found"),
+    ("on", "parsed"),
     [
         ("local", ("local", {})),
         ("ray", ("ray", {})),
@@ -123,8 +123,8 @@ def test_jobs_are_dropped_when_nobody_listens_any_more(tmp_path: Path) -> None:
         ("slurm:slurm_partition=gpu,timeout_min=60", ("slurm", {"slurm_partition": "gpu", "timeout_min": 60})),
     ],
 )
-def test_a_place_has_a_name_and_options(on: str, found: tuple[str, dict[str, Any]]) -> None:
-    assert place(on) == found
+def test_a_place_has_a_name_and_options(on: str, parsed: tuple[str, dict[str, Any]]) -> None:
+    assert place(on) == parsed
 
 
 @pytest.mark.parametrize(("on", "said"), [("rya", "'ray'"), ("local:a=1", "a=1"), ("ray:gpu", "FIELD=VALUE")])
@@ -161,7 +161,7 @@ def test_a_job_that_slurm_stops_is_queued_again(monkeypatch: pytest.MonkeyPatch)
     seen: list[Any] = []
     helpers = SimpleNamespace(DelayedSubmission=lambda job: seen.append(job) or job)
     monkeypatch.setattr(importlib, "import_module", lambda name: helpers)
-    job = Resumed(ClusterJob(work, "a", "mail"))
+    job = Resumed(ClusterJob(work, "a", "messages.jsonl"))
     assert job.checkpoint() is job
     assert seen == [job]
 
@@ -192,16 +192,16 @@ def test_slurm_is_asked_through_submitit(tmp_path: Path, monkeypatch: pytest.Mon
     class FailedJobError(UncompletedJobError):
         pass
 
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     handles: list[Handle] = []
     ends = iter([("done", "0.5"), FailedJobError("a fault"), UncompletedJobError("log\nslurmstepd: killed"), None])
 
     class AutoExecutor:
         def __init__(self, folder: Path, cluster: str) -> None:
-            given.update(folder=folder, cluster=cluster)
+            parameters.update(folder=folder, cluster=cluster)
 
         def update_parameters(self, **options: Any) -> None:
-            given.update(options)
+            parameters.update(options)
 
         def submit(self, job: Any) -> Handle:
             handles.append(Handle(job, next(ends)))
@@ -211,14 +211,14 @@ def test_slurm_is_asked_through_submitit(tmp_path: Path, monkeypatch: pytest.Mon
     fake = SimpleNamespace(AutoExecutor=AutoExecutor, core=SimpleNamespace(utils=errors))
     monkeypatch.setattr(importlib, "import_module", lambda name: fake)
     cluster = SlurmCluster(None, tmp_path, {"slurm_partition": "gpu", "timeout_min": 5})
-    assert given["cluster"] == "slurm"
-    assert given["slurm_partition"] == "gpu"
-    assert given["timeout_min"] == 5
-    assert given["cpus_per_task"] == 1
-    job = ClusterJob(work, "a", "mail")
-    found = [cluster.ended(cluster.submit(job)) for _ in range(4)]
-    assert found[:2] == [Ended("done", "0.5"), Ended("failed", "a fault")]
-    assert found[2] == Ended("lost", "its Slurm job ended without a result (TIMEOUT): slurmstepd: killed")
-    assert found[3] is None
+    assert parameters["cluster"] == "slurm"
+    assert parameters["slurm_partition"] == "gpu"
+    assert parameters["timeout_min"] == 5
+    assert parameters["cpus_per_task"] == 1
+    job = ClusterJob(work, "a", "messages.jsonl")
+    ended = [cluster.ended(cluster.submit(job)) for _ in range(4)]
+    assert ended[:2] == [Ended("done", "0.5"), Ended("failed", "a fault")]
+    assert ended[2] == Ended("lost", "its Slurm job ended without a result (TIMEOUT): slurmstepd: killed")
+    assert ended[3] is None
     cluster.close()
     assert [handle.cancelled for handle in handles] == [False, False, False, True]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from facts import states
 
 from crossdistill.compare.executors.local import Message, Pool
 from crossdistill.errors import SettingError
@@ -25,7 +26,7 @@ def work(task: dict[str, Any], send: Callable[[str, Any], None]) -> str:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
-            raise KeyError("nobody expected this")
+            raise KeyError("an unexpected error")
         case "refuse":
             raise SettingError("cannot be")
         case "die later":
@@ -36,33 +37,33 @@ def work(task: dict[str, Any], send: Callable[[str, Any], None]) -> str:
 
 def run(tasks: list[str], workers: int, pause_s: float = 0.0) -> dict[int, Message]:
     waiting = list(range(len(tasks)))
-    found: dict[int, Message] = {}
+    ends: dict[int, Message] = {}
 
     def choose() -> int | None:
-        if found:
+        if ends:
             time.sleep(pause_s)
         return waiting.pop(0) if waiting else None
 
     for message in Pool(work, workers).run([{"do": task} for task in tasks], choose):
         if message.kind in {"done", "failed"}:
-            found[message.task] = message
-    return found
+            ends[message.task] = message
+    return ends
 
 
 def test_whatever_happens_to_a_worker_costs_one_task() -> None:
-    found = run(["a", "exit", "b", "kill", "raise", "refuse", "c"], workers=1)
-    assert [found[i].kind for i in range(7)] == ["done", "failed", "done", "failed", "failed", "failed", "done"]
-    assert found[1].value == "its worker process died: exit status 3"
-    assert found[3].value == "its worker process died: SIGKILL, perhaps for want of memory"
-    assert "nobody expected this" in found[4].value
-    assert "Traceback" in found[4].value
-    assert found[5].value == "cannot be"
-    assert found[6].value == "did c"
+    ends = run(["a", "exit", "b", "kill", "raise", "refuse", "c"], workers=1)
+    assert [ends[i].kind for i in range(7)] == ["done", "failed", "done", "failed", "failed", "failed", "done"]
+    states(ends[1].value, "exit status 3")
+    states(ends[3].value, "SIGKILL", "memory")
+    assert "an unexpected error" in ends[4].value
+    assert "Traceback" in ends[4].value
+    assert ends[5].value == "cannot be"
+    assert ends[6].value == "did c"
 
 
 def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing() -> None:
-    found = run(["die later", "a"], workers=1, pause_s=1.0)
-    assert [found[0].kind, found[1].kind] == ["done", "done"]
+    ends = run(["die later", "a"], workers=1, pause_s=1.0)
+    assert [ends[0].kind, ends[1].kind] == ["done", "done"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

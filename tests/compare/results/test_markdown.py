@@ -18,7 +18,7 @@ from crossdistill.compare.results.collect import Answers, Collected, Cost
 from crossdistill.compare.results.csv_table import comma_separated
 from crossdistill.compare.results.latex import latex
 from crossdistill.compare.results.markdown import markdown, save
-from crossdistill.compare.results.pairwise import verdicts
+from crossdistill.compare.results.pairwise import compare_pairwise
 from crossdistill.compare.results.table import Findings, ResultTable
 from crossdistill.compare.results.terminal import terminal
 from crossdistill.report import Report, Row, spread_of
@@ -92,57 +92,65 @@ def findings(**changes: Any) -> Findings:
         costs[cell.setting] = Cost(12.5, 300.0, 61_706, 1_000_000)
     collected = Collected(tuple(rows), answers, costs)
     made = Findings(
-        grid, tuple(cells), collected, verdicts(collected, lambda student, seed, ids: ids), refused,
+        grid, tuple(cells), collected, compare_pairwise(collected, lambda student, seed, ids: ids), refused,
         {lost: "Traceback\nits worker process died"}, "Digits.", TUNING, Pick(30.0, 3, 0.5, 900.0),
     )  # fmt: skip
     return replace(made, **changes)
 
 
 @pytest.fixture(scope="module")
-def found() -> Findings:
+def results() -> Findings:
     return findings()
 
 
-def test_best_and_second_are_marked_in_every_column_and_equals_share(found: Findings) -> None:
-    sheet = ResultTable.of(found)
-    marks = {line.title: {c: e.mark for c, e in line.entries.items()} for line in sheet.lines if line.kind == "method"}
+def test_old_names_of_the_pairwise_results_warn(results: Findings) -> None:
+    with pytest.warns(DeprecationWarning, match="pairwise"):
+        assert results.verdicts is results.pairwise
+    pair = results.pairwise.pairs[0]
+    with pytest.warns(DeprecationWarning, match="difference"):
+        assert pair.found is pair.difference
+
+
+def test_best_and_second_are_marked_in_every_column_and_equals_share(results: Findings) -> None:
+    table = ResultTable.of(results)
+    marks = {line.title: {c: e.mark for c, e in line.entries.items()} for line in table.lines if line.kind == "method"}
     assert marks["kd (mm)"]["image", 1.0] == marks["mst-distill (mm+cm)"]["image", 1.0] == "best"
     assert marks["kd (cm)"]["audio", 1.0] == "second"
     assert marks["supervised"]["image", 1.0] == ""
     assert marks["kd (mm)"]["audio", 0.05] == "best"
     # Neither chance, nor a teacher, nor a control takes part.
-    assert not [line.title for line in sheet.lines if line.kind != "method" and any(sheet.places(line))]
-    assert sheet.places(next(line for line in sheet.lines if line.title == "kd (mm)")) == (4, 0)
+    assert not [line.title for line in table.lines if line.kind != "method" and any(table.places(line))]
+    assert table.places(next(line for line in table.lines if line.title == "kd (mm)")) == (4, 0)
 
 
-def test_methods_are_between_what_stands_beside_them_and_their_controls(found: Findings) -> None:
-    sheet = ResultTable.of(found)
-    assert [line.title for line in sheet.lines] == [
+def test_methods_are_between_what_stands_beside_them_and_their_controls(results: Findings) -> None:
+    table = ResultTable.of(results)
+    assert [line.title for line in table.lines] == [
         "chance", "teacher:mm", "supervised", "kd (mm)", "kd (cm)", "mst-distill (mm+cm)",
         "kd@shuffled (mm)", "kd@shuffled (cm)", "mst-distill@shuffled (mm+cm)",
     ]  # fmt: skip
-    assert sheet.columns == (("image", 1.0), ("image", 0.05), ("audio", 1.0), ("audio", 0.05))
+    assert table.columns == (("image", 1.0), ("image", 0.05), ("audio", 1.0), ("audio", 0.05))
 
 
-def test_what_cannot_apply_and_what_failed_are_two_things(found: Findings) -> None:
+def test_what_cannot_apply_and_what_failed_are_two_things(results: Findings) -> None:
     states = {
         (line.title, column): entry.state
-        for line in ResultTable.of(found).lines
+        for line in ResultTable.of(results).lines
         for column, entry in line.entries.items()
     }
     assert states["mst-distill (mm+cm)", ("audio", 1.0)] == "cannot apply"
     assert states["kd (cm)", ("image", 1.0)] == "partly failed"
     assert states["kd (mm)", ("image", 1.0)] == "done"
-    everything = {cell.name: "x" for cell in found.cells if cell.setting.title == "kd (cm)"}
-    rows = tuple(r for r in found.collected.rows if (r.method, r.teachers) != ("kd", "cm"))
-    lost = replace(found, failed=everything, collected=replace(found.collected, rows=rows))
+    everything = {cell.name: "x" for cell in results.cells if cell.setting.title == "kd (cm)"}
+    rows = tuple(r for r in results.collected.rows if (r.method, r.teachers) != ("kd", "cm"))
+    lost = replace(results, failed=everything, collected=replace(results.collected, rows=rows))
     line = next(line for line in ResultTable.of(lost).lines if line.title == "kd (cm)")
     assert {entry.state for entry in line.entries.values()} == {"failed"}
     assert "failed" in terminal(lost)
 
 
-def test_the_terminal_shows_everything(found: Findings) -> None:
-    text = terminal(found)
+def test_the_terminal_shows_everything(results: Findings) -> None:
+    text = terminal(results)
     assert re.search(r"kd +mm +0\.610 ± 0\.010 ¹", text)
     assert re.search(r"kd +cm +0\.590 ± 0\.014 † ²", text)
     assert re.search(r"mst-distill +mm\+cm .* cannot apply", text)
@@ -153,16 +161,16 @@ def test_the_terminal_shows_everything(found: Findings) -> None:
     assert "Control kd@shuffled (mm), image, 5% of the labels: -0.100" in text
 
 
-def test_a_wide_table_is_drawn_student_by_student(found: Findings) -> None:
+def test_a_wide_table_is_drawn_student_by_student(results: Findings) -> None:
     labelled = ("1.0", "0.5", "0.1", "0.05")
     grid = Grid.parse("av-digits", methods="supervised", labelled=",".join(labelled))
-    wide = replace(found, grid=grid, cells=tuple(grid.cells()))
+    wide = replace(results, grid=grid, cells=tuple(grid.cells()))
     heads = [line.split() for line in terminal(wide).splitlines() if line.endswith("memory")]
     assert heads == [["image"] * 4 + ["memory"], ["audio"] * 4 + ["memory"]]
 
 
-def test_the_page_has_the_table_the_comparisons_and_the_reasons(found: Findings) -> None:
-    text = markdown(found)
+def test_the_page_has_the_table_the_comparisons_and_the_reasons(results: Findings) -> None:
+    text = markdown(results)
     assert "| kd | mm | **0.610 ± 0.010** |" in text
     assert "| *0.590 ± 0.010* |" in text
     assert "† some of its seeds failed" in text
@@ -170,15 +178,15 @@ def test_the_page_has_the_table_the_comparisons_and_the_reasons(found: Findings)
     assert "- kd (mm), image, 100% of the labels: temperature = 4 (in 2 trials)." in text
     assert "- supervised, image, 100% of the labels: nothing to tune; it has no temperature, skipped." in text
     assert "- `kd-image-cm-1-seed2`: Traceback its worker process died" in text
-    assert "The seed draws the split" not in text
-    assert "The seed draws the split" in markdown(replace(found, split_moves=True))
+    assert "The seed also draws the data's split" not in text
+    assert "The seed also draws the data's split" in markdown(replace(results, split_moves=True))
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
 
 
-def test_reading_the_csv_gives_the_same_numbers(found: Findings) -> None:
-    lines = list(csv.DictReader(io.StringIO(comma_separated(found))))
-    rows = {(r.method, r.teachers, r.student, r.labelled): r for r in found.collected.rows if r.seconds}
+def test_reading_the_csv_gives_the_same_numbers(results: Findings) -> None:
+    lines = list(csv.DictReader(io.StringIO(comma_separated(results))))
+    rows = {(r.method, r.teachers, r.student, r.labelled): r for r in results.collected.rows if r.seconds}
     read = {
         (line["method"], line["teachers"] or None, line["student"], float(line["labelled"])): line
         for line in lines
@@ -190,9 +198,9 @@ def test_reading_the_csv_gives_the_same_numbers(found: Findings) -> None:
         assert float(line["std"]) == rows[key].std
         assert tuple(map(float, line["values"].split())) == rows[key].values
         assert int(line["parameters"]) == 61_706
-    pair = next(p for p in found.verdicts.pairs if p.setting.title == "kd (mm)" and p.setting.labelled == 1.0)
+    pair = next(p for p in results.pairwise.pairs if p.setting.title == "kd (mm)" and p.setting.labelled == 1.0)
     line = read["kd", "mm", "image", 1.0]
-    assert float(line["alone_difference"]) == pair.found.value
+    assert float(line["alone_difference"]) == pair.difference.value
     assert (line["alone_verdict"], line["mark"], line["kd_difference"]) == ("better", "best", "")
     refused = next(line for line in lines if line["state"] == "cannot apply")
     assert refused["mean"] == refused["values"] == ""
@@ -207,15 +215,15 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def test_the_latex_is_one_tabular_whose_lines_all_have_its_columns(found: Findings) -> None:
-    text = latex(found)
+def test_the_latex_is_one_tabular_whose_lines_all_have_its_columns(results: Findings) -> None:
+    text = latex(results)
     assert _balanced(text)
     assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == [("begin", "tabular"), ("end", "tabular")]
     match = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)
     assert match is not None
     columns = len(match.group(1))
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 1 + len(ResultTable.of(found).lines)
+    assert len(lines) == 1 + len(ResultTable.of(results).lines)
     assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {columns - 1}
     # What LaTeX reads as a comment or as mathematics is escaped everywhere else.
     body = "".join(line for line in text.splitlines() if not line.startswith("%"))
@@ -226,35 +234,35 @@ def test_the_latex_is_one_tabular_whose_lines_all_have_its_columns(found: Findin
     assert r"\textit{cannot apply}" in text
 
 
-def test_names_that_mean_something_to_latex_are_escaped(found: Findings) -> None:
+def test_names_that_mean_something_to_latex_are_escaped(results: Findings) -> None:
     odd = tuple(
-        replace(row, method="teacher:a_b%c") if row.method == "teacher:mm" else row for row in found.collected.rows
+        replace(row, method="teacher:a_b%c") if row.method == "teacher:mm" else row for row in results.collected.rows
     )
-    text = latex(replace(found, collected=replace(found.collected, rows=odd)))
+    text = latex(replace(results, collected=replace(results.collected, rows=odd)))
     assert r"teacher:a\_b\%c" in text
 
 
-def test_all_files_are_written_and_results_are_rows_as_of_every_run(found: Findings, tmp_path: Path) -> None:
-    save(found, tmp_path)
+def test_all_files_are_written_and_results_are_rows_as_of_every_run(results: Findings, tmp_path: Path) -> None:
+    save(results, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "comparison.json", "report.md", "results.json", "table.csv", "table.tex",
     ]  # fmt: skip
-    assert Report.load(tmp_path).rows == found.collected.rows
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results[0]) == {
+    assert Report.load(tmp_path).rows == results.collected.rows
+    plain = json.loads((tmp_path / "results.json").read_text())
+    assert set(plain[0]) == {
         "data", "method", "teachers", "student", "labelled", "control", "metric", "mean", "std", "values", "test_rows",
         "seconds", "peak_memory_mb",
     }  # fmt: skip
-    said: Mapping[str, Any] = json.loads((tmp_path / "comparison.json").read_text())
-    assert said["cannot_apply"] == dict(found.refused)
-    assert said["failed"] == dict(found.failed)
-    assert said["budget"] == {"minutes": 30.0, "seeds": 3, "epochs": 0.5, "projected_s": 900.0}
-    assert said["tuning"] == TUNING
-    pair = next(p for p in said["pairs"] if (p["method"], p["against"]["method"]) == ("mst-distill", "kd"))
+    comparison: Mapping[str, Any] = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["cannot_apply"] == dict(results.refused)
+    assert comparison["failed"] == dict(results.failed)
+    assert comparison["budget"] == {"minutes": 30.0, "seeds": 3, "epochs": 0.5, "projected_s": 900.0}
+    assert comparison["tuning"] == TUNING
+    pair = next(p for p in comparison["pairs"] if (p["method"], p["against"]["method"]) == ("mst-distill", "kd"))
     assert pair["against"] == {"method": "kd", "teachers": "mm"}
     assert pair["verdict"] == "not distinguishable"
     assert (pair["wins"], pair["ties"], pair["losses"]) == (0, 3, 0)
-    best = {(one["method"], one["teachers"]): (one["best"], one["of"]) for one in said["places"]}
+    best = {(place["method"], place["teachers"]): (place["best"], place["of"]) for place in comparison["places"]}
     assert best["kd", "mm"] == (4, 4)
-    assert {cost["trained"] for cost in said["costs"]} == {1_000_000}
-    assert len(said["controls"]) == 5
+    assert {cost["trained"] for cost in comparison["costs"]} == {1_000_000}
+    assert len(comparison["controls"]) == 5

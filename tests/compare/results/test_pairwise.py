@@ -1,4 +1,4 @@
-"""Who is compared with whom, and what is said of it."""
+"""Pairs of methods that are compared, and the conclusions."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from crossdistill.compare.grid import Setting
 from crossdistill.compare.results.collect import Answers, Collected
-from crossdistill.compare.results.pairwise import exceeds, reference, sample_numbers, verdicts
+from crossdistill.compare.results.pairwise import compare_pairwise, exceeds, reference, sample_numbers
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RunError
 
@@ -21,7 +21,7 @@ CONTROL = replace(KD, control="shuffled")
 ROWS = 400
 
 
-def own_rows(student: str, seed: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def row_ids(student: str, seed: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     return ids
 
 
@@ -47,52 +47,52 @@ def test_a_rival_has_the_same_teachers_where_there_is_a_choice() -> None:
 
 
 def test_clear_differences_are_told_and_noise_is_not() -> None:
-    found = verdicts(collected({ALONE: 0.5, KD: 0.62, KD_CROSS: 0.5, MST: 0.4}), own_rows)
-    said = {(pair.setting, pair.against): pair.verdict for pair in found.pairs}
-    assert said == {
+    results = compare_pairwise(collected({ALONE: 0.5, KD: 0.62, KD_CROSS: 0.5, MST: 0.4}), row_ids)
+    conclusions = {(pair.setting, pair.against): pair.verdict for pair in results.pairs}
+    assert conclusions == {
         (KD, ALONE): "better",
         (KD_CROSS, ALONE): "not distinguishable",
         (MST, ALONE): "worse",
         (MST, KD): "worse",
     }
-    gain = found.of(KD, "supervised")
+    gain = results.of(KD, "supervised")
     assert gain is not None
-    assert gain.found.low < gain.found.value < gain.found.high
+    assert gain.difference.low < gain.difference.value < gain.difference.high
     assert (gain.wins, gain.ties, gain.losses) == (3, 0, 0)
-    assert gain.p_holm == pytest.approx(4 * gain.found.p)
+    assert gain.p_holm == pytest.approx(4 * gain.difference.p)
 
 
 def test_the_correction_covers_one_student_at_one_fraction_of_labels() -> None:
     other = {replace(s, student="audio"): rate for s, rate in {ALONE: 0.5, KD: 0.52}.items()}
-    found = verdicts(collected({ALONE: 0.5, KD: 0.52, MST: 0.53, **other}), own_rows)
-    audio = next(pair for pair in found.pairs if pair.setting.student == "audio")
-    assert audio.p_holm == audio.found.p
-    image = [pair for pair in found.pairs if pair.setting.student == "image"]
+    results = compare_pairwise(collected({ALONE: 0.5, KD: 0.52, MST: 0.53, **other}), row_ids)
+    audio = next(pair for pair in results.pairs if pair.setting.student == "audio")
+    assert audio.p_holm == audio.difference.p
+    image = [pair for pair in results.pairs if pair.setting.student == "image"]
     assert len(image) == 3
-    assert min(pair.p_holm for pair in image) == pytest.approx(3 * min(pair.found.p for pair in image))
+    assert min(pair.p_holm for pair in image) == pytest.approx(3 * min(pair.difference.p for pair in image))
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
-    found = verdicts(collected({ALONE: 0.5, KD: 0.5, MST: 0.5}, {MST: (1,), ALONE: (0, 1)}), own_rows)
-    seeds = {(pair.setting, pair.against): pair.seeds for pair in found.pairs}
+    results = compare_pairwise(collected({ALONE: 0.5, KD: 0.5, MST: 0.5}, {MST: (1,), ALONE: (0, 1)}), row_ids)
+    seeds = {(pair.setting, pair.against): pair.seeds for pair in results.pairs}
     assert seeds == {(KD, ALONE): (0, 1), (MST, ALONE): (1,), (MST, KD): (1,)}
 
 
 def test_a_method_none_of_whose_seeds_the_other_has_is_not_compared() -> None:
-    found = verdicts(collected({ALONE: 0.5, KD: 0.5}, {ALONE: (0,), KD: (1,)}), own_rows)
-    assert found.pairs == ()
+    results = compare_pairwise(collected({ALONE: 0.5, KD: 0.5}, {ALONE: (0,), KD: (1,)}), row_ids)
+    assert results.pairs == ()
 
 
 @pytest.mark.parametrize(("rate", "above"), [(0.3, False), (0.5, True), (0.6, True)])
 def test_a_control_must_stay_below_the_student_alone_with_its_upper_bound(rate: float, above: bool) -> None:
-    found = verdicts(collected({ALONE: 0.5, KD: 0.5, CONTROL: rate}), own_rows)
-    (control,) = found.controls
+    results = compare_pairwise(collected({ALONE: 0.5, KD: 0.5, CONTROL: rate}), row_ids)
+    (control,) = results.controls
     assert (control.setting, control.against) == (CONTROL, ALONE)
     assert exceeds(control) is above
-    assert [pair.setting for pair in found.pairs] == [KD]
-    plain = found.as_data()["controls"][0]
+    assert [pair.setting for pair in results.pairs] == [KD]
+    plain = results.as_data()["controls"][0]
     assert plain["exceeds"] is above
-    assert plain["control_upper"] == control.found.high
+    assert plain["control_upper"] == control.difference.high
 
 
 def test_rows_that_show_the_same_input_are_one_sample() -> None:
@@ -101,11 +101,11 @@ def test_rows_that_show_the_same_input_are_one_sample() -> None:
     right = {method: np.repeat(source.random((3, 10)) < 0.5, 40, axis=1) for method in (ALONE, KD)}
     answers = {m: {seed: Answers(np.arange(ROWS), right[m][seed]) for seed in range(3)} for m in right}
     data = Collected((), answers, {})
-    apart = verdicts(data, own_rows).pairs[0]
-    together = verdicts(data, lambda student, seed, ids: ids // 40).pairs[0]
+    apart = compare_pairwise(data, row_ids).pairs[0]
+    together = compare_pairwise(data, lambda student, seed, ids: ids // 40).pairs[0]
     assert (apart.samples, together.samples) == (ROWS, 10)
-    assert together.found.value == pytest.approx(apart.found.value)
-    assert together.found.high - together.found.low > 1.2 * (apart.found.high - apart.found.low)
+    assert together.difference.value == pytest.approx(apart.difference.value)
+    assert together.difference.high - together.difference.low > 1.2 * (apart.difference.high - apart.difference.low)
 
 
 def test_samples_are_numbered_by_what_the_student_is_shown() -> None:
@@ -118,8 +118,8 @@ def test_samples_are_numbered_by_what_the_student_is_shown() -> None:
         splits={"train": [0], "validation": [1], "test": [2, 3]},
     )
     ids = np.array([0, 1, 2, 3])
-    seen = sample_numbers(data, ("picture",), ids)
-    assert seen[0] == seen[2] == seen[3] != seen[1]
+    numbers = sample_numbers(data, ("picture",), ids)
+    assert numbers[0] == numbers[2] == numbers[3] != numbers[1]
     assert len(set(sample_numbers(data, ("picture", "sound"), ids).tolist())) == 4
     with raises(RunError, "row 9"):
         sample_numbers(data, ("picture",), np.array([9]))

@@ -23,7 +23,7 @@ def test_every_draw_is_the_slow_loop_over_its_seeds_and_samples() -> None:
     source = np.random.default_rng(3)
     counted = noise(source, 3, 40, 0.3)
     draws = 7
-    found = bootstrap(counted, draws, seed=5)
+    accuracies = bootstrap(counted, draws, seed=5)
 
     again = np.random.default_rng(5)
     rows = again.integers(40, size=(draws, 40))
@@ -32,14 +32,14 @@ def test_every_draw_is_the_slow_loop_over_its_seeds_and_samples() -> None:
         means = np.array([[counted.right[s, m, rows[draw]].mean() for m in range(2)] for s in range(3)])
         middle = means.mean(0)
         drawn = np.mean([means[s] for s in chosen[draw]], axis=0)
-        np.testing.assert_allclose(found[draw], middle + np.sqrt(3 / 2) * (drawn - middle), atol=1e-12)
+        np.testing.assert_allclose(accuracies[draw], middle + np.sqrt(3 / 2) * (drawn - middle), atol=1e-12)
 
 
 def test_many_draws_are_made_in_blocks_of_bounded_size() -> None:
-    found = bootstrap(noise(np.random.default_rng(0), 2, 30, 0.1), 10, at_once=4)
-    assert found.shape == (10, 2)
-    assert np.isfinite(found).all()
-    assert len(np.unique(found[:, 0])) > 5
+    accuracies = bootstrap(noise(np.random.default_rng(0), 2, 30, 0.1), 10, at_once=4)
+    assert accuracies.shape == (10, 2)
+    assert np.isfinite(accuracies).all()
+    assert len(np.unique(accuracies[:, 0])) > 5
 
 
 def test_samples_that_are_several_rows_weigh_as_many_rows() -> None:
@@ -52,21 +52,21 @@ def test_samples_that_are_several_rows_weigh_as_many_rows() -> None:
 def test_samples_that_one_seed_alone_tests_leave_the_other_seeds_alone() -> None:
     right = np.array([[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]])
     rows = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
-    found = bootstrap(Tally(right, rows), 500)
-    assert np.isfinite(found).all()
-    assert found.min() >= 0.5 - np.sqrt(2) * 0.5 - 1e-9
+    accuracies = bootstrap(Tally(right, rows), 500)
+    assert np.isfinite(accuracies).all()
+    assert accuracies.min() >= 0.5 - np.sqrt(2) * 0.5 - 1e-9
 
 
 def test_one_seed_agrees_with_scipy() -> None:
     counted = noise(np.random.default_rng(1), 1, 400, 0.0, 0.15)
-    gain = counted.right[0, 1] - counted.right[0, 0]
+    by_row = counted.right[0, 1] - counted.right[0, 0]
     drawn = bootstrap(counted, 8_000)
-    found = difference(float(gain.mean()), drawn[:, 1] - drawn[:, 0])
-    theirs = stats.bootstrap((gain,), np.mean, n_resamples=8_000, method="percentile", rng=np.random.default_rng(2))
-    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.006)
-    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.006)
+    gain = difference(float(by_row.mean()), drawn[:, 1] - drawn[:, 0])
+    theirs = stats.bootstrap((by_row,), np.mean, n_resamples=8_000, method="percentile", rng=np.random.default_rng(2))
+    assert gain.low == pytest.approx(theirs.confidence_interval.low, abs=0.006)
+    assert gain.high == pytest.approx(theirs.confidence_interval.high, abs=0.006)
     # Normal theory is good enough at 400 rows.
-    assert found.p == pytest.approx(stats.ttest_1samp(gain, 0).pvalue, rel=0.2, abs=5e-3)
+    assert gain.p == pytest.approx(stats.ttest_1samp(by_row, 0).pvalue, rel=0.2, abs=5e-3)
 
 
 def test_seeds_alone_have_the_standard_error_of_a_t_test() -> None:
@@ -78,15 +78,15 @@ def test_seeds_alone_have_the_standard_error_of_a_t_test() -> None:
 
 
 def test_equal_methods_are_not_distinguishable() -> None:
-    found = difference(0.0, np.zeros(1000))
-    assert (found.low, found.high, found.p) == (0.0, 0.0, 1.0)
+    gain = difference(0.0, np.zeros(1000))
+    assert (gain.low, gain.high, gain.p) == (0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_clear_difference_has_the_smallest_p(side: int) -> None:
-    found = difference(0.2 * side, side * np.linspace(0.1, 0.3, 999))
-    assert found.p == pytest.approx(2 / 1000)
-    assert found.low < found.high
+    gain = difference(0.2 * side, side * np.linspace(0.1, 0.3, 999))
+    assert gain.p == pytest.approx(2 / 1000)
+    assert gain.low < gain.high
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -107,20 +107,20 @@ def test_holm_is_its_definition(p: list[float]) -> None:
 def test_noise_is_rarely_called_a_gain(spread: float) -> None:
     """Of two methods that are the same, at most about one in twenty pairs of three seeds each is told apart."""
     source = np.random.default_rng(7)
-    found = 0
+    significant = 0
     for trial in range(200):
         drawn = bootstrap(noise(source, 3, 150, spread), 200, seed=trial)
-        found += difference(0.0, drawn[:, 1] - drawn[:, 0]).p < 0.05
-    assert found / 200 <= 0.08
+        significant += difference(0.0, drawn[:, 1] - drawn[:, 0]).p < 0.05
+    assert significant / 200 <= 0.08
 
 
 def test_a_gain_that_is_there_is_found() -> None:
     source = np.random.default_rng(8)
-    found = 0
+    significant = 0
     for trial in range(30):
         drawn = bootstrap(noise(source, 3, 600, 0.05, gain=0.4), 500, seed=trial)
-        found += difference(0.1, drawn[:, 1] - drawn[:, 0]).p < 0.05
-    assert found >= 27
+        significant += difference(0.1, drawn[:, 1] - drawn[:, 0]).p < 0.05
+    assert significant >= 27
 
 
 def test_answers_are_counted_by_sample_whatever_their_order() -> None:
@@ -130,16 +130,16 @@ def test_answers_are_counted_by_sample_whatever_their_order() -> None:
     def answers(right: list[bool], order: list[int]) -> tuple[ndarray, ndarray]:
         return ids[order], np.array(right)[order]
 
-    found = tally(
+    counted = tally(
         [[answers([True, False, True, True], [0, 1, 2, 3]), answers([False, True, False, True], [3, 1, 0, 2])]],
         [samples],
     )
-    assert found.rows.tolist() == [[2, 1, 1]]
-    assert found.right.tolist() == [[[2, 0, 1], [0, 1, 1]]]
+    assert counted.rows.tolist() == [[2, 1, 1]]
+    assert counted.right.tolist() == [[[2, 0, 1], [0, 1, 1]]]
 
 
 def test_methods_that_answer_other_rows_are_not_compared() -> None:
-    one = (np.array([1, 2]), np.array([True, True]))
+    first = (np.array([1, 2]), np.array([True, True]))
     other = (np.array([1, 3]), np.array([True, True]))
     with raises(ValueError, "rows"):
-        tally([[one, other]], [np.array([5, 6])])
+        tally([[first, other]], [np.array([5, 6])])

@@ -7,6 +7,7 @@ from typing import Any
 
 from crossdistill.compare.executors.cluster import Remote
 from crossdistill.compare.executors.local import Executor, Pool, Work
+from crossdistill.compare.executors.messages import FOLDER
 from crossdistill.compare.executors.on_ray import RayCluster
 from crossdistill.compare.executors.on_slurm import SlurmCluster
 from crossdistill.errors import SettingError, nearest
@@ -23,7 +24,7 @@ def place(on: str) -> tuple[str, Mapping[str, Any]]:
     """
     name, _, text = on.partition(":")
     if name not in PLACES:
-        raise SettingError(f"--on: no place is called {name!r}; {nearest(name, PLACES)}")
+        raise SettingError(f"--on {on}: no executor is called {name!r}; {nearest(name, PLACES)}")
     options = dict(parse_override(part) for part in text.split(",")) if text else {}
     if options and name == "local":
         raise SettingError(f"--on local takes no options; found {text!r}")
@@ -44,7 +45,7 @@ def executor_for(on: str, work: Work, jobs: int | None, most: int, out: Path) ->
         return Pool(work, workers), workers
     cluster = RayCluster(jobs, options) if name == "ray" else SlurmCluster(jobs, out.absolute() / "slurm", options)
     workers = max(1, min(cluster.workers, most))
-    return Remote(work, cluster, workers, out.absolute() / "mail"), workers
+    return Remote(work, cluster, workers, out.absolute() / FOLDER), workers
 
 
 def local_workers(jobs: int | None) -> int:

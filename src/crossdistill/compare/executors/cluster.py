@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from crossdistill.compare.executors.local import Message, Work, attempted
 from crossdistill.compare.executors.messages import Inbox, Outbox
 
-LOOK_EVERY_S = 0.5
+POLL_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class ClusterJob:
 
     work: Work
     task: Any
-    mail: str
+    messages: str
     """The file to which the job writes its progress."""
 
     def __call__(self) -> tuple[str, Any]:
         """Execute the task as a worker of a local pool does."""
-        return attempted(self.work, self.task, Outbox(Path(self.mail)))
+        return attempted(self.work, self.task, Outbox(Path(self.messages)))
 
 
 @dataclass
@@ -69,13 +69,13 @@ class Remote:
         work: Work,
         cluster: Cluster,
         workers: int,
-        mail: Path,
+        messages: Path,
         *,
         tries: int = 2,
-        look_every_s: float = LOOK_EVERY_S,
+        poll_every_s: float = POLL_EVERY_S,
     ) -> None:
-        self._work, self._cluster, self._mail, self._tries = work, cluster, mail, tries
-        self._look_every_s = look_every_s
+        self._work, self._cluster, self._messages, self._tries = work, cluster, messages, tries
+        self._poll_every_s = poll_every_s
         self._places: list[_Running | None] = [None] * workers
         self._tried: dict[int, int] = {}
 
@@ -92,18 +92,18 @@ class Remote:
                 for place, running in enumerate(self._places):
                     if running is not None:
                         yield from self._listen(place, running, tasks)
-                time.sleep(self._look_every_s)
+                time.sleep(self._poll_every_s)
         finally:
             self._cluster.close()
 
     def _begin(self, task: int, value: Any) -> _Running:
         self._tried[task] = self._tried.get(task, 0) + 1
-        mail = self._mail / f"{task}-{time.time_ns()}.jsonl"
-        return _Running(task, self._cluster.submit(ClusterJob(self._work, value, str(mail))), Inbox(mail))
+        path = self._messages / f"{task}-{time.time_ns()}.jsonl"
+        return _Running(task, self._cluster.submit(ClusterJob(self._work, value, str(path))), Inbox(path))
 
     def _listen(self, place: int, running: _Running, tasks: Sequence[Any]) -> Iterator[Message]:
         ended = self._cluster.ended(running.handle)
-        for kind, value in running.inbox.look():
+        for kind, value in running.inbox.read():
             yield Message(place, running.task, kind, value)
         if ended is None:
             return

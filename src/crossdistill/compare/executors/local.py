@@ -88,7 +88,7 @@ class Pool:
 
     def _listen(self, busy: list["_Worker"]) -> Iterator[Message]:
         for ready in wait([worker.pipe for worker in busy], timeout=0.5):
-            worker = next(one for one in busy if one.pipe is ready)
+            worker = next(candidate for candidate in busy if candidate.pipe is ready)
             place, task = self._workers.index(worker), worker.task
             assert task is not None
             try:
@@ -122,7 +122,7 @@ class _Worker:
 def _death(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        return f"{name}, perhaps for want of memory" if name == "SIGKILL" else name
+        return f"{name}, possibly because memory ran out" if name == "SIGKILL" else name
     return f"exit status {code}"
 
 

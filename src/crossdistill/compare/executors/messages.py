@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 WRITE_EVERY_S = 1.0
+FOLDER = "mail"
+"""Folder of the message files in a comparison's folder, while its cells run."""
 
 
 class Outbox:
@@ -37,7 +39,7 @@ class Inbox:
         self._path = path
         self._position = 0
 
-    def look(self) -> list[tuple[str, Any]]:
+    def read(self) -> list[tuple[str, Any]]:
         """New messages; incomplete lines are left for the next call."""
         try:
             with self._path.open("rb") as file:

@@ -21,15 +21,18 @@ class RayCluster:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise MissingExtraError("--on ray", "ray", "ray") from error
-        given = {"num_cpus": 1, **options}
-        where = str(given.pop("address", "") or os.environ.get("RAY_ADDRESS", ""))
-        own: dict[str, Any] = {"address": where} if where else {"num_cpus": jobs, "include_dashboard": False}
+        resources = {"num_cpus": 1, **options}
+        address = str(resources.pop("address", "") or os.environ.get("RAY_ADDRESS", ""))
+        cluster: dict[str, Any] = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
         try:
-            # Ray's own retries are silent, and would begin before the loss of a worker is known here.
-            self._call = self._ray.remote(_call).options(max_retries=0, **given)
-            self._ray.init(log_to_driver=False, **own)
+            # Ray's own retries are silent, and would start before this process learns that a worker was lost.
+            self._call = self._ray.remote(_call).options(max_retries=0, **resources)
+            self._ray.init(log_to_driver=False, **cluster)
         except ConnectionError as error:
-            raise RunError(f"--on ray: no cluster answers at {where!r}: {error}") from error
+            raise RunError(
+                f"--on ray: no cluster answers at {address!r}: {error}; check the address (option `address` or "
+                "RAY_ADDRESS), or omit it to start Ray on this machine"
+            ) from error
         except (TypeError, ValueError) as error:
             raise SettingError(f"--on ray: {error}") from error
         self.workers = jobs or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
@@ -48,7 +51,7 @@ class RayCluster:
         except self._ray.exceptions.RayTaskError as error:
             return Ended("failed", str(error))
         except self._ray.exceptions.RayError as error:
-            return Ended("lost", f"its Ray worker is gone: {' '.join(str(error).split())}")
+            return Ended("lost", f"its Ray worker died or lost its connection: {' '.join(str(error).split())}")
         return Ended(kind, value)
 
     def close(self) -> None:

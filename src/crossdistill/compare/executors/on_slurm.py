@@ -25,13 +25,13 @@ class SlurmCluster:
             self._submitit: Any = importlib.import_module("submitit")
         except ImportError as error:
             raise MissingExtraError("--on slurm", "submitit", "slurm") from error
-        given = {"timeout_min": MINUTES, "cpus_per_task": 1, "name": "crossdistill", **options}
-        cluster = given.pop("cluster", "slurm")
+        parameters = {"timeout_min": MINUTES, "cpus_per_task": 1, "name": "crossdistill", **options}
+        cluster = parameters.pop("cluster", "slurm")
         try:
             self._executor = self._submitit.AutoExecutor(folder=folder, cluster=cluster)
-            self._executor.update_parameters(**given)
+            self._executor.update_parameters(**parameters)
         except RuntimeError as error:
-            raise RunError(f"--on slurm: {error}; `--on slurm:cluster=local` runs the jobs here") from error
+            raise RunError(f"--on slurm: {error}; `--on slurm:cluster=local` runs the jobs on this machine") from error
         except (TypeError, ValueError, NameError) as error:
             raise SettingError(f"--on slurm: {error}") from error
         self.workers = jobs or JOBS

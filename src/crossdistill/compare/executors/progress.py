@@ -50,7 +50,7 @@ class GridProgress:
         """Print a line above the bars."""
         self._console.print(text, markup=False, highlight=False)
 
-    def heard(self, worker: int, cell: str, kind: str, value: Any) -> None:
+    def show(self, worker: int, cell: str, kind: str, value: Any) -> None:
         """Show a message of a worker: a stage began, steps were done, or a machine was lost."""
         if cell not in self._running:
             self._running.add(cell)
@@ -64,18 +64,18 @@ class GridProgress:
             self._bars.advance(self._row(worker), value)
             self._line()
         elif kind == "lost":
-            self._console.print(f"{cell}: {value}; it is tried once more", markup=False, highlight=False)
+            self._console.print(f"{cell}: {value}; the cell is tried once more", markup=False, highlight=False)
 
-    def over(self, worker: int, cell: str, note: str, *, well: bool) -> None:
+    def ended(self, worker: int, cell: str, note: str, *, succeeded: bool) -> None:
         """Show that a cell has ended."""
-        self._done_cells += well
-        self._failed += not well
+        self._done_cells += succeeded
+        self._failed += not succeeded
         self._running.discard(cell)
         if worker in self._workers:
             self._bars.remove_task(self._workers.pop(worker))
         self._bars.update(self._all, description=self._title())
         last = note.strip().splitlines()[-1] if note.strip() else "no reason given"
-        text = f"{cell}: {note}" if well else f"{cell}: FAILED: {last}"
+        text = f"{cell}: {note}" if succeeded else f"{cell}: FAILED: {last}"
         self._console.print(f"[{self._done_cells + self._failed}/{self._cells}] {text}", markup=False, highlight=False)
 
     def _title(self) -> str:

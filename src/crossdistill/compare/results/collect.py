@@ -43,25 +43,25 @@ class Collected:
     costs: Mapping[Setting, Cost]
 
 
-def collect(survey: Feasibility, folder: Path) -> Collected:
+def collect(feasibility: Feasibility, folder: Path) -> Collected:
     """Read the results of every finished cell in the folder of cells."""
     rows: list[tuple[Cell, tuple[str, ...], list[Row]]] = []
     answers: dict[Setting, dict[int, Answers]] = {}
     costs: dict[Setting, Cost] = {}
-    for number, found in survey.found.items():
-        cell = survey.cells[number]
+    for number, feasible in feasibility.feasible.items():
+        cell = feasibility.cells[number]
         if not finished(folder / cell.name):
             continue
-        own = list(Report.load(folder / cell.name).rows)
-        rows.append((cell, found.alone, own))
+        cell_rows = list(Report.load(folder / cell.name).rows)
+        rows.append((cell, feasible.alone, cell_rows))
         answers.setdefault(cell.setting, {})[cell.seed] = _answers(folder / cell.name / PREDICTIONS)
-        before = costs.get(cell.setting, Cost(0.0, 0.0, found.parameters, found.trained))
+        before = costs.get(cell.setting, Cost(0.0, 0.0, feasible.parameters, feasible.trained))
         costs[cell.setting] = replace(
             before,
-            seconds=before.seconds + own[-1].seconds,
-            peak_memory_mb=max(before.peak_memory_mb, own[-1].peak_memory_mb),
+            seconds=before.seconds + cell_rows[-1].seconds,
+            peak_memory_mb=max(before.peak_memory_mb, cell_rows[-1].peak_memory_mb),
         )
-    costs = {key: replace(one, seconds=one.seconds / len(answers[key])) for key, one in costs.items()}
+    costs = {key: replace(cost, seconds=cost.seconds / len(answers[key])) for key, cost in costs.items()}
     return Collected(tuple(_merged(rows)), answers, costs)
 
 
@@ -69,20 +69,20 @@ def _answers(path: Path) -> Answers:
     try:
         with np.load(path, allow_pickle=False) as file:
             ids, predicted, targets = (file[name] for name in ("ids", "predicted", "targets"))
-        if any(one.dtype != np.int64 or one.shape != (len(ids),) for one in (ids, predicted, targets)):
-            raise ValueError("wanted three arrays of as many whole numbers")
+        if any(array.dtype != np.int64 or array.shape != (len(ids),) for array in (ids, predicted, targets)):
+            raise ValueError("wanted three int64 vectors of equal length: ids, predicted, targets")
     except Exception as error:  # damage can make zip, zlib and NumPy raise anything
-        raise RunError(f"{path} is damaged: {error}; mend its run with --resume") from error
+        raise RunError(f"{path} is damaged: {error}; restore it by repeating the comparison with --resume") from error
     return Answers(ids, predicted == targets)
 
 
 def _merged(cells: Sequence[tuple[Cell, tuple[str, ...], list[Row]]]) -> list[Row]:
     """All cells' rows: chance and teachers once for each student and seed, then the methods."""
-    found: dict[tuple[object, ...], tuple[int, Row]] = {}
+    seed_rows: dict[tuple[object, ...], tuple[int, Row]] = {}
 
     def add(row: Row, seed: int) -> None:
         key = (seed, row.method, row.teachers, row.student, row.labelled, row.control)
-        found.setdefault(key, (seed, row))
+        seed_rows.setdefault(key, (seed, row))
 
     for cell, alone, rows in cells:
         for row in rows:
@@ -97,4 +97,4 @@ def _merged(cells: Sequence[tuple[Cell, tuple[str, ...], list[Row]]]) -> list[Ro
                 if other != cell.student:
                     name = f"teacher:{cell.student}"
                     add(replace(rows[-1], method=name, student=other, seconds=0.0, peak_memory_mb=0.0), cell.seed)
-    return merged([row for _, row in sorted(found.values(), key=lambda pair: pair[0])])
+    return merged([row for _, row in sorted(seed_rows.values(), key=lambda pair: pair[0])])

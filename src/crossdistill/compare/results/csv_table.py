@@ -21,19 +21,19 @@ def comma_separated(findings: Findings) -> str:
 
     Numbers are written with all their digits, so that reading restores them; `values` are separated by spaces.
     """
-    sheet = ResultTable.of(findings)
+    table = ResultTable.of(findings)
     fields = [*FIELDS, *(f"{name}_{what}" for name in ("alone", "kd") for what in AGAINST)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
-    for line in sheet.lines:
+    for line in table.lines:
         for (student, labelled), entry in line.entries.items():
             writer.writerow(
                 _as_text(
                     {"data": findings.grid.data, "method": line.method, "teachers": line.teachers, "student": student}
                     | {"labelled": labelled, "state": entry.state, "mark": entry.mark}
                     | _row(entry)
-                    | _found(findings, line, student, labelled)
+                    | _statistics(findings, line, student, labelled)
                 )
             )
     return text.getvalue()
@@ -50,21 +50,21 @@ def _as_text(cells: dict[str, Any]) -> dict[str, Any]:
 def _row(entry: Entry) -> dict[str, Any]:
     if entry.row is None:
         return {}
-    own = asdict(entry.row)
-    del own["labelled"]
-    return own | {"values": " ".join(map(repr, entry.row.values))}
+    fields = asdict(entry.row)
+    del fields["labelled"]
+    return fields | {"values": " ".join(map(repr, entry.row.values))}
 
 
-def _found(findings: Findings, line: Line, student: str, labelled: float) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _statistics(findings: Findings, line: Line, student: str, labelled: float) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
     for setting, cost in findings.collected.costs.items():
         same = (setting.title, setting.student, setting.labelled) == (line.title, student, labelled)
         if not same:
             continue
-        found |= {"parameters": cost.parameters, "trained": cost.trained}
+        fields |= {"parameters": cost.parameters, "trained": cost.trained}
         for name, method in (("alone", ALONE), ("kd", KD)):
-            pair = findings.verdicts.of(setting, method)
+            pair = findings.pairwise.of(setting, method)
             if pair is not None:
                 plain = pair.as_data()
-                found |= {f"{name}_{what}": plain[what] for what in AGAINST}
-    return found
+                fields |= {f"{name}_{what}": plain[what] for what in AGAINST}
+    return fields

@@ -8,8 +8,8 @@ from crossdistill.runtime.progress import counted
 
 def latex(findings: Findings) -> str:
     """The table as plain LaTeX without packages; the best entry bold, the second underlined."""
-    sheet = ResultTable.of(findings)
-    columns = [escaping.latex(f"{student}, {percent(labelled)}") for student, labelled in sheet.columns]
+    table = ResultTable.of(findings)
+    columns = [escaping.latex(f"{student}, {percent(labelled)}") for student, labelled in table.columns]
     lines = [
         f"% {escaping.latex(findings.grid.data)}: accuracy, mean and standard deviation over "
         f"{counted(findings.grid.seeds, 'seed')}, {counted(table_rows(findings), 'test row')} where none are named",
@@ -18,12 +18,12 @@ def latex(findings: Findings) -> str:
         " & ".join(["method", "teachers", *columns]) + r" \\",
         r"\hline",
     ]
-    kind = sheet.lines[0].kind if sheet.lines else "method"
-    for line in sheet.lines:
+    kind = table.lines[0].kind if table.lines else "method"
+    for line in table.lines:
         if line.kind != kind:
             lines.append(r"\hline")
             kind = line.kind
-        cells = [_tex_entry(line.entries.get(column)) for column in sheet.columns]
+        cells = [_tex_entry(line.entries.get(column)) for column in table.columns]
         lines.append(" & ".join([escaping.latex(line.method), escaping.latex(line.teachers or "--"), *cells]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 

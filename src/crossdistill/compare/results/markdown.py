@@ -9,7 +9,13 @@ from crossdistill.compare.grid import percent
 from crossdistill.compare.results.csv_table import comma_separated
 from crossdistill.compare.results.latex import latex
 from crossdistill.compare.results.pairwise import PairedDifference
-from crossdistill.compare.results.summary import control_sentences, interval, notes, tuning_sentences, verdict_sentences
+from crossdistill.compare.results.summary import (
+    control_sentences,
+    interval,
+    notes,
+    pairwise_sentences,
+    tuning_sentences,
+)
 from crossdistill.compare.results.table import Entry, Findings, ResultTable
 from crossdistill.compare.results.terminal import costs, on_rows
 from crossdistill.report import Report, number
@@ -30,16 +36,16 @@ def save(findings: Findings, out: Path) -> None:
 
 def as_data(findings: Findings) -> dict[str, Any]:
     """The content of `comparison.json`: comparisons, costs, tuned choices, and cells without a result."""
-    sheet = ResultTable.of(findings)
-    places = [(line, *sheet.places(line)) for line in sheet.lines if line.kind == "method"]
+    table = ResultTable.of(findings)
+    places = [(line, *table.places(line)) for line in table.lines if line.kind == "method"]
     return {
-        **findings.verdicts.as_data(),
+        **findings.pairwise.as_data(),
         "places": [
             {"method": line.method, "teachers": line.teachers, "best": best, "second": second, "of": len(line.entries)}
             for line, best, second in places
         ],
         "costs": [{**asdict(setting), **asdict(cost)} for setting, cost in findings.collected.costs.items()],
-        "tuning": [dict(one) for one in findings.tuning],
+        "tuning": [dict(choice) for choice in findings.tuning],
         "budget": findings.pick.as_data() if findings.pick is not None else None,
         "cannot_apply": dict(findings.refused),
         "failed": dict(findings.failed),
@@ -48,23 +54,21 @@ def as_data(findings: Findings) -> dict[str, Any]:
 
 def markdown(findings: Findings) -> str:
     """The report as Markdown."""
-    sheet = ResultTable.of(findings)
-    parts = [f"# {escape(findings.grid.data)}: methods side by side", findings.about, _reading(findings), _table(sheet)]
-    said = [*verdict_sentences(findings), *control_sentences(findings)]
-    if said:
-        parts.append("## What it says\n\n" + _items(map(escape, said)))
-    if findings.verdicts.pairs:
-        parts.append("## Compared one by one\n\n" + _pairs(findings.verdicts.pairs))
-    parts.append("## Cost\n\n" + _costs(findings, sheet))
+    table = ResultTable.of(findings)
+    parts = [f"# {escape(findings.grid.data)}: methods side by side", findings.about, _reading(findings), _table(table)]
+    conclusions = [*pairwise_sentences(findings), *control_sentences(findings)]
+    if conclusions:
+        parts.append("## Conclusions\n\n" + _items(map(escape, conclusions)))
+    if findings.pairwise.pairs:
+        parts.append("## Paired comparisons\n\n" + _pairs(findings.pairwise.pairs))
+    parts.append("## Cost\n\n" + _costs(findings, table))
     if findings.tuning:
         how = (
-            "Every setting had the same number of trials, on seeds that no cell of the table has; the accuracy on the "
-            "validation split chose, the test split was not read."
+            "Every setting had the same number of trials, on seeds that no cell of the table uses. The values with the "
+            "best validation accuracy are used; the test split is not read."
         )
         if findings.split_moves:
-            how += (
-                " The seed draws the split of these data too, so rows that validate a trial can be test rows of a cell."
-            )
+            how += " The seed also draws the data's split, so validation rows of a trial can be test rows of a cell."
         parts.append(f"## Tuning\n\n{how}\n\n" + _items(map(escape, tuning_sentences(findings))))
     for title, cells in (("Cannot apply", findings.refused), ("Failed", findings.failed)):
         if cells:
@@ -76,33 +80,33 @@ def markdown(findings: Findings) -> str:
 def _reading(findings: Findings) -> str:
     return (
         f"Accuracy, mean ± standard deviation (ddof 1): {notes(findings)} **Best** and *second* of the methods are "
-        "marked in each column. Model selection saw the validation split only. Differences are paired and have 95 % "
-        "intervals from a hierarchical bootstrap over seeds and test samples (test rows that show the student the same "
-        "input are one sample); p is corrected by Holm over all comparisons on one student at one fraction of labels. "
-        "Seconds are the mean training time of a run with all that it needs (teachers included), as if it shared "
-        "nothing; memory is the largest peak of any of its runs, banks and test included, where a stage that cells "
-        "share counts as when it was trained. In rows named `@shuffled` the teachers looked at other training rows "
-        "while they taught."
+        "marked in each column. Models are selected on the validation split only. Differences are paired and have 95 % "
+        "intervals from a hierarchical bootstrap over seeds and test samples (test rows with the same student input "
+        "are one sample); p is corrected by Holm's method over all comparisons on one student at one fraction of "
+        "labels. Seconds are the mean training time of a run with all stages that it needs (teachers included), as if "
+        "it shared none. Memory is the largest peak of any of its runs, including banks and test; a shared stage has "
+        "the peak of its training. In rows named `@shuffled` the teachers predict training rows other than those of "
+        "the student."
     )
 
 
-def _table(sheet: ResultTable) -> str:
+def _table(table: ResultTable) -> str:
     head = [
         "method",
         "teachers",
-        *(f"{escape(student)}, {percent(labelled)} labels" for student, labelled in sheet.columns),
+        *(f"{escape(student)}, {percent(labelled)} labels" for student, labelled in table.columns),
     ]
     lines = [
         [
             escape(line.method),
             escape(line.teachers or ""),
-            *(_marked(line.entries.get(column)) for column in sheet.columns),
+            *(_marked(line.entries.get(column)) for column in table.columns),
         ]
-        for line in sheet.lines
+        for line in table.lines
     ]
-    table = _grid(head, lines, left=2)
-    partly = any(entry.state == "partly failed" for line in sheet.lines for entry in line.entries.values())
-    return table + ("\n\n† some of its seeds failed and are not in the mean." if partly else "")
+    text = _grid(head, lines, left=2)
+    partly = any(entry.state == "partly failed" for line in table.lines for entry in line.entries.values())
+    return text + ("\n\n† some of its seeds failed and are not in the mean." if partly else "")
 
 
 def _marked(entry: Entry | None) -> str:
@@ -132,7 +136,7 @@ def _pairs(pairs: Sequence[PairedDifference]) -> str:
     return _grid(head, lines, left=4)
 
 
-def _costs(findings: Findings, sheet: ResultTable) -> str:
+def _costs(findings: Findings, table: ResultTable) -> str:
     head = [
         "method",
         "teachers",
@@ -144,16 +148,16 @@ def _costs(findings: Findings, sheet: ResultTable) -> str:
         "second",
     ]
     lines = []
-    for line in sheet.lines:
-        own = [
+    for line in table.lines:
+        line_costs = [
             cost
             for setting, cost in findings.collected.costs.items()
             if (setting.title, setting.teachers) == (line.title, line.teachers)
         ]
-        if own:
-            best, second = sheet.places(line)
-            students = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.parameters for cost in own))
-            trained = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.trained for cost in own))
+        if line_costs:
+            best, second = table.places(line)
+            students = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.parameters for cost in line_costs))
+            trained = ", ".join(f"{size:,}" for size in dict.fromkeys(cost.trained for cost in line_costs))
             won = [f"{best} of {len(line.entries)}", f"{second}"] if line.kind == "method" else ["", ""]
             lines.append([escape(line.method), escape(line.teachers or ""), *costs(line), students, trained, *won])
     return _grid(head, lines, left=2)

@@ -1,6 +1,7 @@
 """Paired comparison of the methods of a grid: better, worse, or not distinguishable."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,7 +30,7 @@ class PairedDifference:
     against: Setting
     seeds: tuple[int, ...]
     samples: int
-    found: Difference
+    difference: Difference
     p_holm: float
     wins: int
     """Number of seeds on which the method is better; the others are ties or losses."""
@@ -40,7 +41,13 @@ class PairedDifference:
         """The result in words, "better", "worse" or "not distinguishable", after Holm's correction."""
         if self.p_holm > 1 - LEVEL:
             return "not distinguishable"
-        return "better" if self.found.value > 0 else "worse"
+        return "better" if self.difference.value > 0 else "worse"
+
+    @property
+    def found(self) -> Difference:
+        """The old name of `difference`."""
+        warnings.warn("found is called difference now; the old name goes with version 0.2", DeprecationWarning, 2)
+        return self.difference
 
     @property
     def losses(self) -> int:
@@ -52,10 +59,10 @@ class PairedDifference:
         return {
             **asdict(self.setting),
             "against": {"method": self.against.method, "teachers": self.against.teachers},
-            "difference": self.found.value,
-            "low": self.found.low,
-            "high": self.found.high,
-            "p": self.found.p,
+            "difference": self.difference.value,
+            "low": self.difference.low,
+            "high": self.difference.high,
+            "p": self.difference.p,
             "p_holm": self.p_holm,
             "verdict": self.verdict,
             "wins": self.wins,
@@ -67,7 +74,7 @@ class PairedDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class PairwiseResults:
     """All comparisons of a grid; controls are separate, since they test another hypothesis."""
 
     pairs: tuple[PairedDifference, ...]
@@ -76,8 +83,8 @@ class Verdicts:
 
     def of(self, setting: Setting, method: str) -> PairedDifference | None:
         """The comparison of a setting with a method; None if there is none."""
-        found = (pair for pair in (*self.pairs, *self.controls) if pair.setting == setting)
-        return next((pair for pair in found if pair.against.method == method), None)
+        pairs = (pair for pair in (*self.pairs, *self.controls) if pair.setting == setting)
+        return next((pair for pair in pairs if pair.against.method == method), None)
 
     def as_data(self) -> dict[str, Any]:
         """The comparison as plain values for JSON."""
@@ -87,45 +94,46 @@ class Verdicts:
             "correction": "Holm, over all comparisons on one student at one fraction of labels",
             "pairs": [pair.as_data() for pair in self.pairs],
             "controls": [
-                {**pair.as_data(), "exceeds": exceeds(pair), "control_upper": pair.found.high} for pair in self.controls
+                {**pair.as_data(), "exceeds": exceeds(pair), "control_upper": pair.difference.high}
+                for pair in self.controls
             ],
         }
 
 
 def exceeds(control: PairedDifference) -> bool:
     """Whether the upper confidence bound of a control exceeds the accuracy of the student alone."""
-    return control.found.high > 0
+    return control.difference.high > 0
 
 
-def verdicts(collected: Collected, samples: Samples) -> Verdicts:
+def compare_pairwise(collected: Collected, samples: Samples) -> PairwiseResults:
     """Compare every method with the student alone and with KD, for each student and label fraction."""
     pairs: list[PairedDifference] = []
     controls: list[PairedDifference] = []
     blocks = dict.fromkeys((setting.student, setting.labelled) for setting in collected.answers)
     for student, labelled in blocks:
-        own = [s for s in collected.answers if (s.student, s.labelled) == (student, labelled)]
-        found = _block(own, collected.answers, samples)
-        family = [pair for pair in found if pair.setting.control is None]
-        corrected = holm([pair.found.p for pair in family])
+        settings = [s for s in collected.answers if (s.student, s.labelled) == (student, labelled)]
+        block = _block(settings, collected.answers, samples)
+        family = [pair for pair in block if pair.setting.control is None]
+        corrected = holm([pair.difference.p for pair in family])
         pairs += [replace(pair, p_holm=p) for pair, p in zip(family, corrected, strict=True)]
-        controls += [pair for pair in found if pair.setting.control is not None]
-    return Verdicts(tuple(pairs), tuple(controls))
+        controls += [pair for pair in block if pair.setting.control is not None]
+    return PairwiseResults(tuple(pairs), tuple(controls))
 
 
 def reference(setting: Setting, method: str, among: Sequence[Setting]) -> Setting | None:
     """The setting of another method to compare with; one with the same teachers is preferred."""
-    found = [s for s in among if s.method == method and s.control is None and s != setting]
-    return next((s for s in found if s.teachers == setting.teachers), found[0] if found else None)
+    others = [s for s in among if s.method == method and s.control is None and s != setting]
+    return next((s for s in others if s.teachers == setting.teachers), others[0] if others else None)
 
 
 def _block(
-    own: Sequence[Setting], answers: Mapping[Setting, Mapping[int, Answers]], samples: Samples
+    settings: Sequence[Setting], answers: Mapping[Setting, Mapping[int, Answers]], samples: Samples
 ) -> list[PairedDifference]:
     """All comparisons on one student at one fraction of labels; comparisons on the same seeds share their draws."""
     wanted: dict[tuple[int, ...], list[tuple[Setting, Setting]]] = {}
-    for setting in own:
+    for setting in settings:
         for method in (ALONE,) if setting.control else (ALONE, KD):
-            other = reference(setting, method, own)
+            other = reference(setting, method, settings)
             # KD is not compared with KD from other teachers, and the student alone has no reference.
             if other is None or setting.method == ALONE or (setting.method == KD and method == KD):
                 continue
@@ -152,13 +160,13 @@ def _compared(
     for setting, other in couples:
         a, b = places[setting], places[other]
         by_seed = means[:, a] - means[:, b]
-        found = difference(float(by_seed.mean()), drawn[:, a] - drawn[:, b])
+        gain = difference(float(by_seed.mean()), drawn[:, a] - drawn[:, b])
         wins, ties = int((by_seed > 0).sum()), int((by_seed == 0).sum())
-        pairs.append(PairedDifference(setting, other, seeds, counted.rows.shape[1], found, found.p, wins, ties))
+        pairs.append(PairedDifference(setting, other, seeds, counted.rows.shape[1], gain, gain.p, wins, ties))
     return pairs
 
 
-def sample_numbers(dataset: Dataset, reads: Sequence[str], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def sample_numbers(dataset: Dataset, modalities: Sequence[str], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """A number for each row, equal exactly for rows with the same student input.
 
     Raises:
@@ -169,7 +177,7 @@ def sample_numbers(dataset: Dataset, reads: Sequence[str], ids: NDArray[np.int64
         if not 0 <= row < len(dataset):
             raise RunError(f"predictions name row {row} of data {dataset.name!r}, which has {len(dataset)} rows")
         digest = hashlib.blake2b(digest_size=8)
-        for modality in reads:
+        for modality in modalities:
             digest.update(dataset.inputs[modality][row].contiguous().numpy().tobytes())
         numbers[place] = int.from_bytes(digest.digest(), "big", signed=True)
     return numbers

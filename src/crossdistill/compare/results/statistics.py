@@ -36,8 +36,8 @@ class Tally:
 
     def means(self) -> Float[ndarray, "S M"]:
         """Accuracy of each method on each seed."""
-        found: ndarray = self.right.sum(2) / self.rows.sum(1)[:, None]
-        return found
+        accuracies: ndarray = self.right.sum(2) / self.rows.sum(1)[:, None]
+        return accuracies
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +56,19 @@ def bootstrap(tally: Tally, draws: int = DRAWS, seed: int = 0, *, at_once: int =
     seeds, methods, samples = tally.right.shape
     stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
     flat = tally.right.reshape(seeds * methods, samples)
-    found = np.empty((draws, methods))
+    accuracies = np.empty((draws, methods))
     for start in range(0, draws, at_once):
         count = min(at_once, draws - start)
         times = _counts(source, count, samples)
-        asked = times @ tally.rows.T
+        drawn_rows = times @ tally.rows.T
         # A draw may miss all samples of a seed with few rows; the mean over the whole seed replaces them.
-        means = (times @ flat.T).reshape(count, seeds, methods) / np.maximum(asked, 1)[:, :, None]
-        means = np.where(asked[:, :, None] > 0, means, tally.means()[None])
+        means = (times @ flat.T).reshape(count, seeds, methods) / np.maximum(drawn_rows, 1)[:, :, None]
+        means = np.where(drawn_rows[:, :, None] > 0, means, tally.means()[None])
         middle = means.mean(1)
         chosen = _counts(source, count, seeds) / seeds
         drawn = (chosen[:, :, None] * means).sum(1)
-        found[start : start + count] = middle + stretch * (drawn - middle)
-    return found
+        accuracies[start : start + count] = middle + stretch * (drawn - middle)
+    return accuracies
 
 
 def _counts(source: np.random.Generator, draws: int, size: int) -> Float[ndarray, "D N"]:
@@ -91,11 +91,11 @@ def difference(value: float, drawn: Float[ndarray, " D"], level: float = LEVEL) 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down correction (Holm, 1979): p values that hold for all comparisons of a family together."""
     order = sorted(range(len(p)), key=lambda i: p[i])
-    found, largest = [0.0] * len(p), 0.0
+    corrected, largest = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
-        found[i] = largest
-    return found
+        corrected[i] = largest
+    return corrected
 
 
 def tally(
@@ -109,17 +109,19 @@ def tally(
     Raises:
         ValueError: the methods of a seed predict different rows.
     """
-    numbers, inverse = np.unique(np.concatenate([np.asarray(one) for one in samples]), return_inverse=True)
-    parts = list(_split(inverse, [len(one) for one in samples]))
+    numbers, inverse = np.unique(
+        np.concatenate([np.asarray(seed_samples) for seed_samples in samples]), return_inverse=True
+    )
+    parts = list(_split(inverse, [len(seed_samples) for seed_samples in samples]))
     rows = np.stack([np.bincount(part, minlength=len(numbers)) for part in parts]).astype(np.float64)
     right = np.zeros((len(answers), len(answers[0]), len(numbers)))
     for seed, methods in enumerate(answers):
         order = np.argsort(methods[0][0], kind="stable")
         for number, (ids, correct) in enumerate(methods):
-            own = np.argsort(ids, kind="stable")
-            if not np.array_equal(ids[own], methods[0][0][order]):
-                raise ValueError("methods that are compared answer different test rows")
-            weights = correct[own].astype(np.float64)
+            method_order = np.argsort(ids, kind="stable")
+            if not np.array_equal(ids[method_order], methods[0][0][order]):
+                raise ValueError(f"methods 0 and {number} predict different test rows on seed {seed}")
+            weights = correct[method_order].astype(np.float64)
             right[seed, number] = np.bincount(parts[seed][order], weights=weights, minlength=len(numbers))
     return Tally(right, rows)
 

@@ -1,5 +1,6 @@
 """The table of a comparison as data: a line for each method, a column for each student and label fraction."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 from crossdistill.compare.budget import Pick
 from crossdistill.compare.grid import Cell, Grid, Setting
 from crossdistill.compare.results.collect import Collected
-from crossdistill.compare.results.pairwise import Verdicts
+from crossdistill.compare.results.pairwise import PairwiseResults
 from crossdistill.report import Row
 
 Mark = Literal["best", "second", ""]
@@ -23,7 +24,7 @@ class Findings:
     grid: Grid
     cells: tuple[Cell, ...]
     collected: Collected
-    verdicts: Verdicts
+    pairwise: PairwiseResults
     refused: Mapping[str, str]
     """Reasons of cells that cannot run, and of methods without a form for the requested teachers."""
     failed: Mapping[str, str]
@@ -33,6 +34,12 @@ class Findings:
     pick: Pick | None = None
     split_moves: bool = False
     """Whether the seed also draws the split of the data, so that trials and cells use different splits."""
+
+    @property
+    def verdicts(self) -> PairwiseResults:
+        """The old name of `pairwise`."""
+        warnings.warn("verdicts is called pairwise now; the old name goes with version 0.2", DeprecationWarning, 2)
+        return self.pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +96,14 @@ class ResultTable:
         lines = []
         beside = [row for row in findings.collected.rows if row.method == "chance" or row.method.startswith("teacher:")]
         for name in dict.fromkeys(row.method for row in beside):
-            own = [row for row in beside if row.method == name]
+            named = [row for row in beside if row.method == name]
             # Chance and teachers use all labels, and appear in every column of their student.
-            entries = {c: Entry(row, "done") for row in own for c in columns if c[0] == row.student}
+            entries = {c: Entry(row, "done") for row in named for c in columns if c[0] == row.student}
             lines.append(Line(name, None, "beside", entries))
         for control in (None, findings.grid.control):
-            own_settings = [s for s in settings if s.control == control]
-            for method, teachers in dict.fromkeys((s.method, s.teachers) for s in own_settings):
-                line = [s for s in own_settings if (s.method, s.teachers) == (method, teachers)]
+            group = [s for s in settings if s.control == control]
+            for method, teachers in dict.fromkeys((s.method, s.teachers) for s in group):
+                line = [s for s in group if (s.method, s.teachers) == (method, teachers)]
                 places = {(s.student, s.labelled): Entry(rows.get(_row_key(s)), states[s]) for s in line}
                 title = f"{method}@{control}" if control else method
                 lines.append(Line(title, teachers, "control" if control else "method", places))

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdistill.compare.grid import percent
-from crossdistill.compare.results.summary import control_sentences, notes, verdict_sentences
+from crossdistill.compare.results.summary import control_sentences, notes, pairwise_sentences
 from crossdistill.compare.results.table import Column, Entry, Findings, Line, ResultTable
 from crossdistill.report import number
 from crossdistill.runtime.escaping import visible
@@ -20,16 +20,16 @@ FITTING = 6
 
 def terminal(findings: Findings) -> str:
     """The table, the conclusions in sentences, and the cells that could not run."""
-    sheet = ResultTable.of(findings)
+    table = ResultTable.of(findings)
     out = StringIO()
     console = Console(file=out, width=max(120, 70 + 22 * FITTING))
-    students = list(dict.fromkeys(student for student, _ in sheet.columns))
-    for group in [students] if len(sheet.columns) <= FITTING else [[student] for student in students]:
-        console.print(_table(sheet, [column for column in sheet.columns if column[0] in group]))
+    students = list(dict.fromkeys(student for student, _ in table.columns))
+    for group in [students] if len(table.columns) <= FITTING else [[student] for student in students]:
+        console.print(_table(table, [column for column in table.columns if column[0] in group]))
         console.print()
     lines = ["¹ best, ² second of the methods; mean ± standard deviation over seeds. " + notes(findings)]
     lines += ["memory: the largest peak of any run of a method, banks and test included; shared stages as when trained"]
-    lines += [*verdict_sentences(findings), *control_sentences(findings)]
+    lines += [*pairwise_sentences(findings), *control_sentences(findings)]
     lines += [f"cannot apply: {name}: {why}" for name, why in findings.refused.items()]
     lines += [f"failed: {name}: {why.strip()}" for name, why in findings.failed.items()]
     for line in (*lines, findings.about):
@@ -37,21 +37,21 @@ def terminal(findings: Findings) -> str:
     return out.getvalue()
 
 
-def _table(sheet: ResultTable, columns: list[Column]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
-    table.add_column("method", no_wrap=True)
-    table.add_column("teachers", no_wrap=True)
+def _table(table: ResultTable, columns: list[Column]) -> Table:
+    grid = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
+    grid.add_column("method", no_wrap=True)
+    grid.add_column("teachers", no_wrap=True)
     for student, labelled in columns:
-        table.add_column(Text(f"{visible(student)}\n{percent(labelled)} labels"), justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
-    table.add_column("memory\nMB", justify="right", no_wrap=True)
-    for line in sheet.lines:
+        grid.add_column(Text(f"{visible(student)}\n{percent(labelled)} labels"), justify="right", no_wrap=True)
+    grid.add_column("seconds", justify="right", no_wrap=True)
+    grid.add_column("memory\nMB", justify="right", no_wrap=True)
+    for line in table.lines:
         if any(column in line.entries for column in columns):
             values = [drawn(line.entries.get(column)) for column in columns]
             # As Text, so that square brackets are not read as a style.
             cells = (line.method, line.teachers or "", *values, *costs(line))
-            table.add_row(*(Text(visible(cell)) for cell in cells))
-    return table
+            grid.add_row(*(Text(visible(cell)) for cell in cells))
+    return grid
 
 
 def drawn(entry: Entry | None) -> str:
