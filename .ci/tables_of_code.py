@@ -174,7 +174,7 @@ def models() -> str:
     for key, model in zip(value.keys, value.values, strict=True):
         assert isinstance(key, ast.Constant)
         assert isinstance(model, ast.Call)
-        _, reads, _, about = model.args
+        _, reads, _, about = model.args[:4]
         rows.append([f"`{key.value}`", ", ".join(ast.literal_eval(reads)), cell(ast.literal_eval(about))])
     return grid(["model", "reads", "what it is"], rows)
 

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
@@ -23,6 +23,8 @@ class Model:
     modalities: tuple[str, ...]
     taps: tuple[str, ...]
     about: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `source` that this entry determines."""
 
     def make(self) -> Callable[..., nn.Module]:
         """The module's class, or the function that builds it."""
@@ -32,12 +34,18 @@ class Model:
 
     def module(self, **options: Any) -> nn.Module:
         """The bare module, freshly initialised."""
-        return self.make()(**options)
+        return self.make()(**{**options, **self.fixed})
 
 
 def _activated(*layers: str) -> tuple[str, ...]:
     """Each layer, and the activation after it: some methods compare features before it, others after."""
     return tuple(tap for layer in layers for tap in (layer, f"{layer}_relu"))
+
+
+def _stages(depth: int) -> tuple[str, ...]:
+    """The stages of a residual network before and after their last activation, and its embedding."""
+    last = (depth - 2) // 6 - 1
+    return (*(tap for stage in (1, 2, 3) for tap in (f"layer{stage}.{last}.sum", f"layer{stage}")), "flatten")
 
 
 MODELS: Mapping[str, Model] = {
@@ -85,6 +93,73 @@ MODELS: Mapping[str, Model] = {
         ),
         "both of them in one, for av-digits",
     ),
+    "cifar-resnet8": Model(
+        "crossdistill.models.cifar_resnet:CifarResNet",
+        ("image",),
+        _stages(8),
+        "He et al. 2016: a residual network of 8 layers for small pictures",
+        {"depth": 8},
+    ),
+    "cifar-resnet14": Model(
+        "crossdistill.models.cifar_resnet:CifarResNet",
+        ("image",),
+        _stages(14),
+        "He et al. 2016: a residual network of 14 layers for small pictures",
+        {"depth": 14},
+    ),
+    "cifar-resnet20": Model(
+        "crossdistill.models.cifar_resnet:CifarResNet",
+        ("image",),
+        _stages(20),
+        "He et al. 2016: a residual network of 20 layers for small pictures",
+        {"depth": 20},
+    ),
+    "cifar-resnet32": Model(
+        "crossdistill.models.cifar_resnet:CifarResNet",
+        ("image",),
+        _stages(32),
+        "He et al. 2016: a residual network of 32 layers for small pictures",
+        {"depth": 32},
+    ),
+    "cifar-resnet44": Model(
+        "crossdistill.models.cifar_resnet:CifarResNet",
+        ("image",),
+        _stages(44),
+        "He et al. 2016: a residual network of 44 layers for small pictures",
+        {"depth": 44},
+    ),
+    "cifar-resnet56": Model(
+        "crossdistill.models.cifar_resnet:CifarResNet",
+        ("image",),
+        _stages(56),
+        "He et al. 2016: a residual network of 56 layers for small pictures",
+        {"depth": 56},
+    ),
+    "cifar-resnet110": Model(
+        "crossdistill.models.cifar_resnet:CifarResNet",
+        ("image",),
+        _stages(110),
+        "He et al. 2016: a residual network of 110 layers for small pictures",
+        {"depth": 110},
+    ),
+    "mlp": Model(
+        "crossdistill.models.mlp:MLP",
+        ("numbers",),
+        _activated("fc1", "fc2"),
+        "a multilayer perceptron for columns of numbers",
+    ),
+    "text-cnn": Model(
+        "crossdistill.models.text_cnn:TextCNN",
+        ("text",),
+        (*_activated("conv1", "conv2"), "pool"),
+        "Kim 2014: a small convolutional network over tokens",
+    ),
+    "fusion": Model(
+        "crossdistill.models.fusion:Fusion",
+        ("image", "audio"),
+        ("concat", *_activated("fc1")),
+        "encoders of any modalities, their embeddings concatenated and classified",
+    ),
 }
 
 
@@ -130,7 +205,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         SettingError: no such option, or a value whose type differs from its annotation.
     """
     made = find_model(name).make()
-    known = inspect.signature(made).parameters
+    known = _options_of(name)
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
         return
     hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
@@ -146,6 +221,12 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             continue
 
 
+def _options_of(name: str) -> dict[str, inspect.Parameter]:
+    """The options that a model leaves open."""
+    model = find_model(name)
+    return {key: one for key, one in inspect.signature(model.make()).parameters.items() if key not in model.fixed}
+
+
 def build_network(name: str, reads: tuple[str, ...] | None = None, **options: Any) -> Network:
     """A freshly initialised network of the table; `reads` names the data's modalities where they differ.
 
@@ -153,7 +234,7 @@ def build_network(name: str, reads: tuple[str, ...] | None = None, **options: An
         SettingError: no such model, or an unknown option.
     """
     model = find_model(name)
-    known = inspect.signature(model.make()).parameters
+    known = _options_of(name)
     unknown = [option for option in options if option not in known]
     if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
         raise SettingError(f"model {name!r} has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
