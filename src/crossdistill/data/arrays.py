@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossdistill.data.row_source import Rows
 from crossdistill.errors import DataError, ShapeError
 
 CURES = {
@@ -179,6 +180,27 @@ def as_domain(name: str, value: Iterable[Any]) -> tuple[str, ...]:
         what = "is one text" if isinstance(value, str) else f"holds {domains[wrong[0]]!r} in row {wrong[0]}"
         raise DataError(f"dataset {name!r}: domain {what}; wanted the name of each row's domain")
     return tuple(str(domain) for domain in domains)
+
+
+def rows_of(
+    name: str, tensors: Mapping[str, Rows], single: Mapping[str, Any], several: Mapping[str, Mapping[str, Any] | None]
+) -> int:
+    """The number of rows that all arrays have. `labelled` is not among them: it may be a list of row numbers.
+
+    Raises:
+        ShapeError: there is no input, or two arrays have different numbers of rows.
+    """
+    if not tensors:
+        raise ShapeError(f"dataset {name!r} has no inputs; it needs at least one modality")
+    rowwise = dict(single)
+    for kind, arrays in several.items():
+        rowwise |= {f"{kind}[{key!r}]": values for key, values in (arrays or {}).items()}
+    lengths = {modality: len(tensor) for modality, tensor in tensors.items()}
+    for what, values in rowwise.items():
+        if values is not None:
+            lengths[what] = length_of(values, f"dataset {name!r}: {what}")
+    check_lengths(name, lengths)
+    return next(iter(lengths.values()))
 
 
 def check_lengths(name: str, lengths: Mapping[str, int]) -> None:

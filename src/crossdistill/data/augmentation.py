@@ -10,13 +10,15 @@ from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from crossdistill.batch import Input
 from crossdistill.data.row_random import RowRandom
+from crossdistill.data.row_source import Rows
 from crossdistill.errors import ShapeError, nearest
 from crossdistill.overrides import GROWS
 from crossdistill.runtime.code_key import CodeKey, code_key
 from crossdistill.runtime.hashing import derived_seed, key_hash
 
-Inputs = Mapping[str, Tensor]
+Inputs = Mapping[str, Input]
 
 
 @runtime_checkable
@@ -89,14 +91,14 @@ class Variation(BaseModel):
             value = value + (self.noise * draw("noise").normal(*value.shape[1:])).to(value.dtype)
         return value
 
-    def faults(self, modality: str, value: Tensor) -> list[str]:
+    def faults(self, modality: str, value: Rows) -> list[str]:
         """Reasons why rows of this shape and type cannot be augmented with these settings."""
         faults = [
-            f"{what} has {len(amounts)} numbers, but a row of {modality!r} has {value.ndim - 1} dimensions"
+            f"{what} has {len(amounts)} numbers, but a row of {modality!r} has {len(value.shape) - 1} dimensions"
             for what, amounts in (("shift", self.shift), ("mask", self.mask))
-            if len(amounts) > value.ndim - 1
+            if len(amounts) > len(value.shape) - 1
         ]
-        if not value.is_floating_point() and (self.gain or self.noise or any(self.mask)):
+        if not value.dtype.is_floating_point and (self.gain or self.noise or any(self.mask)):
             faults.append(f"gain, noise and mask are for fractions, and {modality!r} is {value.dtype}")
         return faults
 
@@ -129,15 +131,20 @@ class Variations(BaseModel):
     def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
         """Augment each modality separately."""
 
-        def varied(name: str, value: Tensor) -> Tensor:
+        def varied(name: str, value: Input) -> Input:
             variation = self.inputs.get(name)
             if variation is None:
                 return value
+            if not isinstance(value, Tensor):
+                raise ShapeError(
+                    f"augmentation.inputs.{name}: an input of several tensors ({', '.join(value)}) is varied by a "
+                    "function of yours: OwnAugmentation"
+                )
             return variation(value, lambda what: RowRandom(derived_seed("view", self.seed, name, what), ids, view))
 
         return {name: varied(name, value) for name, value in inputs.items()}
 
-    def faults(self, inputs: Inputs) -> list[str]:
+    def faults(self, inputs: Mapping[str, Rows]) -> list[str]:
         """Reasons why these settings do not fit these data: unknown modalities, changes that do not apply."""
         if all(variation == Variation() for variation in self.inputs.values()):
             return [
@@ -202,10 +209,21 @@ def in_views(augmentation: Augmentation, inputs: Inputs, ids: Tensor, view: Tens
             )
     if not bool(plain.any()):
         return changed
-    return {name: torch.where(_beside(plain, value), value, changed[name]) for name, value in inputs.items()}
+    return {name: _chosen(plain, value, changed[name]) for name, value in inputs.items()}
 
 
-def _form(value: Tensor | None) -> str:
+def _chosen(rows: Tensor, value: Input, other: Input) -> Input:
+    """The first value in these rows, the other one in the rest."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return torch.where(_beside(rows, value), value, other)
+    assert isinstance(value, Mapping)
+    assert isinstance(other, Mapping)
+    return {part: torch.where(_beside(rows, value[part]), value[part], other[part]) for part in value}
+
+
+def _form(value: Input | None) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{part} {_form(tensor)}" for part, tensor in value.items())
     return "nothing" if value is None else f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.batch import InputSpec
+from crossdistill.data.row_source import Rows, RowSource, bytes_in_memory, sources_in, tensors_in_memory
 from crossdistill.errors import DataError
 
 OnProgress = Callable[[str, int, int], None]
@@ -66,6 +67,11 @@ class Content:
             self._progress(f"reading {self._name}", self._done, self._rows)
         refuse(self._name, name, bad, len(tensor))
 
+    def source(self, name: str, source: RowSource) -> None:
+        """A row source, by the fingerprint of its content; its rows are checked when they are read."""
+        self.text([f"source {name}", str(source.dtype), list(source.shape), source.fingerprint])
+        self._done += len(source)
+
     def hexadecimal(self) -> str:
         """The hash of everything added so far."""
         return self._digest.hexdigest()
@@ -81,7 +87,7 @@ class Content:
 
 def hash_content(
     name: str,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Rows],
     present: Mapping[str, Tensor],
     splits: Mapping[str, Tensor],
     specs: Mapping[str, InputSpec],
@@ -98,12 +104,16 @@ def hash_content(
     Raises:
         DataError: NaN or Inf in an example that is present; names the modality and the first rows.
     """
-    size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.values())
+    size = sum(map(bytes_in_memory, inputs.values()))
     with _shown(progress, size) as told:
         content = Content(name, told, sum(map(len, inputs.values())))
         content.text([name, classes, domain])
         for modality in sorted(inputs):
-            content.modality(modality, inputs[modality], present.get(modality))
+            rows = inputs[modality]
+            if isinstance(rows, Tensor):
+                content.modality(modality, rows, present.get(modality))
+            else:
+                content.source(modality, rows)
         for kind, tensors in (("split", splits), ("present", present)):
             for key in sorted(tensors):
                 content.tensor(f"{kind} {key}", tensors[key])
@@ -118,16 +128,18 @@ def hash_content(
 
 
 def content_sample(
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Rows],
     present: Mapping[str, Tensor],
     splits: Mapping[str, Tensor],
     targets: Tensor,
 ) -> str:
-    """SHA-256 of all rows; of a tensor above `SAMPLE_BYTES`, of evenly spaced rows."""
+    """SHA-256 of all rows; of a tensor above `SAMPLE_BYTES`, of evenly spaced rows; of a source, its fingerprint."""
     digest = hashlib.sha256()
     tensors = {f"split {name}": rows for name, rows in splits.items()} | {"targets": targets}
     tensors |= {f"present {name}": mask for name, mask in present.items()}
-    tensors |= {f"input {name}": values for name, values in inputs.items()}
+    tensors |= {f"input {name}": values for name, values in inputs.items() if isinstance(values, Tensor)}
+    for name, source in sorted(sources_in(inputs).items()):
+        digest.update(f"source {name} {source.fingerprint};".encode())
     for what in sorted(tensors):
         tensor = tensors[what]
         digest.update(f"{what} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -140,13 +152,13 @@ def content_sample(
     return digest.hexdigest()
 
 
-def check_finite(name: str, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+def check_finite(name: str, inputs: Mapping[str, Rows], present: Mapping[str, Tensor]) -> None:
     """Check examples that are present for NaN and Inf.
 
     Raises:
-        DataError: names the modality and the first rows.
+        DataError: names the modality and the first rows; or an input is a row source, which has no values to check.
     """
-    for modality, tensor in inputs.items():
+    for modality, tensor in tensors_in_memory(inputs, f"dataset {name!r}").items():
         bad: list[int] = []
         start = 0
         for block in _in_blocks(tensor):

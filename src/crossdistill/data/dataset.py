@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET, Batch, InputSpec
-from crossdistill.data.arrays import as_domain, as_groups, as_input, as_mask, as_rows, check_lengths, length_of
+from crossdistill.batch import MISSING_TARGET, Batch, Input, InputSpec
+from crossdistill.data.arrays import as_domain, as_groups, as_input, as_mask, as_rows, rows_of
 from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
 from crossdistill.data.content import OnProgress, content_sample, hash_content
 from crossdistill.data.input_options import check_described
 from crossdistill.data.labels import as_targets
 from crossdistill.data.remarks import described, remarks
+from crossdistill.data.row_source import Rows, checked, is_row_source, read_rows, sources_in
 from crossdistill.data.split import check_splits, default_split
 from crossdistill.errors import DataError, SettingError, ShapeError, nearest
 
@@ -36,10 +37,10 @@ class Licence:
 
 @dataclass(frozen=True, repr=False)
 class Dataset:
-    """Paired data, in memory or memory-mapped; row i of every tensor belongs to the same example.
+    """Paired data, in memory, memory-mapped or read row by row; row i of each modality belongs to the same example.
 
     Attributes:
-        inputs: modality -> tensor (N, ...).
+        inputs: modality -> tensor (N, ...), or a row source, whose rows are read when a batch needs them.
         targets: class of each row, `MISSING_TARGET` for a row without one.
         classes: names of the classes 0, 1, ...
         splits: "train", "validation", "test" -> row numbers.
@@ -58,7 +59,7 @@ class Dataset:
     """
 
     name: str
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Rows]
     targets: Int64[Tensor, " N"]
     classes: tuple[str, ...]
     splits: Mapping[str, Tensor]
@@ -81,6 +82,8 @@ class Dataset:
             ShapeError: two parts have different numbers of rows, or a tensor has another shape than its specification.
             DataError: a split is missing, empty, out of range or shares rows with another; a target is no class.
         """
+        for modality, source in sources_in(self.inputs).items():
+            checked(source, f"dataset {self.name!r}: {modality!r}")
         rows = len(self.targets)
         if not self.inputs:
             raise ShapeError(f"dataset {self.name!r} has no inputs; it needs at least one modality")
@@ -139,13 +142,13 @@ class Dataset:
         augmentation: Augmentation | None = None,
         progress: OnProgress | None = None,
     ) -> "Dataset":
-        """A data set from your own arrays (numpy, torch, pandas, nested lists).
+        """A data set from your own arrays (numpy, torch, pandas, nested lists) and row sources.
 
         Irregularities of the data are logged, and shown by every run.
 
         Args:
             name: for reports and errors.
-            inputs: modality -> array, one example per row. float64 becomes float32; other types stay.
+            inputs: modality -> array, one example per row, or a `RowSource`. float64 becomes float32; other types stay.
             targets: integers from 0 on, class names, booleans, or None for unlabelled data; `MISSING_TARGET` (-100)
                 marks a row without a target.
             splits: "train", "validation", "test" -> row numbers or a boolean mask. By default 60 % of each class are
@@ -169,12 +172,16 @@ class Dataset:
                 groups that cannot be split.
             SettingError: the augmentation does not fit the inputs.
         """
-        tensors = {modality: as_input(name, modality, value) for modality, value in inputs.items()}
-        rows = _rows_of(name, tensors, {"targets": targets, "domain": domain}, {"present": present, "groups": groups})
+        tensors: dict[str, Rows] = {
+            modality: checked(value, name) if is_row_source(value) else as_input(name, modality, value)
+            for modality, value in inputs.items()
+        }
+        rows = rows_of(name, tensors, {"targets": targets, "domain": domain}, {"present": present, "groups": groups})
         numbers, names = as_targets(name, targets, rows, classes)
         specs = dict(input_specs or {})
         for modality, tensor in tensors.items():
-            specs.setdefault(modality, InputSpec(kind="array", shape=tuple(tensor.shape[1:])))
+            own = InputSpec(kind="array", shape=tuple(tensor.shape[1:])) if isinstance(tensor, Tensor) else tensor.spec
+            specs.setdefault(modality, own)
         ids = {kind: as_groups(name, kind, value, rows) for kind, value in (groups or {}).items()}
         if splits is None:
             _check_targets(numbers, names, name)
@@ -214,6 +221,9 @@ class Dataset:
         Raises:
             DataError: they have changed, so results would be stored under the fingerprint of other data.
         """
+        for source in sources_in(self.inputs).values():
+            if callable(check := getattr(source, "check_unchanged", None)):
+                check()
         if self.sample and self.sample != self._sample():
             raise DataError(
                 f"dataset {self.name!r}: its arrays hold other values than when it was made, so its fingerprint is "
@@ -249,16 +259,21 @@ class Dataset:
         total_rows: int | None = None,
         only: Collection[str] | None = None,
         view: Int64[Tensor, " B"] | None = None,
+        ready: Mapping[str, Input] | None = None,
     ) -> Batch:
         """The given rows as one batch; their sample ids are the row numbers.
 
         `total_rows` is the number of rows of the whole optimizer step (default: of this batch). `only` names the
-        modalities to fetch (default: all). `view` is the augmented view of each row (None: no augmentation).
+        modalities to fetch (default: all). `view` is the augmented view of each row (None: no augmentation). `ready`
+        holds inputs of these rows that workers have read.
         """
-        read = self.inputs if only is None else {name: self.inputs[name] for name in self.inputs if name in only}
-        inputs: Mapping[str, Tensor] = {modality: _fetched(tensor, rows) for modality, tensor in read.items()}
+        inputs = dict(ready or {})
+        for name in self.inputs:
+            if name not in inputs and (only is None or name in only):
+                inputs[name] = self.read(name, rows)
+        inputs = {name: inputs[name] for name in self.inputs if name in inputs}
         if view is not None and self.augmentation is not None:
-            inputs = in_views(self.augmentation, inputs, rows, view)
+            inputs = dict(in_views(self.augmentation, inputs, rows, view))
         return Batch(
             inputs=inputs,
             ids=rows,
@@ -269,6 +284,11 @@ class Dataset:
             domain=None if self.domain is None else _pick(self.domain, rows),
             total_rows=total_rows or len(rows),
         )
+
+    def read(self, modality: str, rows: Int64[Tensor, " B"]) -> Input:
+        """The input of some rows, without augmentation."""
+        where = f"dataset {self.name!r}: {modality!r}"
+        return read_rows(self.inputs[modality], rows, where, self.present.get(modality))
 
     def views(self, rows: Int64[Tensor, " B"], seed: int, epoch: int) -> Int64[Tensor, " B"] | None:
         """The augmented view of each training row in an epoch; None without augmentation."""
@@ -325,34 +345,6 @@ def content_fingerprint(dataset: Dataset, progress: OnProgress | None = None) ->
         dataset.domain,
         progress,
     )
-
-
-def _rows_of(
-    name: str, tensors: Mapping[str, Tensor], single: Mapping[str, Any], several: Mapping[str, Mapping[str, Any] | None]
-) -> int:
-    """The number of rows that all arrays have. `labelled` is not among them: it may be a list of row numbers.
-
-    Raises:
-        ShapeError: there is no input, or two arrays have different numbers of rows.
-    """
-    if not tensors:
-        raise ShapeError(f"dataset {name!r} has no inputs; it needs at least one modality")
-    rowwise = dict(single)
-    for kind, arrays in several.items():
-        rowwise |= {f"{kind}[{key!r}]": values for key, values in (arrays or {}).items()}
-    lengths = {modality: len(tensor) for modality, tensor in tensors.items()}
-    for what, values in rowwise.items():
-        if values is not None:
-            lengths[what] = length_of(values, f"dataset {name!r}: {what}")
-    check_lengths(name, lengths)
-    return next(iter(lengths.values()))
-
-
-def _fetched(tensor: Tensor, rows: Int64[Tensor, " B"]) -> Tensor:
-    if tensor.dtype == torch.uint16:
-        # PyTorch before 2.7 does not index uint16: index the same bits as int16.
-        return tensor.view(torch.int16)[rows].view(torch.uint16)
-    return tensor[rows]
 
 
 def _pick(names: tuple[str, ...], rows: Tensor) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET
+from crossdistill.data.row_source import Rows, bytes_in_memory, sources_in
 from crossdistill.data.split import SPLITS
 
 SHOWN = 8
@@ -66,7 +67,7 @@ def class_counts(targets: Tensor, classes: int, splits: Mapping[str, Tensor]) ->
 
 def described(
     name: str,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Rows],
     targets: Tensor,
     classes: Sequence[str],
     splits: Mapping[str, Tensor],
@@ -78,11 +79,14 @@ def described(
     remarks: Sequence[str],
 ) -> str:
     """The text of a data set's `repr`."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.values())
-    lines = [f"Dataset {name!r}: {len(targets):,} rows, {_bytes(size)}"]
+    sources = sources_in(inputs)
+    size = "" if len(sources) == len(inputs) else f", {_bytes(sum(map(bytes_in_memory, inputs.values())))}"
+    lines = [f"Dataset {name!r}: {len(targets):,} rows{size}"]
     for modality, tensor in inputs.items():
         absent = f", absent in {int((~present[modality]).sum()):,} rows" if modality in present else ""
-        lines.append(f"{modality}: {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}{absent}")
+        read = f", read row by row from {type(tensor).__name__}" if modality in sources else ""
+        form = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}"
+        lines.append(f"{modality}: {form}{read}{absent}")
     without = int((targets == MISSING_TARGET).sum())
     lines.append(f"{len(classes)} classes: {_names(classes)}" + (f"; {without:,} rows without" if without else ""))
     lines.append("splits: " + ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items()))

@@ -14,6 +14,7 @@ from crossdistill.batch import InputSpec
 from crossdistill.data.cache import digest_of
 from crossdistill.data.content import check_finite
 from crossdistill.data.dataset import Dataset, Licence
+from crossdistill.data.row_source import tensors_in_memory
 from crossdistill.data.split import SPLITS
 
 DESCRIPTION = "dataset.json"
@@ -88,7 +89,7 @@ def _tensors(dataset: Dataset) -> dict[str, Mapping[str, Tensor]]:
         for name, tensor in spec.parameters.items()
     }
     return {
-        "input": dataset.inputs,
+        "input": tensors_in_memory(dataset.inputs, f"dataset {dataset.name!r}"),
         "rows": {"targets": dataset.targets},
         "split": dataset.splits,
         "group": dataset.groups,

@@ -14,6 +14,7 @@ from crossdistill.bank.bank import BankSettings, StoredType, size_text
 from crossdistill.bank.rows import BankRows
 from crossdistill.data.augmentation import OwnAugmentation
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.row_source import sources_in
 from crossdistill.data.sampler import Order
 from crossdistill.errors import SettingError, SplitError
 from crossdistill.method import STUDENT
@@ -121,7 +122,9 @@ def decide(
 
 
 def _changing(dataset: Dataset) -> str | None:
-    """The reason why no output can be banked: the augmented rows are not fixed or have no key; None if none."""
+    """The reason why no output can be banked: the rows or their views are not fixed or have no key; None if none."""
+    if _changing_sources(dataset):
+        return _changing_sources(dataset)[0]
     if dataset.augmentation is None:
         return None
     if dataset.augmentation.views is None:
@@ -136,13 +139,19 @@ def _changing(dataset: Dataset) -> str | None:
 
 
 def unkeyed_views(dataset: Dataset) -> list[str]:
-    """Reasons why the views of training rows have no key; empty if they have one."""
-    own = dataset.augmentation
+    """Reasons why training rows or their views have no key; empty if they have one."""
+    own, changing = dataset.augmentation, _changing_sources(dataset)
     if own is None or own.key is not None:
-        return []
+        return changing
     if isinstance(own, OwnAugmentation):
-        return list(own.code().faults.values())
-    return [f"the augmentation, a {type(own).__name__}, gives no key"]
+        return [*changing, *own.code().faults.values()]
+    return [*changing, f"the augmentation, a {type(own).__name__}, gives no key"]
+
+
+def _changing_sources(dataset: Dataset) -> list[str]:
+    """One reason for each input whose rows differ whenever they are read."""
+    sources = sources_in(dataset.inputs).items()
+    return [f"rows of {name!r} differ whenever they are read" for name, source in sources if not source.deterministic]
 
 
 def _same_again(dataset: Dataset) -> str:

@@ -1,7 +1,9 @@
 """The parts of a stage's key for its initial networks and its data."""
 
 import torch
+from torch import Tensor
 
+from crossdistill.batch import Input
 from crossdistill.data.dataset import Dataset
 from crossdistill.models import find_model
 from crossdistill.network import Network
@@ -34,6 +36,12 @@ def views_key(dataset: Dataset) -> str | None:
     if own.key is not None:
         return own.key
     rows = dataset.splits["train"][:2]
-    plain = {name: value[rows] for name, value in dataset.inputs.items()}
+    plain = {name: dataset.read(name, rows) for name in dataset.inputs}
     seen = own(plain, rows, torch.ones_like(rows))
-    return key_hash({name: tensor_hash(value) for name, value in seen.items()})
+    return key_hash({name: _hash(value) for name, value in seen.items()})
+
+
+def _hash(value: Input) -> str:
+    if isinstance(value, Tensor):
+        return tensor_hash(value)
+    return key_hash({part: tensor_hash(tensor) for part, tensor in value.items()})

@@ -13,6 +13,7 @@ from torch import Tensor
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.augmentation import Variation, Variations
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.row_source import tensors_in_memory
 from crossdistill.errors import ApplicabilityError
 from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step
 from crossdistill.network import Network
@@ -196,7 +197,7 @@ def with_absent(dataset: Dataset, fill: float) -> Dataset:
     names = list(dataset.inputs)
     residue = torch.arange(len(dataset)) % (len(names) + 2)
     present = {name: residue != number for number, name in enumerate(names)}
-    inputs = {name: dataset.inputs[name].clone() for name in names}
+    inputs = {name: rows.clone() for name, rows in tensors_in_memory(dataset.inputs, "with_absent").items()}
     for name, tensor in inputs.items():
         tensor[~present[name]] = fill
     return replace(dataset, inputs=inputs, present=present)
@@ -204,7 +205,7 @@ def with_absent(dataset: Dataset, fill: float) -> Dataset:
 
 def with_views(dataset: Dataset, views: int = 2) -> Dataset:
     """The same data, where each training row has several seeded views."""
-    noisy = {name: Variation(noise=0.3) for name, value in dataset.inputs.items() if value.is_floating_point()}
+    noisy = {name: Variation(noise=0.3) for name, value in dataset.inputs.items() if value.dtype.is_floating_point}
     return replace(dataset, augmentation=Variations(inputs=noisy, views=views))
 
 

@@ -13,6 +13,7 @@ from crossdistill.compare.grid import Setting
 from crossdistill.compare.results.collect import Answers, Collected
 from crossdistill.compare.results.statistics import DRAWS, LEVEL, Difference, bootstrap, difference, holm, tally
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.row_source import read_one
 from crossdistill.errors import RunError
 
 ALONE, KD = "supervised", "kd"
@@ -178,6 +179,6 @@ def sample_numbers(dataset: Dataset, modalities: Sequence[str], ids: NDArray[np.
             raise RunError(f"predictions name row {row} of data {dataset.name!r}, which has {len(dataset)} rows")
         digest = hashlib.blake2b(digest_size=8)
         for modality in modalities:
-            digest.update(dataset.inputs[modality][row].contiguous().numpy().tobytes())
+            digest.update(read_one(dataset.inputs[modality], row, f"dataset {dataset.name!r}: {modality!r}"))
         numbers[place] = int.from_bytes(digest.digest(), "big", signed=True)
     return numbers
