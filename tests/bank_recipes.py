@@ -9,13 +9,10 @@ from builders import toy_recipe
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crossdistill.data.dataset import Dataset
+from crossdistill import Dataset, Network, Recipe, Stage
 from crossdistill.methods import Specialise
-from crossdistill.network import Network
 from crossdistill.planning.plan import Plan, prepare
 from crossdistill.planning.sources import BankChoice
-from crossdistill.recipe import Recipe
-from crossdistill.stage import Stage
 
 EPOCHS = 4
 
@@ -37,7 +34,6 @@ def masks(source: str = "auto") -> Stage:
 
 
 def planned(made: Recipe, chosen: Any = None) -> Plan:
-    assert isinstance(made.data, Dataset)
     return prepare(made, made.data, torch.device("cpu"), chosen)
 
 

@@ -1,30 +1,59 @@
 """What many tests begin with: a display, recipes on toy data, batches of given or drawn inputs, sets of pictures."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from crossdistill.batch import Batch, InputSpec
-from crossdistill.data.dataset import Dataset
-from crossdistill.network import Network
-from crossdistill.recipe import Recipe
+from crossdistill import Batch, Dataset, InputSpec, Network, Recipe, Stage
 from crossdistill.runtime.progress import Quiet
-from crossdistill.stage import Stage
 from crossdistill.testing import toy_dataset, toy_map_models, toy_models
+
+SOUND = InputSpec(
+    "log-mel",
+    (1, 32, 32),
+    {"sample_rate": 8000, "n_fft": 256, "hop": 200, "bands": 32, "top_db": 80.0, "samples": 6200, "level": 0.1}
+    | {"normalisation": {"kind": "mean and standard deviation", "mean": -30.0, "deviation": 10.0}},
+)
+PICTURE = InputSpec(
+    "image",
+    (1, 8, 8),
+    {"normalisation": {"kind": "mean and standard deviation", "mean": 0.3, "deviation": 0.2}},
+    {"mean": torch.full((64,), 0.25), "basis": torch.eye(64)[:10]},
+)
+
+
+class Both(nn.Module):
+    """The sum of a linear layer for each of two modalities of the toy data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(8, 4)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.first(first) + self.second(second.flatten(1))
 
 
 class Heard(Quiet):
-    """Keeps the lines that a run says; ends the program, as Ctrl-C does, after so many steps."""
+    """Keeps what a run says and shows; ends the program, as Ctrl-C does, after so many steps."""
 
     def __init__(self, steps: int = 10**9) -> None:
         self.lines: list[str] = []
+        self.statuses: list[str] = []
+        self.notes: list[str] = []
         self.left = steps
 
     def say(self, text: str) -> None:
         self.lines.append(text)
+
+    def status(self, text: str) -> None:
+        self.statuses.append(text)
+
+    def end(self, note: str = "") -> None:
+        self.notes.append(note)
 
     def advance(self, parts: int = 1) -> None:
         self.left -= parts
@@ -79,6 +108,35 @@ def drawn_rows(number: int = 8, width: int = 6, seed: int = 0, name: str = "a") 
     """A batch of one input of normal numbers, the same for a seed."""
     drawn: Tensor = torch.randn(number, width, generator=torch.Generator().manual_seed(seed))
     return Batch({name: drawn}, torch.arange(number))
+
+
+def reference_arrays(
+    root: Path, image: tuple[int, ...] = (28, 28), audio: tuple[int, ...] = (112, 112), **other: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Write av-mnist as the reference keeps it, 60 rows to train and 40 to test; `other` replaces arrays by name."""
+    source, written = np.random.default_rng(0), {}
+    for part, rows in (("train", 60), ("test", 40)):
+        arrays = {
+            f"image/{part}_data": source.random((rows, *image)) * 5,
+            f"audio/{part}_data": source.integers(256, size=(rows, *audio)).astype(np.uint8),
+            f"{part}_labels": np.arange(rows) % 10,
+        }
+        for name, array in arrays.items():
+            path = root / "avmnist" / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written[name] = other.get(name, array)
+            np.save(path, written[name])
+    return written
+
+
+def copies(module: nn.Module) -> dict[str, Tensor]:
+    """Its weights and buffers as they are now."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def moved(before: Mapping[str, Tensor], module: nn.Module) -> set[str]:
+    """The names of those that are others now."""
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
 def pictures(spec: InputSpec, rows: int = 20, classes: int = 3, seed: int = 0) -> Dataset:

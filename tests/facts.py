@@ -23,6 +23,14 @@ def _word(form: str) -> re.Pattern[str]:
 
 
 @contextmanager
+def warned(kind: type[Warning], *facts: object) -> Iterator[Any]:
+    """A block that gives a warning of this kind which states these facts."""
+    with pytest.warns(kind) as caught:
+        yield caught
+    states(" ".join(str(warning.message) for warning in caught), *facts)
+
+
+@contextmanager
 def raises(kind: type[BaseException] | tuple[type[BaseException], ...], *facts: object) -> Iterator[Any]:
     """A block that ends in an error of this kind which states these facts; gives what `pytest.raises` gives."""
     with pytest.raises(kind) as caught:

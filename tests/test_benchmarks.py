@@ -65,9 +65,7 @@ def test_a_ratio_is_that_of_neighbours(bench: Any) -> None:
     import measure
 
     found = measure.ratios([1.0, 20.0, 3.0], [2.0, 10.0, 2.0])
-    assert found.values == (0.5, 2.0, 1.5)
-    assert found.median == 1.5
-    assert found.spread == 0.75
+    assert (found.values, found.median, found.spread) == ((0.5, 2.0, 1.5), 1.5, 0.75)
     assert measure.quartile_distance([1.0]) == 0
 
 
@@ -83,8 +81,7 @@ def test_figures_are_written_as_they_come(
         {"name": "memory", "value": 0.2, "limit": 0.1, "spread": 0.0, "device": "cpu", "command": one.command},
         {"name": "time", "value": 0.375, "limit": 0.5, "spread": 0.125, "device": "cpu", "command": one.command},
     ]
-    assert one.command == "python benchmarks/some.py --rounds 2 --clock processor"
-    assert one.rounds(9) == 2
+    assert (one.command, one.rounds(9)) == ("python benchmarks/some.py --rounds 2 --clock processor", 2)
     assert "MISSED" in capsys.readouterr().out
 
 

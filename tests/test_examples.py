@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from facts import raises
 
 from crossdistill import load_student
 from crossdistill.errors import SettingError
@@ -29,7 +30,7 @@ def test_own_models_trains_a_student_that_loads_again(tmp_path: Path) -> None:
     assert re.search(r"\| mine \| radar \| \d% \| kd \| 0\.\d{3} \|", shown), shown
     found = {row["method"]: row for row in json.loads((tmp_path / "runs/own-models/results.json").read_text())}
     assert found["teacher:both"]["mean"] > found["kd"]["mean"] > found["chance"]["mean"] + 0.3
-    with pytest.raises(SettingError, match="module="):
+    with raises(SettingError, "module="):
         load_student(tmp_path / "runs/own-models")
 
 

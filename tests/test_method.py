@@ -9,17 +9,12 @@ from builders import rows_of
 from facts import raises
 from pydantic import ValidationError
 
+from crossdistill import Outputs, OutputSpec, Signal, Teacher
 from crossdistill.batch import MISSING_TARGET
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods import METHODS, method_config
-from crossdistill.methods.kd import KD
+from crossdistill.methods import KD, METHODS, Route, Specialise, Supervised, method_config
 from crossdistill.methods.logit_shapes import require_same_logits
-from crossdistill.methods.route import Route
-from crossdistill.methods.specialise import Specialise
-from crossdistill.methods.supervised import Supervised
-from crossdistill.outputs import Outputs, OutputSpec, Signal
-from crossdistill.teacher import Teacher
 from crossdistill.testing import FakeTeacher
 
 SPEC = OutputSpec(logits=(4,), features={"fc": (12,)})
@@ -53,7 +48,6 @@ def test_the_task_obeys_the_labels_that_the_student_has() -> None:
     everyone = task_term(outputs, batch, hidden=False)
     assert torch.allclose(everyone.value, plain * torch.tensor([1.0, 1, 0, 1]))
     hidden.value.sum().backward()
-    assert logits.grad is not None
     assert logits.grad.abs().sum(1).bool().tolist() == [True, False, False, True]
 
 
@@ -126,11 +120,7 @@ def test_routing_takes_teachers_that_saw_the_row() -> None:
     [
         (SPEC, {}, ("kd", "one teacher")),
         (OutputSpec(embedding=(3,)), {"a": SPEC}, ("kd", "logits", "student")),
-        (
-            SPEC,
-            {"a": SPEC, "b": OutputSpec(logits=(5,))},
-            ("'b'", "(5,)", "(4,)"),
-        ),
+        (SPEC, {"a": SPEC, "b": OutputSpec(logits=(5,))}, ("'b'", "(5,)", "(4,)")),
         (SPEC, {"a": OutputSpec(embedding=(4,))}, ("'a'", None)),
     ],
 )

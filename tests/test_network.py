@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from facts import raises
+from facts import raises, warned
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill import Batch, Signal
 from crossdistill.errors import SettingError, ShapeError, SignalError, TapError
 from crossdistill.network import Network, default_give
-from crossdistill.outputs import Signal
 
 
 class Two(nn.Module):
@@ -234,9 +233,9 @@ def test_edits_replace_the_value_at_a_tap() -> None:
 
 def test_the_old_names_of_the_adapters_work_with_a_warning() -> None:
     rows = batch()
-    with pytest.warns(DeprecationWarning, match="input_adapter"):
+    with warned(DeprecationWarning, "input_adapter"):
         old = Network(nn.Linear(3, 4), "a", call=lambda batch: ((batch.inputs["a"] * 2,), {}))
-    with pytest.warns(DeprecationWarning, match="output_adapter"):
+    with warned(DeprecationWarning, "output_adapter"):
         Network(nn.Linear(3, 4), "a", give=lambda result: {"logits": result})
     with raises(SettingError, "input_adapter"):
         Network(nn.Linear(3, 4), "a", call=lambda batch: ((), {}), input_adapter=lambda batch: ((), {}))

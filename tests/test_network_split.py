@@ -10,10 +10,8 @@ from facts import raises
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crossdistill.batch import Batch
+from crossdistill import Batch, Network, Signal
 from crossdistill.errors import SplitError, TapError
-from crossdistill.network import Network
-from crossdistill.outputs import Signal
 
 
 class Plain(nn.Module):

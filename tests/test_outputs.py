@@ -3,7 +3,6 @@
 import pytest
 import torch
 from facts import raises
-from torch import Tensor
 
 from crossdistill.errors import SignalError
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, aligned, spread
@@ -17,16 +16,14 @@ def seen(name: str, rows: list[int] | None, number: int = 6) -> Outputs:
 
 
 def test_wants_are_names_that_can_be_compared() -> None:
-    assert str(Signal.LOGITS) == "logits"
-    assert str(Signal.feature("fc1")) == "feature:fc1"
+    assert (str(Signal.LOGITS), str(Signal.feature("fc1"))) == ("logits", "feature:fc1")
     assert Signal.feature("fc1") == Signal.feature("fc1") != Signal.cut("fc1")
     assert sorted({Signal.feature("b"), Signal.LOGITS, Signal.feature("a")})[0] == Signal.feature("a")
 
 
 def test_sizes_name_what_is_missing() -> None:
     spec = OutputSpec(logits=(10, 4, 4), features={"fc1": (32,), "conv1": (8, 4, 4)})
-    assert spec.classes == 10
-    assert spec.feature("fc1", "teacher 'a'") == (32,)
+    assert (spec.classes, spec.feature("fc1", "teacher 'a'")) == (10, (32,))
     with raises(SignalError, "'a'", "'fc2'", "'fc1'"):
         spec.feature("fc2", "teacher 'a'")
     with raises(SignalError, "logits"):
@@ -36,8 +33,7 @@ def test_sizes_name_what_is_missing() -> None:
 def test_what_is_needed_comes_or_its_absence_is_explained() -> None:
     cut = Cut(torch.ones(2, 3), (torch.zeros(2),))
     outputs = Outputs("mm", embedding=torch.zeros(2, 4), features={"fc1": torch.ones(2, 5)}, cuts={"conv": cut})
-    assert outputs.need(Signal.EMBEDDING).shape == (2, 4)
-    assert outputs.need(Signal.feature("fc1")).shape == (2, 5)
+    assert (outputs.need(Signal.EMBEDDING).shape, outputs.need(Signal.feature("fc1")).shape) == ((2, 4), (2, 5))
     assert outputs.need(Signal.cut("conv")) is cut.value
     for signal in (Signal.LOGITS, Signal.feature("conv"), Signal.cut("fc1")):
         with raises(SignalError, "'mm'", signal, "embedding, feature:fc1, cut:conv"):
@@ -93,7 +89,6 @@ def test_gradient_flows_through_a_spread_to_its_own_rows() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
     whole, _ = spread(Outputs("a", logits=logits, rows=torch.tensor([0, 3])), 5)
     whole[:3].sum().backward()
-    assert isinstance(logits.grad, Tensor)
     assert logits.grad.tolist() == [[1.0] * 3, [0.0] * 3]
 
 

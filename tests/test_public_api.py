@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from builders import toy_recipe
-from facts import raises
+from facts import raises, warned
 
 import crossdistill
 import crossdistill.recipes
@@ -20,45 +20,12 @@ from crossdistill.errors import SettingError
 from crossdistill.planning.fill_banks import prefill
 
 PUBLIC = [
-    "Augmentation",
-    "Batch",
-    "CrossdistillError",
-    "Cut",
-    "DataSpec",
-    "Dataset",
-    "Distiller",
-    "InputSpec",
-    "Live",
-    "Masked",
-    "Method",
-    "MethodConfig",
-    "Network",
-    "NetworkConfig",
-    "OptimizerConfig",
-    "OutputSpec",
-    "Outputs",
-    "OwnAugmentation",
-    "Progress",
-    "Recipe",
-    "Report",
-    "Row",
-    "Signal",
-    "Stage",
-    "Step",
-    "Student",
-    "Teacher",
-    "Term",
-    "Variation",
-    "Variations",
-    "__version__",
-    "compare",
-    "list_methods",
-    "list_models",
-    "load_student",
-    "losses",
-    "methods",
-    "run",
-]
+    "Augmentation", "Batch", "CrossdistillError", "Cut", "DataSpec", "Dataset", "Distiller", "InputSpec", "Live",
+    "Masked", "Method", "MethodConfig", "Network", "NetworkConfig", "OptimizerConfig", "OutputSpec", "Outputs",
+    "OwnAugmentation", "Progress", "Recipe", "Report", "Row", "Signal", "Stage", "Step", "Student", "Teacher", "Term",
+    "Variation", "Variations", "__version__", "compare", "list_methods", "list_models", "load_student", "losses",
+    "methods", "run",
+]  # fmt: skip
 
 
 def test_the_public_names_are_these() -> None:
@@ -93,7 +60,7 @@ def test_d_dir_shows_the_public_names() -> None:
 
 
 def test_the_old_name_of_signal_works_with_a_warning() -> None:
-    with pytest.warns(DeprecationWarning, match="Signal"):
+    with warned(DeprecationWarning, "Signal"):
         assert crossdistill.Want is crossdistill.Signal
 
 

@@ -14,11 +14,9 @@ from builders import pictures
 from facts import raises
 from torch import Tensor, nn
 
-from crossdistill.batch import InputSpec
+from crossdistill import InputSpec, Network, NetworkConfig
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.errors import DataError, RunError, SettingError, ShapeError, SignalError
-from crossdistill.network import Network
-from crossdistill.recipe import NetworkConfig
 from crossdistill.run_folder.student_files import sealed
 from crossdistill.student import load_student, model_card, save_student
 from crossdistill.testing import toy_dataset
@@ -168,11 +166,7 @@ def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], objec
         (lambda path: (path / "config.json").unlink(), RunError, ("folder", "student's")),
         (lambda path: (path / "config.json").write_text("{"), RunError, ("config.json",)),
         (rewritten(lambda config: []), RunError, ("config.json",)),
-        (
-            rewritten(lambda config: config.pop("reads") and None),
-            RunError,
-            ("config.json", "reads"),
-        ),
+        (rewritten(lambda config: config.pop("reads") and None), RunError, ("config.json", "reads")),
         (rewritten(lambda config: {**config, "model": 3}), RunError, ("config.json",)),
         (rewritten(lambda config: {**config, "inputs": [1]}), RunError, ("config.json",)),
         (rewritten(lambda config: {**config, "model": {"name": "small-image"}}), RunError, ("None classes", 3)),

@@ -12,15 +12,13 @@ import pytest
 import typer
 from pydantic import BaseModel
 
+from crossdistill import OptimizerConfig, Recipe, Stage, Variation
 from crossdistill.bank.bank import BankSettings
 from crossdistill.cli.main import app
 from crossdistill.data import DATA
-from crossdistill.data.augmentation import Variation
 from crossdistill.methods import METHODS
 from crossdistill.models import MODELS
-from crossdistill.recipe import Recipe
 from crossdistill.recipes.stages import PLANS, RIVALS
-from crossdistill.stage import OptimizerConfig, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -102,7 +102,6 @@ def test_killed_while_filling_and_resumed_is_the_same_bit_for_bit(tmp_path: Path
     log = tmp_path / "log"
     for _ in range(3):
         process = _start(tmp_path / "killed", log, 0.05)
-        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         before = len(log.read_text().split()) if log.exists() else 0
         while not log.exists() or len(log.read_text().split()) < before + 4:
@@ -136,7 +135,6 @@ def test_two_processes_share_the_blocks(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_leaves_its_blocks_to_the_others(tmp_path: Path) -> None:
     slow = _start(tmp_path / "banks", tmp_path / "slow", 30.0)
-    assert slow.stdout is not None
     assert slow.stdout.readline() == "ready\n"
     bank = Bank.create(tmp_path / "banks", KEY, BankRows(IDS), {})
     while not being_filled(bank.path):

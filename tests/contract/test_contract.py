@@ -8,11 +8,9 @@ import torch
 from facts import raises
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill import Batch, Live, Outputs, OutputSpec, Signal, Teacher
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.outputs import Outputs, OutputSpec, Signal
-from crossdistill.teacher import Live, Teacher
 from crossdistill.testing import CLAUSES, check_method, check_ranks, toy_dataset, toy_network
 from crossdistill.testing.contract import hold
 from crossdistill.testing.rehearsal import Contract
@@ -52,8 +50,7 @@ class Settings(MethodConfig):
     kind: str = "Honest"
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        made: Method = globals()[self.kind](tuple(teachers), student.classes)
-        return made
+        return globals()[self.kind](tuple(teachers), student.classes)
 
 
 class Rises(Honest):
@@ -65,7 +62,6 @@ class Rises(Honest):
 class MovesTeacher(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         teacher = next(iter(teachers.values()))
-        assert isinstance(teacher, Live)
         with torch.no_grad():
             next(teacher.network.parameters()).mul_(1.01)
         return {}
@@ -74,7 +70,6 @@ class MovesTeacher(Honest):
 class TrainsTeacher(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         teacher = next(iter(teachers.values()))
-        assert isinstance(teacher, Live)
         teacher.network.train()
         return {}
 
@@ -88,7 +83,6 @@ class KeepsTeacher(Honest):
 class KeepsWeights(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         teacher = next(iter(teachers.values()))
-        assert isinstance(teacher, Live)
         self.borrowed = [next(teacher.network.parameters())]
         return {}
 
@@ -107,7 +101,6 @@ class PeeksUndeclared(Honest):
 class TimesZero(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         value = batch.read("second")
-        assert isinstance(value, Tensor)
         there = batch.present.get("second", torch.ones(len(batch), dtype=torch.bool))
         return {"energy": Term(value.flatten(1).mean(1) * there)}
 
@@ -115,7 +108,6 @@ class TimesZero(Honest):
 class ReadsAbsent(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         value = batch.read("second")
-        assert isinstance(value, Tensor)
         weight = value.nan_to_num(100.0).flatten(1).mean(1)
         return {"energy": Term(student.of(weight) * student.need(Signal.LOGITS).square().sum(1), 0.01)}
 

@@ -7,12 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from crossdistill.method import MethodConfig
-from crossdistill.methods import METHODS
-from crossdistill.methods.crd import CRD
-from crossdistill.methods.pkt import PKT
-from crossdistill.methods.salience import Salience
-from crossdistill.methods.sp import SP
-from crossdistill.methods.specialise import Specialise
+from crossdistill.methods import CRD, METHODS, PKT, SP, Salience, Specialise
 from crossdistill.testing import TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_models
 
 # Settings as functions of the teachers' names, where the defaults do not suit toy data or there are none.

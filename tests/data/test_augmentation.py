@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from facts import raises
+from facts import raises, warned
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -215,7 +215,7 @@ def test_a_data_set_of_the_table_takes_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_hide_is_the_old_name_of_mask() -> None:
-    with pytest.warns(DeprecationWarning, match="mask"):
+    with warned(DeprecationWarning, "mask"):
         old = Variation.model_validate({"hide": [0.3]})
     assert old == Variation(mask=(0.3,))
     # The key of before the field was renamed.

@@ -35,7 +35,6 @@ def test_built_once_and_then_kept(folder: Path) -> None:
     assert first.name.startswith("data-")
     assert len(first.name) == len("data-") + 12
     entry = cache.find("data", {"seed": 0})
-    assert entry is not None
     assert (entry.name, entry.path, dict(entry.recipe)) == ("data", first, {"seed": 0})
     assert entry.size_bytes > 8000
     assert cache.entries() == [entry]

@@ -22,8 +22,7 @@ def small(rows: int = 100, **more: object) -> Dataset:
 def test_own_arrays_become_a_dataset() -> None:
     inputs, targets = arrays()
     dataset = Dataset.from_arrays("own", inputs, targets, licences=[Licence("own", "MIT", "here", True)])
-    assert len(dataset) == 100
-    assert dataset.classes == ("0", "1", "2", "3")
+    assert (len(dataset), dataset.classes) == (100, ("0", "1", "2", "3"))
     assert dataset.inputs["image"].dtype == torch.float32
     assert dataset.input_specs["audio"] == InputSpec(kind="array", shape=(7,))
     assert {split: len(rows) for split, rows in dataset.splits.items()} == {"train": 60, "validation": 20, "test": 20}
@@ -46,20 +45,17 @@ def test_batch_holds_exactly_the_rows_asked_for() -> None:
     assert batch.ids.equal(rows)
     assert batch.total_rows == 12
     assert batch.inputs["image"].equal(dataset.inputs["image"][rows])
-    assert batch.targets is not None
     assert batch.targets.equal(dataset.targets[rows])
     assert batch.domain == ["music", "speech", "speech"]
     assert batch.present["audio"].tolist() == [False, True, True]
     assert batch.labelled is not None
-    assert dataset.batch(rows[:1]).domain == ["music"]
-    assert dataset.batch(rows).total_rows == 3
+    assert (dataset.batch(rows[:1]).domain, dataset.batch(rows).total_rows) == (["music"], 3)
     assert dataset.example(3).ids.equal(dataset.splits["train"][:3])
 
 
 def test_class_names_as_targets() -> None:
     dataset = Dataset.from_arrays("animals", {"x": np.ones((6, 2))}, ["cat", "dog", "ant", "cat", "dog", "ant"])
-    assert dataset.classes == ("ant", "cat", "dog")
-    assert dataset.targets.tolist() == [1, 2, 0, 1, 2, 0]
+    assert (dataset.classes, dataset.targets.tolist()) == (("ant", "cat", "dog"), [1, 2, 0, 1, 2, 0])
     with raises(DataError, "'ant'", "'cat'", "'dog'"):
         Dataset.from_arrays("animals", {"x": np.ones((6, 2))}, ["cat", "dog", "ant"] * 2, classes=("cat", "dog"))
 
@@ -113,11 +109,7 @@ def test_a_specification_that_does_not_fit() -> None:
 
 @pytest.mark.parametrize(
     ("targets", "facts"),
-    [
-        ([0.5] * 10, ("float64",)),
-        ([-1] + [0] * 9, ("row 0: -1",)),
-        ([0] * 9 + [7], ("row 9: 7", "0 to 1")),
-    ],
+    [([0.5] * 10, ("float64",)), ([-1] + [0] * 9, ("row 0: -1",)), ([0] * 9 + [7], ("row 9: 7", "0 to 1"))],
 )
 def test_targets_that_name_no_class(targets: list[float], facts: tuple[str, ...]) -> None:
     with raises(DataError, *facts):
@@ -159,7 +151,6 @@ def test_fingerprint_changes_with_the_content_and_only_then() -> None:
 def test_hidden_labels_are_stratified_and_stay_in_the_training_split(fraction: float) -> None:
     dataset = small(1000)
     hidden = hide_labels(dataset, fraction, seed=3)
-    assert hidden.labelled is not None
     train = dataset.splits["train"]
     for number in range(4):
         own = train[dataset.targets[train] == number]
@@ -174,7 +165,6 @@ def test_hidden_labels_are_nested_and_follow_the_seed() -> None:
 
     def kept(fraction: float, seed: int) -> set[int]:
         labelled = hide_labels(dataset, fraction, seed).labelled
-        assert labelled is not None
         return set(dataset.splits["train"][labelled[dataset.splits["train"]]].tolist())
 
     previous: set[int] = set()
@@ -191,10 +181,8 @@ def test_every_class_keeps_a_label_while_the_fraction_allows_it() -> None:
     rows = {"train": np.arange(1000), "validation": [1000], "test": [1001]}
     dataset = Dataset.from_arrays("rare", {"x": np.ones((1002, 2))}, [*targets, 0, 0], splits=rows)
     labelled = hide_labels(dataset, 0.01).labelled
-    assert labelled is not None
     assert [int(labelled[:1000][dataset.targets[:1000] == number].sum()) for number in range(3)] == [10, 1, 1]
     few = hide_labels(dataset, 0.001).labelled
-    assert few is not None
     assert int(few[:1000].sum()) == 1
 
 
@@ -204,7 +192,6 @@ def test_hiding_respects_missing_targets_and_what_is_hidden_already() -> None:
     before = np.arange(1000) % 4 != 1
     dataset = Dataset.from_arrays("own", inputs, targets, labelled=before)
     labelled = hide_labels(dataset, 0.5).labelled
-    assert labelled is not None
     train = dataset.splits["train"]
     assert not labelled[train][dataset.targets[train] == MISSING_TARGET].any()
     assert not labelled[train][~torch.from_numpy(before)[train]].any()

@@ -5,35 +5,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from builders import PICTURE, SOUND
 from facts import raises
 from PIL import Image
 
 from crossdistill.batch import InputSpec
 from crossdistill.data.decode import decode
-from crossdistill.data.prepare import MIN_MAX, fit_length, mean_and_deviation, normalise, prepare_sound
+from crossdistill.data.prepare import MIN_MAX, fit_length, normalise, prepare_sound
 from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.errors import DataError, MissingExtraError, ShapeError
-
-SOUND = InputSpec(
-    kind="log-mel",
-    shape=(1, 32, 32),
-    options={
-        "sample_rate": 8000,
-        "n_fft": 256,
-        "hop": 200,
-        "bands": 32,
-        "top_db": 80.0,
-        "samples": 6200,
-        "level": 0.1,
-        "normalisation": mean_and_deviation(-30.0, 10.0),
-    },
-)
-PICTURE = InputSpec(
-    kind="image",
-    shape=(1, 8, 8),
-    options={"normalisation": mean_and_deviation(0.3, 0.2)},
-    parameters={"mean": torch.full((64,), 0.25), "basis": torch.eye(64)[:10]},
-)
 
 
 def wave(samples: int = 6200, rate: int = 8000) -> np.ndarray:

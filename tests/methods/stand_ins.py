@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossdistill.batch import Batch
+from crossdistill import Batch, Outputs, OutputSpec, Signal, Teacher
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step
-from crossdistill.outputs import Outputs, OutputSpec, Signal
-from crossdistill.teacher import Teacher
 from crossdistill.testing import FakeTeacher
 
 ROWS, CLASSES = 8, 4

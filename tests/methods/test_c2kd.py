@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from facts import raises
 from stand_ins import DENSE, SPEC, Cast, data_of, rows_of
 
 from crossdistill.errors import ApplicabilityError
@@ -87,5 +88,5 @@ def test_proxies_suit_the_networks() -> None:
 
 
 def test_a_network_without_features_is_refused() -> None:
-    with pytest.raises(ApplicabilityError, match="c2kd needs 1 or more features besides its logits"):
+    with raises(ApplicabilityError, "c2kd", 1, "logits"):
         C2KD().build(SPEC, {"a": OutputSpec(logits=(4,))}, data_of())

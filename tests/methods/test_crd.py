@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from facts import raises
 from stand_ins import CLASSES, OTHER, ROWS, Cast, data_of, rows_of
 
 from crossdistill.batch import MISSING_TARGET
@@ -86,9 +87,9 @@ def test_hidden_labels_are_not_used() -> None:
 
 
 def test_one_class_and_dense_labels_are_refused() -> None:
-    with pytest.raises(ApplicabilityError, match="all 8 training rows are of one class"):
+    with raises(ApplicabilityError, 8, "class"):
         Cast(FEW, data=data_of(targets=torch.zeros(ROWS, dtype=torch.int64)))
-    with pytest.raises(ApplicabilityError, match=r"a row has many labels \(dense\)"):
+    with raises(ApplicabilityError, "dense"):
         Cast(FEW, data=data_of(targets=torch.zeros(ROWS, 6, 4, dtype=torch.int64)))
 
 

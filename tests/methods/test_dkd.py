@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from facts import raises
 from stand_ins import DENSE, SPEC, Cast, data_of, rows_of
 
 from crossdistill.batch import MISSING_TARGET
@@ -40,7 +41,7 @@ def test_rows_without_a_label(unlabelled: str) -> None:
 
 def test_what_cannot_apply() -> None:
     two = OutputSpec(logits=(2,))
-    with pytest.raises(ApplicabilityError, match="with 2 classes that is nothing"):
+    with raises(ApplicabilityError, "2 classes"):
         DKD().build(two, {"mm": two}, data_of())
-    with pytest.raises(ApplicabilityError, match="dense labels"):
+    with raises(ApplicabilityError, "dense"):
         DKD().build(DENSE, {"mm": DENSE}, data_of())

@@ -5,8 +5,7 @@ import torch
 from stand_ins import DENSE, SPEC, Cast, rows_of
 
 from crossdistill.losses import distillation_kl, squared_error
-from crossdistill.methods.collaborate import Collaborate
-from crossdistill.methods.dml import DML
+from crossdistill.methods import DML, Collaborate
 
 THREE = {"a": SPEC, "b": SPEC}
 

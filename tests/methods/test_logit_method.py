@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from torch import Tensor
 
+from crossdistill import DataSpec, Outputs, OutputSpec, Progress, Signal
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.losses import standardised
-from crossdistill.method import DataSpec, Progress
 from crossdistill.methods.kd import KD
 from crossdistill.methods.logit_method import LogitConfig, student_targets, teacher_predictions
-from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Shuffled, Teacher
 from crossdistill.testing import FakeTeacher
 
@@ -181,12 +181,12 @@ def test_dense_logits_are_combined_pixel_by_pixel() -> None:
 
 
 def test_weights_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"weights of teachers are 0 or more; \['a'\] are not"):
+    with raises(ValueError, "['a']"):
         KD(teacher_weights={"a": -1.0, "b": 2.0})
     specs = {"audio": SPEC, "mm": SPEC}
-    with pytest.raises(SettingError, match="kd: teacher_weights: no teacher 'audo'; did you mean 'audio'"):
+    with raises(SettingError, "kd", "teacher_weights", "'audo'", "'audio'"):
         KD(teacher_weights={"audo": 1.0}).check(SPEC, specs)
-    with pytest.raises(SettingError, match="give every teacher 0"):
+    with raises(SettingError, "teacher", 0):
         KD(combine="weighted", teacher_weights={"audio": 0.0, "mm": 0.0}).check(SPEC, specs)
 
 
@@ -194,5 +194,5 @@ def test_dense_logits_are_refused_where_one_prediction_is_compared() -> None:
     dense = OutputSpec(logits=(4, 8, 8))
     config: LogitConfig = KD()
     config.check(dense, {"mm": dense})
-    with pytest.raises(ApplicabilityError, match=r"each has \(8, 8\) of them \(dense labels\)"):
+    with raises(ApplicabilityError, "(8, 8)", "dense"):
         config.check(dense, {"mm": dense}, dense=False)

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Iterable
 
-import pytest
 import torch
+from facts import raises
 from stand_ins import SPEC, data_of, rows_of
 from torch import Tensor
 
-from crossdistill.batch import Batch
+from crossdistill import Batch, Cut, Outputs, Progress, Signal
 from crossdistill.errors import SignalError
 from crossdistill.losses import class_correlation, distillation_kl, row_correlation
-from crossdistill.method import Progress
 from crossdistill.methods.mlkd import MLKD
-from crossdistill.outputs import Cut, Outputs, Signal
 
 EVERY = (4.0, 3.0, 5.0, 2.0, 6.0)
 
@@ -114,5 +112,5 @@ def test_standardised_rows_and_plain_correlations() -> None:
 
 
 def test_a_rendering_that_is_not_there_is_refused() -> None:
-    with pytest.raises(SignalError, match="no modality has the rendering 'hard'; the data has x, x@strong"):
+    with raises(SignalError, "'hard'", "x, x@strong"):
         terms_of(strong="hard")

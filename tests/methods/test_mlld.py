@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from facts import raises
 from stand_ins import DENSE, SPEC, Cast, data_of, rows_of
 
 from crossdistill.errors import ApplicabilityError
@@ -37,5 +38,5 @@ def test_correlations_are_of_rows_that_the_teacher_saw() -> None:
 
 
 def test_dense_labels_are_refused() -> None:
-    with pytest.raises(ApplicabilityError, match="mlld compares one prediction a row"):
+    with raises(ApplicabilityError, "mlld", "row"):
         MLLD().build(DENSE, {"mm": DENSE}, data_of())

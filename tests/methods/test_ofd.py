@@ -5,12 +5,10 @@ import torch
 from stand_ins import Cast, rows_of
 from torch import nn
 
+from crossdistill import DataSpec, Network, Progress, Signal
 from crossdistill.losses import normal_margin, partial_distance
 from crossdistill.losses.spatial import same_space
-from crossdistill.method import DataSpec, Progress
 from crossdistill.methods.ofd import OFD
-from crossdistill.network import Network
-from crossdistill.outputs import Signal
 from crossdistill.teacher import Live, Shuffled, Teacher
 from crossdistill.testing import toy_dataset
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from stand_ins import Cast
 
-from crossdistill.method import Progress
+from crossdistill import OutputSpec, Progress
 from crossdistill.methods.vid import VID
-from crossdistill.outputs import OutputSpec
 
 
 def _scales(cast: Cast) -> list[torch.Tensor]:

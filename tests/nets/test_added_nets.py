@@ -152,7 +152,6 @@ def test_reviews_take_any_stages() -> None:
     assert [tuple(value.shape[1:]) for value in found] == theirs
     torch.stack([value.square().sum() for value in found]).sum().backward()
     # The deepest feature reaches the shallowest stage.
-    assert features[-1].grad is not None
     assert bool(features[-1].grad.abs().sum() > 0)
     assert [tuple(value.shape) for value in made([value[:0] for value in features])] == [(0, *s) for s in theirs]
 

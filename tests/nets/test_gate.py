@@ -28,7 +28,6 @@ def test_the_released_gate_is_affine_and_the_default_one_is_not() -> None:
 def test_the_dense_gate_step_by_step() -> None:
     gate = GateNetDense(3, 5).double()
     point, depthwise = gate.conv_point, gate.conv_depthwise
-    assert point.bias is not None
     assert depthwise.bias is not None
     logits = torch.randn(2, 3, 9, 7, dtype=torch.float64)
     wide = torch.einsum("oi,bihw->bohw", point.weight[:, :, 0, 0], logits)

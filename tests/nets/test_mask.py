@@ -1,12 +1,23 @@
 """Sizes, names, initialisation and messages of the mask networks."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from facts import raises
 from torch import nn
 
 from crossdistill.errors import SettingError, ShapeError
-from crossdistill.nets import MaskNet1d, MaskNet2d, apply_mask, mask_for, mask_width
+from crossdistill.nets import (
+    LowRankMaskNet1d,
+    MaskNet1d,
+    MaskNet2d,
+    apply_mask,
+    low_rank_mask_for,
+    mask_for,
+    mask_width,
+)
 
 # The published masks: shape at the tap, width, parameters (width factor 2, 3 heads).
 PUBLISHED = [
@@ -92,32 +103,31 @@ def test_masking_scales_units_and_channels() -> None:
     assert apply_mask(torch.ones(2, 3, 1, 1), mask).shape == (2, 3, 1, 1)
 
 
-def test_a_tap_that_is_too_narrow() -> None:
-    with raises(SettingError, "5 units", "3 heads", "factor 2", 6):
-        mask_for((5,))
+@pytest.mark.parametrize(
+    ("work", "kind", "facts"),
+    [
+        (lambda: mask_for((5,)), SettingError, ("5 units", "3 heads", "factor 2", 6)),
+        (lambda: mask_for((24,), 0, 2), SettingError, ("1 or more",)),
+        (lambda: mask_for((24,), 3, 0), SettingError, ("1 or more",)),
+        (lambda: mask_for((24,), -1, 2), SettingError, ("1 or more",)),
+        (lambda: low_rank_mask_for((24,), rank=0), SettingError, ("rank", 0, 1)),
+        # The width is a multiple of the heads.
+        (lambda: MaskNet1d(24, 8, 3), SettingError, ("width 8", "3 heads")),
+        (lambda: MaskNet2d(24, 8, 3), SettingError, ("width 8", "3 heads")),
+        (lambda: LowRankMaskNet1d(24, 8, 3, 1), SettingError, ("width 8", "3 heads")),
+        (lambda: mask_for(()), ShapeError, ("()",)),
+        (lambda: mask_for((4, 5, 6, 7)), ShapeError, ("(4, 5, 6, 7)",)),
+        (lambda: low_rank_mask_for((4, 5, 6, 7)), ShapeError, ("(4, 5, 6, 7)",)),
+        (lambda: mask_for((24,))(torch.randn(2, 25)), ShapeError, ("(2, 25)", "(rows, 24)")),
+        (lambda: low_rank_mask_for((24,))(torch.randn(2, 25)), ShapeError, ("(2, 25)", "(rows, 24)")),
+        (lambda: mask_for((24, 3, 3))(torch.randn(2, 25, 3, 3)), ShapeError, ("(2, 25, 3, 3)", "(rows, 24, H, W)")),
+        (lambda: low_rank_mask_for((12, 5, 4))(torch.randn(2, 13, 5, 4)), ShapeError, ("(rows, 12, H, W)",)),
+    ],
+)
+def test_what_no_mask_fits(work: Callable[[], object], kind: type[Exception], facts: tuple[Any, ...]) -> None:
+    with raises(kind, *facts):
+        work()
+
+
+def test_the_narrowest_tap() -> None:
     assert mask_width(6, heads=3, width_factor=2) == 3
-
-
-@pytest.mark.parametrize(("heads", "factor"), [(0, 2), (3, 0), (-1, 2)])
-def test_heads_and_factor_must_be_positive(heads: int, factor: int) -> None:
-    with raises(SettingError, "1 or more"):
-        mask_for((24,), heads, factor)
-
-
-@pytest.mark.parametrize("build", [MaskNet1d, MaskNet2d])
-def test_width_must_be_a_multiple_of_the_heads(build: type[MaskNet1d] | type[MaskNet2d]) -> None:
-    with raises(SettingError, "width 8", "3 heads"):
-        build(24, 8, 3)
-
-
-@pytest.mark.parametrize("shape", [(), (4, 5, 6, 7)])
-def test_a_tap_of_another_rank(shape: tuple[int, ...]) -> None:
-    with raises(ShapeError, shape):
-        mask_for(shape)
-
-
-def test_a_value_of_another_size() -> None:
-    with raises(ShapeError, "(2, 25)", "(rows, 24)"):
-        mask_for((24,))(torch.randn(2, 25))
-    with raises(ShapeError, "(2, 25, 3, 3)", "(rows, 24, H, W)"):
-        mask_for((24, 3, 3))(torch.randn(2, 25, 3, 3))

@@ -8,23 +8,8 @@ import torch
 from derivations import assert_equal, draw, gradient_by_differences, probabilities, slow_kl
 from scipy.stats import kendalltau
 
+from crossdistill import losses
 from crossdistill.batch import MISSING_TARGET
-from crossdistill.losses import (
-    class_correlation,
-    contrast_logits,
-    contrast_nce,
-    kendall_tau_b,
-    least_salient,
-    log_normaliser,
-    min_max,
-    non_target_kl,
-    ofa,
-    other_classes_kl,
-    row_correlation,
-    squared_error,
-    standardised,
-    target_class_kl,
-)
 
 SHAPES = [(1, 3), (5, 4), (4, 11)]
 
@@ -38,12 +23,14 @@ def test_standardised(shape: tuple[int, ...]) -> None:
         mean = sum(row) / len(row)
         deviation = math.sqrt(sum((value - mean) ** 2 for value in row) / (len(row) - 1))
         wanted.append([(value - mean) / (1e-7 + deviation) for value in row])
-    assert_equal(standardised(logits).movedim(1, -1).reshape(-1, shape[1]), torch.tensor(wanted, dtype=torch.float64))
+    assert_equal(
+        losses.standardised(logits).movedim(1, -1).reshape(-1, shape[1]), torch.tensor(wanted, dtype=torch.float64)
+    )
 
 
 def test_standardised_logits_know_neither_scale_nor_shift() -> None:
     logits = draw(4, 5)
-    torch.testing.assert_close(standardised(logits), standardised(logits * 3 + 7), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(losses.standardised(logits), losses.standardised(logits * 3 + 7), rtol=1e-6, atol=1e-6)
 
 
 def _products(rows: list[list[float]]) -> list[list[float]]:
@@ -57,8 +44,8 @@ def test_correlations(shape: tuple[int, int], temperature: float) -> None:
     soft = [[probabilities(row, temperature) for row in side.tolist()] for side in (student, teacher)]
     factors = [torch.rand(size, dtype=torch.float64) for size in shape]
     for loss, sides, weights in (
-        (row_correlation, soft, factors[0]),
-        (class_correlation, [[list(column) for column in zip(*side, strict=True)] for side in soft], factors[1]),
+        (losses.row_correlation, soft, factors[0]),
+        (losses.class_correlation, [[list(column) for column in zip(*side, strict=True)] for side in soft], factors[1]),
     ):
         mine, theirs = (_products(side) for side in sides)
         size = len(mine)
@@ -81,7 +68,7 @@ def test_ofa(shape: tuple[int, int], epsilon: float, temperature: float) -> None
         one_hot = [float(c == y) for c in range(shape[1])]
         terms = [((p + o) ** epsilon - o) * math.log(q) for p, o, q in zip(theirs, one_hot, mine, strict=True)]
         wanted.append(-sum(terms))
-    assert_equal(ofa(student, teacher, targets, epsilon, temperature), wanted)
+    assert_equal(losses.ofa(student, teacher, targets, epsilon, temperature), wanted)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -98,35 +85,31 @@ def test_dkd(shape: tuple[int, int], temperature: float) -> None:
         # The decomposition of KD that gives the method its name.
         whole = slow_kl(s, t, temperature)
         assert target[-1] + (1 - theirs[y]) * others[-1] == pytest.approx(whole, rel=1e-9)
-    assert_equal(target_class_kl(student, teacher, targets, temperature), target)
-    assert_equal(other_classes_kl(student, teacher, targets, temperature), others)
+    assert_equal(losses.target_class_kl(student, teacher, targets, temperature), target)
+    assert_equal(losses.other_classes_kl(student, teacher, targets, temperature), others)
 
 
-@pytest.mark.parametrize("loss", [target_class_kl, other_classes_kl])
+@pytest.mark.parametrize("loss", [losses.target_class_kl, losses.other_classes_kl])
 def test_dkd_leaves_rows_without_target_out_and_stays_finite(loss: object) -> None:
-    assert callable(loss)
     student, teacher = draw(4, 5, scale=300.0), draw(4, 5, scale=300.0)
     targets = torch.tensor([0, MISSING_TARGET, 4, MISSING_TARGET])
     value = loss(student, teacher, targets, 1.0)
     value.sum().backward()
     assert value[[1, 3]].tolist() == [0, 0]
-    assert student.grad is not None
     assert bool(value.isfinite().all() & student.grad.isfinite().all())
     assert bool((student.grad[[1, 3]] == 0).all())
 
 
 def test_dkd_of_two_classes_has_no_others() -> None:
     student, teacher = draw(3, 2), draw(3, 2)
-    value = other_classes_kl(student, teacher, torch.tensor([0, 1, 1]), 4.0)
+    value = losses.other_classes_kl(student, teacher, torch.tensor([0, 1, 1]), 4.0)
     value.sum().backward()
     assert value.tolist() == [0, 0, 0]
-    assert student.grad is not None
     assert bool(student.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("loss", [target_class_kl, other_classes_kl])
+@pytest.mark.parametrize("loss", [losses.target_class_kl, losses.other_classes_kl])
 def test_dkd_gradient(loss: object) -> None:
-    assert callable(loss)
     student, teacher, targets = draw(3, 4), draw(3, 4).detach(), torch.tensor([3, 0, 1])
     loss(student, teacher, targets, 2.0).sum().backward()
     slow = gradient_by_differences(student, lambda x: loss(x, teacher, targets, 2.0).sum())
@@ -144,7 +127,7 @@ def test_kendall_tau_b(shape: tuple[int, ...]) -> None:
         # Where all values of one side are equal, scipy says NaN; such a row says nothing, hence 0.
         taus = [0.0 if math.isnan(tau) else float(tau) for tau in taus]
         wanted.append(sum(taus) / len(taus))
-    assert_equal(kendall_tau_b(one, other), wanted)
+    assert_equal(losses.kendall_tau_b(one, other), wanted)
 
 
 def test_kendall_tau_b_by_counting_pairs() -> None:
@@ -152,13 +135,13 @@ def test_kendall_tau_b_by_counting_pairs() -> None:
     pairs = [((one[i] - one[j]), (other[i] - other[j])) for i, j in combinations(range(4), 2)]
     agree = sum(1 if a * b > 0 else -1 if a * b < 0 else 0 for a, b in pairs)
     untied = [sum(pair[side] != 0 for pair in pairs) for side in (0, 1)]
-    found = kendall_tau_b(torch.tensor([one]).double(), torch.tensor([other]).double())
+    found = losses.kendall_tau_b(torch.tensor([one]).double(), torch.tensor([other]).double())
     assert_equal(found, [agree / math.sqrt(untied[0] * untied[1])])
 
 
 def test_kendall_tau_b_of_no_rows_and_of_constants() -> None:
-    assert kendall_tau_b(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
-    assert kendall_tau_b(torch.ones(2, 4), torch.randn(2, 4)).tolist() == [0, 0]
+    assert losses.kendall_tau_b(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+    assert losses.kendall_tau_b(torch.ones(2, 4), torch.randn(2, 4)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -169,14 +152,14 @@ def test_non_target_kl(shape: tuple[int, int]) -> None:
     for s, t, y in zip(student.tolist(), teacher.tolist(), targets.tolist(), strict=True):
         sides = [[0.0 if c == y else value for c, value in enumerate(row)] for row in (s, t)]
         wanted.append(slow_kl(sides[0], sides[1], 1.0))
-    assert_equal(non_target_kl(student, teacher, targets), wanted)
+    assert_equal(losses.non_target_kl(student, teacher, targets), wanted)
 
 
 def test_non_target_kl_of_maps_is_the_mean_over_pixels() -> None:
     student, teacher, targets = draw(2, 4, 3, 2), draw(2, 4, 3, 2), torch.randint(0, 4, (2, 3, 2))
     flat = [value.movedim(1, -1).reshape(-1, 4) for value in (student, teacher)]
-    by_pixel = non_target_kl(flat[0], flat[1], targets.flatten()).view(2, 6).mean(1)
-    assert_equal(non_target_kl(student, teacher, targets), by_pixel.detach())
+    by_pixel = losses.non_target_kl(flat[0], flat[1], targets.flatten()).view(2, 6).mean(1)
+    assert_equal(losses.non_target_kl(student, teacher, targets), by_pixel.detach())
 
 
 @pytest.mark.parametrize("rows", [9, 500])
@@ -184,12 +167,12 @@ def test_contrast(rows: int) -> None:
     """Few rows take all products and pick, many gather entries: both are the same numbers."""
     anchors, bank = draw(3, 4), torch.randn(rows, 4, dtype=torch.float64)
     candidates = torch.stack([torch.randperm(rows)[:6] for _ in range(3)])
-    logits = contrast_logits(anchors, bank, candidates, 0.5)
+    logits = losses.contrast_logits(anchors, bank, candidates, 0.5)
     for b in range(3):
         for k in range(6):
             product = sum(float(anchors[b, d].detach()) * float(bank[candidates[b, k], d]) for d in range(4))
             assert float(logits[b, k].detach()) == pytest.approx(product / 0.5)
-    log_z = log_normaliser(logits, rows)
+    log_z = losses.log_normaliser(logits, rows)
     exponentials = [math.exp(value) for row in logits.tolist() for value in row]
     assert math.exp(float(log_z.detach())) == pytest.approx(rows * sum(exponentials) / len(exponentials))
     wanted, noise, epsilon = [], 5 / rows, 1e-7
@@ -197,32 +180,39 @@ def test_contrast(rows: int) -> None:
         x = [math.exp(value) / math.exp(float(log_z.detach())) for value in row]
         positive = math.log(x[0] / (x[0] + noise + epsilon))
         wanted.append(-positive - sum(math.log(noise / (value + noise + epsilon)) for value in x[1:]))
-    assert_equal(contrast_nce(logits, log_z, rows), wanted)
+    assert_equal(losses.contrast_nce(logits, log_z, rows), wanted)
 
 
 def test_contrast_does_not_overflow_and_gives_the_normaliser_no_gradient() -> None:
     logits = (torch.randn(4, 6) * 1e3).requires_grad_()
-    log_z = log_normaliser(logits, 50)
-    value = contrast_nce(logits, log_z, 50)
+    log_z = losses.log_normaliser(logits, 50)
+    value = losses.contrast_nce(logits, log_z, 50)
     value.sum().backward()
-    assert logits.grad is not None
     assert bool(value.isfinite().all() & logits.grad.isfinite().all())
     apart = torch.randn(3, 5).double().requires_grad_()
-    contrast_nce(apart, log_normaliser(apart, 50), 50).sum().backward()
-    fixed = log_normaliser(apart.detach(), 50)
-    slow = gradient_by_differences(apart, lambda x: contrast_nce(x, fixed, 50).sum())
+    losses.contrast_nce(apart, losses.log_normaliser(apart, 50), 50).sum().backward()
+    fixed = losses.log_normaliser(apart.detach(), 50)
+    slow = gradient_by_differences(apart, lambda x: losses.contrast_nce(x, fixed, 50).sum())
     torch.testing.assert_close(apart.grad, slow, rtol=1e-5, atol=1e-7)
 
 
 def test_squared_error() -> None:
     one, other = draw(3, 2, 4), draw(3, 2, 4)
     pairs = zip(one.flatten(1).tolist(), other.flatten(1).tolist(), strict=True)
-    assert_equal(squared_error(one, other), [sum((a - b) ** 2 for a, b in zip(*p, strict=True)) / 8 for p in pairs])
+    assert_equal(
+        losses.squared_error(one, other), [sum((a - b) ** 2 for a, b in zip(*p, strict=True)) / 8 for p in pairs]
+    )
 
 
 def test_salience() -> None:
-    assert_equal(min_max(torch.tensor([2.0, 5.0, 3.0]).double()), [0.0, 1.0, 1 / 3])
-    assert min_max(torch.full((3,), 7.0)).tolist() == [0, 0, 0]
-    assert least_salient(torch.tensor([0.3, 0.0, 1.0, 0.1, 0.2]), 0.75).tolist() == [False, True, False, True, True]
-    assert least_salient(torch.zeros(4), 0.5).tolist() == [True, True, False, False]
-    assert not bool(least_salient(torch.rand(9), 0.1).any())
+    assert_equal(losses.min_max(torch.tensor([2.0, 5.0, 3.0]).double()), [0.0, 1.0, 1 / 3])
+    assert losses.min_max(torch.full((3,), 7.0)).tolist() == [0, 0, 0]
+    assert losses.least_salient(torch.tensor([0.3, 0.0, 1.0, 0.1, 0.2]), 0.75).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert losses.least_salient(torch.zeros(4), 0.5).tolist() == [True, True, False, False]
+    assert not bool(losses.least_salient(torch.rand(9), 0.1).any())

@@ -75,7 +75,6 @@ def test_distillation_kl_of_equals_is_zero() -> None:
     value = distillation_kl(logits, logits.detach().clone(), 4.0)
     value.sum().backward()
     assert_equal(value, [0.0] * 5)
-    assert logits.grad is not None
     assert float(logits.grad.abs().max()) < 1e-12
 
 
@@ -109,7 +108,6 @@ def test_cross_entropy_of_classes(shape: tuple[int, int]) -> None:
     value = cross_entropy(logits, targets)
     assert_equal(value, wanted)
     value.sum().backward()
-    assert logits.grad is not None
     assert bool((logits.grad[0] == 0).all())
 
 
@@ -130,7 +128,6 @@ def test_cross_entropy_of_maps_leaves_pixels_without_target_out(shape: tuple[int
     value = cross_entropy(logits, targets)
     assert_equal(value, wanted)
     value.sum().backward()
-    assert logits.grad is not None
     assert bool(logits.grad.isfinite().all())
     assert bool((logits.grad[-1] == 0).all())
 
@@ -147,7 +144,6 @@ def test_cross_entropy_of_distributions(missing: float) -> None:
     value = cross_entropy(logits, targets)
     assert_equal(value, wanted)
     value.sum().backward()
-    assert logits.grad is not None
     assert bool(logits.grad.isfinite().all())
 
 
@@ -229,18 +225,15 @@ def test_balance(rows: int, teachers: int) -> None:
 @pytest.mark.parametrize("balance", [balance_kl, balance_cv])
 @pytest.mark.parametrize("gate", [torch.zeros(4, 3), torch.eye(3) * 1e4, torch.tensor([[1e4, 0.0, -1e4]] * 5)])
 def test_balance_stays_finite(balance: object, gate: Tensor) -> None:
-    assert callable(balance)
     gate = gate.clone().requires_grad_()
     value = balance(gate)
     value.backward()
-    assert gate.grad is not None
     assert bool(value.isfinite())
     assert bool(gate.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("balance", [balance_kl, balance_cv])
 def test_balance_without_rows_is_zero(balance: object) -> None:
-    assert callable(balance)
     gate = torch.zeros(0, 3, requires_grad=True)
     value = balance(gate)
     value.backward()

@@ -12,29 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from crossdistill.losses import (
-    attention_transfer,
-    class_correlation,
-    contrast_logits,
-    contrast_nce,
-    cross_entropy,
-    distillation_kl,
-    gaussian_nll,
-    hierarchical_context,
-    log_normaliser,
-    normal_margin,
-    other_classes_kl,
-    partial_distance,
-    probabilistic_transfer,
-    rkd_angle,
-    rkd_distance,
-    row_correlation,
-    selectivity_transfer,
-    similarity_preserving,
-    singular_flow,
-    standardised,
-    target_class_kl,
-)
+from crossdistill import losses
 from crossdistill.losses.vid import log_scale_of
 from crossdistill.nets.memory import Memory
 
@@ -58,7 +36,7 @@ DKD = STUDENT, TEACHER, TARGETS, 4.0
 
 
 def _fused(scale: float) -> Tensor:
-    return distillation_kl(STUDENT, 0.7 * TEACHER + 0.3 * scale * COSINES, 3.0).mean()
+    return losses.distillation_kl(STUDENT, 0.7 * TEACHER + 0.3 * scale * COSINES, 3.0).mean()
 
 
 def _over(loss: Callable[[Tensor, Tensor], Tensor], mine: list[Tensor], theirs: list[Tensor]) -> Tensor:
@@ -66,15 +44,15 @@ def _over(loss: Callable[[Tensor, Tensor], Tensor], mine: list[Tensor], theirs: 
 
 
 def _richkd() -> Tensor:
-    return cross_entropy(STUDENT, TARGETS).mean() + 3 * _fused(1.0)
+    return losses.cross_entropy(STUDENT, TARGETS).mean() + 3 * _fused(1.0)
 
 
 def _dkd() -> Tensor:
-    return (target_class_kl(*DKD) + 8 * other_classes_kl(*DKD)).mean()
+    return (losses.target_class_kl(*DKD) + 8 * losses.other_classes_kl(*DKD)).mean()
 
 
 def _lskd() -> Tensor:
-    return distillation_kl(standardised(STUDENT), standardised(TEACHER), 2.0).mean()
+    return losses.distillation_kl(losses.standardised(STUDENT), losses.standardised(TEACHER), 2.0).mean()
 
 
 def _hcl() -> Tensor:
@@ -82,40 +60,40 @@ def _hcl() -> Tensor:
     starts = (0.2, 0.4, 0.6)
     mine = [g(shape, start) for shape, start in zip(shapes, starts, strict=True)]
     theirs = [g(shape, start + 1) for shape, start in zip(shapes, starts, strict=True)]
-    return _over(hierarchical_context, mine, theirs)
+    return _over(losses.hierarchical_context, mine, theirs)
 
 
 def _ofd() -> Tensor:
     margin = torch.full((3,), -0.5, dtype=torch.float64)
-    return partial_distance(g((4, 3, 4, 4), 0.2), g((4, 3, 4, 4), 1.2), margin).mean()
+    return losses.partial_distance(g((4, 3, 4, 4), 0.2), g((4, 3, 4, 4), 1.2), margin).mean()
 
 
 def _vid() -> Tensor:
     scales = torch.full((5,), log_scale_of(5.0), dtype=torch.float64)
-    return gaussian_nll(g((4, 5, 4, 4), 0.4), g((4, 5, 4, 4), 1.4), scales).mean()
+    return losses.gaussian_nll(g((4, 5, 4, 4), 0.4), g((4, 5, 4, 4), 1.4), scales).mean()
 
 
 VECTORS: dict[str, tuple[Callable[[], Tensor], float]] = {
-    "cross-entropy": (lambda: cross_entropy(STUDENT, TARGETS).mean(), 4.7618827582),
-    "kd, T = 4": (lambda: distillation_kl(STUDENT, TEACHER, 4.0).mean(), 2.7769600344),
-    "kd, T = 2": (lambda: distillation_kl(STUDENT, TEACHER, 2.0).mean(), 1.8096110766),
+    "cross-entropy": (lambda: losses.cross_entropy(STUDENT, TARGETS).mean(), 4.7618827582),
+    "kd, T = 4": (lambda: losses.distillation_kl(STUDENT, TEACHER, 4.0).mean(), 2.7769600344),
+    "kd, T = 2": (lambda: losses.distillation_kl(STUDENT, TEACHER, 2.0).mean(), 1.8096110766),
     "kd, standardised": (_lskd, 0.3780872851),
     "fused logits": (partial(_fused, 1.0), 1.6722710277),
     "fused logits, scaled": (partial(_fused, 100.0), 3.5848493677),
     "teacher alone": (partial(_fused, 0.0), 1.6561914043),
     "fused with its task": (_richkd, 9.7786958413),
-    "tckd": (lambda: target_class_kl(*DKD).mean(), 0.1941025107),
-    "nckd": (lambda: other_classes_kl(*DKD).mean(), 2.8035983540),
+    "tckd": (lambda: losses.target_class_kl(*DKD).mean(), 0.1941025107),
+    "nckd": (lambda: losses.other_classes_kl(*DKD).mean(), 2.8035983540),
     "dkd": (_dkd, 22.6228893428),
-    "class correlation": (lambda: class_correlation(STUDENT, TEACHER, 4.0), 0.0024683619),
-    "row correlation": (lambda: row_correlation(STUDENT, TEACHER, 4.0), 0.0024368721),
-    "at": (partial(_over, attention_transfer, MINE, THEIRS), 0.0208284958),
-    "nst": (partial(_over, selectivity_transfer, MINE, THEIRS), 0.7589022583),
-    "sp": (lambda: similarity_preserving(MINE[-1], THEIRS[-1]), 0.2019790653),
-    "rkd, distance": (lambda: rkd_distance(*POOLED), 0.0948548738),
-    "rkd, angle": (lambda: rkd_angle(*POOLED), 0.0840813822),
-    "rkd": (lambda: 25 * rkd_distance(*POOLED) + 50 * rkd_angle(*POOLED), 6.5754409565),
-    "pkt": (lambda: probabilistic_transfer(*POOLED), 0.1774261338),
+    "class correlation": (lambda: losses.class_correlation(STUDENT, TEACHER, 4.0), 0.0024683619),
+    "row correlation": (lambda: losses.row_correlation(STUDENT, TEACHER, 4.0), 0.0024368721),
+    "at": (partial(_over, losses.attention_transfer, MINE, THEIRS), 0.0208284958),
+    "nst": (partial(_over, losses.selectivity_transfer, MINE, THEIRS), 0.7589022583),
+    "sp": (lambda: losses.similarity_preserving(MINE[-1], THEIRS[-1]), 0.2019790653),
+    "rkd, distance": (lambda: losses.rkd_distance(*POOLED), 0.0948548738),
+    "rkd, angle": (lambda: losses.rkd_angle(*POOLED), 0.0840813822),
+    "rkd": (lambda: 25 * losses.rkd_distance(*POOLED) + 50 * losses.rkd_angle(*POOLED), 6.5754409565),
+    "pkt": (lambda: losses.probabilistic_transfer(*POOLED), 0.1774261338),
     "hcl": (_hcl, 1.0332608760),
     "ofd": (_ofd, 17.0580958713),
     "vid": (_vid, 0.8505379234),
@@ -131,18 +109,18 @@ def test_published_value(name: str) -> None:
 def test_kdsvd_whose_published_value_was_taken_in_single_precision() -> None:
     mine = [g((4, 6, 8, 8), 0.2), g((4, 8, 4, 4), 0.4)]
     theirs = [g((4, 5, 8, 8), 1.2), g((4, 7, 4, 4), 1.4)]
-    assert float(singular_flow(mine, theirs).mean()) == pytest.approx(0.0295914784, rel=1e-6)
-    assert float(singular_flow(mine, theirs).mean()) == pytest.approx(0.0295914812, abs=1e-10)
+    assert float(losses.singular_flow(mine, theirs).mean()) == pytest.approx(0.0295914784, rel=1e-6)
+    assert float(losses.singular_flow(mine, theirs).mean()) == pytest.approx(0.0295914812, abs=1e-10)
 
 
 @pytest.mark.parametrize(("mean", "deviation", "wanted"), [(0.1, 0.8, -0.6033023166), (-0.3, 0.5, -0.5295735683)])
 def test_ofd_margin(mean: float, deviation: float, wanted: float) -> None:
-    found = normal_margin(*torch.tensor([[mean], [deviation]], dtype=torch.float64))
+    found = losses.normal_margin(*torch.tensor([[mean], [deviation]], dtype=torch.float64))
     assert float(found) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_ofd_margin_of_a_channel_that_is_hardly_ever_below_zero() -> None:
-    assert normal_margin(torch.tensor([2.0]), torch.tensor([0.5])).tolist() == [-1.5]
+    assert losses.normal_margin(torch.tensor([2.0]), torch.tensor([0.5])).tolist() == [-1.5]
 
 
 def test_crd_over_two_calls() -> None:
@@ -155,16 +133,16 @@ def test_crd_over_two_calls() -> None:
 
     def scores() -> list[Tensor]:
         pairs = ((mine, memory.teacher), (theirs, memory.student))
-        return [contrast_logits(anchors, bank, candidates, 0.07) for anchors, bank in pairs]
+        return [losses.contrast_logits(anchors, bank, candidates, 0.07) for anchors, bank in pairs]
 
-    frozen = [log_normaliser(one, 12) for one in scores()]
+    frozen = [losses.log_normaliser(one, 12) for one in scores()]
     assert [float(z.exp()) for z in frozen] == pytest.approx([1634034.09599, 2167768.53018], rel=1e-10)
-    halves = [contrast_nce(one, z, 12).mean() for one, z in zip(scores(), frozen, strict=True)]
+    halves = [losses.contrast_nce(one, z, 12).mean() for one, z in zip(scores(), frozen, strict=True)]
     assert float(halves[0]) == pytest.approx(14.2090113963, abs=1e-9)
     assert float(sum(halves)) == pytest.approx(29.7473374236, abs=1e-9)
     memory.move(rows, mine, theirs)
     assert float(memory.student[5, 0]) == pytest.approx(-0.6632774065, abs=1e-9)
-    again = [contrast_nce(one, z, 12).mean() for one, z in zip(scores(), frozen, strict=True)]
+    again = [losses.contrast_nce(one, z, 12).mean() for one, z in zip(scores(), frozen, strict=True)]
     assert float(sum(again)) == pytest.approx(13.7201140535, abs=1e-9)
     memory.move(rows, mine, theirs)
     assert float(memory.student[5, 0]) == pytest.approx(-0.6185569374, abs=1e-9)

@@ -35,7 +35,6 @@ def test_routed_kl(k: int, reduce: Literal["sum", "mean"], absent: bool) -> None
     value = routed_kl(student, teachers, gate, k, 4.0, reduce=reduce, available=available if absent else None)
     assert_equal(value, wanted)
     value.sum().backward()
-    assert student.grad is not None
     assert bool(student.grad.isfinite().all())
     assert gate.grad is None
 
@@ -82,14 +81,12 @@ def test_weighted_kl(k: int, renormalise: bool, absent: bool) -> None:
     value.sum().backward()
     wanted = gradient_by_differences(gate, lambda x: torch.tensor(sum(slow(x.tolist())), dtype=torch.float64))
     torch.testing.assert_close(gate.grad, wanted, rtol=1e-5, atol=1e-7)
-    assert student.grad is not None
     assert bool(student.grad.isfinite().all())
 
 
 def test_learned_routing_reaches_the_gate_and_balanced_routing_does_not() -> None:
     student, gate, teachers = draw(3, 4), draw(3, 2), draw(2, 3, 4).detach()
     weighted_kl(student, teachers, gate, 2, 4.0).sum().backward()
-    assert gate.grad is not None
     # Descending moves the probability of each row to the teacher that is easier to follow.
     gaps = distillation_kl(student, teachers[0], 4.0) - distillation_kl(student, teachers[1], 4.0)
     assert torch.equal(gate.grad[:, 0].sign(), gaps.detach().sign())

@@ -18,34 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from crossdistill.losses import (
-    attention_transfer,
-    balance_cv,
-    balance_kl,
-    class_correlation,
-    collaborative_kl,
-    contrast_logits,
-    contrast_nce,
-    cross_entropy,
-    distillation_kl,
-    hierarchical_context,
-    kendall_tau_b,
-    log_normaliser,
-    non_target_kl,
-    ofa,
-    other_classes_kl,
-    partial_distance,
-    probabilistic_transfer,
-    rkd_angle,
-    rkd_distance,
-    routed_kl,
-    row_correlation,
-    selectivity_transfer,
-    similarity_preserving,
-    standardised,
-    target_class_kl,
-    top_teachers,
-)
+from crossdistill import losses
 from crossdistill.nets import GateNet, GateNetDense, MaskNet1d, MaskNet2d
 from crossdistill.nets.memory import moved
 
@@ -64,8 +37,7 @@ def _module(arrays: Arrays, prefix: str, build: Callable[[Mapping[str, Tensor]],
     state = {key.removeprefix(f"{prefix}."): tensor for key, tensor in arrays.items() if key.startswith(f"{prefix}.")}
     module = build(state).double().eval()
     module.load_state_dict({key: tensor.detach() for key, tensor in state.items()}, strict=True)
-    result: Tensor = functional_call(module, state, (arrays[value],), strict=True)
-    return result
+    return functional_call(module, state, (arrays[value],), strict=True)
 
 
 def _mask1d(state: Mapping[str, Tensor]) -> nn.Module:
@@ -86,38 +58,40 @@ def _gate_dense(state: Mapping[str, Tensor]) -> nn.Module:
 
 def _collaborative(arrays: Arrays, _: re.Match[str]) -> Tensor:
     members = {name: arrays[name] for name in ("student", "teacher", "third")}
-    tasks = torch.stack([cross_entropy(logits, arrays["target"]) for logits in members.values()]).sum(0)
-    return (tasks + collaborative_kl(members, TEMPERATURE)).mean()
+    tasks = torch.stack([losses.cross_entropy(logits, arrays["target"]) for logits in members.values()]).sum(0)
+    return (tasks + losses.collaborative_kl(members, TEMPERATURE)).mean()
 
 
 def _routed(arrays: Arrays, key: re.Match[str]) -> Tensor:
     student, teachers, gate = arrays["student"], arrays["specialised"].detach(), arrays["gate_logits"]
-    return routed_kl(student, teachers, gate, int(key["k"]), TEMPERATURE, reduce="mean").mean()
+    return losses.routed_kl(student, teachers, gate, int(key["k"]), TEMPERATURE, reduce="mean").mean()
 
 
 def _taught(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """The references detach the side that teaches; losses never do so by themselves."""
-    return distillation_kl(student, teacher.detach(), temperature).mean()
+    return losses.distillation_kl(student, teacher.detach(), temperature).mean()
 
 
 def _multi_level(arrays: Arrays, _: re.Match[str]) -> Tensor:
     student, teacher = arrays["student"], arrays["teacher"].detach()
     temperatures = (2.0, 3.0, 4.0, 5.0, 6.0)
-    rows = torch.stack([distillation_kl(student, teacher, t).mean() for t in temperatures])
-    pairs = [f(student, teacher, t, "mean") for f in (class_correlation, row_correlation) for t in temperatures]
+    rows = torch.stack([losses.distillation_kl(student, teacher, t).mean() for t in temperatures])
+    pairs = [
+        f(student, teacher, t, "mean") for f in (losses.class_correlation, losses.row_correlation) for t in temperatures
+    ]
     return (rows.sum() + torch.stack(pairs).sum()) / len(temperatures) / 3
 
 
 def _non_target(arrays: Arrays, learner: str, guide: str) -> Tensor:
-    gate = kendall_tau_b(arrays["student"], arrays["teacher"]) > 0
-    return (non_target_kl(arrays[learner], arrays[guide].detach(), arrays["target"]) * gate).mean()
+    gate = losses.kendall_tau_b(arrays["student"], arrays["teacher"]) > 0
+    return (losses.non_target_kl(arrays[learner], arrays[guide].detach(), arrays["target"]) * gate).mean()
 
 
 def _contrast(arrays: Arrays, _: re.Match[str]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for anchors, bank in ((arrays["crd_s"], arrays["crd_bank_t"]), (arrays["crd_t"], arrays["crd_bank_s"])):
-        logits = contrast_logits(anchors, bank, arrays["crd_contrast"], 0.07)
-        total = total + contrast_nce(logits, log_normaliser(logits, len(bank)), len(bank)).mean()
+        logits = losses.contrast_logits(anchors, bank, arrays["crd_contrast"], 0.07)
+        total = total + losses.contrast_nce(logits, losses.log_normaliser(logits, len(bank)), len(bank)).mean()
     return total
 
 
@@ -127,7 +101,7 @@ def _bank_after(arrays: Arrays, side: str) -> Tensor:
 
 def _dkd(arrays: Arrays, alpha: float, beta: float, temperature: float = TEMPERATURE) -> Tensor:
     logits = (arrays["student"], arrays["teacher"].detach(), arrays["target"], temperature)
-    return (alpha * target_class_kl(*logits) + beta * other_classes_kl(*logits)).mean()
+    return (alpha * losses.target_class_kl(*logits) + beta * losses.other_classes_kl(*logits)).mean()
 
 
 def _stages(arrays: Arrays, prefix: str = "feat") -> list[tuple[Tensor, Tensor]]:
@@ -141,12 +115,14 @@ def _over_stages(arrays: Arrays, loss: Callable[[Tensor, Tensor], Tensor], prefi
 
 def _margin(arrays: Arrays, key: re.Match[str]) -> Tensor:
     margin = torch.full_like(arrays["ofd_s"][0, :, 0, 0], float(key["margin"])).detach()
-    return partial_distance(arrays["ofd_s"], arrays["ofd_t"].detach(), margin).mean()
+    return losses.partial_distance(arrays["ofd_s"], arrays["ofd_t"].detach(), margin).mean()
 
 
 def _pooled(arrays: Arrays, key: re.Match[str]) -> Tensor:
     student, teacher = arrays["pooled_s"], arrays["pooled_t"].detach()
-    return float(key["d"]) * rkd_distance(student, teacher) + float(key["a"]) * rkd_angle(student, teacher)
+    return float(key["d"]) * losses.rkd_distance(student, teacher) + float(key["a"]) * losses.rkd_angle(
+        student, teacher
+    )
 
 
 # Pattern of a key -> how to compute it.
@@ -155,30 +131,30 @@ CHECKS: dict[str, Compute] = {
     r"dense_kd_T(?P<T>[\d.]+)": lambda a, key: _taught(a["dense_student"], a["dense_teacher"], float(key["T"])),
     r"collaborative": _collaborative,
     r"adaptation_teacher_to_student": lambda a, _: _taught(a["teacher"], a["student"]),
-    r"load_balance_kl_paper": lambda a, _: balance_kl(a["gate_logits"]),
-    r"load_balance_kl_official": lambda a, _: balance_kl(a["gate_logits"], divide_by_teachers=True),
-    r"load_balance_cv": lambda a, _: balance_cv(a["gate_logits"]),
-    r"topk(?P<k>\d+)_indices": lambda a, key: top_teachers(a["gate_logits"], int(key["k"])),
+    r"load_balance_kl_paper": lambda a, _: losses.balance_kl(a["gate_logits"]),
+    r"load_balance_kl_official": lambda a, _: losses.balance_kl(a["gate_logits"], divide_by_teachers=True),
+    r"load_balance_cv": lambda a, _: losses.balance_cv(a["gate_logits"]),
+    r"topk(?P<k>\d+)_indices": lambda a, key: losses.top_teachers(a["gate_logits"], int(key["k"])),
     r"topk(?P<k>\d+)_loss_mean": _routed,
     r"masknet1d_mask": lambda a, _: _module(a, "masknet1d", _mask1d, "masknet1d_input"),
     r"masknet2d_mask": lambda a, _: _module(a, "masknet2d", _mask2d, "masknet2d_input"),
     r"gatenet_logits": lambda a, _: _module(a, "gatenet", _gate, "student"),
     r"gatenet_dense_logits": lambda a, _: _module(a, "gatenet_dense", _gate_dense, "gatenet_dense_input"),
     r"mlld_mst_variant": _multi_level,
-    r"rkd_distance": lambda a, _: rkd_distance(a["feat_s"], a["feat_t"].detach()),
-    r"rkd_angle": lambda a, _: rkd_angle(a["feat_s"], a["feat_t"].detach()),
+    r"rkd_distance": lambda a, _: losses.rkd_distance(a["feat_s"], a["feat_t"].detach()),
+    r"rkd_angle": lambda a, _: losses.rkd_angle(a["feat_s"], a["feat_t"].detach()),
     r"rkd_(?P<d>\d+)_(?P<a>\d+)": _pooled,
-    r"ofa_eps(?P<e>[\d.]+)_T(?P<T>[\d.]+)": lambda a, key: ofa(
+    r"ofa_eps(?P<e>[\d.]+)_T(?P<T>[\d.]+)": lambda a, key: losses.ofa(
         a["student"], a["teacher"].detach(), a["target"], float(key["e"]), float(key["T"])
     ).mean(),
-    r"kendall_tau_b": lambda a, _: kendall_tau_b(a["student"], a["teacher"]),
+    r"kendall_tau_b": lambda a, _: losses.kendall_tau_b(a["student"], a["teacher"]),
     r"c2kd_nontarget_s_from_t": lambda a, _: _non_target(a, "student", "teacher"),
     r"c2kd_nontarget_t_from_s": lambda a, _: _non_target(a, "teacher", "student"),
     r"crd_loss": _contrast,
     r"crd_bank_s_after": lambda a, _: _bank_after(a, "s"),
     r"crd_bank_t_after": lambda a, _: _bank_after(a, "t"),
     r"lskd_T(?P<T>[\d.]+)": lambda a, key: _taught(
-        standardised(a["student"]), standardised(a["teacher"]), float(key["T"])
+        losses.standardised(a["student"]), losses.standardised(a["teacher"]), float(key["T"])
     ),
     r"dkd_a(?P<a>[\d.]+)_b(?P<b>[\d.]+)_T(?P<T>[\d.]+)": lambda a, key: _dkd(
         a, float(key["a"]), float(key["b"]), float(key["T"])
@@ -186,12 +162,12 @@ CHECKS: dict[str, Compute] = {
     r"dkd_tckd": lambda a, _: _dkd(a, 1.0, 0.0),
     r"dkd_nckd": lambda a, _: _dkd(a, 0.0, 1.0),
     r"at_p(?P<p>[\d.]+)": lambda a, key: _over_stages(
-        a, lambda mine, theirs: attention_transfer(mine, theirs, float(key["p"]))
+        a, lambda mine, theirs: losses.attention_transfer(mine, theirs, float(key["p"]))
     ),
-    r"nst": lambda a, _: _over_stages(a, selectivity_transfer),
-    r"pkt": lambda a, _: probabilistic_transfer(a["pooled_s"], a["pooled_t"].detach()),
-    r"sp_last": lambda a, _: similarity_preserving(*_stages(a)[-1]),
-    r"reviewkd_hcl": lambda a, _: _over_stages(a, hierarchical_context, "hcl"),
+    r"nst": lambda a, _: _over_stages(a, losses.selectivity_transfer),
+    r"pkt": lambda a, _: losses.probabilistic_transfer(a["pooled_s"], a["pooled_t"].detach()),
+    r"sp_last": lambda a, _: losses.similarity_preserving(*_stages(a)[-1]),
+    r"reviewkd_hcl": lambda a, _: _over_stages(a, losses.hierarchical_context, "hcl"),
     r"ofd_margin_(?P<margin>-?[\d.]+)": _margin,
 }
 
@@ -241,7 +217,6 @@ def _computed(stored: Mapping[str, np.ndarray], key: str) -> Tensor:
     if source:
         arrays[source].requires_grad_()
     row = _check_of(quantity)
-    assert row is not None
     result = row[0](arrays, row[1])
     if not source:
         return result.detach()

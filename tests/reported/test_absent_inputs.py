@@ -5,26 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import Heard
+from builders import Both, Heard
 from torch import Tensor, nn
 
-from crossdistill import Network, Recipe, Stage, run
-from crossdistill.data.dataset import Dataset
-from crossdistill.teacher import Live
+from crossdistill import Dataset, Live, Network, Recipe, Stage, run
 from crossdistill.testing import toy_dataset
 
 TWO = toy_dataset(("first", "second"), rows=60)
 KD = (Stage(method="supervised", learner="t", epochs=1), Stage(method="kd", epochs=2))
-
-
-class Both(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 4), nn.Linear(8, 4)
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        found: Tensor = self.first(first) + self.second(second.flatten(1))
-        return found
 
 
 def linear() -> nn.Module:

@@ -8,18 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import reference_arrays
 from facts import raises
 from torch import nn
 
-from crossdistill.batch import InputSpec
-from crossdistill.data.dataset import Dataset
+from crossdistill import Dataset, InputSpec, Network, Recipe, Stage, run
 from crossdistill.data.sets.av_mnist import AvMnistConfig
 from crossdistill.errors import CrossdistillError, DataError, RecipeError, ShapeError
-from crossdistill.network import Network
-from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
-from crossdistill.stage import Stage
-from crossdistill.training.runner import run
 
 ROWS = 30
 IDS = np.arange(ROWS) % 3
@@ -97,11 +93,7 @@ def test_c_arrays_of_other_types_stay_what_they_are(kind: Any) -> None:
         (np.array(1.0), ShapeError, ["()"]),
         (VALUES[:0], ShapeError, ["image 30", "audio 0", "targets 30"]),
         (VALUES[:, :0], ShapeError, ["(30, 0)"]),
-        (
-            {"input_ids": VALUES, "mask": VALUES},
-            ShapeError,
-            ["'input_ids'", "('input_ids', 'mask')", "input_adapter="],
-        ),
+        ({"input_ids": VALUES, "mask": VALUES}, ShapeError, ["'input_ids'", "('input_ids', 'mask')", "input_adapter="]),
         ([[1, 2]] * 29 + [[1]], ShapeError, ["row 29", "(1,)", "(2,)"]),
         ([[[1], [2, 3]]] * ROWS, ShapeError, ["row 0"]),
         ([np.ones(3)] * 29 + [np.ones(2)], ShapeError, ["row 29", "(2,)", "(3,)"]),
@@ -149,17 +141,7 @@ def test_c_arrays_of_a_type_that_weights_are_not_of(kind: Any, facts: list[str],
 
 
 def written(root: Path, **other: np.ndarray) -> AvMnistConfig:
-    """The reference's arrays under `root`, some of them replaced."""
-    for part, rows in (("train", 60), ("test", 40)):
-        arrays = {
-            f"image/{part}_data": np.random.default_rng(0).random((rows, 28, 28)),
-            f"audio/{part}_data": np.random.default_rng(1).random((rows, 112, 112)).astype(np.float32),
-            f"{part}_labels": np.arange(rows) % 10,
-        }
-        for name, array in arrays.items():
-            path = root / "avmnist" / f"{name}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, other.get(name, array))
+    reference_arrays(root, **other)
     return AvMnistConfig(root=root, split="sample")
 
 
@@ -210,9 +192,7 @@ def arguments() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "present": {"audio": np.arange(rows) % 7 > 0},
         "labelled": np.arange(rows) % 2 > 0,
         "domain": ["s", "m"] * 25,
-        "input_specs": {
-            "image": InputSpec("image", (2, 4), {"value_range": [0, 1]}, {"mean": torch.arange(4.0)}),
-        },
+        "input_specs": {"image": InputSpec("image", (2, 4), {"value_range": [0, 1]}, {"mean": torch.arange(4.0)})},
     }
     return inputs, more
 

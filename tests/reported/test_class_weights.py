@@ -12,16 +12,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from crossdistill import Dataset, OutputSpec, Recipe, Signal, Stage, run
 from crossdistill.batch import MISSING_TARGET, Batch
-from crossdistill.data.dataset import Dataset
 from crossdistill.errors import ApplicabilityError, RecipeError
 from crossdistill.method import STUDENT, DataSpec, Progress
 from crossdistill.methods import Supervised
-from crossdistill.outputs import OutputSpec, Signal
-from crossdistill.recipe import Recipe
-from crossdistill.stage import Stage
 from crossdistill.testing import FakeTeacher, toy_network
-from crossdistill.training.runner import run
 
 TARGETS = torch.tensor([0] * 20 + [1] * 6 + [2] * 4)
 GIVEN = (0.5, 2.0, 7.0)

@@ -32,8 +32,7 @@ def recipe(student: Network, **teachers: Network) -> Recipe:
 
 
 def trained(out: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = load_file(out / "student" / "model.safetensors")
-    return found
+    return load_file(out / "student" / "model.safetensors")
 
 
 def key(network: Network) -> str:
@@ -89,8 +88,7 @@ def _hooked() -> nn.Module:
         def forward(self, first: Tensor) -> Tensor:
             self.seen.clear()
             self.net(first)
-            found: Tensor = self.net.head(self.seen[0].relu())
-            return found
+            return self.net.head(self.seen[0].relu())
 
     return Hooked()
 
@@ -139,8 +137,7 @@ class _Listed(nn.Module):
     def forward(self, first: Tensor) -> Tensor:
         for layer in self.layers:
             first = layer(first)
-        found: Tensor = self.head(first)
-        return found
+        return self.head(first)
 
 
 def _head_outside() -> Network:

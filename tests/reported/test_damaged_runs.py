@@ -13,14 +13,11 @@ import torch
 from command_line import Command
 from facts import raises
 
-from crossdistill import Network, Stage, load_student, run
-from crossdistill.compare.grid import Grid
+from crossdistill import Dataset, Network, Recipe, Stage, load_student, run
+from crossdistill.compare import Grid, compare
 from crossdistill.compare.results.collect import _answers
-from crossdistill.compare.run import compare
 from crossdistill.data import cache
-from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RunError, StoppedError
-from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.report import PREDICTIONS, Report
 from crossdistill.run_folder.folder import unchanged

@@ -18,31 +18,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from builders import PICTURE, SOUND
 from facts import raises
 from PIL import Image
 from torch import Tensor, nn
 
-from crossdistill.batch import InputSpec
-from crossdistill.data.dataset import Dataset
-from crossdistill.errors import CrossdistillError
-from crossdistill.network import Network
-from crossdistill.recipe import NetworkConfig
+from crossdistill import CrossdistillError, Dataset, InputSpec, Network, NetworkConfig
 from crossdistill.run_folder.student_files import sealed
 from crossdistill.runtime.hashing import file_hash
 from crossdistill.student import load_student, save_student
 
 FOLDERS, PARTS = 300, 10
 MOST_SECONDS, MOST_GROWTH = 30, 400 * 2**20
-MEAN = {"kind": "mean and standard deviation", "mean": 0.3, "deviation": 0.2}
-PICTURE = InputSpec(
-    "image", (1, 8, 8), {"normalisation": MEAN}, {"mean": torch.full((64,), 0.25), "basis": torch.eye(64)[:10]}
-)
-SOUND = InputSpec(
-    "log-mel",
-    (1, 32, 32),
-    {"sample_rate": 8000, "n_fft": 256, "hop": 200, "bands": 32, "top_db": 80.0, "samples": 6200, "level": 0.1}
-    | {"normalisation": {**MEAN, "mean": -30.0, "deviation": 10.0}},
-)
 VECTOR = InputSpec("array", (6,), {"normalisation": {"kind": "min-max", "low": -2.0, "high": 3.0}})
 
 EVIL: tuple[Any, ...] = (

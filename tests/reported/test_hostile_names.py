@@ -14,6 +14,7 @@ import torch
 from command_line import Command
 from markdown_it import MarkdownIt
 
+from crossdistill import NetworkConfig, Report, Row
 from crossdistill.compare.grid import Grid
 from crossdistill.compare.results.collect import Collected
 from crossdistill.compare.results.csv_table import comma_separated
@@ -24,8 +25,6 @@ from crossdistill.compare.results.table import Findings
 from crossdistill.compare.results.terminal import terminal
 from crossdistill.data import sets
 from crossdistill.data.dataset import Dataset, Licence
-from crossdistill.recipe import NetworkConfig
-from crossdistill.report import Report, Row
 from crossdistill.runtime import escaping
 from crossdistill.runtime.progress import Terminal
 from crossdistill.student import model_card, save_student
@@ -207,8 +206,7 @@ def test_c_predictions_and_complaints_move_nothing(tmp_path: Path, crossdistill:
     save_student(tmp_path / "student", model.build(2), model, data, "card")
     np.save(tmp_path / "a\x1b\nb.npy", np.zeros((1, 8, 8), np.float32))
     said = crossdistill("predict", tmp_path / "student", tmp_path / "a\x1b\nb.npy")
-    assert said.status == 0
-    assert said.out.count("\n") == 1
+    assert (said.status, said.out.count("\n")) == (0, 1)
     assert not hidden(said.out)
     assert r"\x1b[31m[red]\u202e\nx" in said.out
     for words in (("predict", tmp_path / "student", "no\x1b[2J.npy"), ("run", "no\x1b[2J"), ("eval", "no\x1b[2J")):

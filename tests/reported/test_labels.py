@@ -187,7 +187,6 @@ def test_a8_masks_and_groups_that_mean_the_same() -> None:
     mask = IDS > 0
     for same in (mask.tolist(), mask.astype(int), torch.from_numpy(mask), mask.astype(object)):
         dataset = made(labelled=same, present={"audio": same})
-        assert dataset.labelled is not None
         assert dataset.labelled.tolist() == mask.tolist() == dataset.present["audio"].tolist()
     voices = [f"voice {row % 6}" for row in range(ROWS)]
     assert made(groups={"voice": voices}).groups["voice"].tolist() == [row % 6 for row in range(ROWS)]

@@ -6,17 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Heard
 from facts import raises
 from torch import Tensor, nn
 
-from crossdistill import Dataset, Network, NetworkConfig, Recipe, Stage, run
-from crossdistill.batch import Batch
+from crossdistill import Batch, Dataset, Network, NetworkConfig, Recipe, Stage, run
 from crossdistill.errors import RecipeError, ShapeError, StoppedError
 from crossdistill.methods.hidden_layers import hidden_layers
 from crossdistill.methods.specialise import Specialise
 from crossdistill.nets import apply_mask, low_rank_mask_for, mask_for
 from crossdistill.planning.plan import prepare
-from crossdistill.runtime.progress import Quiet
 
 
 def _network(module: nn.Module, *reads: str) -> Network:
@@ -38,8 +37,7 @@ class Branches(nn.Module):
         hidden = self.joined(torch.cat([self.left(left), self.right(right)], 1).relu())
         for layer in self.fused:
             hidden = layer(hidden).relu()
-        logits: Tensor = self.head(hidden)
-        return logits
+        return self.head(hidden)
 
 
 class Tokens(nn.Module):
@@ -52,8 +50,7 @@ class Tokens(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.embed(tokens).relu()
         hidden = (hidden + self.mix(hidden)).relu()
-        logits: Tensor = self.head(hidden.mean(1))
-        return logits
+        return self.head(hidden.mean(1))
 
 
 CONVOLUTIONS = nn.Sequential(
@@ -136,14 +133,10 @@ def test_d_chosen_layers_are_in_the_plan_and_a_teachers_taps_stay() -> None:
 
 
 def test_d_chosen_layers_are_said_and_a_resumed_run_has_the_same(tmp_path: Path) -> None:
-    class Heard(Quiet):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    said: list[str] = []
+    heard = Heard()
     data, whole, parts = own_data(), tmp_path / "whole", tmp_path / "parts"
-    run(own_recipe(data), whole, display=Heard())
-    (line,) = (text for text in said if text.startswith("specialise: chosen"))
+    run(own_recipe(data), whole, display=heard)
+    (line,) = (text for text in heard.lines if text.startswith("specialise: chosen"))
     assert all(layer in line for layers in CHOSEN.values() for layer in layers)
     steps = iter(range(1000))
     with pytest.raises(StoppedError):

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crossdistill import Network, Recipe, Stage
-from crossdistill.data.augmentation import OwnAugmentation
+from crossdistill import Network, OwnAugmentation, Recipe, Stage
 from crossdistill.planning.plan import prepare
 from crossdistill.runtime.code_key import code_key
 from crossdistill.testing import toy_dataset
@@ -93,8 +92,6 @@ def call(batch):
 def _module(path: Path, name: str, text: str) -> ModuleType:
     (path / f"{name}.py").write_text(text)
     spec = importlib.util.spec_from_file_location(name, path / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

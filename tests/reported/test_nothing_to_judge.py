@@ -79,7 +79,6 @@ def test_a8_a_validation_loss_is_the_mean_over_rows_with_a_target(tmp_path: Path
 def test_a8_a_teacher_that_shares_no_training_row_is_refused(tmp_path: Path) -> None:
     """Each sees rows, and none of these is a row of both: the student would learn from labels alone."""
     given = recipe()
-    assert isinstance(given.data, Dataset)
     inputs = {name: value.numpy() for name, value in given.data.inputs.items()}
     present = {"x": IDS % 2 == 0, "z": IDS % 2 == 1}
     data = Dataset.from_arrays("own", inputs, TARGETS, splits=SPLITS, present=present)
@@ -90,6 +89,5 @@ def test_a8_a_teacher_that_shares_no_training_row_is_refused(tmp_path: Path) -> 
 def test_a8_distillation_without_any_label(tmp_path: Path) -> None:
     """A term over no row at all is zero, not NaN."""
     given = recipe()
-    assert isinstance(given.data, Dataset)
     data = replace(given.data, labelled=torch.zeros(ROWS, dtype=torch.bool))
     assert run(given.model_copy(update={"data": data}), tmp_path / "out").rows[-1].labelled == 0

@@ -26,10 +26,7 @@ from crossdistill.testing import toy_dataset
 ONE = toy_dataset(("first",), rows=60)
 TWO = toy_dataset(("first", "second"), rows=60)
 SUPERVISED = (Stage(method="supervised", epochs=1),)
-KD = (
-    Stage(method="supervised", learner="t", epochs=1, batch_size=12),
-    Stage(method="kd", epochs=2, batch_size=12),
-)
+KD = (Stage(method="supervised", learner="t", epochs=1, batch_size=12), Stage(method="kd", epochs=2, batch_size=12))
 
 
 class Both(nn.Module):
@@ -41,8 +38,7 @@ class Both(nn.Module):
         self.second = nn.Sequential(nn.Flatten(), nn.Linear(8, 4))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        found: Tensor = self.first(first) + self.second(second)
-        return found
+        return self.first(first) + self.second(second)
 
 
 def linear() -> nn.Module:
@@ -192,10 +188,7 @@ def test_a11_a_student_that_is_a_part_of_its_teacher_is_said(tmp_path: Path) -> 
     both = Both()
     before = fingerprint(both)
     recipe = Recipe(
-        data=TWO,
-        student=Network(both.first, "first"),
-        teachers={"t": Network(both, ("first", "second"))},
-        stages=KD,
+        data=TWO, student=Network(both.first, "first"), teachers={"t": Network(both, ("first", "second"))}, stages=KD
     )
     says = Heard()
     run(recipe, tmp_path / "out", display=says)
@@ -231,8 +224,7 @@ class Tied(nn.Module):
         self.up.weight = self.down.weight
 
     def forward(self, first: Tensor) -> Tensor:
-        found: Tensor = self.out(self.down(first).tanh() + self.up(first))
-        return found
+        return self.out(self.down(first).tanh() + self.up(first))
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -266,8 +258,7 @@ class Keeps(nn.Module):
 
     def forward(self, first: Tensor) -> Tensor:
         self.last = {"values": [self.linear(first)]}
-        found: Tensor = self.last["values"][0] * 2
-        return found
+        return self.last["values"][0] * 2
 
 
 class Lazy(nn.Module):
@@ -276,8 +267,7 @@ class Lazy(nn.Module):
         self.layers = nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d(), nn.LazyLinear(4))
 
     def forward(self, first: Tensor) -> Tensor:
-        found: Tensor = self.layers(first)
-        return found
+        return self.layers(first)
 
 
 def wide() -> nn.Module:

@@ -12,28 +12,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from builders import SOUND
 from command_line import Command
 from facts import raises
 from PIL import Image
 from torch import nn
 
-from crossdistill.batch import InputSpec
+from crossdistill import Dataset, InputSpec, Network
 from crossdistill.data.array_file import read_array
 from crossdistill.data.audio.sound_file import read_sound
-from crossdistill.data.dataset import Dataset
 from crossdistill.data.decode import decode
 from crossdistill.data.prepare import MIN_MAX
 from crossdistill.data.sets.av_mnist_arrays import SHAPES, _check
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
-from crossdistill.network import Network
 from crossdistill.student import Student, load_student, save_student
 
-SOUND = InputSpec(
-    "log-mel",
-    (1, 32, 32),
-    {"sample_rate": 8000, "n_fft": 256, "hop": 200, "bands": 32, "top_db": 80.0, "samples": 6200, "level": 0.1}
-    | {"normalisation": {"kind": "mean and standard deviation", "mean": -30.0, "deviation": 10.0}},
-)
 LONG = "a" * 300
 
 

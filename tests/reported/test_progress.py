@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_measures import Said, small, trained_first
+from builders import Heard
+from test_measures import small, trained_first
 
 from crossdistill import Stage, run
 from crossdistill.runtime import progress as display
@@ -18,13 +19,13 @@ from crossdistill.training.monitor import metrics_text
 
 
 def test_d_the_bar_says_epoch_loss_metric_and_speed(tmp_path: Path) -> None:
-    shown = Said()
+    shown = Heard()
     run(trained_first(), tmp_path / "run", display=shown)
     last = shown.statuses[-1]
     assert last.startswith("epoch 2/2, loss ")
     assert all(part in last for part in ("validation: loss ", "accuracy 0.", "rows/s"))
     assert "validation" not in shown.statuses[0]
-    (end,) = [line for line in shown.lines if line.startswith("2 epochs")]
+    (end,) = [line for line in shown.notes if line.startswith("2 epochs")]
     assert "lowest validation loss: student" in end
     assert "accuracy 0." in end
 

@@ -14,11 +14,9 @@ import pytest
 from command_line import Command, command
 from resumable import two_stages
 
-from crossdistill import run
+from crossdistill import Recipe, Report, run
 from crossdistill.errors import StoppedError
-from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
-from crossdistill.report import Report
 from crossdistill.runtime.progress import Quiet
 
 RECIPE = f"{Path(__file__).resolve().parent.parent / 'resumable.py'}:two_stages"

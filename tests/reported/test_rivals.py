@@ -10,26 +10,19 @@ from facts import raises
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from crossdistill import Network, OptimizerConfig, Recipe, Stage, load_student, run
+from crossdistill import DataSpec, Network, OptimizerConfig, Progress, Recipe, Stage, load_student, run
 from crossdistill.cli.main import app
 from crossdistill.data.sets.av_digits import AvDigitsConfig
-from crossdistill.data.sets.av_mnist import AvMnistConfig
 from crossdistill.errors import ApplicabilityError, RecipeError, SettingError
 from crossdistill.losses.spatial import pooled_vector
-from crossdistill.method import DataSpec, Progress
-from crossdistill.methods import METHODS
-from crossdistill.methods.dist import DIST
+from crossdistill.methods import DIST, KD, METHODS, Hint
 from crossdistill.methods.feature_method import FeatureConfig
-from crossdistill.methods.hint import Hint
-from crossdistill.methods.kd import KD
 from crossdistill.methods.layer_choice import chosen
 from crossdistill.methods.logit_method import LogitConfig
 from crossdistill.methods.logit_shapes import ON_FEATURES
-from crossdistill.methods.ofa import OFA
 from crossdistill.models import build_network
 from crossdistill.outputs import OutputSpec, Signal
-from crossdistill.recipes import make
-from crossdistill.recipes.stages import PLANS
+from crossdistill.recipes import PLANS, make
 from crossdistill.testing import FakeTeacher, toy_dataset
 
 AFTER = ("at", "nst", "sp", "vid", "kdsvd", "rkd", "crd", "pkt", "ofa")
@@ -56,8 +49,7 @@ def test_b6_a_recipe_reads_where_the_method_is_published(name: str, data: str, s
 @pytest.mark.parametrize("name", ["rkd", "crd", "pkt"])
 def test_b6_the_audio_networks_penultimate_layer_is_the_flattened_one(name: str) -> None:
     method = make(f"av-mnist/{name}", ["student=audio", "teachers=cm"], 0).stages[-1].method.model_dump()
-    assert method["taps"] == ("conv3_maxpool_flatten",)
-    assert method["teacher_taps"] == {"image": ("fc1_relu",)}
+    assert (method["taps"], method["teacher_taps"]) == (("conv3_maxpool_flatten",), {"image": ("fc1_relu",)})
 
 
 class Layers(nn.Module):
@@ -71,8 +63,7 @@ class Layers(nn.Module):
         self.end = nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.end(self.c(self.b_act(self.b(self.a_act(self.a(x))))).mean((2, 3)))
-        return found
+        return self.end(self.c(self.b_act(self.b(self.a_act(self.a(x))))).mean((2, 3)))
 
 
 def test_b6_own_networks_are_read_before_or_after_their_activation() -> None:
@@ -100,8 +91,7 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         one, other = self.hinted(self.below(x).relu()), self.beside(x)
-        found: Tensor = self.end(self.above(torch.cat([one, other], 1)).relu())
-        return found
+        return self.end(self.above(torch.cat([one, other], 1)).relu())
 
 
 @pytest.mark.parametrize("optimizer", [OptimizerConfig(weight_decay=0.1), OptimizerConfig(name="sgd")])
@@ -177,7 +167,6 @@ def test_a10_whatever_accepts_two_classes_gives_a_gradient_from_the_teacher(name
     batch = rows_of(targets=torch.arange(8) % 2)
     step = method(batch, student, {"t": teacher}, Progress(epoch=1))
     signal = sum((t.reduced(8) * t.weight).sum() for key, t in step.terms.items() if not key.startswith("task"))
-    assert isinstance(signal, Tensor)
     leaves = [value for value in student.given.values() if value.requires_grad]
     gradients = torch.autograd.grad(signal, leaves, allow_unused=True)
     assert any(one is not None and one.abs().max() > 1e-7 for one in gradients), f"{name} moves nothing"
@@ -247,8 +236,7 @@ class Maps(nn.Module):
         self.end = nn.Linear(5, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.end(self.b(self.a(x).relu()).relu().mean((2, 3)))
-        return found
+        return self.end(self.b(self.a(x).relu()).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize("classes", [2, 1000])
@@ -296,7 +284,6 @@ def released(name: str, student: str, teachers: str | None = None, data: str = "
 def test_b2_every_rival_of_table_1_has_a_release_preset_that_says_what_differs(name: str) -> None:
     recipe = released(name, "image")
     data = recipe.data
-    assert isinstance(data, AvMnistConfig)
     assert (data.split, data.release_compat) == ("sample", True)
     said = json.loads(CliRunner().invoke(app, ["list", "methods", "--json"]).stdout)
     row = next(row for row in said if row["name"] == f"{name}-release")
@@ -335,7 +322,6 @@ def test_b2_released_layers(name: str, student: str, kind: str, mine: tuple[str,
 def test_b2_released_ofa_has_three_stages(student: str, last: str) -> None:
     taps = ("conv1", "conv2", last)
     method = released("ofa", student).stages[-1].method
-    assert isinstance(method, OFA)
     assert (method.taps, method.stages, method.final_epsilon) == (taps, "mean", None)
 
 

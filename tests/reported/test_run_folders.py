@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from builders import Heard
 from command_line import command, process
-from facts import raises
-from kills import assert_same_run, killed_after, killed_at
+from facts import raises, warned
+from kills import assert_same_run, ended, forked, killed_after, killed_at
 from locks import held_elsewhere
 from resumable import two_stages
 
-from crossdistill import run
-from crossdistill.compare.grid import Grid
-from crossdistill.compare.run import compare
+from crossdistill import Stage, run
+from crossdistill.compare import Grid, compare
 from crossdistill.errors import CrossdistillError, RecipeError, RunError, StoppedError, StorageError
 from crossdistill.methods import KD, Specialise
 from crossdistill.planning.fill_banks import prefill
@@ -28,7 +28,6 @@ from crossdistill.run_folder.folder import LOCK
 from crossdistill.runtime import lock
 from crossdistill.runtime.files import temporary_folder
 from crossdistill.runtime.progress import Quiet
-from crossdistill.stage import Stage
 
 RECIPE = f"{Path(__file__).resolve().parent.parent / 'resumable.py'}:two_stages"
 LONG = ("--set", "epochs=4000", "--set", "every=1000000")
@@ -112,32 +111,22 @@ def test_a1_a_holder_of_another_machine_is_named_and_succeeded_once_it_is_silent
     with raises(RunError, "process 7", "elsewhere"):
         run(two_stages(), tmp_path / "run")
     os.utime(tmp_path / "run" / LOCK, (1, 1))
-    with pytest.warns(RuntimeWarning, match=r"\b7\b.*elsewhere"):
+    with warned(RuntimeWarning, 7, "elsewhere"):
         run(two_stages(), tmp_path / "run")
     assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_a1_a_second_process_may_wait(tmp_path: Path) -> None:
     """What workers of a comparison do: the second one finds the run finished."""
-    out, said = tmp_path / "run", []
-
-    class Telling(Quiet):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    child = os.fork()
-    if child == 0:
-        try:
-            run(two_stages(), out)
-        finally:
-            os._exit(0)
+    out, heard = tmp_path / "run", Heard()
+    child = forked(lambda: run(two_stages(), out))
     while not (out / "metrics.jsonl").is_file():
         time.sleep(0.005)
-    report = run(two_stages(), out, resume=True, display=Telling(), wait=True)
-    os.waitpid(child, 0)
+    report = run(two_stages(), out, resume=True, display=heard, wait=True)
+    ended(child)
     assert report.rows
-    assert any(f"process {child} on" in line for line in said), said
-    assert any("finished already" in line for line in said), said
+    assert any(f"process {child} on" in line for line in heard.lines), heard.lines
+    assert any("finished already" in line for line in heard.lines), heard.lines
 
 
 def test_a1_bank_fill_beside_a_run(tmp_path: Path) -> None:

@@ -10,15 +10,11 @@ from builders import Heard
 from facts import raises
 from sklearn.model_selection import StratifiedShuffleSplit
 
+from crossdistill import Dataset, Recipe, Stage, run
 from crossdistill.batch import MISSING_TARGET
-from crossdistill.data.dataset import Dataset
 from crossdistill.data.split import SPLITS, blocks
 from crossdistill.errors import DataError, RecipeError
-from crossdistill.network import Network
-from crossdistill.recipe import Recipe
-from crossdistill.stage import Stage
 from crossdistill.testing import toy_network
-from crossdistill.training.runner import run
 
 
 def made(targets: Any, **more: Any) -> Dataset:
@@ -143,7 +139,6 @@ def test_a7_given_splits_that_cut_a_group_are_said(caplog: pytest.LogCaptureFixt
 
 def recipe(dataset: Dataset) -> Recipe:
     network = toy_network(("first",), classes=len(dataset.classes))
-    assert isinstance(network, Network)
     return Recipe(data=dataset, student=network, stages=(Stage(method="supervised", epochs=1, steps=1),))
 
 

@@ -18,29 +18,29 @@ from crossdistill.testing import toy_dataset
 DATASET = toy_dataset(("first",), rows=60)
 
 
-class Counts(nn.Module):
-    """What it gives depends on how often it ran."""
-
+class Linear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear, self.times = nn.Linear(6, 4), 0
 
     def forward(self, first: Tensor) -> Tensor:
+        return self.linear(first)
+
+
+class Counts(Linear):
+    """What it gives depends on how often it ran."""
+
+    def forward(self, first: Tensor) -> Tensor:
         self.times += 1
-        found: Tensor = self.linear(first)
-        return found
+        return self.linear(first)
 
 
-class Draws(nn.Module):
+class Draws(Linear):
     """It holds a source of random numbers, whose state no key can say."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.source = nn.Linear(6, 4), torch.Generator()
-
-    def forward(self, first: Tensor) -> Tensor:
-        found: Tensor = self.linear(first)
-        return found
+        self.source = torch.Generator()
 
 
 @pytest.mark.parametrize(("kind", "where"), [(Counts, "module.times"), (Draws, "module.source")])
@@ -71,14 +71,9 @@ def test_a2_a_stage_on_what_was_not_shared_is_not_shared(tmp_path: Path) -> None
 SCALE = 1.0
 
 
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 4)
-
+class Scaled(Linear):
     def forward(self, first: Tensor) -> Tensor:
-        found: Tensor = SCALE * self.linear(first)
-        return found
+        return SCALE * self.linear(first)
 
 
 def test_a2_shared_stages_and_banks_of_other_code_are_not_taken(
@@ -103,12 +98,8 @@ def test_a2_shared_stages_and_banks_of_other_code_are_not_taken(
     assert found[2] == (found[1][0], True)
 
 
-class Noisy(nn.Module):
+class Noisy(Linear):
     """Dropout that is active in evaluation too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 4)
 
     def forward(self, first: Tensor) -> Tensor:
         return nn.functional.dropout(self.linear(first), 0.5)

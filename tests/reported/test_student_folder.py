@@ -14,15 +14,11 @@ from facts import raises
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from crossdistill.batch import InputSpec
-from crossdistill.data.dataset import Dataset
+from crossdistill import Dataset, InputSpec, Network, NetworkConfig, Recipe, Stage
 from crossdistill.errors import DataError, NonFiniteError, RunError
 from crossdistill.methods import KD
-from crossdistill.network import Network
-from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.run_folder.student_files import FORMAT, sealed
 from crossdistill.runtime.hashing import file_hash
-from crossdistill.stage import Stage
 from crossdistill.student import load_student, save_student
 
 MODEL = NetworkConfig(model="small-image", reads=("picture",))

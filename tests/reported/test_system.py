@@ -11,18 +11,16 @@ from command_line import Command
 from facts import raises
 from resumable import two_stages
 
-from crossdistill import run
+from crossdistill import Recipe, Stage, run
 from crossdistill.compare.grid import Grid
 from crossdistill.data import cache
 from crossdistill.errors import DataError, RecipeError, SettingError
 from crossdistill.methods import KD
 from crossdistill.planning.fill_banks import prefill
-from crossdistill.recipe import Recipe
 from crossdistill.recipes import make
 from crossdistill.run_folder.environment import _git_state
 from crossdistill.runtime.files import atomic_folder, temporary_folder, write_text
 from crossdistill.runtime.tensor_file import read_weights
-from crossdistill.stage import Stage
 
 
 @pytest.fixture
@@ -101,7 +99,6 @@ def test_c_a_hostile_repository_runs_no_program(kind: str, tmp_path: Path, monke
     ran.unlink()
     state = _git_state()
     assert not ran.exists()
-    assert state is not None
     assert len(state["commit"]) == 40
     assert state["changed"] is (kind != "fsmonitor")
 
@@ -111,7 +108,6 @@ def test_c_the_state_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _git_state() is None
     repository(tmp_path)
     state = _git_state()
-    assert state is not None
     assert state["changed"] is False
     (tmp_path / "file.txt").write_text("two")
     assert _git_state() == state | {"changed": True}

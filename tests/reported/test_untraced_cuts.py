@@ -10,10 +10,8 @@ from builders import Heard, drawn_rows
 from facts import raises
 from torch import Tensor, nn
 
-from crossdistill import Network, Recipe, Stage, run
+from crossdistill import Live, Network, Recipe, Signal, Stage, run
 from crossdistill.errors import SplitError
-from crossdistill.outputs import Signal
-from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset
 
 
@@ -26,8 +24,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         x = x + self.attention(y, y, y, need_weights=False)[0]
-        found: Tensor = x + self.mlp(x)
-        return found
+        return x + self.mlp(x)
 
 
 class ViT(nn.Module):
@@ -48,8 +45,7 @@ class ViT(nn.Module):
                 break
             x = block(x)
         x += 0.5
-        found: Tensor = self.head(x.mean(1))
-        return found
+        return self.head(x.mean(1))
 
 
 class Encoded(NamedTuple):
@@ -169,8 +165,7 @@ class Again(ViT):
         if float(x.sum()) > 1e9:
             return x
         x = self.patch(x.reshape(len(x), 3, 2))
-        found: Tensor = self.head(self.blocks[0](self.blocks[0](x)).mean(1))
-        return found
+        return self.head(self.blocks[0](self.blocks[0](x)).mean(1))
 
 
 class Remembers(ViT):
@@ -188,8 +183,7 @@ class Remembers(ViT):
         if float(x.sum()) > 1e9:
             return x
         x = self.first(x.reshape(len(x), 3, 2) if x.shape[0] else x.reshape(0, 3, 2))
-        found: Tensor = self.head(self.blocks[0](x).mean(1)) + self.kept
-        return found
+        return self.head(self.blocks[0](x).mean(1)) + self.kept
 
 
 @pytest.mark.parametrize("make", [Again, Remembers])

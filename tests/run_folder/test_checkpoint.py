@@ -46,10 +46,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     rng, moment = generator.get_state(), torch.randn(2, 2)
     state = {
         "rng": rng,
-        "optimizer": {
-            "state": {0: {"step": torch.tensor(3.0), "exp_avg": moment}},
-            "param_groups": [{"lr": 0.1}],
-        },
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": moment}}, "param_groups": [{"lr": 0.1}]},
         "history": [{"epoch": 0, "student": 0.123456789012345}],
         "none": None,
     }
@@ -181,9 +178,7 @@ def test_what_a_stage_trained_comes_back(tmp_path: Path) -> None:
         "method": nn.Linear(2, 2),
     }
     about = load_outcome(tmp_path / "stage", others, "abc")
-    assert about is not None
-    assert about["seconds"] == 1.5
-    assert set(about["files"]) == {"image", "method"}
+    assert (about["seconds"], set(about["files"])) == (1.5, {"image", "method"})
     assert all(torch.equal(value, wanted[name]) for name, value in flatten(others).items())
     assert load_outcome(tmp_path / "another", others, "abc") is None
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Heard
+from builders import Both, Heard
 from facts import raises
 from torch import nn
 
@@ -17,22 +17,12 @@ from crossdistill.testing import toy_dataset
 DATASET = toy_dataset(("first", "second"), rows=120)
 
 
-class Both(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(6, 4), nn.Linear(8, 4)
-
-    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        added: torch.Tensor = self.one(first) + self.two(second.flatten(1))
-        return added
-
-
 def _recipe(teacher_seed: int = 0) -> Recipe:
     """With networks from the random state of the moment, as a program that sets no seed makes them."""
     student = Network(nn.Linear(6, 4), "first")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(teacher_seed)
-        frozen = Network(Both(), ("first", "second"), taps=("one",))
+        frozen = Network(Both(), ("first", "second"), taps=("first",))
     moving = Network(Both(), ("first", "second"))
     return Recipe(
         data=DATASET,
@@ -64,8 +54,6 @@ def test_a_run_goes_on_though_the_program_draws_other_weights(tmp_path: Path, st
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "parts", display=Heard(steps))
     again = _recipe()
-    assert isinstance(again.student, Network)
-    assert isinstance(recipe.student, Network)
     assert fingerprint(again.student) != fingerprint(recipe.student)
     run(again, tmp_path / "parts", resume=True)
     assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")

@@ -1,5 +1,6 @@
 """Half of a file is never there: not after an exception, a kill, a full disk, or two writers at once."""
 
+import errno
 import json
 import os
 import signal
@@ -33,8 +34,7 @@ def test_a_file_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert not path.exists()
         assert temporary.parent == path.parent, "elsewhere, the last step could be a copy"
-    assert path.read_text() == "new"
-    assert names(path.parent) == {"file.txt"}
+    assert (path.read_text(), names(path.parent)) == ("new", {"file.txt"})
 
 
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -110,7 +110,6 @@ def test_a_kill_before_the_last_step_leaves_what_was_there(tmp_path: Path, kind:
             time.sleep(60)
     """
     process = child(code, kind, old)
-    assert process.stdout is not None
     assert process.stdout.readline() == "written\n"
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
@@ -186,10 +185,7 @@ def test_a_full_disk_is_said_and_the_old_is_intact(tmp_path: Path, what: str) ->
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for make in (atomic_file, atomic_folder):
-        with (
-            raises(StorageError, tmp_path / "file", "Not a directory"),
-            make(tmp_path / "file" / "x" / "y"),
-        ):
+        with raises(StorageError, tmp_path / "file", "Not a directory"), make(tmp_path / "file" / "x" / "y"):
             pass
 
 
@@ -222,5 +218,6 @@ def test_room_is_taken_or_at_least_looked_for(tmp_path: Path, monkeypatch: pytes
         flush(file.fileno())
         file.seek(0)
         assert file.read(9) == b"beginning"
-        with pytest.raises(OSError, match=r"No space left|File too large|Invalid argument"):
+        with raises(OSError) as refused:
             reserve(file.fileno(), 2**60)
+        assert refused.value.errno in {errno.ENOSPC, errno.EFBIG, errno.EINVAL}

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from facts import warned
 from locks import held_elsewhere
 
 from crossdistill.runtime.lock import Holder, Lock
@@ -25,7 +26,6 @@ def child(path: Path, ending: str = "kill", stale_s: float = 60.0) -> subprocess
     """A process that holds the lock at a path."""
     command = [sys.executable, "-c", HOLD, str(path), ending, str(stale_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     process.stdout.close()
     return process
@@ -37,7 +37,6 @@ def test_one_holds_it_and_the_next_gets_it_after_release(tmp_path: Path) -> None
     assert not first.acquire()
     assert not second.acquire()
     holder = second.holder()
-    assert holder is not None
     assert holder.process == os.getpid()
     assert holder.here
     first.release()
@@ -173,7 +172,7 @@ def test_a_file_of_another_machine_that_is_old_is_watched_in_one_call(tmp_path: 
     held_elsewhere(tmp_path / "a", stale_s=0.5)
     os.utime(tmp_path / "a", (1, 1))
     lock = Lock(tmp_path / "a", beat_s=0.1, stale_s=0.5)
-    with pytest.warns(RuntimeWarning, match=r"\b7\b.*elsewhere"):
+    with warned(RuntimeWarning, 7, "elsewhere"):
         assert lock.acquire()
     lock.release()
 

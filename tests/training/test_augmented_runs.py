@@ -11,14 +11,11 @@ from builders import Heard
 from facts import raises
 from torch import Tensor
 
+from crossdistill import Augmentation, Dataset, OwnAugmentation, Recipe, Variation, Variations, run
 from crossdistill.bank.folder import find_banks, opened
-from crossdistill.data.augmentation import Augmentation, OwnAugmentation, Variation, Variations
-from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RecipeError
 from crossdistill.methods import KD, Route
-from crossdistill.recipe import Recipe
 from crossdistill.testing import toy_dataset
-from crossdistill.training.runner import run
 
 NOISY = {"first": Variation(noise=0.5), "second": Variation(gain=0.5)}
 TWO = Variations(inputs=NOISY, views=2)
@@ -126,10 +123,7 @@ def failing(inputs: Any, ids: Tensor, view: Tensor) -> Any:
 @pytest.mark.parametrize(
     ("change", "facts"),
     [
-        (
-            halved,
-            ("augmentation", "'first'", "float32 (2, 6)", "float16 (2, 6)"),
-        ),
+        (halved, ("augmentation", "'first'", "float32 (2, 6)", "float16 (2, 6)")),
         (first_alone, ("augmentation", "'second'", "nothing")),
         (failing, ("augmentation", "2 rows", "KeyError: 'third'")),
     ],

@@ -83,8 +83,7 @@ def test_the_command_line_under_two_processes(digits: None, tmp_path: Path) -> N
     said = several("run", *words, "--out", tmp_path / "two")
     assert said.status == 0, said.err
     # One of them speaks.
-    assert said.out.count("| data | student |") == 1
-    assert said.err.count("results: ") == 1
+    assert (said.out.count("| data | student |"), said.err.count("results: ")) == (1, 1)
     run(make(words[0], words[3::2]).tiny(), tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")
 

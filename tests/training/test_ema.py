@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from facts import raises
 from kills import assert_same_run, killed_at
 from resumable import averaged
 from safetensors.torch import load_file
@@ -125,7 +126,7 @@ def test_weights_that_cannot_hold_an_average_are_refused() -> None:
     recipe = averaged()
     student = recipe.student.module.to(torch.bfloat16)
     network = replace_module(recipe, student)
-    with pytest.raises(RecipeError, match="bfloat16"):
+    with raises(RecipeError, "bfloat16"):
         Rehearsal(replace(Contract(KD(), recipe.data), given=network), teachers=1, ema=0.9)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from facts import raises
 
 from crossdistill.autograd import factored as factored_gradient
 from crossdistill.autograd import mapped as mapped_memory
@@ -96,5 +97,5 @@ def test_an_overflow_skips_parts_too(tmp_path: Path) -> None:
 
 
 def test_sgd_has_no_moments_to_keep_on_disk() -> None:
-    with pytest.raises(ValueError, match="sgd has none to keep on disk"):
+    with raises(ValueError, "sgd", "moments"):
         OptimizerConfig(name="sgd", moments="disk")

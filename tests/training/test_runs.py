@@ -9,37 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from builders import mst_distill, toy_recipe
+from builders import copies, moved, mst_distill, toy_recipe
 from facts import raises
 from safetensors.torch import load_file
 from scaled import Scaled
 from torch import Tensor, nn
 
 import crossdistill
+from crossdistill import Network, OptimizerConfig, Recipe, Report, Stage, run
 from crossdistill.errors import FrozenError, NonFiniteError
-from crossdistill.losses import kl
-from crossdistill.losses.kl import kl_divergence
+from crossdistill.losses import kl, kl_divergence
 from crossdistill.method import STUDENT
-from crossdistill.methods.collaborate import Collaborate
-from crossdistill.methods.kd import KD
-from crossdistill.network import Network
+from crossdistill.methods import KD, Collaborate
 from crossdistill.planning import part_size
-from crossdistill.recipe import Recipe
-from crossdistill.report import Report
-from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.testing import toy_dataset, toy_models
-from crossdistill.training.runner import run
 
 DATA = toy_dataset()
 PACKAGE = Path(crossdistill.__file__).parent
-
-
-def copies(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def moved(before: Mapping[str, Tensor], module: nn.Module) -> set[str]:
-    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
 def trained(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -85,13 +71,7 @@ def test_few_frames_lie_between_the_loop_and_the_divergence(tmp_path: Path, monk
     frames = [Path(frame.filename) for frame in traceback.extract_tb(reached.tb)]
     ours = [path.relative_to(PACKAGE).as_posix() for path in frames if path.is_relative_to(PACKAGE)]
     counted = ours[len(ours) - ours[::-1].index("training/runner.py") - 1 :]
-    assert counted == [
-        "training/runner.py",
-        "training/step.py",
-        "training/step.py",
-        "methods/kd.py",
-        "losses/kl.py",
-    ]
+    assert counted == ["training/runner.py", "training/step.py", "training/step.py", "methods/kd.py", "losses/kl.py"]
 
 
 def test_layers_of_a_teacher_may_train_alone(tmp_path: Path) -> None:

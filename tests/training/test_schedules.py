@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from crossdistill import OptimizerConfig, Stage
+from crossdistill import Stage as StageConfig
 from crossdistill.methods.kd import KD
 from crossdistill.runtime.torch_optimizers import REFUSED, optimizer_classes
-from crossdistill.stage import Stage as StageConfig
 from crossdistill.testing import toy_dataset
 from crossdistill.testing.rehearsal import Contract, Rehearsal
 from crossdistill.training.optimizer import decay_groups, optimizer_for, rate_factor

@@ -1,19 +1,16 @@
 """What "trained" means: what is named moves, at its own rate, in its own mode, and nothing else does."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 import torch
+from builders import copies, moved
 from scaled import Scaled
-from torch import Tensor, nn
+from torch import nn
 
-from crossdistill.data.dataset import Dataset
-from crossdistill.method import MethodConfig
+from crossdistill import Dataset, MethodConfig, OptimizerConfig, Signal
 from crossdistill.methods.kd import KD
-from crossdistill.outputs import Signal
-from crossdistill.stage import OptimizerConfig
 from crossdistill.testing import toy_dataset
 from crossdistill.testing.ranks import compare_with_one
 from crossdistill.testing.rehearsal import Contract, Rehearsal
@@ -34,14 +31,6 @@ def rehearsal(
     method: MethodConfig | None = None, data: Dataset = DATA, *, trains: Any = "student", **stage: Any
 ) -> Rehearsal:
     return Rehearsal(Contract(method or KD(), data, trains), teachers=2, **stage)
-
-
-def copies(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def moved(before: Mapping[str, Tensor], module: nn.Module) -> set[str]:
-    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
 def test_what_trains_is_in_train_mode_while_it_does() -> None:

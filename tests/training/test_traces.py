@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import pytest
 
-from crossdistill import NetworkConfig, OptimizerConfig, Recipe, run
+from crossdistill import Dataset, NetworkConfig, OptimizerConfig, Recipe, run
 from crossdistill.data.config import DataConfig
 from crossdistill.data.content import OnProgress
-from crossdistill.data.dataset import Dataset
 from crossdistill.recipes import av_digits, make
 from crossdistill.recipes.setup import ExperimentSetup, Length
 from crossdistill.recipes.stages import PLANS, recipe
@@ -83,7 +82,6 @@ def _plain(made: Recipe, pace: float | None = None) -> Recipe:
 
 def trace_of(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, to seven digits; without accuracies, which move by whole rows where rounding does."""
-    assert isinstance(recipe.data, DataConfig)
     run(recipe, out, dataset=recipe.data.load())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [

@@ -25,7 +25,6 @@ def _step(dot: Dot, terms: dict[str, Tensor], parameters: list[nn.Parameter], ra
 def test_published_trace_of_a_scalar() -> None:
     theta = nn.Parameter(torch.ones(1, dtype=torch.float64))
     dot = DotConfig(weight_decay=0.01).build(())
-    assert isinstance(dot, Dot)
     seen = []
     for task, distil in ((1.0, 0.5), (2.0, 0.25), (3.0, 0.125)):
         _step(dot, {"task": (task * theta).sum(), "distil": (distil * theta).sum()}, [theta], 0.1)

@@ -123,7 +123,6 @@ def test_differentiable() -> None:
     settings = MelSettings(8000, 128, 64, 10, top_db=None)
     assert torch.autograd.gradcheck(lambda x: mfcc(x, settings, 4), (wave[:, :300].detach().requires_grad_(),))
     mfcc(wave, settings, 4).sum().backward()
-    assert wave.grad is not None
     assert wave.grad.isfinite().all()
 
 

@@ -38,8 +38,7 @@ def same(a: Dataset, b: Dataset) -> bool:
 
 def test_shapes_and_normalisation(dataset: Dataset) -> None:
     assert {split: len(rows) for split, rows in dataset.splits.items()} == {"train": 120, "validation": 40, "test": 80}
-    assert dataset.inputs["image"].shape == (240, 1, 8, 8)
-    assert dataset.inputs["audio"].shape == (240, 1, 32, 32)
+    assert (dataset.inputs["image"].shape, dataset.inputs["audio"].shape) == ((240, 1, 8, 8), (240, 1, 32, 32))
     assert dataset.classes == tuple("0123456789")
     train = dataset.inputs["audio"][dataset.splits["train"]]
     assert float(train.mean()) == pytest.approx(0, abs=1e-3)
@@ -88,7 +87,6 @@ def test_it_is_kept_and_two_builds_are_equal_on_any_number_of_threads(
 ) -> None:
     config = AvDigitsConfig(**TINY)
     entry = config.cached()
-    assert entry is not None
     assert entry.name == "av-digits"
     assert entry.size_bytes > 240 * (1024 + 64) * 4
     assert same(dataset, config.load(lambda *said: pytest.fail(f"built again: {said}")))
@@ -117,7 +115,6 @@ def test_it_is_built_again_when_the_recipe_changes_or_a_file_is_damaged(
     assert AvDigitsConfig(**TINY, labelled=0.5).cached() is not None, "hidden labels are not part of what is built"
 
     entry = louder.cached()
-    assert entry is not None
     damaged = entry.path / "input.audio.npy"
     damaged.write_bytes(damaged.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
@@ -133,7 +130,6 @@ def test_what_other_code_built_is_not_taken(dataset: Dataset, monkeypatch: pytes
 
 def test_hidden_labels(dataset: Dataset) -> None:
     hidden = AvDigitsConfig(**TINY, labelled=0.25).load()
-    assert hidden.labelled is not None
     assert int(hidden.labelled[hidden.splits["train"]].sum()) == 30
     assert same(hidden, dataset)
 

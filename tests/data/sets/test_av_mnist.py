@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from builders import reference_arrays
 from facts import raises
 
 from crossdistill.data import cache, find_data
@@ -195,23 +196,6 @@ def test_too_few_speakers(tmp_path: Path) -> None:
         AvMnistConfig(root=root).load()
 
 
-def write_arrays(root: Path, image_shape: tuple[int, ...], audio_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    written = {}
-    for part, rows in (("train", 60), ("test", 40)):
-        arrays = {
-            f"image/{part}_data": rng.random((rows, *image_shape)) * 5,
-            f"audio/{part}_data": rng.integers(256, size=(rows, *audio_shape)).astype(np.uint8),
-            f"{part}_labels": np.arange(rows) % 10,
-        }
-        for name, array in arrays.items():
-            path = root / "avmnist" / f"{name}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, array)
-            written[name] = array
-    return written
-
-
 @pytest.mark.parametrize(
     ("image_shape", "audio_shape"), [((784,), (112, 112)), ((28, 28), (112, 112)), ((1, 28, 28), (1, 112, 112))]
 )
@@ -219,7 +203,7 @@ def write_arrays(root: Path, image_shape: tuple[int, ...], audio_shape: tuple[in
 def test_the_references_arrays(
     image_shape: tuple[int, ...], audio_shape: tuple[int, ...], release_compat: bool, tmp_path: Path
 ) -> None:
-    written = write_arrays(tmp_path, image_shape, audio_shape)
+    written = reference_arrays(tmp_path, image_shape, audio_shape)
     dataset = AvMnistConfig(root=tmp_path, split="sample", release_compat=release_compat).load()
     assert "from ready arrays (avmnist)" in dataset.about
     assert dataset.splits["train"].equal(paper_split(100, 0)["train"])
@@ -236,7 +220,7 @@ def test_the_references_arrays(
 
 
 def test_arrays_that_cannot_be_used(tmp_path: Path, root: Path) -> None:
-    write_arrays(tmp_path, (28, 28), (112, 112))
+    reference_arrays(tmp_path)
     with raises(SettingError, "data.split=sample", "data.images"):
         AvMnistConfig(root=tmp_path).load()
     mnist = {
