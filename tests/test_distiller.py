@@ -329,7 +329,7 @@ def test_a_loop_that_says_its_epochs_is_not_warned() -> None:
     [
         (plain(), plain(), "kdd", ("'kd'",)),
         (plain(), {STUDENT: plain()}, "kd", ("'student'",)),
-        (plain(), {"a": plain()}, "at", ("tap",)),
+        (plain(), {"a": plain()}, "at", ("taps",)),
         (Network(plain(), "x"), Network(plain(), "y"), "kd", ("x, y", "mapping")),
         (plain(), nn.Linear(6, 5), "kd", ("logits",)),
     ],
