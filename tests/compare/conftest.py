@@ -1,4 +1,4 @@
-"""What tests of comparisons share."""
+"""Fixtures of the tests of comparisons."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -52,7 +52,7 @@ def test_seeds_go_first_down_to_three_then_epochs_then_both(seeds: int, part: fl
     assert picked.projected_s <= FILLED * 60 * picked.minutes
 
 
-def test_no_more_seeds_than_were_asked_for() -> None:
+def test_at_most_the_given_number_of_seeds() -> None:
     assert pick(grid(10_000.0, seeds=2), ONE, None, 1).seeds == 2
     assert pick(grid(10_000.0), ONE, None, 1).seeds == 5
 
@@ -68,7 +68,7 @@ def test_a_budget_into_which_nothing_fits_is_refused_with_what_would_be_needed()
         pick(grid(0.1), ONE, None, 1)
 
 
-def test_the_choice_is_said() -> None:
+def test_the_choice_as_text() -> None:
     text = str(pick(grid(minutes_for(1, 0.25)), ONE, None, 1))
     assert "1 seed, every stage with 25% of their usual epochs" in text
 

@@ -39,7 +39,7 @@ def log_of(out: Path) -> str:
 def wait_for(what: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
     deadline = time.monotonic() + SECONDS
     while not (value := what()):
-        assert process.poll() is None, "it ended before that"
+        assert process.poll() is None, "the command ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return value
@@ -65,7 +65,7 @@ def alive(process: int) -> bool:
 
 
 def numbers(out: Path) -> list[tuple[object, ...]]:
-    """Everything of the results that does not depend on the clock."""
+    """The results without times."""
     return [(row.method, row.teachers, row.values) for row in Report.load(out).rows]
 
 
@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits: None) -> list[tuple[
     return numbers(out)
 
 
-def test_killed_anywhere_it_goes_on_and_repeats_nothing(tmp_path: Path, whole: list[tuple[object, ...]]) -> None:
+def test_a_killed_comparison_resumes_and_repeats_nothing(tmp_path: Path, whole: list[tuple[object, ...]]) -> None:
     out = tmp_path / "c"
     more: list[str] = []
     for cells in (1, 3):
@@ -116,7 +116,7 @@ def test_a_worker_that_is_killed_costs_its_cell_alone(tmp_path: Path, whole: lis
 
 
 def killed_in_the_middle(out: Path, place: str) -> None:
-    """Compare elsewhere; once a cell is done and others run, kill a worker, and see the grid finished all the same."""
+    """Compare on a cluster and kill a worker while cells run; the grid finishes nevertheless."""
     process = started(out, "--on", place)
     workers = wait_for(lambda: list(out.glob("cells/*/results.json")) and holders(out), process)
     os.kill(workers[0], signal.SIGKILL)

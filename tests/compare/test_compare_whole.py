@@ -44,13 +44,13 @@ class Here:
         """See `Executor`."""
         while (task := choose()) is not None:
             self.begun.append(tasks[task])
-            heard: list[Message] = []
+            messages: list[Message] = []
             last = attempted(
                 self.work,
                 tasks[task],
-                lambda kind, value, task=task, heard=heard: heard.append(Message(0, task, kind, value)),
+                lambda kind, value, task=task, messages=messages: messages.append(Message(0, task, kind, value)),
             )
-            yield from heard
+            yield from messages
             yield Message(0, task, *last)
 
 
@@ -92,7 +92,7 @@ def taps_that_are_not_there(setup: ExperimentSetup, student: str, teachers: Any)
     return (*pretrained(setup, teachers), Stage(name="specialise", method=method, epochs=1, trains=()))
 
 
-def test_everything_is_run_once_shared_and_written(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
+def test_every_stage_is_trained_once_and_shared(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:
     made = grid(labelled="1.0,0.1", control="shuffled")
     comparison = compare(made, tmp_path / "c")
     assert len(here[0].begun) == len(made.cells()) == 10
@@ -117,11 +117,11 @@ def test_a_finished_comparison_repeats_nothing(tmp_path: Path, here: list[Here],
     fitted.clear()
     compare(grid(seeds=1), tmp_path / "c", resume=True)
     assert fitted == []
-    assert len(here) == 1, "no workers were asked for again"
+    assert len(here) == 1, "no executor was created again"
     assert (tmp_path / "c" / "results.json").read_bytes() == first
 
 
-def test_a_cell_that_failed_is_in_its_place_and_resuming_finishes_it_alone(
+def test_a_failed_cell_is_reported_and_resuming_runs_it_alone(
     tmp_path: Path, here: list[Here], fitted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = worker.run
@@ -162,7 +162,7 @@ def test_a_method_that_cannot_apply_is_refused_before_anything_trains_and_the_re
     assert "## Failed" not in text
 
 
-def test_where_nothing_can_run_the_folder_stays_free(
+def test_if_no_cell_can_run_the_folder_stays_free(
     tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PLANS, "hopeless", MethodPlan(taps_that_are_not_there, "mm"))
@@ -202,7 +202,7 @@ def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
     test, validation = set(splits["test"].tolist()), set(splits["validation"].tolist())
     assert validation <= read["trials"]
     assert not test & read["trials"]
-    assert test <= read["cells"], "the spy sees what is read"
+    assert test <= read["cells"], "the spy records the rows"
 
     chosen = {choice["method"]: choice for choice in findings.tuning}
     assert [len(trial["seeds"]) for trial in chosen["kd"]["trials"]] == [1, 1]
@@ -249,7 +249,7 @@ def test_a_budget_is_kept_when_it_was_chosen(tmp_path: Path, here: list[Here], m
     with raises(RunError, "budget.json"):
         compare(made, tmp_path / "c", resume=True)
     write_sealed(path, picked | {"seeds": 1})
-    monkeypatch.setattr("crossdistill.compare.run.fitted", lambda *rest: pytest.fail("it was picked already"))
+    monkeypatch.setattr("crossdistill.compare.run.fitted", lambda *rest: pytest.fail("the budget was fitted again"))
     again = compare(made, tmp_path / "c", resume=True).findings
     assert again.grid.seeds == 1
 

@@ -1,4 +1,4 @@
-"""What a grid expands to."""
+"""The cells of a grid."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ def test_all_is_every_method_once_without_variants() -> None:
     assert {"supervised", "kd", "mst-distill"} <= set(standard_methods())
     assert not [name for name in standard_methods() if name.startswith("mst-distill-")]
     assert grid(methods="all").methods == standard_methods()
-    # A variant that is named is run beside them, and nothing twice.
+    # A named variant is added, and no method appears twice.
     assert grid(methods="all,mst-distill-a,kd").methods == (*standard_methods(), "mst-distill-a")
     assert {name for name in PLANS if name not in standard_methods()} >= {"mst-distill-a", "mst-distill-release"}
 
@@ -46,11 +46,11 @@ def test_controls_are_run_at_the_scarcest_labels_and_only_of_methods_with_teache
 
 
 @pytest.mark.parametrize(
-    ("asked", "kinds"),
+    ("requested", "kinds"),
     [(None, ["mm+cm"]), ("mm", ["mm"]), ("cm", ["cm"]), ("mm,cm", ["mm+cm"]), ("mm,cm,mm+cm", ["mm+cm"])],
 )
-def test_a_method_with_both_teachers_has_both_where_both_are_asked_for(asked: str | None, kinds: list[str]) -> None:
-    made = grid(methods="mst-distill", teachers=asked, seeds=1)
+def test_a_method_with_both_teachers_has_both_where_both_are_requested(requested: str | None, kinds: list[str]) -> None:
+    made = grid(methods="mst-distill", teachers=requested, seeds=1)
     assert [cell.teachers for cell in made.cells()] == kinds
 
 
@@ -91,7 +91,7 @@ def test_fewer_epochs_are_a_part_of_each_stage_and_at_least_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "fact"),
     [
         ({"methods": "kdd"}, "'kd'"),
         ({"students": "video"}, "audio, image"),
@@ -103,8 +103,8 @@ def test_fewer_epochs_are_a_part_of_each_stage_and_at_least_one() -> None:
         ({"budget": -1.0}, "0"),
     ],
 )
-def test_a_wrong_word_is_answered_with_what_is_possible(changes: dict[str, Any], said: str) -> None:
-    with raises((RecipeError, SettingError), said):
+def test_an_unknown_value_is_refused_with_the_possible_ones(changes: dict[str, Any], fact: str) -> None:
+    with raises((RecipeError, SettingError), fact):
         grid(**changes)
 
 

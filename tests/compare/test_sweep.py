@@ -50,7 +50,7 @@ def test_what_is_no_sweep_is_refused(text: str) -> None:
         ("av-digits/kd", "temprature", None),
     ],
 )
-def test_a_bare_field_is_looked_for_where_the_student_learns(recipe: str, field: str, path: str | None) -> None:
+def test_a_bare_field_is_searched_in_the_students_stages(recipe: str, field: str, path: str | None) -> None:
     assert path_of(make(recipe, []), field) == path
 
 
@@ -62,7 +62,7 @@ def test_every_method_spends_the_same_number_of_trials() -> None:
         "kd": 6,
         "mst-distill": 6,
     }
-    # What has fewer choices tries each of them on more seeds.
+    # A method with fewer combinations runs each on more seeds.
     assert [len(trial.cells) for trial in by_method["supervised"].trials] == [3, 3]
     assert by_method["supervised"].missing == ("temperature",)
     assert [len(trial.cells) for trial in by_method["kd"].trials] == [1] * 6
@@ -78,14 +78,14 @@ def test_a_trial_has_its_values_in_its_recipe() -> None:
     recipes = [trial.cells[0].recipe() for trial in tuning.trials]
     assert [recipe.stages[-1].method.model_dump()["temperature"] for recipe in recipes] == [1, 3]
     assert [recipe.stages[-1].optimizer.learning_rate for recipe in recipes] == [0.004, 0.004]
-    # Teachers are what they are for every other trial too.
+    # All trials have the same teachers.
     assert recipes[0].stages[0] == recipes[1].stages[0]
 
 
 def test_a_single_value_is_set_without_a_trial() -> None:
     made = grid("temperature=3", methods="kd")
     (tuning,) = tunings(made, made.cells())
-    best, scores = tuning.chosen(lambda cell: pytest.fail("nothing was to be tried"))
+    best, scores = tuning.chosen(lambda cell: pytest.fail("no trial should run"))
     assert best.settings == ("stages.kd.method.temperature=3",)
     assert scores == [[]]
 
@@ -101,7 +101,7 @@ def test_the_best_mean_is_chosen_and_the_first_of_equals() -> None:
     assert best.values == {"temperature": 1, "learning_rate": 0.001}
 
 
-def test_a_choice_that_failed_on_a_seed_is_not_compared_with_whole_ones() -> None:
+def test_a_trial_that_failed_on_a_seed_is_not_compared_with_complete_ones() -> None:
     made = grid("temperature=1,2,4", "learning_rate=0.001,0.002", methods="supervised,kd")
     alone, kd = tunings(made, made.cells())
     scores_of_trials = iter([None, 0.9, 0.9, 0.2, 0.2, 0.2])
@@ -124,16 +124,16 @@ def test_the_chosen_values_are_used_by_every_seed_and_by_the_control() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sweep", "said"),
+    ("sweep", "fact"),
     [
         (("temperature=1,-2",), "temperature"),
         (("temprature=1,2",), "temprature"),
         (("temperature=1,2", "temperature=3,4"), "temperature"),
     ],
 )
-def test_faults_are_told_before_anything_trains(sweep: tuple[str, ...], said: str) -> None:
+def test_faults_are_raised_before_anything_trains(sweep: tuple[str, ...], fact: str) -> None:
     made = grid(*sweep)
-    with raises((RecipeError, SettingError), said):
+    with raises((RecipeError, SettingError), fact):
         tunings(made, made.cells())
 
 

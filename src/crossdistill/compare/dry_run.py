@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from crossdistill.compare.budget import Pick, Projection, project
-from crossdistill.compare.executors.choose import local_workers, place
+from crossdistill.compare.executors.choose import local_workers, parse_executor
 from crossdistill.compare.feasibility import Feasibility, check_feasibility
 from crossdistill.compare.grid import Grid
 from crossdistill.compare.run import fitted
@@ -20,7 +20,7 @@ def dry_run_report(grid: Grid, jobs: int | None, on: str) -> str:
         RecipeError: no cell can run, or a sweep names a field that no method has.
         RunError: even the smallest comparison exceeds the budget.
     """
-    name, _ = place(on)
+    name, _ = parse_executor(on)
     workers = local_workers(jobs)
     picked: Pick | None = None
     with Terminal() as display:
@@ -41,12 +41,12 @@ def dry_run_report(grid: Grid, jobs: int | None, on: str) -> str:
     lines += _tuning(tuned, trial_projection)
     seconds = projection.seconds(workers)
     seconds += trial_projection.seconds(workers) if trial_projection is not None else 0.0
-    place_text = (
+    workers_text = (
         counted(workers, "worker")
         if name == "local"
         else f"{counted(workers, 'worker')} as fast as this machine ({name} may have more)"
     )
-    lines.append(f"projected: {duration(seconds)} with {place_text}, from a few timed steps of every stage")
+    lines.append(f"projected: {duration(seconds)} with {workers_text}, from a few timed steps of every stage")
     lines += [f"picked for {picked}"] if picked is not None else []
     lines += _refusals({**feasibility.refused_cells(), **grid.undefined()})
     return "\n".join(lines)

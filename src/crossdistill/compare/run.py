@@ -9,7 +9,7 @@ from typing import Any
 
 from crossdistill.compare.budget import Pick, pick, project
 from crossdistill.compare.cell import as_task, loaded, train
-from crossdistill.compare.executors.choose import executor_for, local_workers, place
+from crossdistill.compare.executors.choose import executor_for, local_workers, parse_executor
 from crossdistill.compare.executors.local import Message
 from crossdistill.compare.executors.messages import FOLDER as MESSAGES
 from crossdistill.compare.executors.progress import GridProgress
@@ -51,7 +51,7 @@ class Comparison:
 def compare(
     grid: Grid, out: Path | str, *, jobs: int | None = None, resume: bool = False, on: str = "local"
 ) -> Comparison:
-    """Run all unfinished cells with `jobs` workers (by default all that the place `on` has).
+    """Run all unfinished cells with `jobs` workers (default: as many as the executor `on` offers).
 
     Cells share a folder of stages: equal stages are trained once. A failed cell is reported in the table and does not
     stop the others. A comparison that was killed continues with `resume`, without repeating finished cells.
@@ -61,7 +61,7 @@ def compare(
         RunError: the folder holds a comparison and `resume` is False, or another process is running it.
         ResumeError: the folder holds another comparison.
     """
-    place(on)
+    parse_executor(on)
     out = run_folder(out)
     with held(out):
         _check(out, grid, resume)
@@ -120,8 +120,8 @@ def _check(out: Path, grid: Grid, resume: bool) -> None:
     ]
     if changed:
         raise ResumeError(
-            f"{out} holds a comparison with other values; in the same folder only {', '.join(GROWS)} may grow, and "
-            "nothing under a budget. Choose another folder with --out, or give the values of the folder. Different:\n"
+            f"{out} holds a comparison with other values. In one folder only {', '.join(GROWS)} may grow, and none of "
+            "them with a budget. Choose another folder with --out, or give the earlier values. Changed:\n"
             + "\n".join(changed)
         )
 
@@ -174,7 +174,7 @@ def fitted(grid: Grid, jobs: int | None, display: Terminal) -> Pick:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Runs cells in a comparison's folder, on the workers of one place."""
+    """Runs cells in a comparison's folder, on the workers of one executor."""
 
     out: Path
     jobs: int | None

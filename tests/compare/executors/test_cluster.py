@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from facts import raises
 
-from crossdistill.compare.executors.choose import executor_for, local_workers, place
+from crossdistill.compare.executors.choose import executor_for, local_workers, parse_executor
 from crossdistill.compare.executors.cluster import ClusterJob, Ended, Remote
 from crossdistill.compare.executors.local import Message, Pool
 from crossdistill.compare.executors.messages import Inbox, Outbox
@@ -60,7 +60,7 @@ def run(cluster: Fake, tasks: list[str], workers: int, folder: Path) -> list[Mes
     return list(executor.run(tasks, lambda: waiting.pop(0) if waiting else None))
 
 
-def test_messages_come_in_order_and_only_whole(tmp_path: Path) -> None:
+def test_messages_arrive_in_order_and_complete(tmp_path: Path) -> None:
     outbox, inbox = Outbox(tmp_path / "messages" / "a"), Inbox(tmp_path / "messages" / "a")
     assert inbox.read() == []
     outbox("begin", ["teacher", 30])
@@ -80,7 +80,7 @@ def test_messages_come_in_order_and_only_whole(tmp_path: Path) -> None:
     assert inbox.read() == [("advance", 7)]
 
 
-def test_all_is_done_with_so_many_jobs_at_a_time(tmp_path: Path) -> None:
+def test_all_tasks_run_with_at_most_two_jobs_at_a_time(tmp_path: Path) -> None:
     cluster = Fake()
     messages = run(cluster, ["a", "b", "c", "bad", "d"], 2, tmp_path)
     assert cluster.most == 2
@@ -106,7 +106,7 @@ def test_a_task_whose_machine_was_lost_is_tried_once_more(tmp_path: Path) -> Non
     assert next(m.value for m in messages if m.kind == "failed") == "its machine is gone"
 
 
-def test_jobs_are_dropped_when_nobody_listens_any_more(tmp_path: Path) -> None:
+def test_closing_the_messages_cancels_the_jobs(tmp_path: Path) -> None:
     cluster = Fake()
     messages = Remote(work, cluster, 1, tmp_path).run(["a"], iter([0, None]).__next__)
     next(messages)
@@ -123,17 +123,17 @@ def test_jobs_are_dropped_when_nobody_listens_any_more(tmp_path: Path) -> None:
         ("slurm:slurm_partition=gpu,timeout_min=60", ("slurm", {"slurm_partition": "gpu", "timeout_min": 60})),
     ],
 )
-def test_a_place_has_a_name_and_options(on: str, parsed: tuple[str, dict[str, Any]]) -> None:
-    assert place(on) == parsed
+def test_an_executor_has_a_name_and_options(on: str, parsed: tuple[str, dict[str, Any]]) -> None:
+    assert parse_executor(on) == parsed
 
 
 @pytest.mark.parametrize(("on", "said"), [("rya", "'ray'"), ("local:a=1", "a=1"), ("ray:gpu", "FIELD=VALUE")])
-def test_a_place_that_cannot_be_is_refused(on: str, said: str) -> None:
+def test_an_unknown_executor_is_refused(on: str, said: str) -> None:
     with raises(SettingError, said):
-        place(on)
+        parse_executor(on)
 
 
-def test_here_are_as_many_workers_as_there_is_work(tmp_path: Path) -> None:
+def test_a_local_pool_has_at_most_one_worker_per_task(tmp_path: Path) -> None:
     made, workers = executor_for("local", work, 7, 3, tmp_path)
     assert isinstance(made, Pool)
     assert workers == 3
@@ -142,7 +142,7 @@ def test_here_are_as_many_workers_as_there_is_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("on", "package", "extra"), [("ray", "ray", "ray"), ("slurm", "submitit", "slurm")])
-def test_without_the_package_its_install_command_is_told(
+def test_a_missing_package_is_named_with_its_install_command(
     on: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = importlib.import_module
@@ -185,7 +185,7 @@ class Handle:
         self.cancelled = True
 
 
-def test_slurm_is_asked_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_jobs_run_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class UncompletedJobError(RuntimeError):
         pass
 

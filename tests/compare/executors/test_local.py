@@ -18,7 +18,7 @@ from crossdistill.errors import SettingError
 
 
 def work(task: dict[str, Any], send: Callable[[str, Any], None]) -> str:
-    """What the tests' workers do."""
+    """The work of the tests' workers."""
     send("begin", os.getpid())
     match task["do"]:
         case "exit":
@@ -30,7 +30,7 @@ def work(task: dict[str, Any], send: Callable[[str, Any], None]) -> str:
         case "refuse":
             raise SettingError("cannot be")
         case "die later":
-            # After the result was sent, while nothing is to be done.
+            # After the result was sent, while the worker is idle.
             os.spawnlp(os.P_NOWAIT, "sh", "sh", "-c", f"sleep 0.2; kill -9 {os.getpid()}")
     return f"did {task['do']}"
 
@@ -50,7 +50,7 @@ def run(tasks: list[str], workers: int, pause_s: float = 0.0) -> dict[int, Messa
     return ends
 
 
-def test_whatever_happens_to_a_worker_costs_one_task() -> None:
+def test_a_worker_that_ends_in_any_way_costs_one_task() -> None:
     ends = run(["a", "exit", "b", "kill", "raise", "refuse", "c"], workers=1)
     assert [ends[i].kind for i in range(7)] == ["done", "failed", "done", "failed", "failed", "failed", "done"]
     states(ends[1].value, "exit status 3")
@@ -61,7 +61,7 @@ def test_whatever_happens_to_a_worker_costs_one_task() -> None:
     assert ends[6].value == "did c"
 
 
-def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing() -> None:
+def test_a_worker_that_dies_while_idle_costs_nothing() -> None:
     ends = run(["die later", "a"], workers=1, pause_s=1.0)
     assert [ends[0].kind, ends[1].kind] == ["done", "done"]
 
@@ -77,7 +77,7 @@ def test_workers_end_when_their_parent_dies(tmp_path: Path, how: signal.Signals)
 
             def work(task, send):
                 send("begin", os.getpid())
-                while True:  # busy, and deaf to the pipe
+                while True:  # busy, without reading the pipe
                     time.sleep(0.01)
 
             if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table and its files, made of invented results."""
+"""The table and its files from synthetic results."""
 
 import csv
 import io
@@ -118,12 +118,12 @@ def test_best_and_second_are_marked_in_every_column_and_equals_share(results: Fi
     assert marks["kd (cm)"]["audio", 1.0] == "second"
     assert marks["supervised"]["image", 1.0] == ""
     assert marks["kd (mm)"]["audio", 0.05] == "best"
-    # Neither chance, nor a teacher, nor a control takes part.
+    # Chance, teachers and controls get no marks.
     assert not [line.title for line in table.lines if line.kind != "method" and any(table.places(line))]
     assert table.places(next(line for line in table.lines if line.title == "kd (mm)")) == (4, 0)
 
 
-def test_methods_are_between_what_stands_beside_them_and_their_controls(results: Findings) -> None:
+def test_lines_are_chance_and_teachers_then_methods_then_controls(results: Findings) -> None:
     table = ResultTable.of(results)
     assert [line.title for line in table.lines] == [
         "chance", "teacher:mm", "supervised", "kd (mm)", "kd (cm)", "mst-distill (mm+cm)",
@@ -132,7 +132,7 @@ def test_methods_are_between_what_stands_beside_them_and_their_controls(results:
     assert table.columns == (("image", 1.0), ("image", 0.05), ("audio", 1.0), ("audio", 0.05))
 
 
-def test_what_cannot_apply_and_what_failed_are_two_things(results: Findings) -> None:
+def test_inapplicable_and_failed_cells_are_distinguished(results: Findings) -> None:
     states = {
         (line.title, column): entry.state
         for line in ResultTable.of(results).lines
@@ -215,7 +215,7 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def test_the_latex_is_one_tabular_whose_lines_all_have_its_columns(results: Findings) -> None:
+def test_the_latex_is_one_tabular_with_equal_columns(results: Findings) -> None:
     text = latex(results)
     assert _balanced(text)
     assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == [("begin", "tabular"), ("end", "tabular")]
@@ -225,7 +225,7 @@ def test_the_latex_is_one_tabular_whose_lines_all_have_its_columns(results: Find
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 1 + len(ResultTable.of(results).lines)
     assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {columns - 1}
-    # What LaTeX reads as a comment or as mathematics is escaped everywhere else.
+    # Characters of comments and mathematics are escaped everywhere else.
     body = "".join(line for line in text.splitlines() if not line.startswith("%"))
     assert not re.search(r"(?<!\\)[%#_]", body)
     assert body.count("$") % 2 == 0
@@ -234,7 +234,7 @@ def test_the_latex_is_one_tabular_whose_lines_all_have_its_columns(results: Find
     assert r"\textit{cannot apply}" in text
 
 
-def test_names_that_mean_something_to_latex_are_escaped(results: Findings) -> None:
+def test_special_characters_of_latex_are_escaped(results: Findings) -> None:
     odd = tuple(
         replace(row, method="teacher:a_b%c") if row.method == "teacher:mm" else row for row in results.collected.rows
     )

@@ -26,7 +26,7 @@ def row_ids(student: str, seed: int, ids: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def collected(rates: dict[Setting, float], seeds: dict[Setting, tuple[int, ...]] | None = None) -> Collected:
-    """Methods that are right at given rates, on rows that are as hard for all of them."""
+    """Methods with given accuracies, on rows of equal difficulty for all of them."""
     hard = np.random.default_rng(0).random(ROWS)
     answers = {}
     for number, (setting, rate) in enumerate(rates.items()):
@@ -37,7 +37,7 @@ def collected(rates: dict[Setting, float], seeds: dict[Setting, tuple[int, ...]]
     return Collected((), answers, {})
 
 
-def test_a_rival_has_the_same_teachers_where_there_is_a_choice() -> None:
+def test_the_reference_has_the_same_teachers_if_possible() -> None:
     among = [ALONE, KD, KD_CROSS, MST, CONTROL]
     fitnets = Setting("fitnets", "image", "cm", 1.0, None)
     assert reference(fitnets, "kd", among) == KD_CROSS
@@ -46,7 +46,7 @@ def test_a_rival_has_the_same_teachers_where_there_is_a_choice() -> None:
     assert reference(KD, "rkd", among) is None
 
 
-def test_clear_differences_are_told_and_noise_is_not() -> None:
+def test_clear_differences_are_significant_and_noise_is_not() -> None:
     results = compare_pairwise(collected({ALONE: 0.5, KD: 0.62, KD_CROSS: 0.5, MST: 0.4}), row_ids)
     conclusions = {(pair.setting, pair.against): pair.verdict for pair in results.pairs}
     assert conclusions == {
@@ -78,7 +78,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert seeds == {(KD, ALONE): (0, 1), (MST, ALONE): (1,), (MST, KD): (1,)}
 
 
-def test_a_method_none_of_whose_seeds_the_other_has_is_not_compared() -> None:
+def test_methods_without_a_common_seed_are_not_compared() -> None:
     results = compare_pairwise(collected({ALONE: 0.5, KD: 0.5}, {ALONE: (0,), KD: (1,)}), row_ids)
     assert results.pairs == ()
 
@@ -108,7 +108,7 @@ def test_rows_that_show_the_same_input_are_one_sample() -> None:
     assert together.difference.high - together.difference.low > 1.2 * (apart.difference.high - apart.difference.low)
 
 
-def test_samples_are_numbered_by_what_the_student_is_shown() -> None:
+def test_samples_are_numbered_by_the_input_of_the_student() -> None:
     pictures = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [1.0, 2.0]])
     sounds = torch.arange(8.0).reshape(4, 2)
     data = Dataset.from_arrays(

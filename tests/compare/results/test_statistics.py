@@ -1,4 +1,4 @@
-"""The bootstrap against slow loops and scipy, Holm against its definition, and how often noise is called a gain."""
+"""The bootstrap against slow loops and scipy, Holm against its definition, and how often noise is significant."""
 
 import numpy as np
 import pytest
@@ -104,8 +104,8 @@ def test_holm_is_its_definition(p: list[float]) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.15])
-def test_noise_is_rarely_called_a_gain(spread: float) -> None:
-    """Of two methods that are the same, at most about one in twenty pairs of three seeds each is told apart."""
+def test_noise_is_rarely_significant(spread: float) -> None:
+    """Of two equal methods, at most about one in twenty comparisons on three seeds is significant."""
     source = np.random.default_rng(7)
     significant = 0
     for trial in range(200):
@@ -114,7 +114,7 @@ def test_noise_is_rarely_called_a_gain(spread: float) -> None:
     assert significant / 200 <= 0.08
 
 
-def test_a_gain_that_is_there_is_found() -> None:
+def test_a_real_gain_is_significant() -> None:
     source = np.random.default_rng(8)
     significant = 0
     for trial in range(30):
@@ -123,7 +123,7 @@ def test_a_gain_that_is_there_is_found() -> None:
     assert significant >= 27
 
 
-def test_answers_are_counted_by_sample_whatever_their_order() -> None:
+def test_predictions_are_counted_by_sample_in_any_order() -> None:
     ids = np.array([4, 9, 2, 7])
     samples = np.array([50, 60, 50, 70])
 
@@ -138,7 +138,7 @@ def test_answers_are_counted_by_sample_whatever_their_order() -> None:
     assert counted.right.tolist() == [[[2, 0, 1], [0, 1, 1]]]
 
 
-def test_methods_that_answer_other_rows_are_not_compared() -> None:
+def test_methods_that_predict_different_rows_are_refused() -> None:
     first = (np.array([1, 2]), np.array([True, True]))
     other = (np.array([1, 3]), np.array([True, True]))
     with raises(ValueError, "rows"):

@@ -13,18 +13,18 @@ from crossdistill.compare.executors.on_slurm import SlurmCluster
 from crossdistill.errors import SettingError, nearest
 from crossdistill.overrides import parse_override
 
-PLACES = ("local", "ray", "slurm")
+EXECUTORS = ("local", "ray", "slurm")
 
 
-def place(on: str) -> tuple[str, Mapping[str, Any]]:
-    """Parse a place such as `slurm:slurm_partition=gpu,timeout_min=60` into its name and its options.
+def parse_executor(on: str) -> tuple[str, Mapping[str, Any]]:
+    """The name and the options in a text such as `slurm:slurm_partition=gpu,timeout_min=60`.
 
     Raises:
-        SettingError: there is no such place, or the options have another form.
+        SettingError: no executor has this name, or the options have another form.
     """
     name, _, text = on.partition(":")
-    if name not in PLACES:
-        raise SettingError(f"--on {on}: no executor is called {name!r}; {nearest(name, PLACES)}")
+    if name not in EXECUTORS:
+        raise SettingError(f"--on {on}: no executor is called {name!r}; {nearest(name, EXECUTORS)}")
     options = dict(parse_override(part) for part in text.split(",")) if text else {}
     if options and name == "local":
         raise SettingError(f"--on local takes no options; found {text!r}")
@@ -32,14 +32,14 @@ def place(on: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def executor_for(on: str, work: Work, jobs: int | None, most: int, out: Path) -> tuple[Executor, int]:
-    """The executor of a place and its number of workers: `jobs` (default: that of the place), at most `most`.
+    """The executor and its number of workers: `jobs` (default: that of the executor), at most `most`.
 
     Raises:
         MissingExtraError: the package for the cluster is not installed.
         RunError: the cluster cannot be reached.
         SettingError: the options are wrong.
     """
-    name, options = place(on)
+    name, options = parse_executor(on)
     if name == "local":
         workers = max(1, min(local_workers(jobs), most))
         return Pool(work, workers), workers

@@ -76,22 +76,22 @@ class Remote:
     ) -> None:
         self._work, self._cluster, self._messages, self._tries = work, cluster, messages, tries
         self._poll_every_s = poll_every_s
-        self._places: list[_Running | None] = [None] * workers
+        self._slots: list[_Running | None] = [None] * workers
         self._tried: dict[int, int] = {}
 
     def run(self, tasks: Sequence[Any], choose: Callable[[], int | None]) -> Iterator[Message]:
         """Execute the tasks that `choose` returns; see `Executor`."""
         try:
             while True:
-                for place, running in enumerate(self._places):
+                for slot, running in enumerate(self._slots):
                     task = choose() if running is None else None
                     if task is not None:
-                        self._places[place] = self._begin(task, tasks[task])
-                if not any(self._places):
+                        self._slots[slot] = self._begin(task, tasks[task])
+                if not any(self._slots):
                     return
-                for place, running in enumerate(self._places):
+                for slot, running in enumerate(self._slots):
                     if running is not None:
-                        yield from self._listen(place, running, tasks)
+                        yield from self._listen(slot, running, tasks)
                 time.sleep(self._poll_every_s)
         finally:
             self._cluster.close()
@@ -101,15 +101,15 @@ class Remote:
         path = self._messages / f"{task}-{time.time_ns()}.jsonl"
         return _Running(task, self._cluster.submit(ClusterJob(self._work, value, str(path))), Inbox(path))
 
-    def _listen(self, place: int, running: _Running, tasks: Sequence[Any]) -> Iterator[Message]:
+    def _listen(self, slot: int, running: _Running, tasks: Sequence[Any]) -> Iterator[Message]:
         ended = self._cluster.ended(running.handle)
         for kind, value in running.inbox.read():
-            yield Message(place, running.task, kind, value)
+            yield Message(slot, running.task, kind, value)
         if ended is None:
             return
         if ended.kind == "lost" and self._tried[running.task] < self._tries:
-            self._places[place] = self._begin(running.task, tasks[running.task])
-            yield Message(place, running.task, "lost", ended.value)
+            self._slots[slot] = self._begin(running.task, tasks[running.task])
+            yield Message(slot, running.task, "lost", ended.value)
             return
-        self._places[place] = None
-        yield Message(place, running.task, "failed" if ended.kind == "lost" else ended.kind, ended.value)
+        self._slots[slot] = None
+        yield Message(slot, running.task, "failed" if ended.kind == "lost" else ended.kind, ended.value)

@@ -54,12 +54,12 @@ class Pool:
         """Execute the tasks that `choose` returns; see `Executor`."""
         try:
             while True:
-                for place in range(len(self._workers)):
-                    worker = self._workers[place]
+                for slot in range(len(self._workers)):
+                    worker = self._workers[slot]
                     if worker is None or worker.task is None:
                         task = choose()
                         if task is not None:
-                            self._workers[place] = self._begin(worker, task, tasks[task])
+                            self._workers[slot] = self._begin(worker, task, tasks[task])
                 busy = [worker for worker in self._workers if worker is not None and worker.task is not None]
                 if not busy:
                     return
@@ -77,11 +77,11 @@ class Pool:
                 worker.pipe.close()
                 worker = None
         if worker is None:
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(self._work, theirs), daemon=True)
+            pipe, worker_pipe = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(self._work, worker_pipe), daemon=True)
             process.start()
-            theirs.close()
-            worker = _Worker(process, ours)
+            worker_pipe.close()
+            worker = _Worker(process, pipe)
             worker.pipe.send(value)
         worker.task = task
         return worker
@@ -89,18 +89,18 @@ class Pool:
     def _listen(self, busy: list["_Worker"]) -> Iterator[Message]:
         for ready in wait([worker.pipe for worker in busy], timeout=0.5):
             worker = next(candidate for candidate in busy if candidate.pipe is ready)
-            place, task = self._workers.index(worker), worker.task
+            slot, task = self._workers.index(worker), worker.task
             assert task is not None
             try:
                 kind, value = worker.pipe.recv()
             except (EOFError, OSError):
                 worker.process.join()
                 worker.pipe.close()
-                kind, value = "failed", f"its worker process died: {_death(worker.process.exitcode)}"
-                self._workers[place] = None
+                kind, value = "failed", f"its worker process died: {_exit_reason(worker.process.exitcode)}"
+                self._workers[slot] = None
             if kind in {"done", "failed"}:
                 worker.task = None
-            yield Message(place, task, kind, value)
+            yield Message(slot, task, kind, value)
 
     def close(self) -> None:
         """End all workers."""
@@ -119,7 +119,7 @@ class _Worker:
     task: int | None = None
 
 
-def _death(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         return f"{name}, possibly because memory ran out" if name == "SIGKILL" else name

@@ -21,7 +21,7 @@ class GridProgress:
         self._steps, self._cells, self._name = steps, cells, title
         self._running: set[str] = set()
         self._done_steps = self._done_cells = self._failed = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._workers: dict[int, TaskID] = {}
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -91,9 +91,9 @@ class GridProgress:
 
     def _line(self) -> None:
         now = time.monotonic()
-        if self._live or now - self._said < LINE_EVERY_S or not self._done_steps:
+        if self._live or now - self._printed < LINE_EVERY_S or not self._done_steps:
             return
-        self._said = now
+        self._printed = now
         # Filling banks takes a few more steps than planned, so the share is limited to 1.
         share = min(1.0, self._done_steps / max(1, self._steps))
         left = (now - self._began) * (1 / share - 1)
