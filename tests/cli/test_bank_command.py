@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from facts import raises
+from facts import raises, states
 from typer.testing import CliRunner, Result
 
 from crossdistill.bank.bank import Bank, BankKey
@@ -77,7 +77,7 @@ def test_filling_needs_a_place(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(RECIPE)
     result = call("fill", f"{tmp_path / 'mine.py'}:taught")
     assert isinstance(result.exception, SettingError)
-    assert "say where the banks go: --out DIR" in str(result.exception)
+    states(result.exception, "--out DIR", "--banks DIR", "--share DIR")
 
 
 def test_listing(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_clearing_several_has_to_be_said(tmp_path: Path) -> None:
     make(tmp_path, "two")
     result = call("clear", str(tmp_path))
     assert isinstance(result.exception, SettingError)
-    assert "holds 2 banks: say which with --older AGE, --keep SIZE or --all" in str(result.exception)
+    states(result.exception, tmp_path, "2 banks", "--older AGE", "--keep SIZE", "--all")
     assert len(find_banks(tmp_path)) == 2
     assert "would remove" in good("clear", str(tmp_path), "--all", "--dry-run")
     assert len(find_banks(tmp_path)) == 2

@@ -1,4 +1,4 @@
-"""`crossdistill bank`: fill, check, list and clear banks, the stored outputs of frozen networks."""
+"""`crossdistill bank`: fill, check, list and clear banks, the stored outputs of frozen teachers."""
 
 import json
 import re
@@ -14,37 +14,61 @@ from crossdistill.errors import BankDamaged, SettingError
 from crossdistill.runtime.escaping import visible
 
 bank = typer.Typer(
-    help="What frozen networks gave, stored: fill, check, list, clear.", no_args_is_help=True, rich_markup_mode=None
+    help="Fill, check, list or clear banks: stored outputs of frozen teachers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's folder, a folder of banks, or one bank.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run, of several banks, or of one bank.")]
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 @bank.command("fill")
 def fill_command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="As for `crossdistill run`, or a run's folder.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe as for `crossdistill run`, or a run's folder.")
+    ],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As for `crossdistill run`.")
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A setting, as for `crossdistill run`.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="As for `crossdistill run`.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="The seed, as for `crossdistill run`.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", parser=folder_option, help="The run's folder.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=folder_option,
+            help="The run's folder; the banks are stored in it. One of --out, --banks and --share is needed.",
+        ),
     ] = None,
     banks: Annotated[
         Path | None,
         typer.Option(
-            "--banks", metavar="DIR", parser=folder_option, help="A folder for banks, instead of the run's own."
+            "--banks",
+            metavar="DIR",
+            parser=folder_option,
+            help="Folder of the banks, instead of one in the run's folder.",
         ),
     ] = None,
     share: Annotated[
         Path | None,
-        typer.Option("--share", metavar="DIR", parser=folder_option, help="A folder of stages that runs share."),
+        typer.Option(
+            "--share",
+            metavar="DIR",
+            parser=folder_option,
+            help="Folder of the stages and banks that several runs share.",
+        ),
     ] = None,
-    tiny: Annotated[bool, typer.Option("--tiny", help="Of the recipe's tiny form.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Fill the banks of a run with --tiny.")] = False,
 ) -> None:
-    """Fill the banks that a recipe's stages read, as far as its networks are final; parallel calls share the work."""
+    """Compute and store the teachers' outputs before a run.
+
+    Fills the banks whose networks are trained already, and names the stages that have to be trained before the others.
+    Several calls at the same time share the work.
+    """
     from crossdistill.planning.fill_banks import prefill
     from crossdistill.recipes import make
     from crossdistill.runtime.progress import Terminal
@@ -53,30 +77,36 @@ def fill_command(
     made = made.tiny() if tiny else made
     folder = out or (Path(recipe) if Path(recipe).is_dir() else None)
     if folder is None and banks is None and share is None:
-        raise SettingError("say where the banks go: --out DIR (the run's folder), --banks DIR or --share DIR")
+        raise SettingError(
+            "bank fill: wanted a folder for the banks, found none; give --out DIR (the run's folder), --banks DIR or "
+            "--share DIR"
+        )
     with Terminal() as display:
         waiting = prefill(made, folder or (banks or share or Path()), share=share, banks=banks, display=display)
-    typer.echo(f"to be trained first: {', '.join(waiting)}" if waiting else "every bank of this recipe is filled")
+    typer.echo(f"to be trained first: {', '.join(waiting)}" if waiting else "all banks of this recipe are filled")
 
 
 @bank.command("check")
 def check_command(
     folder: Folder,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave the values unread.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the values; check files, types and sample ids only.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Verify banks: files, types, sample ids, and every value against its checksum. Ends with 1 if one is damaged."""
+    """Verify banks against their checksums.
+
+    Checks files, types, sample ids and all values. Ends with status 1 if a bank is damaged.
+    """
     from crossdistill.bank.folder import entry, find_banks
 
     entries = [entry(path, values=not quick) for path in find_banks(folder)]
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in entries]))
-    for one in [] if as_json else entries:
-        state = one.fault or (
-            "sound" if one.filled == one.blocks else f"{one.filled} of {one.blocks} blocks are filled"
-        )
-        typer.echo(visible(f"{one.path}: {state}"))
-    damaged = [one for one in entries if one.fault]
+        typer.echo(json.dumps([asdict(row) for row in entries]))
+    for row in [] if as_json else entries:
+        filled = "sound" if row.filled == row.blocks else f"{row.filled} of {row.blocks} blocks are filled"
+        typer.echo(visible(f"{row.path}: {row.fault or filled}"))
+    damaged = [row for row in entries if row.fault]
     if damaged:
         raise BankDamaged(f"{len(damaged)} of {len(entries)} banks are damaged")
     if not as_json:
@@ -85,61 +115,72 @@ def check_command(
 
 @bank.command("list")
 def list_command(folder: Folder, as_json: AsJson = False) -> None:
-    """List banks: network and signal, size, filled blocks, time since the last use."""
+    """List banks, with their network, output, size, filled blocks and time since the last use."""
     from crossdistill.bank.bank import size_text
     from crossdistill.bank.folder import entry, find_banks
 
     entries = [entry(path) for path in find_banks(folder)]
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in entries]))
+        typer.echo(json.dumps([asdict(row) for row in entries]))
         return
-    for one in sorted(entries, key=lambda one: -one.bytes):
-        filled = "" if one.filled == one.blocks else f", {one.filled} of {one.blocks} blocks filled"
-        what = (
-            f"damaged: {one.fault}" if one.fault else f"{one.source} {one.want}, {one.rows:,} rows, {one.dtype}{filled}"
-        )
-        typer.echo(visible(f"{size_text(one.bytes):>10}  used {_ago(one.idle_s):>7} ago  {what}  {one.path}"))
-    typer.echo(f"{_banks(entries)}, {size_text(sum(one.bytes for one in entries))}")
+    for row in sorted(entries, key=lambda row: -row.bytes):
+        filled = "" if row.filled == row.blocks else f", {row.filled} of {row.blocks} blocks filled"
+        content = f"{row.source} {row.want}, {row.rows:,} rows, {row.dtype}{filled}"
+        state = f"damaged: {row.fault}" if row.fault else content
+        typer.echo(visible(f"{size_text(row.bytes):>10}  used {_ago(row.idle_s):>7} ago  {state}  {row.path}"))
+    typer.echo(f"{_banks(entries)}, {size_text(sum(row.bytes for row in entries))}")
 
 
 @bank.command("clear")
 def clear_command(
     folder: Folder,
     older: Annotated[
-        str | None, typer.Option("--older", metavar="AGE", help="Those unused for longer: 12h, 30d, 2w.")
+        str | None,
+        typer.Option("--older", metavar="AGE", help="Remove banks unused for longer than this: 12h, 30d, 2w."),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option("--keep", metavar="SIZE", help="The longest unused, until the rest fit: 500M, 20G.")
+        str | None,
+        typer.Option(
+            "--keep",
+            metavar="SIZE",
+            help="Remove the longest unused banks until the rest take at most this: 500M, 20G.",
+        ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every bank in the folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which, remove none.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every bank in the folder.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing: print the banks that would be removed.")
+    ] = False,
 ) -> None:
-    """Remove banks: one by its own folder, or those in a folder by age, by size or all; damaged ones always."""
+    """Remove banks by age, by size, or all of them.
+
+    Removes the bank of FOLDER, or those of the banks in FOLDER that the options select. With --older and --keep,
+    damaged banks are removed too. A bank that is being filled is kept.
+    """
     from crossdistill.bank.bank import size_text
     from crossdistill.bank.folder import clear_leftovers, entry, find_banks, remove, to_prune
 
-    found = find_banks(folder)
-    if not (older or keep or everything) and found != [folder]:
-        raise SettingError(f"{folder} holds {_banks(found)}: say which with --older AGE, --keep SIZE or --all")
-    entries = [entry(path) for path in found]
+    paths = find_banks(folder)
+    if not (older or keep or everything) and paths != [folder]:
+        raise SettingError(f"{folder} holds {_banks(paths)}; select them with --older AGE, --keep SIZE or --all")
+    entries = [entry(path) for path in paths]
     chosen = entries
     if older or keep:
         seconds = None if older is None else _number(older, SECONDS, "--older", "12h, 30d or 2w")
         size = None if keep is None else int(_number(keep, BYTES, "--keep", "500M or 20G"))
         chosen = to_prune(entries, older_s=seconds, keep=size)
     freed = 0
-    for one in chosen:
-        refusal = None if dry_run else remove(Path(one.path))
-        freed += 0 if refusal else one.bytes
-        said = refusal or f"{'would remove' if dry_run else 'removed'} {one.source} {one.want}  {one.path}"
-        typer.echo(visible(said))
+    for row in chosen:
+        refusal = None if dry_run else remove(Path(row.path))
+        freed += 0 if refusal else row.bytes
+        line = refusal or f"{'would remove' if dry_run else 'removed'} {row.source} {row.want}  {row.path}"
+        typer.echo(visible(line))
     if not dry_run:
         clear_leftovers(folder)
     typer.echo(f"{size_text(freed)} {'would be' if dry_run else 'are'} free")
 
 
-def _banks(found: Sequence[object]) -> str:
-    return f"{len(found)} bank{'' if len(found) == 1 else 's'}"
+def _banks(banks: Sequence[object]) -> str:
+    return f"{len(banks)} bank{'' if len(banks) == 1 else 's'}"
 
 
 def _number(text: str, units: dict[str, int], option: str, examples: str) -> float:

@@ -11,9 +11,9 @@ from pydantic_core import to_jsonable_python
 from crossdistill.cli.options import AsJson
 from crossdistill.runtime.escaping import visible
 
-listing = typer.Typer(help="List recipes, methods, data or models.", no_args_is_help=True, rich_markup_mode=None)
+listing = typer.Typer(help="List recipes, methods, data sets or models.", no_args_is_help=True, rich_markup_mode=None)
 
-Found = TypeVar("Found")
+Entry = TypeVar("Entry")
 
 WIDE = 200
 """Characters in a line where the output is not a terminal."""
@@ -21,7 +21,7 @@ WIDE = 200
 
 @listing.command("recipes")
 def recipes(as_json: AsJson = False) -> None:
-    """Short names of experiments."""
+    """List the recipes that `run` accepts, with their teachers."""
     from crossdistill.recipes import FAMILIES
     from crossdistill.recipes.stages import PLANS
 
@@ -41,7 +41,11 @@ def recipes(as_json: AsJson = False) -> None:
 
 @listing.command("methods")
 def methods(as_json: AsJson = False) -> None:
-    """Algorithms of a stage, with their settings; then presets, with the settings that differ and the reasons."""
+    """List the distillation methods of a stage, and the presets.
+
+    A preset is a recipe whose settings differ from the method's publication; each difference is listed with its reason.
+    With --json the settings of each method are printed too.
+    """
     from dataclasses import asdict
 
     from crossdistill.methods import find, list_methods
@@ -58,30 +62,32 @@ def methods(as_json: AsJson = False) -> None:
             },
             "required": [k for k, f in config.model_fields.items() if f.is_required()],
         }
-        for name, config in _found(list_methods(), find)
+        for name, config in _entries(list_methods(), find)
     ]
-    presets = {name: [asdict(one) for one in plan.differs] for name, plan in PLANS.items() if plan.differs is not None}
+    presets = {
+        name: [asdict(setting) for setting in plan.differs] for name, plan in PLANS.items() if plan.differs is not None
+    }
     if as_json:
-        found: dict[str, dict[str, Any]] = {str(row["name"]): row for row in rows}
+        entries: dict[str, dict[str, Any]] = {str(row["name"]): row for row in rows}
         for name, differs in presets.items():
-            found[name] = {"about": PLANS[name].about, **found.get(name, {"name": name}), "differs": differs}
-        _print(list(found.values()), as_json)
+            entries[name] = {"about": PLANS[name].about, **entries.get(name, {"name": name}), "differs": differs}
+        _print(list(entries.values()), as_json)
         return
     _print(rows, as_json, hidden=("settings", "required"))
     typer.echo("\nPresets (DATA/PRESET is a recipe):\n")
     _print([{"name": name, "about": PLANS[name].about} for name in presets], as_json)
     typer.echo("")
-    _print([{"preset": name, **one} for name, differs in presets.items() for one in differs], as_json)
+    _print([{"preset": name, **setting} for name, differs in presets.items() for setting in differs], as_json)
 
 
 @listing.command("data")
 def data(as_json: AsJson = False) -> None:
-    """Data sets, with the path and size of their cached files."""
+    """List the data sets, with the path and size of their cached files."""
     from crossdistill.data import find_data, names
     from crossdistill.errors import CrossdistillError
 
     rows: list[dict[str, Any]] = []
-    for name, config in _found(names(), find_data):
+    for name, config in _entries(names(), find_data):
         try:
             entry = config(name=name).cached()
         except CrossdistillError:
@@ -102,13 +108,17 @@ def data(as_json: AsJson = False) -> None:
 
 @listing.command("models")
 def models(as_json: AsJson = False) -> None:
-    """Networks, with their parameters and taps."""
+    """List the built-in networks, with their layers.
+
+    Shows the number of parameters (for 10 classes), the modalities that are read, and the taps: the layers whose
+    outputs a method can use.
+    """
     import torch
 
     from crossdistill.models import find_model, list_models
 
     rows = []
-    for name, model in _found(list_models(), find_model):
+    for name, model in _entries(list_models(), find_model):
         try:
             with torch.device("meta"):
                 size = sum(parameter.numel() for parameter in model.module(classes=10).parameters())
@@ -119,7 +129,7 @@ def models(as_json: AsJson = False) -> None:
     _print(rows, as_json)
 
 
-def _found(names: Iterable[str], find: Callable[[str], Found]) -> Iterator[tuple[str, Found]]:
+def _entries(names: Iterable[str], find: Callable[[str], Entry]) -> Iterator[tuple[str, Entry]]:
     """The entry of each name; an entry of a broken package is skipped with a message."""
     from crossdistill.errors import SettingError
 

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="crossdistill",
-    help="Distil many teachers, of other modalities or domains, into one small student.",
+    help="Distil several teacher networks, of other modalities or domains, into one small student network.",
+    epilog="Start with `crossdistill run av-digits/kd --tiny`, a first run of some seconds. `crossdistill COMMAND "
+    "--help` describes a command.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,7 +55,7 @@ app.add_typer(bank, name="bank")
 
 @app.callback(invoke_without_command=True)
 def _about(
-    version: Annotated[bool, typer.Option("--version", help="Say the version, and end.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         typer.echo(f"crossdistill {__version__}")
@@ -66,26 +68,46 @@ def run_command(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A short name (crossdistill list recipes), package.module:function, path/to/file.py:function, "
-            "or a run's recipe.yaml.",
+            help="DATA/METHOD as in `crossdistill list recipes`, package.module:function, path/to/file.py:function, "
+            "or a run's folder or its recipe.yaml.",
         ),
     ],
     settings: Settings = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of weights, order and, where it is drawn, the split.")
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Seed of the initial weights, of the order of rows and, if it is random, of the split. By default the "
+            "recipe's.",
+        ),
     ] = None,
     out: Out = None,
     resume: Resume = False,
     tiny: Tiny = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen, with projected time and memory.")
+        bool,
+        typer.Option("--dry-run", help="Train nothing: print the stages, with projected time and memory."),
     ] = False,
     timed_steps: Annotated[
-        int, typer.Option("--timed-steps", min=1, max=1000, help="With --dry-run: steps timed per stage.")
+        int,
+        typer.Option(
+            "--timed-steps",
+            min=1,
+            max=1000,
+            metavar="N",
+            help="With --dry-run: number of steps of each stage that are timed.",
+        ),
     ] = 3,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use downloaded models only; send no request to a model hub.")
+    ] = False,
 ) -> None:
-    """Train a recipe, and evaluate its student once at the end."""
+    """Train the stages of a recipe, then evaluate its student.
+
+    Writes the student, its predictions, the metrics of all steps and the recipe into the folder of --out. Ctrl-C saves
+    a checkpoint and stops; --resume continues. An error ends with status 1, a faulty recipe with status 2.
+    """
     _offline(offline)
     from crossdistill.recipes import make
     from crossdistill.recipes.stages import preset_notes
@@ -117,53 +139,54 @@ def run_command(
 
 @app.command("eval")
 def eval_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
-    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="test, validation or train.")] = "test",
     metric: Annotated[
-        str, typer.Option("--metric", help="accuracy, balanced-accuracy, macro-f1, kappa or matthews.")
+        str,
+        typer.Option("--metric", metavar="NAME", help="accuracy, balanced-accuracy, macro-f1, kappa or matthews."),
     ] = "accuracy",
     recipe: OwnRecipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's saved student on its recipe's data."""
+    """Evaluate the student of a finished run on a split of its data."""
     from crossdistill.recipes.of_run import of_run
     from crossdistill.run_folder.folder import unchanged
     from crossdistill.training.evaluation import evaluate_folder
 
     unchanged(run)
-    found = evaluate_folder(run, of_run(run, recipe, settings or [], "eval"), split, metric)
+    result = evaluate_folder(run, of_run(run, recipe, settings or [], "eval"), split, metric)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(result))
     else:
-        rows = f"{found['rows']:,} of {found['of']:,}" if found["rows"] != found["of"] else f"{found['rows']:,}"
-        said = f"{rows} row{'' if found['of'] == 1 else 's'} of the {split} split"
-        typer.echo(f"{visible(str(run))}: {found['metric']} {found['value']:.4f} on {said}")
+        rows = f"{result['rows']:,} of {result['of']:,}" if result["rows"] != result["of"] else f"{result['rows']:,}"
+        noun = "row" if result["of"] == 1 else "rows"
+        typer.echo(
+            f"{visible(str(run))}: {result['metric']} {result['value']:.4f} on {rows} {noun} of the {split} split"
+        )
 
 
 @app.command("predict")
 def predict_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a student's.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of a student.")],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Pictures, sounds or arrays, one example each.")
+        list[Path], typer.Argument(metavar="FILE...", help="Pictures, sounds or arrays (.npy), each with one example.")
     ],
     recipe: OwnRecipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the class of each file with a run's student."""
+    """Predict the class of each file with a trained student."""
     from crossdistill.recipes.of_run import module_of_run
     from crossdistill.student import load_student
 
     student = load_student(run, module_of_run(recipe, settings or []))
-    found = student.predict(files)
+    predictions = list(zip(files, student.predict(files), strict=True))
     if as_json:
-        rows = [
-            {"file": str(f), "label": p.label, "probability": p.probability} for f, p in zip(files, found, strict=True)
-        ]
+        rows = [{"file": str(f), "label": p.label, "probability": p.probability} for f, p in predictions]
         typer.echo(json.dumps(rows))
         return
-    for file, prediction in zip(files, found, strict=True):
+    for file, prediction in predictions:
         typer.echo(f"{visible(str(file))}: {visible(prediction.label)} ({prediction.probability:.3f})")
 
 
@@ -187,7 +210,11 @@ def compare_command(
     tiny: Tiny = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train several methods under equal conditions, and print one table with paired statistics."""
+    """Train several methods under equal conditions and compare them.
+
+    Prints a table of all methods with paired statistics, and writes it into the folder of --out. `--dry-run` projects
+    the time first. Ctrl-C stops; --resume continues. Ends with status 1 if a run failed.
+    """
     from crossdistill.compare.grid import Grid
     from crossdistill.compare.run import compare
 
@@ -222,7 +249,11 @@ def compare_command(
 
 @app.command("doctor")
 def doctor_command(as_json: AsJson = False) -> None:
-    """Check every optional package, and report broken ones with the reason."""
+    """Check the packages, devices and folders of this installation.
+
+    Imports every package that crossdistill can use, and reports missing and broken ones with the reason and a remedy.
+    Ends with status 1 if it finds a fault.
+    """
     from crossdistill.cli import doctor
 
     diagnosis = doctor.examine()
@@ -238,10 +269,10 @@ def doctor_command(as_json: AsJson = False) -> None:
 
 def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:
     """The folder of a run: named after the recipe, or the existing one when a run resumes by its own recipe."""
-    given = Path(name)
-    given = given.parent if given.name == "recipe.yaml" else given
-    if resume and os.path.isfile(given / "recipe.yaml"):
-        return given
+    path = Path(name)
+    folder = path.parent if path.name == "recipe.yaml" else path
+    if resume and os.path.isfile(folder / "recipe.yaml"):
+        return folder
     return Path("runs") / f"{recipe.name.replace('/', '-')}-{recipe.learner}-seed{recipe.seed}{'-tiny' * tiny}"
 
 
@@ -256,8 +287,8 @@ def _say(text: str, *, err: bool = False) -> None:
         typer.echo(visible(text, lines=True), err=err)
 
 
-def _offline(wanted: bool) -> None:
-    if wanted:
+def _offline(enabled: bool) -> None:
+    if enabled:
         # The packages read these variables when they are imported, which happens later.
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
@@ -277,7 +308,7 @@ def main() -> None:
         sys.exit(1)
 
 
-AT_ONCE = "stopped at once; the same command with --resume goes on"
+AT_ONCE = "stopped at once; the same command with --resume continues"
 
 
 def _at_once(folder: Path, recipe: "Recipe", dry_run: bool) -> str:
@@ -285,9 +316,9 @@ def _at_once(folder: Path, recipe: "Recipe", dry_run: bool) -> str:
     from crossdistill.run_folder.folder import RECIPE, go_on
 
     if dry_run or not (folder / RECIPE).is_file():
-        return "stopped at once; nothing was saved yet"
+        return "stopped at once; nothing was saved"
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return f"stopped at once, without saving; go on with: {go_on(folder, recipe, ranks)}"
+    return f"stopped at once, without a new checkpoint; continue with: {go_on(folder, recipe, ranks)}"
 
 
 def _ended(why: str, status: int) -> typer.Exit:
@@ -298,5 +329,5 @@ def _ended(why: str, status: int) -> typer.Exit:
 
 def _complain(error: object) -> None:
     """Print an error on standard error, from every rank, since reasons may differ."""
-    said = visible(str(error), lines=True)
-    typer.echo(f"crossdistill{f', rank {_rank()}' if _rank() else ''}: {said}", err=True)
+    text = visible(str(error), lines=True)
+    typer.echo(f"crossdistill{f', rank {_rank()}' if _rank() else ''}: {text}", err=True)

@@ -7,82 +7,135 @@ import typer
 
 
 def folder_option(text: str) -> Path:
-    """The path of a folder; an empty one, which would mean the working folder, is an error."""
+    """The path of a folder.
+
+    Raises:
+        BadParameter: the text is empty, which would mean the working folder.
+    """
     if not text.strip():
-        raise typer.BadParameter("it is empty; give a folder, as in --out runs/first (the working folder is '.')")
+        raise typer.BadParameter(
+            "wanted a folder, as in --out runs/first, found an empty text (the working folder is '.')"
+        )
     return Path(text)
 
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="A parameter of the recipe, or any of its fields."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Set a parameter of the recipe's function, or a field of the recipe: student=audio, stages.kd.epochs=3. "
+        "Can be given several times.",
+    ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", parser=folder_option, help="The run's folder; by default under runs/."),
+    typer.Option("--out", metavar="DIR", parser=folder_option, help="Folder of the results; by default one in runs/."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")]
-Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps on a few rows, to see that all of it runs.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run that the folder holds; a finished one is left as it is.")
+]
+Tiny = Annotated[
+    bool, typer.Option("--tiny", help="Train a few steps on a few rows, as a quick check that everything works.")
+]
 OwnRecipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
         metavar="FILE.py:FUNCTION",
-        help="The function that made the run's recipe, where its networks or data are your own; it is run. A run's "
-        "folder names it, and is never followed by itself.",
+        help="The function that made the run's recipe. Needed if its networks or data are your own. The command "
+        "executes it; the name of the function in the run's folder is never executed.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 
-DataName = Annotated[str, typer.Argument(metavar="DATA", help="As in `crossdistill list data`.")]
+DataName = Annotated[
+    str, typer.Argument(metavar="DATA", help="Name of a data set; `crossdistill list data` lists them.")
+]
 Methods = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="Names with commas (crossdistill list methods); all: every method once, without presets and ablations "
-        "(mst-distill-...), which are run when they are named.",
+        metavar="A,B,C",
+        help="Methods to compare, by the second part of a recipe's name and separated by commas. By default "
+        "supervised,kd,mst-distill; all: every method without its presets and ablations (mst-distill-...).",
     ),
 ]
-Students = Annotated[str | None, typer.Option("--students", help="Modalities with commas; by default every one.")]
+Students = Annotated[
+    str | None,
+    typer.Option(
+        "--students", metavar="A,B,C", help="Modalities of the students, separated by commas. By default all of them."
+    ),
+]
 Teachers = Annotated[
     str | None,
     typer.Option(
         "--teachers",
-        help="mm (multimodal), cm (cross-modal), mm+cm with commas; by default each method's own. A method whose "
-        "own are both is run once with both where both are named.",
+        metavar="A,B,C",
+        help="Kinds of teachers, separated by commas: mm (multimodal), cm (cross-modal) or mm+cm (both at once). By "
+        "default those of each method's recipe. A method whose recipe has both runs with both if mm and cm are named.",
     ),
 ]
-Seeds = Annotated[int | None, typer.Option("--seeds", help="So many runs of each cell.")]
-Labelled = Annotated[str | None, typer.Option("--labelled", help="Fractions of the student's labels, with commas.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option("--seeds", metavar="N", help="Number of runs of each cell, with seeds from 0; by default 3."),
+]
+Labelled = Annotated[
+    str | None,
+    typer.Option(
+        "--labelled",
+        metavar="A,B,C",
+        help="Fractions of the training rows whose labels the student may use, separated by commas. By default 1.",
+    ),
+]
 Control = Annotated[
     str | None,
-    typer.Option("--control", help="shuffled: teachers look at other rows, at the scarcest labels of the grid."),
+    typer.Option(
+        "--control",
+        metavar="NAME",
+        help="shuffled: run each method again with teachers that read other rows, at the smallest fraction of labels.",
+    ),
 ]
 Sweep = Annotated[
     list[str] | None,
     typer.Option(
         "--sweep",
         metavar="FIELD=A,B,C",
-        help="Tune a field of the methods, of their stage or of its optimizer: the same number of trials for every "
-        "method, on a seed of their own, chosen on the validation split. Can be given several times.",
+        help="Tune a field of the methods, of their stage or of its optimizer. Every method gets the same number of "
+        "trials, with a seed that no other run has, and the best value on the validation split. Can be given several "
+        "times.",
     ),
 ]
 Budget = Annotated[
-    float | None, typer.Option("--budget", metavar="MINUTES", help="Pick seeds and epochs that fit, and say so.")
+    float | None,
+    typer.Option(
+        "--budget", metavar="MINUTES", help="Choose and report the numbers of seeds and epochs that fit into this time."
+    ),
 ]
-Preset = Annotated[str | None, typer.Option("--preset", help="demo: the README's table.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help="demo: the options of the README's table.")
+]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", min=1, help="Workers; by default one a core, or what the cluster has.")
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        metavar="N",
+        help="Number of worker processes. By default one for each core, or as many as the cluster has room for.",
+    ),
 ]
 Place = Annotated[
     str,
     typer.Option(
         "--on",
         metavar="PLACE",
-        help="local, ray[:address=...,num_gpus=...] or slurm[:slurm_partition=...,timeout_min=...]; machines share "
-        "the folder of --out.",
+        help="Where the workers run: local, ray[:address=...,num_gpus=...] or "
+        "slurm[:slurm_partition=...,timeout_min=...]. All machines need access to the folder of --out.",
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="List the cells, what they share, projected time, and what cannot apply.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Train nothing: print the cells, the stages that they share, the projected time and faults."
+    ),
 ]
