@@ -255,16 +255,16 @@ def test_numbers_that_half_precision_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_the_estimate_writes_nothing(tmp_path: Path) -> None:
-    asked: list[int] = []
+    sizes: list[int] = []
 
     def counting(ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
-        asked.append(len(ids))
+        sizes.append(len(ids))
         return produce(ids, view)
 
-    found = estimate(BankRows(IDS), KEY.bytes(len(IDS)), 3, BLOCK_ROWS, counting)
-    assert asked == [2, 256]
-    assert found.bytes == 600 * 5 * 4
-    assert found.seconds > 0
+    projected = estimate(BankRows(IDS), KEY.bytes(len(IDS)), 3, BLOCK_ROWS, counting)
+    assert sizes == [2, 256]
+    assert projected.bytes == 600 * 5 * 4
+    assert projected.seconds > 0
     assert not list(tmp_path.iterdir())
     assert Estimate(600, 3, 12000, 0.2).text() == "600 rows, 11.7 kB, about a moment"
     assert Estimate(56_000, 219, 3 * 2**30, 300.0).text() == "56,000 rows, 3.0 GB, about 5.0 min"

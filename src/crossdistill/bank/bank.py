@@ -92,14 +92,14 @@ class BankKey:
         """The key as plain JSON values."""
         return {**asdict(self), "shape": list(self.shape)}
 
-    def differences(self, found: Mapping[str, Any]) -> list[str]:
+    def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """The fields in which a stored key differs from this one, one line each."""
         wanted = self.as_data()
-        names = [*wanted, *(name for name in found if name not in wanted)]
+        names = [*wanted, *(name for name in stored if name not in wanted)]
         return [
-            f"{name} (wanted {_short(wanted.get(name))}, found {_short(found.get(name))})"
+            f"{name} (wanted {_short(wanted.get(name))}, found {_short(stored.get(name))})"
             for name in names
-            if wanted.get(name) != found.get(name)
+            if wanted.get(name) != stored.get(name)
         ]
 
     @classmethod
@@ -109,7 +109,7 @@ class BankKey:
         Raises:
             BankDamaged: the value is not a key.
         """
-        names = {one.name for one in fields(cls)}
+        names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != names or value["dtype"] not in STORED:
             raise BankDamaged(f"bank {where}: {DESCRIPTION} holds no key of schema {SCHEMA}; {remedy(where)}")
         return cls(**{**value, "shape": tuple(value["shape"])})
@@ -161,11 +161,10 @@ class Bank:
             BankDamaged: a file is missing, truncated, of another type, or holds other samples or views.
         """
         if not (path / DESCRIPTION).is_file():
-            raise BankMissing(f"there is no bank {path}; `crossdistill bank fill` or a run with source=banked makes it")
-        found = described(path)
-        differences = key.differences(found["key"])
+            raise BankMissing(f"there is no bank {path}; `crossdistill bank fill` or a run with source=banked fills it")
+        differences = key.differences(described(path)["key"])
         if differences:
-            raise BankStale(f"bank {path} is of something else: {'; '.join(differences)}; {remedy(path)}")
+            raise BankStale(f"bank {path} has another key: {'; '.join(differences)}; {remedy(path)}")
         for name, (dtype, shape) in _layout(key, len(rows)).items():
             _verify_array(path / f"{name}.npy", dtype, shape)
         views = torch.zeros_like(rows.ids) if rows.view is None else rows.view
@@ -174,7 +173,8 @@ class Bank:
             if not torch.equal(stored, wanted):
                 row = int((stored != wanted).nonzero()[0])
                 raise BankDamaged(
-                    f"bank {path}: row {row} holds {what} {int(stored[row])}, wanted {int(wanted[row])}; {remedy(path)}"
+                    f"bank {path}, row {row}: wanted {what} {int(wanted[row])}, found {what} {int(stored[row])}; "
+                    f"{remedy(path)}"
                 )
         with suppress(OSError):  # a read-only folder is not pruned either
             os.utime(path / DESCRIPTION)
@@ -258,7 +258,7 @@ class Bank:
         if missing:
             raise BankMissing(
                 f"bank {self.path}: {len(missing)} of {len(self.blocks)} blocks are not filled, first {missing[0]}; "
-                "resume the run that fills it, or say `crossdistill bank fill`"
+                "resume the run that fills it, or fill it with `crossdistill bank fill`"
             )
 
     def _verify_marks(self, values: Any, seen: Any) -> None:
@@ -266,7 +266,7 @@ class Bank:
         for number, (start, end) in enumerate(self.blocks):
             if mark(values[start:end].tobytes(), seen[start:end].tobytes()) != int(marks[number]):
                 raise BankDamaged(
-                    f"bank {self.path}: block {number} (rows {start} to {end - 1}) is not what was written; "
+                    f"bank {self.path}: block {number} (rows {start} to {end - 1}) does not match its checksum; "
                     f"{remedy(self.path)}"
                 )
 
@@ -283,17 +283,18 @@ def described(path: Path) -> dict[str, Any]:
         BankDamaged: the file cannot be read or does not describe a bank.
     """
     try:
-        found = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BankDamaged(f"bank {path}: {DESCRIPTION} cannot be read ({error}); {remedy(path)}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("key"), dict) or not isinstance(found.get("rows"), int):
+    known = description if isinstance(description, dict) else {}
+    if not isinstance(known.get("key"), dict) or not isinstance(known.get("rows"), int):
         raise BankDamaged(f"bank {path}: {DESCRIPTION} does not describe a bank; {remedy(path)}")
-    return found
+    return known
 
 
 def remedy(path: Path) -> str:
     """Advice for errors about a bank that cannot be used."""
-    return f"remove it with `crossdistill bank clear {path}`, and it is filled again"
+    return f"remove it with `crossdistill bank clear {path}`; the next run fills it again"
 
 
 def _layout(key: BankKey, num_rows: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -321,7 +322,7 @@ def _reserve(file: Path, dtype: str, shape: tuple[int, ...], bank: Path, size: i
             reserve(stream.fileno(), file.stat().st_size)
         except OSError as error:
             raise StorageError(
-                f"bank {bank} needs {size_text(size)}: {error.strerror}. Free some space, give another folder for "
+                f"bank {bank} needs {size_text(size)}: {error.strerror}. Free some space, choose another folder for "
                 "banks, lower bank.budget, or set the stage's source to live"
             ) from error
 
@@ -332,17 +333,17 @@ def _verify_array(file: Path, dtype: str, shape: tuple[int, ...]) -> None:
         with file.open("rb") as stream:
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            found_shape, _, found = read(stream)
+            stored_shape, _, stored_dtype = read(stream)
             start = stream.tell()
     except (OSError, ValueError) as error:
         raise BankDamaged(f"bank {bank}: {file.name} cannot be read ({error}); {remedy(bank)}") from error
-    if found.str != dtype or found_shape != shape:
+    if stored_dtype.str != dtype or stored_shape != shape:
         raise BankDamaged(
-            f"bank {bank}: {file.name} holds {found.str} {found_shape}, wanted {dtype} {shape}; {remedy(bank)}"
+            f"bank {bank}: {file.name}: wanted {dtype} {shape}, found {stored_dtype.str} {stored_shape}; {remedy(bank)}"
         )
     size, wanted = file.stat().st_size, start + int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size != wanted:
-        raise BankDamaged(f"bank {bank}: {file.name} has {size:,} bytes, wanted {wanted:,}; {remedy(bank)}")
+        raise BankDamaged(f"bank {bank}: {file.name}: wanted {wanted:,} bytes, found {size:,}; {remedy(bank)}")
 
 
 def _as_tensor(values: np.ndarray, key: BankKey) -> Tensor:

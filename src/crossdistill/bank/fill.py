@@ -78,7 +78,7 @@ def fill(banks: Mapping[str, Bank], produce: Produce, advance: Callable[[], None
         writers = {label: stack.enter_context(_Writer(bank)) for label, bank in banks.items()}
         waiting = [n for n in range(len(blocks)) if any(not w.done(n) for w in writers.values())]
         clock = _Clock()
-        told = False
+        notified = False
         while waiting:
             before = len(waiting)
             for number in list(waiting):
@@ -95,9 +95,9 @@ def fill(banks: Mapping[str, Bank], produce: Produce, advance: Callable[[], None
                     _commit(writers, clock)
             _commit(writers, clock)
             if waiting and len(waiting) == before:
-                if not told:
-                    notice(f"waiting for another process, which computes {len(waiting)} of the blocks")
-                    told = True
+                if not notified:
+                    notice(f"waiting for {len(waiting)} blocks, which another process computes")
+                    notified = True
                 time.sleep(POLL_S)
 
 
@@ -217,21 +217,22 @@ class _Writer:
     def _whole(self, ids: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
         """All rows of the block in the stored type; zeros for rows that were not computed."""
         key = self._bank.key
-        found = str(values.dtype).removeprefix("torch.")
-        if found != key.gives or tuple(values.shape[1:]) != key.shape:
+        dtype = str(values.dtype).removeprefix("torch.")
+        if dtype != key.gives or tuple(values.shape[1:]) != key.shape:
             raise BankError(
-                f"bank {self._bank.path}: the network gives {key.want} as {found} {tuple(values.shape[1:])}, but the "
-                f"bank was made for {key.gives} {key.shape}"
+                f"bank {self._bank.path}: wanted {key.want} as {key.gives} {key.shape}, found {dtype} "
+                f"{tuple(values.shape[1:])}; the network's output depends on more than its key, so set the stage's "
+                "source to live"
             )
         stored = values.detach().to(self._torch_type).cpu()
         bad = ~stored.isfinite().flatten(1).all(1)
         if bool(bad.any()):
-            own = ids if rows is None else ids[rows.cpu()]
-            shown = ", ".join(map(str, own[bad].tolist()[:8]))
+            computed = ids if rows is None else ids[rows.cpu()]
+            shown = ", ".join(map(str, computed[bad].tolist()[:8]))
             precision = "" if key.dtype == key.gives else f" as {key.dtype}; bank.dtype={key.gives} may hold them"
             raise NonFiniteError(
                 f"bank {self._bank.path}: {key.want} is NaN or Inf for the samples {shown}{precision}; "
-                "look at these samples, and at the weights of the network that gave this"
+                "look at these samples, and at the weights of the network"
             )
         if rows is not None:
             stored = stored.new_zeros((len(ids), *stored.shape[1:])).index_copy(0, rows.cpu(), stored)
@@ -245,8 +246,8 @@ class _Writer:
 
     def _failed(self, error: OSError) -> StorageError:
         return StorageError(
-            f"bank {self._bank.path} could not be written: {error.strerror or error}; the blocks that were marked are "
-            "good. Free some space or give another folder for banks, then go on with --resume"
+            f"bank {self._bank.path} could not be written: {error.strerror or error}; the finished blocks are "
+            "intact. Free some space or choose another folder for banks, then go on with --resume"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crossdistill.bank.bank import DESCRIPTION, Bank, BankKey, described
+from crossdistill.bank.bank import DESCRIPTION, Bank, BankKey, described, remedy
 from crossdistill.bank.fill import being_filled
 from crossdistill.bank.rows import BankRows
 from crossdistill.errors import BankDamaged, BankError, BankMissing
@@ -43,9 +43,11 @@ def find_banks(folder: Path) -> list[Path]:
         BankMissing: there is no such folder.
     """
     if not folder.is_dir():
-        raise BankMissing(f"there is no folder {folder}; banks are in `banks` of a run's folder, or of a shared one")
-    found = [file.parent for file in folder.rglob(DESCRIPTION)]
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+        raise BankMissing(
+            f"there is no folder {folder}; banks are in the folder `banks` of a run or of a shared folder"
+        )
+    paths = [file.parent for file in folder.rglob(DESCRIPTION)]
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def opened(path: Path) -> Bank:
@@ -54,21 +56,22 @@ def opened(path: Path) -> Bank:
     Raises:
         BankDamaged: a file differs from the description, or the folder has another bank's name.
     """
-    found = described(path)
-    key = BankKey.from_data(found["key"], path)
+    key = BankKey.from_data(described(path)["key"], path)
     if path.name != key.folder:
-        raise BankDamaged(f"bank {path} is not where its key belongs, which is {key.folder!r}; remove or rename it")
+        raise BankDamaged(f"bank {path}: its key belongs to a folder named {key.folder!r}; remove or rename it")
     arrays = []
     for name in ("ids", "view"):
         try:
             arrays.append(torch.from_numpy(np.load(path / f"{name}.npy", allow_pickle=False)))
         except (OSError, ValueError, TypeError) as error:
-            raise BankDamaged(f"bank {path}: {name}.npy cannot be read: {error}") from error
+            raise BankDamaged(f"bank {path}: {name}.npy cannot be read ({error}); {remedy(path)}") from error
     ids, view = arrays
-    sound = all(one.dtype == torch.int64 and one.ndim == 1 for one in arrays) and len(ids) == len(view)
+    sound = all(array.dtype == torch.int64 and array.ndim == 1 for array in arrays) and len(ids) == len(view)
     rows = BankRows(ids, view if bool(view.any()) else None) if sound else None
     if rows is None or rows.key != key.rows:
-        raise BankDamaged(f"bank {path}: ids.npy and view.npy do not hold the rows that its key was made of")
+        raise BankDamaged(
+            f"bank {path}: ids.npy and view.npy do not match the hash of the rows in its key; {remedy(path)}"
+        )
     return Bank.open(path, key, rows)
 
 
@@ -103,11 +106,11 @@ def to_prune(entries: Sequence[BankEntry], *, older_s: float | None = None, keep
 
     After these, the longest unused ones follow until the rest take at most `keep` bytes.
     """
-    gone = [one for one in entries if one.fault or (older_s is not None and one.idle_s > older_s)]
-    rest = sorted((one for one in entries if one not in gone), key=lambda one: -one.idle_s)
-    while keep is not None and rest and sum(one.bytes for one in rest) > keep:
-        gone.append(rest.pop(0))
-    return gone
+    chosen = [row for row in entries if row.fault or (older_s is not None and row.idle_s > older_s)]
+    rest = sorted((row for row in entries if row not in chosen), key=lambda row: -row.idle_s)
+    while keep is not None and rest and sum(row.bytes for row in rest) > keep:
+        chosen.append(rest.pop(0))
+    return chosen
 
 
 def remove(path: Path) -> str | None:
@@ -119,12 +122,12 @@ def remove(path: Path) -> str | None:
         BankError: the folder is not writable.
     """
     if being_filled(path):
-        return f"{path} is being filled now"
+        return f"{path} is kept: another process is filling it"
     try:
         remove_folder(path)
     except OSError as error:
         why = error.strerror or str(error)
-        raise BankError(f"{path} cannot be removed: {why}; make {path.parent} writable, and clear it again") from error
+        raise BankError(f"{path} cannot be removed: {why}; make {path.parent} writable and clear it again") from error
     return None
 
 

@@ -88,18 +88,19 @@ class BankRows:
     def _absent(self, ids: Tensor, view: Tensor | None) -> str:
         absent = ids[~torch.isin(ids, self.ids.to(ids.device))].tolist()
         if not absent and self.views > 1:
-            looked = "does not say which view it looks at" if view is None else f"looks at view {int(view.max())}"
+            selected = "view 0, since it names none" if view is None else f"view {int(view.max())}"
             return (
-                f"the batch {looked}, and not all of its samples are in the bank as that; it holds {self.views - 1} "
-                "seeded views of each training row, counted from 1, and validation rows as they are, which is view 0"
+                f"a batch selects {selected}, which the bank lacks for some of its samples; the bank holds "
+                f"{self.views - 1} seeded views of each training row, numbered from 1, and view 0 (without "
+                "augmentation) of each validation row"
             )
         if not absent and view is not None and bool(view.any()):
             return (
-                f"the batch looks at view {int(view.max())}, and the bank holds its rows as they are, which is view 0"
+                f"a batch selects view {int(view.max())}, and the bank holds view 0 alone: its data are not augmented"
             )
         shown = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
         which = f"the samples {shown}" if absent else "samples of an earlier batch"
         return (
-            f"the bank holds {len(self.ids.unique())} samples, and {which} are not among them; a bank is of the "
-            "training and validation rows of the data that it was filled from"
+            f"the bank holds {len(self.ids.unique())} samples, and lacks {which}; a bank holds the training and "
+            "validation rows of the data that it was filled from"
         )

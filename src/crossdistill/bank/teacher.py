@@ -66,13 +66,13 @@ class Banked(TeacherBase):
         seen = first.seen(at)
         rows = None if seen is None else seen.nonzero().flatten()
         at = at if rows is None else at.index_select(0, rows)
-        found = {signal: bank.take(at).to(self._types[signal]) for signal, bank in self._read}
-        cuts = {signal.tap: Cut(value) for signal, value in found.items() if signal.kind == "cut"}
-        features = {signal.tap: value for signal, value in found.items() if signal.kind == "feature"}
+        values = {signal: bank.take(at).to(self._types[signal]) for signal, bank in self._read}
+        cuts = {signal.tap: Cut(value) for signal, value in values.items() if signal.kind == "cut"}
+        features = {signal.tap: value for signal, value in values.items() if signal.kind == "feature"}
         return replace(
             outputs,
-            logits=found.get(Signal.LOGITS, outputs.logits),
-            embedding=found.get(Signal.EMBEDDING, outputs.embedding),
+            logits=values.get(Signal.LOGITS, outputs.logits),
+            embedding=values.get(Signal.EMBEDDING, outputs.embedding),
             features={**outputs.features, **features},
             cuts={**outputs.cuts, **cuts},
             rows=rows,

@@ -308,7 +308,7 @@ def main() -> None:
         sys.exit(1)
 
 
-AT_ONCE = "stopped at once; the same command with --resume continues"
+AT_ONCE = "stopped at once; go on with the same command and --resume"
 
 
 def _at_once(folder: Path, recipe: "Recipe", dry_run: bool) -> str:
@@ -318,7 +318,7 @@ def _at_once(folder: Path, recipe: "Recipe", dry_run: bool) -> str:
     if dry_run or not (folder / RECIPE).is_file():
         return "stopped at once; nothing was saved"
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return f"stopped at once, without a new checkpoint; continue with: {go_on(folder, recipe, ranks)}"
+    return f"stopped at once, without a new checkpoint; go on with: {go_on(folder, recipe, ranks)}"
 
 
 def _ended(why: str, status: int) -> typer.Exit:
