@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     # A checkpoint of the same position is bit-identical, or it is damaged and is replaced.
     shutil.rmtree(folder / name, ignore_errors=True)
     with atomic_folder(folder / name) as temporary:
-        write_tensors(temporary / WEIGHTS, _apart(checkpoint.tensors))
+        write_tensors(temporary / WEIGHTS, _separate(checkpoint.tensors))
         try:
             torch.save(dict(checkpoint.state), temporary / STATE)
         except RuntimeError as error:
@@ -65,13 +65,13 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             about = read_sealed(path / ABOUT)
             for file, wanted in about.get("files", {}).items():
                 if file_hash(path / file) != wanted:
-                    raise ValueError(f"{file} is not what was written")
+                    raise ValueError(f"{file} does not match its hash")
             tensors = load_file(path / WEIGHTS)
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(path / STATE, weights_only=True)
             return Checkpoint(about["stage"], about["epoch"], about["step"], tensors, state)
         except Exception as error:  # the three readers may raise anything for damaged files
-            log.warning("%s is damaged (%s: %s) and is passed over", path, type(error).__name__, error)
+            log.warning("%s is damaged (%s: %s); it is skipped", path, type(error).__name__, error)
     return None
 
 
@@ -99,9 +99,9 @@ def moving(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors requires them: on the CPU, contiguous, and without shared memory."""
-    separate: dict[str, Tensor] = {}
+    separated: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in tensors.items():
         plain = value.detach().cpu().contiguous()
@@ -109,8 +109,8 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Tied weights are written twice, and a slice is written without the tensor that it is a part of.
         shares = storage.data_ptr() in seen or storage.nbytes() != plain.nbytes
         seen.add(storage.data_ptr())
-        separate[name] = plain.clone() if shares else plain
-    return separate
+        separated[name] = plain.clone() if shares else plain
+    return separated
 
 
 def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
@@ -130,7 +130,7 @@ def save_outcome(path: Path, modules: Mapping[str, nn.Module], about: Mapping[st
         hashes = {}
         for name, module in modules.items():
             file = temporary / f"{name}.safetensors"
-            write_tensors(file, _apart(module.state_dict()))
+            write_tensors(file, _separate(module.state_dict()))
             hashes[name] = file_hash(file)
         write_sealed(temporary / OUTCOME, {**about, "files": hashes})
 
@@ -149,13 +149,13 @@ def load_outcome(path: Path, modules: Mapping[str, nn.Module], key: str) -> dict
         stored_key, stage, files = about["key"], about["stage"], dict(about["files"])
         counts = [about[name] for name in ("seconds", "peak_memory_mb", "metrics")]
         if not all(isinstance(count, int | float) and count >= 0 for count in counts) or type(counts[2]) is not int:
-            raise TypeError("seconds, peak_memory_mb and metrics are numbers")
+            raise TypeError("wanted numbers in seconds, peak_memory_mb and metrics")
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{file} is damaged: {type(error).__name__}: {error}; {_again(path)}") from error
     if stored_key != key:
         raise RunError(
-            f"{path} was trained by another stage {stage!r}: its recipe is the same, but the data, the weights that it "
-            "starts from, or the code of your networks or methods have changed. Start anew in another folder"
+            f"{path} holds the result of another stage {stage!r}: the recipe is the same, but the data, the initial "
+            "weights, or the code of your networks or methods have changed. Start anew in another folder"
         )
     for name, module in modules.items():
         weights = path / f"{name}.safetensors"

@@ -54,7 +54,7 @@ def stored(out: Path) -> dict[str, Any] | None:
         int(environment["seed"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise RunError(
-            f"{path} is damaged: {' '.join(str(error).split())}; without it no resume repeats the run's numbers, so "
+            f"{path} is damaged: {' '.join(str(error).split())}. A resumed run needs it to compute the same numbers; "
             "start anew in another folder with --out"
         ) from error
     return environment
@@ -80,9 +80,9 @@ def go_back_to(out: Path, devices: Devices) -> None:
         return
     now = describe(devices, before["seed"])
     for name, what, why in (
-        ("ranks", "the number of processes", "they share the rows of each step, so the numbers would be others"),
-        ("crossdistill", "the version of crossdistill", "another one may compute otherwise"),
-        ("torch", "the version of torch", "another one may round otherwise"),
+        ("ranks", "the number of processes", "they share the rows of each step, so the results would differ"),
+        ("crossdistill", "the version of crossdistill", "another version may compute other numbers"),
+        ("torch", "the version of torch", "another version may round differently"),
     ):
         if before.get(name) != now[name]:
             raise ResumeError(
@@ -91,8 +91,8 @@ def go_back_to(out: Path, devices: Devices) -> None:
             )
     if torch.device(before["device"]).type != devices.device.type:
         raise ResumeError(
-            f"{out} was started on {before['device']}, and this is {devices.device}; resume it on the same kind of "
-            "device, or start anew in another folder with --out"
+            f"{out} cannot be resumed: it was started on {before['device']}, and this is {devices.device}; resume it "
+            "on the same kind of device, or start anew in another folder with --out"
         )
     torch.set_num_threads(before["threads"])
 

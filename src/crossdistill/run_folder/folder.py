@@ -68,8 +68,8 @@ def held(out: Path, waiting: Waiting | None = None) -> Iterator[None]:
     try:
         if waiting is None and not lock.acquire():
             holder = lock.holder()
-            who = "a process that began at this moment" if holder is None else holder
-            raise RunError(f"{out} is being computed by {who}; wait for it, or end it and go on with --resume")
+            shown = "a process that has just started" if holder is None else holder
+            raise RunError(f"{out} is being computed by {shown}; wait for it, or end it and go on with --resume")
         with lock.held(waiting) if waiting is not None else closing(lock):
             try:
                 yield
@@ -174,7 +174,7 @@ def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[
         if differences:
             raise ResumeError(
                 f"{out} was started with another recipe; resume it with the same, or choose another folder. "
-                "What differs:\n" + "\n".join(differences)
+                "Differences:\n" + "\n".join(differences)
             )
         unchanged(out)
         # Decided by the main rank, since files may change while ranks read them.
@@ -209,7 +209,7 @@ def unchanged(out: Path) -> None:
     wanted = None if before is None else before.get("recipe")
     if wanted is not None and (file_fault(out / RECIPE) is not None or file_hash(out / RECIPE) != wanted):
         raise RunError(
-            f"{out / RECIPE} is damaged or missing: it is not what the run was started with. Bring it back, or "
+            f"{out / RECIPE} is missing, or differs from the recipe that the run was started with. Restore it, or "
             "start anew in another folder with --out"
         )
 
@@ -241,7 +241,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(read_yaml(path))
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}; choose another folder") from error
+        raise RunError(
+            f"{path} is damaged: {' '.join(str(error).split())}. Restore it, or choose another folder"
+        ) from error
 
 
 def _differences(then: Any, now: Any, path: str = "") -> list[str]:

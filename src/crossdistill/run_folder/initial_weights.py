@@ -67,12 +67,12 @@ def with_initial_weights(
             file = folder / f"{name}.safetensors"
             load_weights(networks[name].module, file, f"{name!r}")
             if fingerprint(networks[name]) != known[name]:
-                raise RunError(f"{file} is damaged: it is not what was written; {_ELSEWHERE}")
+                raise RunError(f"{file} is damaged: its weights do not match their hash; {_ELSEWHERE}")
         elif fingerprint(network) != known[name]:
             cure = (
-                "its factory has to draw from torch's, numpy's or Python's own random numbers alone"
+                "its factory may use the random numbers of torch, numpy and Python only"
                 if network.factory is not None
-                else "give it the same ones (load them, or seed before you build it, or give a function that makes it)"
+                else "give it the same ones: load them, set a seed before it is built, or use Network(factory=...)"
             )
             raise ResumeError(
                 f"{name!r} has other weights than when {out} was started; {cure}, or start anew in another folder"
@@ -84,13 +84,13 @@ def _refuse_gradient_hooks(name: str, network: Network) -> None:
     hooked = [key for key, parameter in network.module.named_parameters() if parameter._backward_hooks]
     if hooked:
         raise SettingError(
-            f"{name!r}: the parameter {hooked[0]!r} has a gradient hook, and torch copies parameters without their "
-            "hooks. What trains here is a copy: remove the hook, and do in the module's forward what it does (or set "
-            "requires_grad to False for what is not to train)"
+            f"{name!r}: the parameter {hooked[0]!r} has a gradient hook. A run trains a copy of the network, and torch "
+            "copies parameters without their hooks. Remove the hook and do its work in the module's forward, or freeze "
+            "the parameter (requires_grad=False)"
         )
 
 
-_ELSEWHERE = "without the first weights the run cannot be repeated; start anew in another folder"
+_ELSEWHERE = "without the initial weights the run cannot be resumed; start anew in another folder"
 
 
 def _known(folder: Path, names: Collection[str]) -> dict[str, str]:
@@ -123,19 +123,18 @@ def _complete(recipe: Recipe, members: Mapping[str, Network], dataset: Dataset) 
 
 def _warn_of_shared_and_undrawn(recipe: Recipe, live: Mapping[str, Network], say: Callable[[str], None]) -> None:
     moving = recipe.undrawn
-    for (one, other), names in shared_weights(live).items():
-        if {one, other} & set(moving):
-            copied = " and ".join(repr(name) for name in (one, other) if name in moving)
+    for pair, names in shared_weights(live).items():
+        if trained := [repr(name) for name in pair if name in moving]:
             say(
-                f"{one!r} and {other!r} share {len(names)} weights ({', '.join(names[:3])}"
-                f"{', ...' if len(names) > 3 else ''}). What trains here ({copied}) is a copy of its own: the two "
-                "begin alike, and what one learns does not reach the other"
+                f"{pair[0]!r} and {pair[1]!r} share {len(names)} weights ({', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}). The run trains a separate copy of {' and of '.join(trained)}: "
+                "both networks start from the same weights, and training one does not change the other"
             )
     if recipe.seed and moving:
         say(
-            f"seed {recipe.seed} does not draw the initial weights of {', '.join(map(repr, moving))}: they are modules "
-            "of your program, and begin with the weights that they have. For other weights with each seed give a "
-            "function that makes the module: Network(factory=function, reads=...)"
+            f"seed {recipe.seed} does not change the initial weights of {', '.join(map(repr, moving))}: they are "
+            "modules of your program, which start with the weights that they have. For other weights with each seed, "
+            "pass a function that makes the module: Network(factory=function, reads=...)"
         )
 
 

@@ -46,8 +46,8 @@ class Tracking:
             raise storage_error(self.path, error) from error
         self._others = [] if silent else [_tracker(kind, out, name) for kind in trackers]
         self._moment = 0
-        self.settled = 0
-        """Bytes that belong to finished stages."""
+        self.finished_bytes = 0
+        """Bytes of metrics.jsonl that belong to finished stages."""
 
     def log(self, kind: str, stage: str, epoch: int, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Write one record.
@@ -67,9 +67,9 @@ class Tracking:
             other.log({f"{stage}/{name}": float(value) for name, value in values.items()}, self._moment)
 
     def clock(self, stage: str, epoch: int, seconds: float, rows_per_second: float) -> None:
-        """Write when an epoch ended (UTC), seconds since its stage began or went on, and the speed, into times.jsonl.
+        """Write the end of an epoch (UTC), seconds since its stage started or resumed, and the speed to times.jsonl.
 
-        An epoch that is made again after a kill stands there twice; the later line is the one that counts.
+        An epoch that is repeated after a kill has two lines, of which the later one is valid.
 
         Raises:
             StorageError: the disk is full.

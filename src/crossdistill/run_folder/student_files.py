@@ -128,7 +128,7 @@ def read_config(path: Path) -> StudentConfig:
 def _read(path: Path) -> bytes:
     fault = file_fault(path / CONFIG, links=False)
     if fault is not None:
-        raise RunError(f"{path} is no student's folder: {path / CONFIG}: {fault}")
+        raise RunError(f"{path} is not the folder of a student: {path / CONFIG}: {fault}")
     try:
         with (path / CONFIG).open("rb") as file:
             text = file.read(CONFIG_BYTES + 1)
@@ -157,18 +157,18 @@ def _check_lengths(values: Mapping[str, Any]) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("a key occurs twice")
     return unique
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}; numbers are finite")
+    raise ValueError(f"wanted finite numbers, found {name}")
 
 
 def _check_seal(path: Path, plain: Mapping[str, Any]) -> None:
-    found = plain.get("format")
-    if type(found) is not int or found != FORMAT:
-        shown = repr(found)[:40] if "format" in plain else "none"
+    version = plain.get("format")
+    if type(version) is not int or version != FORMAT:
+        shown = repr(version)[:40] if "format" in plain else "none"
         raise RunError(
             f"{path / CONFIG} is of format {shown}, and this version of crossdistill reads format {FORMAT}; a run's "
             "student is written again, from its stages, by: crossdistill run RUN --resume"
@@ -176,7 +176,7 @@ def _check_seal(path: Path, plain: Mapping[str, Any]) -> None:
     content = {name: value for name, value in plain.items() if name != "checksum"}
     if plain.get("checksum") != key_hash(content):
         raise RunError(
-            f"{path / CONFIG} is damaged, or was edited: its content is not what its checksum says. A run's student is "
+            f"{path / CONFIG} is damaged or was edited: its content does not match its checksum. A run's student is "
             "written again, from its stages, by: crossdistill run RUN --resume"
         )
 
@@ -188,7 +188,9 @@ def _check_files(path: Path, config: StudentConfig) -> None:
         fault = file_fault(file, links=False)
         if wanted is None:
             if fault is None:
-                raise DataError(f"{file}: {CONFIG} does not name this file, so it is none of this student's; remove it")
+                raise DataError(
+                    f"{file}: {CONFIG} does not list this file, so it does not belong to this student; remove it"
+                )
             continue
         if fault is not None:
             raise DataError(f"{file}: {fault}")
@@ -198,6 +200,6 @@ def _check_files(path: Path, config: StudentConfig) -> None:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
         if digest != wanted:
             raise DataError(
-                f"{file}: damaged, or another student's: its SHA-256 is {digest[:12]}..., and {CONFIG} says "
-                f"{wanted[:12]}..."
+                f"{file}: damaged, or a file of another student: wanted the SHA-256 {wanted[:12]}... of {CONFIG}, "
+                f"found {digest[:12]}..."
             )

@@ -46,7 +46,7 @@ KNOWN_AS = {
 """Names in keys of modules of this package that were moved: their names before the move, so that keys stay valid."""
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 OF_MODULES = frozenset(vars(nn.Module())) | {"_is_fx_tracing", "_compiled_call_impl"}
-"""Attributes that torch keeps in each module; weights are in the fingerprint, layers and hooks are followed apart."""
+"""Attributes that torch keeps in each module; weights are in the fingerprint, layers and hooks are separate parts."""
 OF_CLASSES = frozenset(
     re.findall(
         r"\w+",
@@ -184,17 +184,17 @@ class _Walk:
 
     def _container(self, value: Any, path: str) -> Any:
         kind = type(value)
-        found: list[Any] = [kind.__qualname__ if home_of(kind) else self._described(kind, f"{path}.__class__")]
+        described: list[Any] = [kind.__qualname__ if home_of(kind) else self._described(kind, f"{path}.__class__")]
         if isinstance(value, Mapping):
             items = list(value.items())
-            found += [[self._described(k, f"{path} key"), self._described(v, f"{path}[{k!r}]")] for k, v in items]
+            described += [[self._described(k, f"{path} key"), self._described(v, f"{path}[{k!r}]")] for k, v in items]
         elif isinstance(value, set | frozenset):
             # The order of a set differs between processes.
-            found.append(sorted(key_hash(_alone(self, one, path)) for one in value))
+            described.append(sorted(key_hash(_alone(self, item, path)) for item in value))
         else:
-            found += [self._described(one, f"{path}[{number}]") for number, one in enumerate(value)]
+            described += [self._described(item, f"{path}[{number}]") for number, item in enumerate(value)]
         attributes = getattr(value, "__dict__", None)
-        return [*found, self._attributes(attributes, path)] if attributes else found
+        return [*described, self._attributes(attributes, path)] if attributes else described
 
     def _module(self, value: types.ModuleType, path: str) -> Any:
         home = home_of(value)
@@ -208,22 +208,22 @@ class _Walk:
         entries = {name: entry for name, entry in vars(value).items() if not isinstance(entry, DESCRIPTORS)}
         if home:
             # Methods of the library, in the class or its bases, that the program has replaced.
-            own: dict[str, Any] = {}
+            replaced: dict[str, Any] = {}
             for base in value.__mro__:
                 if base.__module__ != "builtins" and home_of(base):
-                    own = {
+                    replaced = {
                         **{n: e for n, e in vars(base).items() if isinstance(e, types.FunctionType) and not home_of(e)},
-                        **own,
+                        **replaced,
                     }
             module = KNOWN_AS.get(value.__module__, value.__module__)
-            return ["class", home, module, value.__qualname__, self._attributes(own, path)]
+            return ["class", home, module, value.__qualname__, self._attributes(replaced, path)]
         self.own = True
         fields = value.model_fields if issubclass(value, BaseModel) else {}
-        given = {name: (one.default, one.default_factory) for name, one in fields.items()}
+        values = {name: [_default(field.default), _default(field.default_factory)] for name, field in fields.items()}
         kept = {n: e for n, e in entries.items() if n not in OF_CLASSES and not n.startswith("__pydantic")}
         bases = [self._described(base, f"{path}.{base.__qualname__}") for base in value.__bases__]
         meta = None if home_of(type(value)) else self._described(type(value), f"{path}.__class__")
-        defaults = self._attributes({name: [*map(_default, one)] for name, one in given.items()}, f"{path}.fields")
+        defaults = self._attributes(values, f"{path}.fields")
         return ["class", value.__qualname__, bases, meta, defaults, self._attributes(kept, path)]
 
     def _function(self, value: types.FunctionType, path: str) -> Any:
@@ -239,10 +239,10 @@ class _Walk:
         self.own = True
         reads: dict[str, Any] = {}
         for read in reads_of(value.__code__):
-            name, found = resolved(read, value.__globals__, cells)
-            if read.kind == "import" and found is MISSING:
-                self.faults[f"{path}:{name}"] = f"{path} imports {name}, which was not imported so far"
-            reads[name] = found
+            name, current = resolved(read, value.__globals__, cells)
+            if read.kind == "import" and current is MISSING:
+                self.faults[f"{path}:{name}"] = f"{path} imports {name}, which is not imported yet"
+            reads[name] = current
         # A module in the closure is represented only by the attributes that are read from it.
         reads |= {name: cell for name, cell in cells.items() if not isinstance(cell, types.ModuleType)}
         return [
@@ -256,8 +256,8 @@ class _Walk:
 
     def _code(self, code: types.CodeType, path: str) -> Any:
         constants = [
-            self._code(one, path) if isinstance(one, types.CodeType) else self._described(one, path)
-            for one in code.co_consts
+            self._code(value, path) if isinstance(value, types.CodeType) else self._described(value, path)
+            for value in code.co_consts
         ]
         names = [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
         numbers = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
@@ -275,19 +275,20 @@ class _Walk:
         kind = self._described(type(value), f"{path}.__class__")
         if isinstance(value, fx.GraphModule):
             kind = ["traced", value.code]
-        own = {name: one for name, one in vars(value).items() if name not in OF_MODULES and name != "_graph"}
-        own |= {name: list(vars(value).get(name, {}).values()) for name in HOOKS if vars(value).get(name)}
+        state = {name: entry for name, entry in vars(value).items() if name not in OF_MODULES and name != "_graph"}
+        state |= {name: list(vars(value).get(name, {}).values()) for name in HOOKS if vars(value).get(name)}
         weights = {**value._parameters, **value._buffers}
         described = {
-            name: None if one is None else self._numbers(one, f"{path}.{name}") for name, one in weights.items()
+            name: None if weight is None else self._numbers(weight, f"{path}.{name}")
+            for name, weight in weights.items()
         }
         # Layers run in the order in which they were added.
         order = list(value._modules)
-        return ["network", kind, described, order, self._attributes({**own, **value._modules}, path)]
+        return ["network", kind, described, order, self._attributes({**state, **value._modules}, path)]
 
     def _object(self, value: Any, path: str) -> Any:
         kind = type(value)
-        slots = [name for one in kind.__mro__ for name in _words(vars(one).get("__slots__", ()))]
+        slots = [name for base in kind.__mro__ for name in _words(vars(base).get("__slots__", ()))]
         state = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
         attributes = getattr(value, "__dict__", {})
         try:
@@ -295,11 +296,11 @@ class _Walk:
             make, *rest = value.__reduce_ex__(4)
         except Exception:  # `__reduce_ex__` of an object may raise anything
             return self._fault(path, value)
-        found = [self._described(kind, f"{path}.__class__"), self._attributes({**state, **attributes}, path)]
+        described = [self._described(kind, f"{path}.__class__"), self._attributes({**state, **attributes}, path)]
         if any(getattr(kind, name) is not getattr(object, name) for name in ("__reduce_ex__", "__reduce__")):
-            parts = [make, *(list(one) if hasattr(one, "__next__") else one for one in rest)]
-            found += [self._described(one, path) for one in parts]
-        return ["object", *found]
+            parts = [make, *(list(part) if hasattr(part, "__next__") else part for part in rest)]
+            described += [self._described(part, path) for part in parts]
+        return ["object", *described]
 
     def _attributes(self, values: Mapping[str, Any], path: str, between: str = ".") -> Any:
         """Paths of the values in the order of their names, each described as its own part."""
@@ -310,10 +311,10 @@ def _alone(walk: _Walk, value: Any, path: str) -> Any:
     """A description that does not depend on the objects reached before."""
     fresh = _Walk()
     fresh.weights = walk.weights
-    found = fresh._described(value, path)
+    described = fresh._described(value, path)
     walk.faults |= fresh.faults
     walk.outside |= fresh.outside
-    return [found, fresh.parts]
+    return [described, fresh.parts]
 
 
 def _default(value: Any) -> Any:

@@ -48,24 +48,24 @@ class Read:
 def reads_of(code: types.CodeType) -> Iterator[Read]:
     """The reads of this code, and of the code inside it (lambdas, comprehensions, nested functions)."""
     instructions = list(dis.get_instructions(code))
-    for at, one in enumerate(instructions):
-        if one.opname in {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"}:
-            kind = "closure" if one.opname.endswith("DEREF") else "global"
-            yield Read(kind, str(one.argval), tuple(_chain(instructions[at + 1 :])))
-        elif one.opname == "IMPORT_NAME":
+    for at, instruction in enumerate(instructions):
+        if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"}:
+            kind = "closure" if instruction.opname.endswith("DEREF") else "global"
+            yield Read(kind, str(instruction.argval), tuple(_chain(instructions[at + 1 :])))
+        elif instruction.opname == "IMPORT_NAME":
             level, names = instructions[at - 2].argval, instructions[at - 1].argval
             for name in names or ("",):
-                yield Read("import", str(one.argval), (name,) if name and name != "*" else (), int(level or 0))
+                yield Read("import", str(instruction.argval), (name,) if name and name != "*" else (), int(level or 0))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from reads_of(constant)
 
 
 def _chain(instructions: list[dis.Instruction]) -> Iterator[str]:
-    for one in instructions:
-        if one.opname in {"LOAD_ATTR", "LOAD_METHOD"}:
-            yield str(one.argval)
-        elif one.opname not in {"CACHE", "PRECALL"}:
+    for instruction in instructions:
+        if instruction.opname in {"LOAD_ATTR", "LOAD_METHOD"}:
+            yield str(instruction.argval)
+        elif instruction.opname not in {"CACHE", "PRECALL"}:
             return
 
 
@@ -114,21 +114,21 @@ def _is_function(entry: Any) -> bool:
 
 _NAMESPACES: tuple[Any, ...] = (torch, torch.nn.functional, torch.Tensor, torch.nn.Module)
 """Namespaces whose functions layers of torch call."""
-_AT_IMPORT = [{name: entry for name, entry in vars(one).items() if _is_function(entry)} for one in _NAMESPACES]
+_AT_IMPORT = [{name: entry for name, entry in vars(space).items() if _is_function(entry)} for space in _NAMESPACES]
 
 
 def replaced_functions() -> dict[str, Any]:
     """Functions that the program has put in place of torch's own, by name."""
-    found = {}
-    for where, before in zip(_NAMESPACES, _AT_IMPORT, strict=True):
-        for name, entry in vars(where).items():
-            own = isinstance(entry, types.FunctionType) and home_of(entry) is None
+    replaced = {}
+    for space, before in zip(_NAMESPACES, _AT_IMPORT, strict=True):
+        for name, entry in vars(space).items():
+            of_program = isinstance(entry, types.FunctionType) and home_of(entry) is None
             # Parts of torch that are imported later wrap other functions, under the same name or as `__init__`.
             same = name.startswith("__") or getattr(entry, "__name__", name) == name
             other = name in before and entry is not before[name] and not same
-            if own or other:
-                found[f"{where.__name__}.{name}"] = entry
-    return found
+            if of_program or other:
+                replaced[f"{space.__name__}.{name}"] = entry
+    return replaced
 
 
 def home_of(thing: types.ModuleType | type | types.FunctionType) -> str | None:
@@ -136,8 +136,8 @@ def home_of(thing: types.ModuleType | type | types.FunctionType) -> str | None:
     if isinstance(thing, types.ModuleType):
         return _home(thing.__name__, getattr(thing, "__file__", None))
     if isinstance(thing, types.FunctionType):
-        own = thing.__globals__
-        return _home(str(own.get("__name__", "")), own.get("__file__"))
+        names = thing.__globals__
+        return _home(str(names.get("__name__", "")), names.get("__file__"))
     # Classes made in C without a module have their metaclass's descriptor there.
     name = thing.__module__ if isinstance(thing.__module__, str) else ""
     return _home(name, getattr(sys.modules.get(name), "__file__", None))
@@ -153,9 +153,9 @@ def _home(name: str, file: str | None) -> str | None:
         return python if top in sys.stdlib_module_names and top != "__main__" else None
     path = Path(file).resolve()
     if any(path.is_relative_to(folder) for folder in _installed()):
-        found = _distributions().get(top, [])
+        distributions = _distributions().get(top, [])
         # Code without a distribution has no version that identifies it.
-        return " ".join(f"{one} {version(one)}" for one in sorted(set(found))) or None
+        return " ".join(f"{name} {version(name)}" for name in sorted(set(distributions))) or None
     library = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")}
     return python if any(path.is_relative_to(folder) for folder in library) else None
 

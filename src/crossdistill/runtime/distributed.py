@@ -69,9 +69,9 @@ class Devices:
         if self._gathering is None:
             # Separate from DDP's group, whose sums of gradients interleave in another order on each rank.
             self._gathering = dist.new_group()
-        own = torch.tensor([len(rows), rows.requires_grad], device=self.device)
-        everyone = [torch.zeros_like(own) for _ in range(self.ranks)]
-        dist.all_gather(everyone, own, self._gathering)
+        here = torch.tensor([len(rows), rows.requires_grad], device=self.device)
+        everyone = [torch.zeros_like(here) for _ in range(self.ranks)]
+        dist.all_gather(everyone, here, self._gathering)
         counts = [int(count) for count, _ in everyone]
         if any(bool(wanted) for _, wanted in everyone) and not rows.requires_grad and torch.is_grad_enabled():
             # The backward pass is a collective operation: ranks without gradient have to take part.
@@ -112,17 +112,17 @@ class Devices:
 
     def random_state(self) -> dict[str, Any]:
         """The states of all random generators of all ranks."""
-        own = {"torch": torch.get_rng_state()}
+        states = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
-            own["cuda"] = torch.cuda.get_rng_state(self.device)
-        return {"ranks": self.everyone(own)}
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {"ranks": self.everyone(states)}
 
     def restore_random_state(self, state: dict[str, Any]) -> None:
         """Restore a result of `random_state`."""
-        own = state["ranks"][self.rank]
-        torch.set_rng_state(own["torch"])
+        states = state["ranks"][self.rank]
+        torch.set_rng_state(states["torch"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda"], self.device)
+            torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def reset_peak(self) -> None:
         """Reset the peak of memory, where the system allows it."""
@@ -152,14 +152,14 @@ class _Gathered(torch.autograd.Function):
         padded[: len(rows)] = rows
         everyone = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(everyone, padded, group)
-        ctx.own, ctx.group = slice(sum(counts[:rank]), sum(counts[: rank + 1])), group
+        ctx.rows, ctx.group = slice(sum(counts[:rank]), sum(counts[: rank + 1])), group
         return torch.cat([piece[:count] for piece, count in zip(everyone, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         whole = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole, group=ctx.group)
-        return whole[ctx.own], None, None, None
+        return whole[ctx.rows], None, None, None
 
 
 @contextmanager
@@ -194,24 +194,24 @@ def kinds() -> list[str]:
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:
-    found = kinds()
-    kind, _, number = (("cuda" if "cuda" in found else "cpu") if wanted == "auto" else wanted).partition(":")
-    if kind not in found:
+    known = kinds()
+    kind, _, number = (("cuda" if "cuda" in known else "cpu") if wanted == "auto" else wanted).partition(":")
+    if kind not in known:
         raise SettingError(
-            f"device: wanted {wanted!r}, but torch {torch.__version__} finds {', '.join(found)} here{_why_not(kind)}"
+            f"device: wanted {wanted!r}, but torch {torch.__version__} finds {', '.join(known)} here{_why_not(kind)}"
         )
     try:
         index = (int(number) if number else local_rank) if kind == "cuda" else None
         count = torch.cuda.device_count() if kind == "cuda" else 0
         if index is not None and index >= count:
-            raise SettingError(f"device: wanted cuda:{index}, but there are {count} CUDA devices, from cuda:0 on")
+            raise SettingError(f"device: wanted cuda:{index}, found {count} CUDA devices, numbered from cuda:0")
         device = torch.device(kind) if index is None else torch.device(kind, index)
         if kind != "cpu":
             # A device that is found may still not work, if its driver is too old or missing.
             torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingError(
-            f"device: {wanted!r} is there, but cannot be used: {' '.join(str(error).split())[:300]}; set device to cpu"
+            f"device: {wanted!r} exists, but cannot be used: {' '.join(str(error).split())[:300]}; set device to cpu"
         ) from error
     return device
 

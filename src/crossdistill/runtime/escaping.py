@@ -33,7 +33,7 @@ def _number(letter: str) -> str:
 
 def markdown(text: str) -> str:
     """One line of Markdown that shows exactly this text: no table cell, link, image, emphasis, formula or HTML."""
-    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", visible(text))
+    return _MARKDOWN.sub(lambda match: f"\\{match[0]}", visible(text))
 
 
 def csv_cell(text: str) -> str:

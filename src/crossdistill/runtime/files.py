@@ -172,7 +172,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     value: dict[str, Any] = read_json(path)
     seal = value.pop(SEAL, None)
     if seal is not None and seal != _seal(value):
-        raise ValueError("its content is not what was written")
+        raise ValueError("its content does not match its hash")
     return value
 
 
@@ -208,21 +208,21 @@ def file_fault(path: Path, *, links: bool = True) -> str | None:
     is refused too: it could lead out of an untrusted folder.
     """
     try:
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode):
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
             if not links:
-                return "is a symbolic link, which is not followed out of this folder; put the file itself there"
-            found = path.stat()
+                return "is a symbolic link, which may lead out of this folder; replace it by the file itself"
+            status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return NO_FILE
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except ValueError:
-        return "is no name of a file"
-    if stat.S_ISREG(found.st_mode):
+        return "is not a valid name of a file"
+    if stat.S_ISREG(status.st_mode):
         return None
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return f"is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file"
+    return f"is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file"
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

@@ -37,8 +37,8 @@ class Holder:
 
     def __str__(self) -> str:
         """Text for errors and progress; for another machine, with the time after which the lock is free."""
-        free = "" if self.here else f" (free once it is silent for {STALE_S:.0f} s)"
-        return f"process {self.process} on {self.machine}, heard of {self.silent_s:.0f} s ago{free}"
+        free = "" if self.here else f" (free after {STALE_S:.0f} s without a refresh)"
+        return f"process {self.process} on {self.machine}, last refresh {self.silent_s:.0f} s ago{free}"
 
 
 class Lock:
@@ -85,8 +85,8 @@ class Lock:
             return False
         watch = self._stale_s + self._beat_s
         warnings.warn(
-            f"{self.path.parent} was left by {holder or 'a process that was killed'}; "
-            f"it is free if nothing refreshes its lock for {watch:.0f} s more",
+            f"{self.path.parent} is locked by {holder or 'a killed process'}; "
+            f"the lock is taken over after {watch:.0f} s without a refresh",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -107,7 +107,7 @@ class Lock:
         return True
 
     def _sweep(self) -> None:
-        """Remove what processes of this machine left that were killed while they took the lock over."""
+        """Remove files of processes of this machine that were killed while they took the lock over."""
         for path in self.path.parent.glob(f"{self.path.name}.*.*.*"):
             process = path.name.split(".")[-2]
             with suppress(OSError, UnicodeDecodeError):

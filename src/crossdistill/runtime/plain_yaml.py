@@ -43,11 +43,11 @@ def read_yaml(path: Path) -> Any:
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise SettingError(f"it has {path.stat().st_size} bytes; {MOST_BYTES} are the most")
+        raise SettingError(f"wanted at most {MOST_BYTES} bytes, found {path.stat().st_size}")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SettingError(f"it is no text: byte {error.start} is no UTF-8") from error
+        raise SettingError(f"wanted a text in UTF-8; byte {error.start} is not valid") from error
     return parse_yaml(text)
 
 
@@ -58,14 +58,14 @@ def parse_yaml(text: str) -> Any:
         SettingError: the text is too large, or not YAML of plain values; names the line.
     """
     if len(text) > MOST_BYTES:
-        raise SettingError(f"it has {len(text)} characters; {MOST_BYTES} are the most")
+        raise SettingError(f"wanted at most {MOST_BYTES} characters, found {len(text)}")
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise SettingError(yaml_fault(error)) from error
     except (ValueError, OverflowError) as error:
         # Raised by the scanner for an escape beyond Unicode or a version of thousands of digits.
-        raise SettingError(f"a number in it is none: {' '.join(str(error).split())[:200]}") from error
+        raise SettingError(f"it holds an invalid number: {' '.join(str(error).split())[:200]}") from error
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:
@@ -91,18 +91,18 @@ class _Loader(yaml.SafeLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         self._depth, self._count = self._depth + 1, self._count + 1
         if self._depth > MOST_DEPTH:
-            raise _refused(f"values lie more than {MOST_DEPTH} levels deep", event)
+            raise _refused(f"values are nested more than {MOST_DEPTH} levels deep", event)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if node is None:
             return None
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                raise _refused(f"the alias *{event.anchor} stands within what it stands for", event)
+                raise _refused(f"the alias *{event.anchor} is a part of the value that it repeats", event)
         else:
             self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
         if max(self._count, self._sizes[id(node)]) > MOST_NODES:
-            raise _refused(f"more than {MOST_NODES} values, counting what aliases stand for", event)
+            raise _refused(f"more than {MOST_NODES} values, counting those that aliases repeat", event)
         return node
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
@@ -112,25 +112,25 @@ class _Loader(yaml.SafeLoader):
             ConstructorError: the value is not of a plain type, or exceeds a limit.
         """
         if node.tag not in PLAIN:
-            raise _refused(f"a value is tagged {node.tag.replace(TAG, '!!')}, and settings are plain", node)
+            raise _refused(f"a value has the tag {node.tag.replace(TAG, '!!')}; wanted plain values", node)
         if node.tag in NUMBERS and len(node.value) > MOST_DIGITS:
-            raise _refused(f"a number of {len(node.value)} characters; {MOST_DIGITS} are the most", node)
+            raise _refused(f"a number of {len(node.value)} characters; wanted at most {MOST_DIGITS}", node)
         try:
             value = super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError) as error:
-            raise _refused(f"this is no {_kind(node)}", node) from error
+            raise _refused(f"this is not a valid {_kind(node)}", node) from error
         if isinstance(value, str) and NO_TEXT.search(value):
-            raise _refused("a text holds control characters or halves of characters", node)
+            raise _refused("a text holds control characters or lone surrogates", node)
         return value
 
     def construct_mapping(self, node: Node, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys are all different."""
         if not isinstance(node, MappingNode):
-            raise _refused("this is no mapping", node)
+            raise _refused("this is not a mapping", node)
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             if not isinstance(key_node, ScalarNode):
-                raise _refused("a key is no plain value", key_node)
+                raise _refused("a key is not a plain value", key_node)
             key = self.construct_object(key_node)
             # In Python, `1` and `True` are the same key.
             if key in seen:

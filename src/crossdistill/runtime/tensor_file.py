@@ -41,34 +41,35 @@ def read_shapes(path: Path) -> Shapes:
             size = path.stat().st_size
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(HEADER_BYTES, size - 8):
-                raise ValueError(f"its header promises {length:,} bytes, and {size:,} are there")
+                raise ValueError(f"its header states a length of {length:,} bytes in a file of {size:,}")
             header = json.loads(file.read(length))
         return _shapes(header, size - 8 - length)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError, struct.error) as error:
         said = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: damaged, or no safetensors file: {said}") from error
+        raise DataError(f"{path}: damaged, or not a safetensors file: {said}") from error
 
 
 def _shapes(header: Any, held: int) -> Shapes:
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
-    found = {}
+        raise ValueError("its header is not an object")
+    shapes = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         plain: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
         kind, shape, offsets = plain.get("dtype"), _whole(plain.get("shape")), _whole(plain.get("data_offsets"))
-        room = offsets[1] - offsets[0] if len(offsets) == 2 and offsets[1] <= held else -1
-        if kind not in TYPES or len(name) > MOST_NAME or room < 0 or math.prod(shape) > 8 * room:
-            raise ValueError(f"its header's entry {name[:80]!r} promises what the file does not hold")
-        found[name] = (kind, shape)
-    return found
+        size = offsets[1] - offsets[0] if len(offsets) == 2 and offsets[1] <= held else -1
+        if kind not in TYPES or len(name) > MOST_NAME or size < 0 or math.prod(shape) > 8 * size:
+            raise ValueError(f"its header's entry {name[:80]!r} describes more than the file holds")
+        shapes[name] = (kind, shape)
+    return shapes
 
 
 def _whole(value: Any) -> tuple[int, ...]:
-    right = isinstance(value, list) and len(value) <= 64 and all(type(one) is int and 0 <= one < 2**63 for one in value)
+    short = isinstance(value, list) and len(value) <= 64
+    right = short and all(type(number) is int and 0 <= number < 2**63 for number in value)
     # A value that is not a list of sizes becomes a shape larger than any file.
     return tuple(value) if right else (2**63,)
 
@@ -93,7 +94,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
         # The reader fails in several ways for types that it does not support.
         said = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: damaged, or no safetensors file: {said}") from error
+        raise DataError(f"{path}: damaged, or not a safetensors file: {said}") from error
 
 
 def check_weights(module: nn.Module, path: Path, who: str) -> None:
@@ -103,21 +104,21 @@ def check_weights(module: nn.Module, path: Path, who: str) -> None:
         DataError: the file cannot be read.
         ShapeError: it does not fit; lists weights that are missing, unknown, or of another shape or type.
     """
-    found, wanted = read_shapes(path), module.state_dict()
+    stored, wanted = read_shapes(path), module.state_dict()
     faults = {
-        "missing": [name for name in wanted if name not in found],
-        "unknown": [name for name in found if name not in wanted],
+        "missing": [name for name in wanted if name not in stored],
+        "unknown": [name for name in stored if name not in wanted],
         "of another shape": [
-            f"{name} {found[name][1]} instead of {tuple(value.shape)}"
+            f"{name} {stored[name][1]} instead of {tuple(value.shape)}"
             for name, value in wanted.items()
             # A lazy layer adopts the sizes in the file.
-            if name in found and not is_lazy(value) and found[name][1] != tuple(value.shape)
+            if name in stored and not is_lazy(value) and stored[name][1] != tuple(value.shape)
         ],
         "of another type": [
-            f"{name} {found[name][0]} instead of {value.dtype}"
+            f"{name} {stored[name][0]} instead of {value.dtype}"
             for name, value in wanted.items()
             # Any floating-point precision is converted to the module's; integers are refused.
-            if name in found and ("F" in found[name][0]) is not value.dtype.is_floating_point
+            if name in stored and ("F" in stored[name][0]) is not value.dtype.is_floating_point
         ],
     }
     said = [f"{what}: {', '.join(n[:3])}{f' and {len(n) - 3} more' * (len(n) > 3)}" for what, n in faults.items() if n]

@@ -24,12 +24,12 @@ IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable", "maximize"
 
 def optimizer_classes() -> dict[str, Callable[..., torch.optim.Optimizer]]:
     """The usable classes of the installed torch, by their names in recipes."""
-    found = {
+    classes = {
         name: kind
         for name, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
-    return {_named(name): kind for name, kind in found.items() if name not in REFUSED}
+    return {_named(name): kind for name, kind in classes.items() if name not in REFUSED}
 
 
 def _named(name: str) -> str:
@@ -50,7 +50,7 @@ def optimizer_name(value: str) -> str:
         if value.lower() == name.lower():
             return name
     lower = {name.lower(): name for name in known}
-    close = [lower[one] for one in difflib.get_close_matches(value.lower(), lower, n=3, cutoff=0.5)]
+    close = [lower[match] for match in difflib.get_close_matches(value.lower(), lower, n=3, cutoff=0.5)]
     hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
     raise ValueError(f"torch {torch.__version__} has no optimizer {value!r}; {hint}known: {', '.join(sorted(known))}")
 
@@ -72,15 +72,15 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def argument_faults(name: str, arguments: Mapping[str, Any], **fixed: float) -> list[str]:
     """Faults of the arguments of an optimizer, one sentence each; `fixed` are arguments that are fields of a stage."""
     fields = {**FIELDS, **({"momentum": "optimizer.momentum"} if name == "sgd" else {})}
-    free = [one for one in _parameters(name) if one not in fields and one not in IMPLEMENTATION]
+    free = [argument for argument in _parameters(name) if argument not in fields and argument not in IMPLEMENTATION]
     faults = []
-    for given in arguments:
-        if given in fields:
-            faults.append(f"arguments.{given}: this is the field {fields[given]}; set it there")
-        elif given in IMPLEMENTATION:
-            faults.append(f"arguments.{given}: the runner sets it")
-        elif given not in free:
-            faults.append(f"arguments: {name} has no argument {given!r}; {nearest(given, free)}")
+    for argument in arguments:
+        if argument in fields:
+            faults.append(f"arguments.{argument}: this is the field {fields[argument]}; set it there")
+        elif argument in IMPLEMENTATION:
+            faults.append(f"arguments.{argument}: the runner sets it")
+        elif argument not in free:
+            faults.append(f"arguments: {name} has no argument {argument!r}; {nearest(argument, free)}")
     if arguments and not faults:
         # Only then: making an optimizer imports PyTorch's compiler, which takes more than a second.
         try:

@@ -176,7 +176,7 @@ class Saver:
         saved = newest_checkpoint(self._folder)
         if saved is None or saved.stage != self._job.index:
             # Remove the metrics of steps that are computed again.
-            self._tracking.back_to(self._tracking.settled)
+            self._tracking.back_to(self._tracking.finished_bytes)
             return 0, 0
         if saved.state["key"] != self._job.key:
             raise ResumeError(

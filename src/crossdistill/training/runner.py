@@ -209,7 +209,7 @@ def _stage(
                     for folder in [stage_folder, *([] if share is None else [share / job.key])]:
                         save_outcome(folder, modules, about)
                 devices.wait()
-    tracking.settled = int(about["metrics"])
+    tracking.finished_bytes = int(about["metrics"])
     check.after(job, about)
     if devices.is_main:
         drop_checkpoints(out / "checkpoints")
