@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from facts import states
 from rich.console import Console
 
 from crossdistill.cli import doctor, package_check
@@ -30,9 +32,9 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_that_imports_is_ok_with_its_version() -> None:
-    found = package_check.attempt(SOXR, TIMEOUT_S)
-    assert (found.state, found.reason, found.remedy) == ("ok", "", "")
-    assert found.version[0].isdigit()
+    finding = package_check.attempt(SOXR, TIMEOUT_S)
+    assert (finding.state, finding.reason, finding.remedy) == ("ok", "", "")
+    assert finding.version[0].isdigit()
 
 
 def test_an_absent_package_says_its_install_command() -> None:
@@ -51,32 +53,34 @@ def test_a_folder_that_has_the_name_is_no_package(path: Path) -> None:
 
 def test_an_import_that_raises_is_broken_with_its_words_and_stays_out_of_this_process(path: Path) -> None:
     package = fake(path, "fake_raises", "raise RuntimeError('operator fake::nms does not exist')\n")
-    found = package_check.attempt(package, TIMEOUT_S)
-    assert found.state == "broken"
-    assert found.reason == "RuntimeError: operator fake::nms does not exist"
-    assert "pip install --force-reinstall fake_raises" in found.remedy
+    finding = package_check.attempt(package, TIMEOUT_S)
+    assert finding.state == "broken"
+    assert finding.reason == "RuntimeError: operator fake::nms does not exist"
+    assert "pip install --force-reinstall fake_raises" in finding.remedy
     assert "fake_raises" not in sys.modules
 
 
 def test_a_part_that_loads_late_is_tried_too(path: Path) -> None:
     package = fake(path, "fake_lazy", "def __getattr__(name):\n    raise ImportError('the model code is gone')\n")
     assert package_check.attempt(package, TIMEOUT_S).state == "ok"
-    found = package_check.attempt(replace(package, attribute="Model"), TIMEOUT_S)
-    assert (found.state, found.reason) == ("broken", "ImportError: the model code is gone")
+    finding = package_check.attempt(replace(package, attribute="Model"), TIMEOUT_S)
+    assert (finding.state, finding.reason) == ("broken", "ImportError: the model code is gone")
 
 
 def test_a_package_that_lacks_another_names_it(path: Path) -> None:
-    found = package_check.attempt(fake(path, "fake_lacks", "import not_there_at_all.inner\n"), TIMEOUT_S)
-    assert found.reason == "ModuleNotFoundError: No module named 'not_there_at_all'"
-    assert found.remedy == "pip install not_there_at_all"
+    finding = package_check.attempt(fake(path, "fake_lacks", "import not_there_at_all.inner\n"), TIMEOUT_S)
+    assert finding.reason == "ModuleNotFoundError: No module named 'not_there_at_all'"
+    assert finding.remedy == "pip install not_there_at_all"
 
 
 def test_the_package_that_fails_is_named_not_the_one_that_imports_it(path: Path) -> None:
     if importlib.util.find_spec("torchvision"):
         pytest.skip("a real torchvision is installed, and this test makes a false one")
     fake(path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n")
-    found = package_check.attempt(fake(path, "fake_zoo", "import torchvision\n"), TIMEOUT_S)
-    assert found.reason == "it imports torchvision, which fails: RuntimeError: operator torchvision::nms does not exist"
+    finding = package_check.attempt(fake(path, "fake_zoo", "import torchvision\n"), TIMEOUT_S)
+    assert (
+        finding.reason == "it imports torchvision, which fails: RuntimeError: operator torchvision::nms does not exist"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes a shared library of Linux apart")
@@ -86,23 +90,20 @@ def test_a_library_built_for_something_else_names_what_it_misses(path: Path) -> 
     assert numpy is not None
     assert numpy.origin is not None
     whole = next((Path(numpy.origin).parent / "random").glob("_common*.so")).read_bytes()
-    # The same library, but it now asks the loader for a CUDA one of the same length, which nobody has.
+    # The same library, but it needs a CUDA library of the same length, which does not exist.
     assert whole.count(b"libc.so.6\0") == 1
     (path / "fake_binary" / "_C.so").write_bytes(whole.replace(b"libc.so.6\0", b"libcu.so1\0"))
-    found = package_check.attempt(package, TIMEOUT_S)
-    assert found.state == "broken"
-    assert "libcu.so1 not found: built for CUDA, which this torch is not" in found.reason
-    assert found.remedy.startswith(
-        "pip uninstall fake_binary, or install the build of fake_binary that belongs to torch"
-    )
+    finding = package_check.attempt(package, TIMEOUT_S)
+    assert finding.state == "broken"
+    states(finding.reason, "libcu.so1", "CUDA")
+    states(finding.remedy, "pip uninstall fake_binary", torch.__version__)
 
 
 def test_an_unreadable_library_is_reported_in_the_loaders_words(path: Path) -> None:
     package = fake(path, "fake_torn", "raise OSError('Could not load this library')\n")
     (path / "fake_torn" / "_C.so").write_bytes(b"not a library")
-    found = package_check.attempt(package, TIMEOUT_S)
-    assert "_C.so" in found.reason
-    assert "built for another torch or another system" in found.reason
+    finding = package_check.attempt(package, TIMEOUT_S)
+    states(finding.reason, "_C.so", "another torch")
 
 
 def test_an_import_that_kills_the_process_is_broken(path: Path) -> None:
@@ -167,12 +168,11 @@ def test_faults_are_broken_packages_absent_core_ones_and_folders_that_cannot_be_
     absent = Finding("two", "core", "x", "missing", "", "not installed", "pip install crossdistill")
     optional = Finding("three", "timm", "x", "missing", "", "not installed", "pip install")
     diagnosis = replace(doctor.examine([]), packages=(broken, absent, optional))
-    one, two, cache, data = diagnosis.faults
-    assert one == "one is broken: it fell; mend it"
-    assert two.startswith("two is missing")
-    assert cache.startswith(f"cache {tmp_path / 'file' / 'cache'}: cannot be written")
-    assert "CROSSDISTILL_CACHE" in cache
-    assert data == f"data folder {tmp_path / 'nowhere'}: no such folder; CROSSDISTILL_DATA names it"
+    first, second, cache, data = diagnosis.faults
+    states(first, "one", "broken", "it fell", "mend it")
+    states(second, "two", "missing", "pip install crossdistill")
+    states(cache, tmp_path / "file" / "cache", "CROSSDISTILL_CACHE")
+    states(data, tmp_path / "nowhere", "CROSSDISTILL_DATA")
 
 
 def test_text_and_json_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +184,8 @@ def test_text_and_json_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with console.capture() as capture:
         console.print(doctor.render(diagnosis))
     text = capture.get()
-    for part in ("zoo", "broken", "it imports [torchvision]", "pip uninstall torchvision", "GPL-3", "no folder named"):
-        assert part in text
-    assert 'wandb: pip install "crossdistill[wandb]"' in text
+    states(text, "zoo", "broken", "it imports [torchvision]", "pip uninstall torchvision", "GPL-3", "CROSSDISTILL_DATA")
+    states(text, 'wandb: pip install "crossdistill[wandb]"')
     plain = json.loads(json.dumps(doctor.as_data(diagnosis)))
     assert plain["packages"][0]["state"] == "broken"
     assert plain["faults"] == list(diagnosis.faults)
@@ -194,4 +193,4 @@ def test_text_and_json_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     healthy = replace(diagnosis, packages=())
     with console.capture() as capture:
         console.print(doctor.render(healthy))
-    assert "nothing stands in the way" in capture.get()
+    states(capture.get(), "no faults")

@@ -25,7 +25,7 @@ LICENCES = (
     "espeakng-loader bundles eSpeak NG (GPL-3.0-or-later). It is called in a child process that hands sounds back; "
     "no code of it is linked or imported here. --set data.speech=FOLDER uses recordings instead.",
 )
-COLUMNS = ("package", "state", "version", "extra", "for")
+COLOURS = {"ok": "green", "missing": "yellow", "broken": "red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,15 @@ class Diagnosis:
     @property
     def faults(self) -> tuple[str, ...]:
         """Broken packages, missing core packages, a cache that cannot be written, a missing data folder."""
-        wrong = [one for one in self.packages if one.state == "broken" or (one.state, one.extra) == ("missing", "core")]
-        faults = [f"{one.module} is {one.state}: {one.reason}; {one.remedy}" for one in wrong]
+        faults = [
+            f"{package.module} is {package.state}: {package.reason}; {package.remedy}"
+            for package in self.packages
+            if package.state == "broken" or (package.state, package.extra) == ("missing", "core")
+        ]
         if not self.cache.writable:
             faults.append(f"cache {self.cache.path}: {self.cache.reason}; set {CACHE_VARIABLE} to another folder")
         if self.data is not None and not self.data.found:
-            faults.append(f"data folder {self.data.path}: {self.data.reason}; {ROOT_VARIABLE} names it")
+            faults.append(f"data folder {self.data.path}: {self.data.reason}; set {ROOT_VARIABLE} to another folder")
         return tuple(faults)
 
 
@@ -118,26 +121,27 @@ def _folder(path: Path, holds: Sequence[str], size_bytes: int = 0) -> Folder:
 def render(diagnosis: Diagnosis) -> RenderableType:
     """The diagnosis for a terminal."""
     machine, cache, data = diagnosis.machine, diagnosis.cache, diagnosis.data
-    facts, packages = Table.grid(padding=(0, 2)), Table(*COLUMNS, box=None, padding=(0, 2, 0, 0))
-    held = f"{size_text(cache.size_bytes)} in {len(cache.holds)} entries, {size_text(cache.free_bytes)} free"
-    real = f"no folder named ({ROOT_VARIABLE} names one)"
+    facts = Table.grid(padding=(0, 2))
+    packages = Table("package", "state", "version", "extra", "for", box=None, padding=(0, 2, 0, 0))
+    cached = f"{size_text(cache.size_bytes)} in {len(cache.holds)} entries, {size_text(cache.free_bytes)} free"
+    real = f"not set (by {ROOT_VARIABLE})"
     if data is not None:
-        real = f"{data.path}: {data.reason if not data.found else ', '.join(data.holds) or 'empty'}"
+        real = f"{data.path}: {', '.join(data.holds) or 'empty' if data.found else data.reason}"
     for name, text in (
         ("crossdistill", diagnosis.crossdistill),
         ("python", f"{machine['python']}, {machine['system']}"),
         ("torch", f"{machine['torch']}, {machine['threads']} threads on {machine['cores']} cores"),
         ("memory", size_text(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown"),
         ("devices", ", ".join(machine["devices"])),
-        ("cache", f"{cache.path}: {cache.reason or held}"),
+        ("cache", f"{cache.path}: {cache.reason or cached}"),
         ("data", real),
     ):
         facts.add_row(f"[bold]{name}", escape(text))
-    for one in diagnosis.packages:
-        unneeded = one.state == "missing" and not one.extra
-        colour = "dim" if unneeded else {"ok": "green", "missing": "yellow", "broken": "red"}[one.state]
-        packages.add_row(one.module, f"[{colour}]{one.state}", *map(escape, (one.version, one.extra, one.purpose)))
-    absent = [one for one in diagnosis.packages if one.state == "missing" and one.remedy]
-    advice = [escape(f"{one.module}: {one.remedy}") for one in absent]
-    faults = [f"[red]{escape(fault)}" for fault in diagnosis.faults] or ["[green]nothing stands in the way"]
+    advice: list[str] = []
+    for row in diagnosis.packages:
+        colour = "dim" if row.state == "missing" and not row.extra else COLOURS[row.state]
+        packages.add_row(row.module, f"[{colour}]{row.state}", *map(escape, (row.version, row.extra, row.purpose)))
+        if row.state == "missing" and row.remedy:
+            advice.append(escape(f"{row.module}: {row.remedy}"))
+    faults = [f"[red]{escape(fault)}" for fault in diagnosis.faults] or ["[green]no faults"]
     return Group(facts, "", packages, "", *advice, "", *map(escape, diagnosis.licences), "", *faults)

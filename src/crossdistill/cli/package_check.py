@@ -16,11 +16,14 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 MOST_LIBRARIES = 200
 """Maximum number of shared libraries of a broken package that are loaded one by one."""
+PREFIX = "package-check:"
+"""Start of the child's lines, since a package may print too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,8 @@ class Package:
 
 
 PACKAGES = (
-    Package("torch", "torch", "core", "everything"),
-    Package("numpy", "numpy", "core", "arrays, banks"),
+    Package("torch", "torch", "core", "networks and training"),
+    Package("numpy", "numpy", "core", "arrays and banks"),
     Package("safetensors", "safetensors", "core", "weights on disk", probe="safetensors.torch"),
     Package("pydantic", "pydantic", "core", "recipes"),
     Package("yaml", "PyYAML", "core", "recipes"),
@@ -61,8 +64,8 @@ PACKAGES = (
     Package("open_clip", "open_clip_torch", "clip", "CLIP teachers"),
     Package("ray", "ray", "ray", "grids of runs on Ray"),
     Package("submitit", "submitit", "slurm", "grids of runs on Slurm"),
-    Package("torchvision", "torchvision", "", "needed by timm and open_clip only"),
-    Package("torchaudio", "torchaudio", "", "needed by nothing here"),
+    Package("torchvision", "torchvision", "", "used by timm and open_clip only"),
+    Package("torchaudio", "torchaudio", "", "not used by crossdistill"),
 )
 
 
@@ -82,31 +85,27 @@ class Finding:
 def attempt(package: Package, timeout_s: float) -> Finding:
     """Check one package; an import that takes longer than `timeout_s` seconds counts as broken."""
     about = (package.module, package.extra, package.purpose)
-    version = _version(package.distribution)
+    name, version = package.distribution, _version(package.distribution)
     spec = importlib.util.find_spec(package.module)
     # A folder of the same name is not the package: it has a search location, but no origin and no version.
     if spec is None or (spec.origin is None and not version):
-        of = "crossdistill" if package.extra == "core" else f'"crossdistill[{package.extra}]"'
-        return Finding(*about, "missing", "", "not installed", f"pip install {of}" if package.extra else "")
-    child = [sys.executable, __file__, package.probe or package.module, package.attribute, json.dumps(sys.path)]
-    reason, remedy = (
-        "",
-        f"pip install --force-reinstall {package.distribution}, or pip uninstall {package.distribution}",
+        extra = "crossdistill" if package.extra == "core" else f'"crossdistill[{package.extra}]"'
+        return Finding(*about, "missing", "", "not installed", f"pip install {extra}" if package.extra else "")
+    broken = partial(
+        Finding, *about, "broken", version, remedy=f"pip install --force-reinstall {name}, or pip uninstall {name}"
     )
+    child = [sys.executable, __file__, package.probe or package.module, package.attribute, json.dumps(sys.path)]
     try:
         done = subprocess.run(child, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return Finding(*about, "broken", version, f"importing it took more than {timeout_s:g} s", remedy)
+        return broken(f"importing it took more than {timeout_s:g} s")
     if done.returncode == 0:
         return Finding(*about, "ok", version)
-    said = [json.loads(line) for line in re.findall(r"^said:(.*)$", done.stdout, re.MULTILINE)]
-    if said:
-        reason, advice = _explained(package, *said)
-    elif done.returncode < 0:
-        reason, advice = f"importing it kills the process ({signal.Signals(-done.returncode).name})", ""
-    else:
-        reason, advice = f"importing it ends the process (exit status {done.returncode})", ""
-    return Finding(*about, "broken", version, reason, advice or remedy)
+    if lines := re.findall(rf"^{PREFIX}(.*)$", done.stdout, re.MULTILINE):
+        return broken(**_explained(package, *map(json.loads, lines)))
+    if done.returncode < 0:
+        return broken(f"importing it kills the process ({signal.Signals(-done.returncode).name})")
+    return broken(f"importing it ends the process (exit status {done.returncode})")
 
 
 def _version(distribution: str) -> str:
@@ -115,11 +114,11 @@ def _version(distribution: str) -> str:
     return ""
 
 
-def _explained(package: Package, error: dict[str, Any], *unloadable: str) -> tuple[str, str]:
+def _explained(package: Package, error: dict[str, Any], *unloadable: str) -> dict[str, str]:
     """The reason of a failed import, from the child's lines, and a remedy where a new installation is not enough."""
     missing = (error["missing"] or package.module).partition(".")[0]
     if missing != package.module:
-        return error["reason"], f"pip install {missing}"
+        return {"reason": error["reason"], "remedy": f"pip install {missing}"}
     # The cause is the last package in the traceback that can fail by itself, not the package that was checked.
     known = {other.module for other in PACKAGES} - {"torch", "numpy", package.module}
     culprit = next((name for name in reversed(error["through"]) if name in known), package.module)
@@ -127,13 +126,13 @@ def _explained(package: Package, error: dict[str, Any], *unloadable: str) -> tup
     if culprit != package.module:
         reason = f"it imports {culprit}, which fails: {reason}"
     if not unloadable:
-        return reason, ""
+        return {"reason": reason}
     absent = set(re.findall(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object", "\n".join(unloadable)))
     cuda = any(re.match(r"lib(c10_cuda|torch_cuda|cu|nv)", name) for name in absent)
-    lack = f"{', '.join(sorted(absent))} not found" if absent else unloadable[0]
-    kind = "built for CUDA, which this torch is not" if cuda else "built for another torch or another system"
-    build = f"the build of {culprit} that belongs to torch {_version('torch')}"
-    return f"{reason} ({lack}: {kind})", f"pip uninstall {culprit}, or install {build}"
+    fault = f"{', '.join(sorted(absent))} not found" if absent else unloadable[0]
+    cause = "built for CUDA, but this torch is not" if cuda else "built for another torch or another system"
+    remedy = f"pip uninstall {culprit}, or install its build for torch {_version('torch')}"
+    return {"reason": f"{reason} ({fault}: {cause})", "remedy": remedy}
 
 
 def _try_import(module: str, attribute: str) -> int:
@@ -153,7 +152,7 @@ def _try_import(module: str, attribute: str) -> int:
         through = [name for name in names if name not in {"__main__", "importlib", "", "ctypes"}]
         first_line = str(error).strip().partition("\n")[0]
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        _say({"reason": f"{type(error).__name__}: {first_line}", "through": through, "missing": missing})
+        _report({"reason": f"{type(error).__name__}: {first_line}", "through": through, "missing": missing})
     packages = dict.fromkeys([module.partition(".")[0], *through])
     libraries = [path for name in packages for entry in sys.path for path in (Path(entry) / name).rglob("*.so*")]
     if libraries:
@@ -164,12 +163,13 @@ def _try_import(module: str, attribute: str) -> int:
         try:
             ctypes.CDLL(str(library))
         except OSError as unloadable:
-            _say(" ".join(str(unloadable).split()))
+            _report(" ".join(str(unloadable).split()))
     return 1
 
 
-def _say(value: Any) -> None:
-    os.write(1, f"\nsaid:{json.dumps(value)}\n".encode())
+def _report(value: Any) -> None:
+    # Written at once, since loading a library may end the process.
+    os.write(1, f"\n{PREFIX}{json.dumps(value)}\n".encode())
 
 
 if __name__ == "__main__":
