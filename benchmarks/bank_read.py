@@ -1,7 +1,7 @@
-"""Reading a batch of random rows from a bank / index_select on a plain tensor in memory.
+"""Time of reading a batch of random rows from a bank / of index_select on a tensor in memory.
 
-50,000 rows of 512 float16 numbers, batches of 512. The bank finds each sample's row by its id, verifies it, and takes
-it from the file (mapped, and in the page cache after the first round) or from memory where it is held.
+50,000 rows of 512 float16 numbers, batches of 512. The bank looks up each sample's row by its id, verifies it, and
+reads it from the mapped file (which is in the page cache after the first round) or from memory, if it is held there.
 """
 
 import numpy as np
@@ -17,17 +17,16 @@ BATCHES = 200
 
 
 def filled(script: Script, values: torch.Tensor) -> Bank:
-    """A bank that holds these rows; ids are not row numbers, so that they have to be looked up."""
+    """A bank of these rows; ids differ from row numbers, so that the lookup is measured."""
     ids = torch.arange(ROWS) * 2 + 1
     key = BankKey(weights="w", data="d", rows="r", want="logits", shape=(WIDTH,), dtype="float16")
     bank = Bank.create(script.scratch, key, BankRows(ids), {})
-    position = {"bank": lambda wanted, _view: {"bank": (values[(wanted - 1) // 2].float(), None)}}
-    fill({"bank": bank}, position["bank"], lambda: None, print)
+    fill({"bank": bank}, lambda ids, _view: {"bank": (values[(ids - 1) // 2].float(), None)}, lambda: None, print)
     return bank
 
 
 def main() -> None:
-    """From disk and from memory."""
+    """Measure reads from disk and from memory."""
     script = Script(__file__)
     torch.manual_seed(0)
     values = torch.randn(ROWS, WIDTH).half()

@@ -1,4 +1,4 @@
-"""MST-Distill for one student in both ways: the library's stages on banks, and the reference's way beside them."""
+"""MST-Distill for one student, computed by the library with banks and by the reference implementation."""
 
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PUBLISHED_EPOCHS = 100
 
 
 class BothWays:
-    """The same networks, masks and rows twice. On the library's side each stage has its networks for itself."""
+    """The same networks, masks and rows for both sides; on the library's side each stage has its own copies of them."""
 
     def __init__(
         self,
@@ -24,15 +24,15 @@ class BothWays:
         train: int,
         validation: int,
         batch_size: int = BATCH_ROWS,
-        sides: Sequence[str] = ("own", "theirs"),
+        sides: Sequence[str] = ("library", "reference"),
         settings: Sequence[str] = (),
     ) -> None:
         self._data = data = random_data(train, validation)
         self.masks_mb = 0.0
-        """What the weights of the masks of the plan last made take."""
+        """Memory of the masks' weights in the latest plan, MB."""
         self._recipe = av_mnist(student, batch_size, train + validation, script.device, settings)
         self._reference = None
-        if "theirs" in sides:
+        if "reference" in sides:
             plan = prepare(self._recipe, data, script.device)
             self._reference, self.masks_mb = reference_of(plan, script.device), masks_mb(plan)
         rows: Tensor = data.splits["train"]
@@ -42,21 +42,21 @@ class BothWays:
         self._courses: dict[str, Course] = {}
 
     def course(self, stage: str) -> Course:
-        """A stage of the library's side; its banks are filled when it is first asked for."""
+        """A stage of the library's side; the first call fills its banks."""
         if stage not in self._courses:
-            until = [one.name for one in self._recipe.stages].index(stage) + 1
+            until = [config.name for config in self._recipe.stages].index(stage) + 1
             recipe = self._recipe.model_copy(update={"stages": self._recipe.stages[:until]})
             plan = prepare(recipe, self._data, self._script.device)
             self.masks_mb = masks_mb(plan)
             self._courses[stage] = Course(plan, job_of(plan, stage), self._script.device, self._folder / stage)
         return self._courses[stage]
 
-    def own(self, stage: str) -> Work:
-        """One epoch of a stage, the library's way."""
+    def library(self, stage: str) -> Work:
+        """One epoch of a stage in the library."""
         return self.course(stage).epoch
 
-    def theirs(self, stage: str) -> Work:
-        """One epoch of a stage, the reference's way."""
+    def reference(self, stage: str) -> Work:
+        """One epoch of a stage in the reference implementation."""
         reference = self._reference
         assert reference is not None
         works: dict[str, Work] = {
@@ -67,11 +67,11 @@ class BothWays:
         return works[stage]
 
     def ratio(self, stage: str, rounds: int, *, warm: int = 1) -> Ratios:
-        """An epoch of a stage, ours / theirs. What filling the banks took is said; it is paid once, not each epoch."""
+        """The time of an epoch, library / reference, without filling the banks, whose time is printed."""
         course = self.course(stage)
         print(f"  {course.sources()}; filled in {course.bank_seconds:.1f} s", flush=True)
-        return ratios(*self._script.alternate([self.own(stage), self.theirs(stage)], rounds, warm=warm))
+        return ratios(*self._script.alternate([self.library(stage), self.reference(stage)], rounds, warm=warm))
 
     def filling(self, stage: str) -> float:
-        """Seconds that filling the banks takes for each of the published epochs."""
+        """Seconds of filling the banks, divided by the published number of epochs."""
         return self.course(stage).bank_seconds / PUBLISHED_EPOCHS

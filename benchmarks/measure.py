@@ -1,4 +1,4 @@
-"""How the benchmarks measure: A and B in turn within one run, ratios of neighbours, medians with their spread."""
+"""Measurement of benchmarks: A and B alternate within one run; figures are medians of the ratios of neighbours."""
 
 import argparse
 import atexit
@@ -20,8 +20,8 @@ Work = Callable[[], object]
 class Figure:
     """One line of results.json.
 
-    `value` is a ratio (dimensionless), `limit` what it may be at most (None: it is there for comparison), `spread` the
-    distance between the quartiles of the ratios of single rounds (0 where the value does not depend on time).
+    `value` is a ratio (dimensionless), `limit` its largest accepted value (None: no limit), `spread` the distance
+    between the quartiles of the ratios of single rounds (0 if the value does not depend on time).
     """
 
     name: str
@@ -32,19 +32,19 @@ class Figure:
     command: str
 
     def text(self) -> str:
-        """For people."""
+        """The figure for a terminal."""
         verdict = "" if self.limit is None else f", at most {self.limit:g}: {'ok' if self.held else 'MISSED'}"
         return f"{self.name} ({self.device}): {self.value:.4g} ± {self.spread:.2g}{verdict}"
 
     @property
     def held(self) -> bool:
-        """Whether the limit is kept."""
+        """Whether the value is within the limit."""
         return self.limit is None or self.value <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
 class Ratios:
-    """What alternation found: the ratio A / B of each round, and the seconds of each side."""
+    """The ratio A / B of each round, and the seconds of each side."""
 
     values: tuple[float, ...]
     first: tuple[float, ...]
@@ -52,17 +52,17 @@ class Ratios:
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """The median of the ratios."""
         return statistics.median(self.values)
 
     @property
     def spread(self) -> float:
-        """Between the quartiles."""
+        """The distance between the quartiles of the ratios."""
         return quartile_distance(self.values)
 
 
 def quartile_distance(values: Sequence[float]) -> float:
-    """From the first to the third quartile; 0 of a single value."""
+    """The distance from the first to the third quartile; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -70,7 +70,7 @@ def quartile_distance(values: Sequence[float]) -> float:
 
 
 def ratios(first: Sequence[float], second: Sequence[float]) -> Ratios:
-    """Round by round."""
+    """The ratios of the seconds of two sides, by round."""
     return Ratios(tuple(a / b for a, b in zip(first, second, strict=True)), tuple(first), tuple(second))
 
 
@@ -80,25 +80,30 @@ def _wait(device: torch.device) -> None:
 
 
 class Script:
-    """One benchmark script: its options, its clock, and its figures as they come."""
+    """A benchmark script: its options, its clock and its figures, which are written as soon as they are known."""
 
     def __init__(self, file: str) -> None:
         name = Path(file).name
         parser = argparse.ArgumentParser(description=f"benchmarks/{name}")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
-        parser.add_argument("--rounds", type=int, help="rounds of each alternation, instead of the script's own number")
+        parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
+        parser.add_argument(
+            "--rounds", type=int, help="number of rounds of each alternation, instead of the script's default"
+        )
         parser.add_argument(
             "--clock",
             choices=("wall", "processor"),
             default="wall",
-            help="processor: seconds of this process on all cores; for a CPU that is busy with other work",
+            help="processor: CPU seconds of this process, for a machine that is busy with other work",
         )
         options = parser.parse_args()
         self.device = torch.device(options.device)
-        told = {"--rounds": options.rounds, "--clock": options.clock if options.clock != "wall" else None}
+        changed = {"--rounds": options.rounds, "--clock": options.clock if options.clock != "wall" else None}
         self.command = " ".join(
-            [f"python benchmarks/{name}", *(f"{option} {value}" for option, value in told.items() if value is not None)]
+            [
+                f"python benchmarks/{name}",
+                *(f"{option} {value}" for option, value in changed.items() if value is not None),
+            ]
         )
         self.clock: str = options.clock
         self._clock = time.perf_counter if options.clock == "wall" else time.process_time
@@ -109,9 +114,9 @@ class Script:
         atexit.register(scratch.cleanup)
         self.scratch = Path(scratch.name)
 
-    def rounds(self, own: int) -> int:
-        """How many, unless the command line says another number."""
-        return self._rounds or own
+    def rounds(self, default: int) -> int:
+        """The number of rounds of the command line, or else `default`."""
+        return self._rounds or default
 
     def timed(self, work: Work) -> float:
         """Seconds of one call."""
@@ -123,9 +128,9 @@ class Script:
         return self._clock() - began
 
     def alternate(self, works: Sequence[Work], rounds: int, *, warm: int = 1) -> list[list[float]]:
-        """Seconds of each work in each round, forwards and backwards in turn (ABBA).
+        """Seconds of each work in each round, in alternating order (ABBA), so that a drift of the machine cancels.
 
-        Whatever slows the machine down for a while slows both, and a drift cancels.
+        `warm` rounds are run before and not timed.
         """
         for _ in range(warm):
             for work in works:
@@ -139,17 +144,17 @@ class Script:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether this is for a CPU, where sizes are smaller."""
+        """Whether the device is a CPU, for which sizes are smaller."""
         return self.device.type == "cpu"
 
-    def ratio(self, name: str, found: Ratios, limit: float | None) -> None:
-        """A figure out of an alternation."""
-        first, second = statistics.median(found.first), statistics.median(found.second)
-        print(f"  {name}: {first:.3f} s / {second:.3f} s, {len(found.values)} rounds", flush=True)
-        self.value(name, found.median, limit, found.spread)
+    def ratio(self, name: str, measured: Ratios, limit: float | None) -> None:
+        """Report the median of ratios as a figure."""
+        first, second = statistics.median(measured.first), statistics.median(measured.second)
+        print(f"  {name}: {first:.3f} s / {second:.3f} s, {len(measured.values)} rounds", flush=True)
+        self.value(name, measured.median, limit, measured.spread)
 
     def value(self, name: str, value: float, limit: float | None, spread: float = 0.0) -> None:
-        """Any other figure."""
+        """Report a figure."""
         figure = Figure(name, value, limit, spread, self.device.type, self.command)
         print(figure.text(), flush=True)
         self._figures.append(figure)
@@ -158,5 +163,5 @@ class Script:
 
 
 def write(path: Path, figures: Sequence[Figure]) -> None:
-    """Figures as JSON."""
+    """Write figures as JSON."""
     path.write_text(json.dumps([asdict(figure) for figure in figures], indent=1, ensure_ascii=False) + "\n")

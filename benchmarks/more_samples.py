@@ -1,7 +1,7 @@
-"""Sixteen times as many samples, `kd` and `route` on banks that stay on disk: time, and private memory.
+"""Time and private memory of `kd` and `route` for 16 times as many samples, with banks on disk.
 
-The data are files mapped into memory, as large data sets are. Teachers and student are LeNet5s, so that filling their
-banks, which is counted here, takes no longer than training.
+The data are mapped files, as for large data sets. Teachers and student are LeNet5s, so that filling their banks, which
+is included, takes no longer than training.
 """
 
 import json
@@ -15,12 +15,12 @@ import torch
 from resident import child, greatest_private
 
 TRAIN, VALIDATION, TIMES = 1024, 1024, 16
-"""As many rows as a validation pass takes at once, so that the few fill what it needs as the many do."""
+"""VALIDATION is the number of rows of a validation pass, so that both sizes need the same memory for it."""
 BATCH_ROWS, TEACHERS = 256, 4
 
 
 def run(times: int) -> dict[str, float]:
-    """Both stages over so many times the rows; seconds, and the greatest private memory in MB."""
+    """Run both stages over `times` times the rows: seconds, and the peak of private memory in MB."""
     from sizes import SHAPES, Course
 
     from crossdistill.bank.bank import BankSettings
@@ -82,7 +82,7 @@ def run(times: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Children in turn: few rows, many rows."""
+    """Measure child processes with few and with many rows in turn."""
     from measure import Script, quartile_distance
 
     script = Script(__file__)

@@ -1,7 +1,7 @@
-"""A pass without gradient in parts of the size that is counted, against parts of 1,024 rows, which input bytes allow.
+"""A pass without gradient in parts whose size follows from the memory of the layers / in parts of 1,024 rows.
 
-ResNet-32 for pictures of 32 x 32 (He et al., 2016; 0.46 M parameters) over 1,000 rows, as a validation split has them:
-time in turn within one run, and the most that layers hold.
+Time and peak memory of the layers of ResNet-32 for images of 32 x 32 (He et al., 2016; 0.46 M parameters) over 1,000
+rows, the size of a validation split.
 """
 
 import torch
@@ -16,7 +16,7 @@ ROWS, AT_ONCE, ROUNDS = 1000, 1024, 5
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut, which is a convolution of one pixel where sizes differ."""
+    """Two convolutions and a shortcut, which is a 1 x 1 convolution if sizes differ."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 def resnet32(classes: int = 10) -> nn.Sequential:
-    """Pictures (B, 3, 32, 32) -> logits (B, classes)."""
+    """A network from images (B, 3, 32, 32) to logits (B, classes)."""
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     inside = 16
     for outside, stride in ((16, 1), (32, 2), (64, 2)):
@@ -44,7 +44,7 @@ def resnet32(classes: int = 10) -> nn.Sequential:
 
 
 def main() -> None:
-    """Time and memory of both."""
+    """Measure time and memory of both sizes."""
     script = Script(__file__)
     network = resnet32().eval().to(script.device)
     pictures = torch.randn(ROWS, 3, 32, 32, device=script.device)
@@ -52,8 +52,8 @@ def main() -> None:
     def batch(number: int) -> Batch:
         return Batch({"picture": pictures[:number]}, torch.arange(number))
 
-    def answer(given: Batch) -> Tensor:
-        picture = given.inputs["picture"]
+    def answer(rows: Batch) -> Tensor:
+        picture = rows.inputs["picture"]
         assert isinstance(picture, Tensor)
         logits: Tensor = network(picture)
         return logits

@@ -1,11 +1,11 @@
-"""MST-Distill the way the released code works through it, written anew and plainly from a description of that code.
+"""A reference implementation of MST-Distill that computes as the released code does, written from its description.
 
-What makes it dear is kept: each mask has its own full pass of its teacher and its own optimizer; masks are computed in
-the plain form, with all attention weights; backward runs through the frozen layers and adds up gradients that nobody
-uses; masks stay on the teachers in the third stage, so that the second of a teacher comes on top of the first; and what
-a step computed lives until the next one has computed its own. What is left out is dear for other reasons: data as
-Python lists, metrics that nobody reads, copies of the inputs. Its numbers are those of the library's recipe
-`mst-distill-release` (tests/test_benchmarks.py).
+It keeps the costs of that code: each mask has its own full pass of its teacher and its own optimizer; masks are
+computed in the plain form, with all attention weights; the backward pass runs through frozen layers and accumulates
+gradients that are not used; in the third stage all masks of a teacher stay applied, one after the other; and the
+tensors of a step live until the next step has computed its own. It omits costs of other kinds: data as Python lists,
+unused metrics, copies of the inputs. Its numbers are those of the library's recipe `mst-distill-release`
+(tests/test_benchmarks.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,17 +22,17 @@ Data = tuple[Mapping[str, Tensor], Tensor]
 """Inputs by modality, and targets."""
 
 
-def kl(target: Tensor, given: Tensor) -> Tensor:
-    """T² · KL(target ‖ given) of softened logits, mean over rows, in nats."""
-    softened = functional.log_softmax(given / TEMPERATURE, dim=1)
+def kl(target: Tensor, logits: Tensor) -> Tensor:
+    """T² · KL(target ‖ logits) of softened logits, mean over rows, in nats."""
+    softened = functional.log_softmax(logits / TEMPERATURE, dim=1)
     wanted = functional.softmax(target / TEMPERATURE, dim=1)
     return functional.kl_div(softened, wanted, reduction="batchmean") * TEMPERATURE**2
 
 
 class PlainMask(nn.Module):
-    """Embed, self-attention that gives its weights too, Linear, sigmoid; maps are first reduced over space.
+    """Embedding, self-attention with its weights, linear layer, sigmoid; maps are first reduced over space.
 
-    Its parameters have the names of `crossdistill.nets.mask`.
+    The names of its parameters are those of `crossdistill.nets.mask`.
     """
 
     def __init__(self, length: int, width: int, heads: int, *, maps: bool) -> None:
@@ -60,29 +60,29 @@ class PlainMask(nn.Module):
 
 @dataclass
 class Member:
-    """A network and the modalities that it takes, in this order."""
+    """A network and the modalities that it reads, in the order of its arguments."""
 
     module: nn.Module
     reads: tuple[str, ...]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits."""
+        """The logits of inputs by modality."""
         logits: Tensor = self.module(*(inputs[name] for name in self.reads))
         return logits
 
-    def wear(self, tap: str, mask: nn.Module) -> Callable[[], None]:
-        """Multiply what a layer gives by its mask from now on; gives what ends that."""
+    def apply(self, tap: str, mask: nn.Module) -> Callable[[], None]:
+        """Multiply the output of a layer by its mask; returns the function that ends this."""
 
-        def bend(_module: nn.Module, _inputs: object, value: Tensor) -> Tensor:
-            drawn: Tensor = mask(value)
-            return value * drawn.reshape(*drawn.shape, *[1] * (value.ndim - 2))
+        def multiply(_module: nn.Module, _inputs: object, value: Tensor) -> Tensor:
+            factors: Tensor = mask(value)
+            return value * factors.reshape(*factors.shape, *[1] * (value.ndim - 2))
 
-        return self.module.get_submodule(tap).register_forward_hook(bend).remove
+        return self.module.get_submodule(tap).register_forward_hook(multiply).remove
 
 
 @dataclass
-class Worn:
-    """A mask, of which teacher, on which layer."""
+class AppliedMask:
+    """A mask, with its teacher and its layer."""
 
     teacher: str
     tap: str
@@ -90,36 +90,36 @@ class Worn:
 
 
 @dataclass
-class ReferenceWay:
-    """The three stages over the same members; each `..._epoch` is one pass over training and validation batches."""
+class Reference:
+    """The three stages with the same members; each `..._epoch` is a pass over training and validation batches."""
 
     student: Member
     teachers: Mapping[str, Member]
-    masks: Sequence[Worn]
+    masks: Sequence[AppliedMask]
     gate: nn.Module
     learning_rate: float = 1e-4
     losses: list[dict[str, float]] = field(default_factory=list)
-    """Of the last training step of each kind, for the tests."""
+    """Loss terms of the training steps, for the tests."""
 
     def __post_init__(self) -> None:
-        """One optimizer for all members, one for each mask, one for student and gate."""
+        """Create one optimizer for all members, one for each mask, and one for student and gate."""
         members = [self.student, *self.teachers.values()]
         together = [parameter for member in members for parameter in member.module.parameters()]
         self.of_members = torch.optim.Adam(together, self.learning_rate)
-        self.of_masks = [torch.optim.Adam(worn.mask.parameters(), self.learning_rate) for worn in self.masks]
-        taught = [*self.student.module.parameters(), *self.gate.parameters()]
-        self.of_student = torch.optim.Adam(taught, self.learning_rate)
+        self.of_masks = [torch.optim.Adam(applied.mask.parameters(), self.learning_rate) for applied in self.masks]
+        trained = [*self.student.module.parameters(), *self.gate.parameters()]
+        self.of_student = torch.optim.Adam(trained, self.learning_rate)
         self.best: tuple[float, object] = (float("inf"), None)
 
     def collaborate_epoch(self, train: Iterable[Data]) -> None:
-        """Cross-entropy of everyone, and KL of everyone to everyone; no validation."""
+        """Train all members on cross-entropy and on the KL divergence of every ordered pair; no validation."""
         members = [self.student, *self.teachers.values()]
         for member in members:
             member.module.train()
         for inputs, targets in train:
             logits = [member(inputs) for member in members]
-            tasks = [functional.cross_entropy(one, targets) for one in logits]
-            peers = [kl(one, other) for one, other in permutations(logits, 2)]
+            tasks = [functional.cross_entropy(prediction, targets) for prediction in logits]
+            peers = [kl(target, prediction) for target, prediction in permutations(logits, 2)]
             task, peer = torch.stack(tasks).sum(), torch.stack(peers).sum()
             loss = task + peer
             self.of_members.zero_grad()
@@ -128,77 +128,77 @@ class ReferenceWay:
             self.losses.append({"task": task.item(), "peers": peer.item()})
 
     def specialise_epoch(self, train: Iterable[Data], validation: Iterable[Data]) -> None:
-        """Each mask by itself learns to say what the student says; then all are judged together."""
+        """Train each mask alone to match the student's predictions, then validate all masks together."""
         self._eval_members()
-        for worn in self.masks:
-            worn.mask.train()
+        for applied in self.masks:
+            applied.mask.train()
         for inputs, _ in train:
-            mine = self.student(inputs)
-            found = {}
-            for worn, optimizer in zip(self.masks, self.of_masks, strict=True):
-                teacher = self.teachers[worn.teacher]
-                take_off = teacher.wear(worn.tap, worn.mask)
-                theirs = teacher(inputs)
-                loss = kl(mine.detach(), theirs)
+            student_logits = self.student(inputs)
+            losses = {}
+            for applied, optimizer in zip(self.masks, self.of_masks, strict=True):
+                teacher = self.teachers[applied.teacher]
+                remove = teacher.apply(applied.tap, applied.mask)
+                masked_logits = teacher(inputs)
+                loss = kl(student_logits.detach(), masked_logits)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                take_off()
-                found[f"{worn.teacher}@{worn.tap}"] = loss.item()
-            self.losses.append(found)
-        self._judge_masks(validation)
+                remove()
+                losses[f"{applied.teacher}@{applied.tap}"] = loss.item()
+            self.losses.append(losses)
+        self._validate_masks(validation)
 
     def route_epoch(
         self, train: Iterable[Data], validation: Iterable[Data], weight_distil: float = 1.0, weight_balance: float = 1.0
     ) -> None:
-        """The student learns from the labels and, row by row, from the teacher that the gate picks."""
+        """Train the student_logits on the labels and, for each row, on the teacher that the gate selects."""
         self._eval_members()
-        for worn in self.masks:
-            worn.mask.eval()
+        for applied in self.masks:
+            applied.mask.eval()
         self.student.module.train()
         for inputs, targets in train:
-            take_off, theirs = [], []
-            for worn in self.masks:
-                teacher = self.teachers[worn.teacher]
-                take_off.append(teacher.wear(worn.tap, worn.mask))
-                theirs.append(teacher(inputs))
-            mine = self.student(inputs)
-            weights = self.gate(mine).softmax(1)
-            task = functional.cross_entropy(mine, targets)
-            shown = [functional.cross_entropy(one, targets).item() for one in theirs]
+            remove, teacher_logits = [], []
+            for applied in self.masks:
+                teacher = self.teachers[applied.teacher]
+                remove.append(teacher.apply(applied.tap, applied.mask))
+                teacher_logits.append(teacher(inputs))
+            student_logits = self.student(inputs)
+            weights = self.gate(student_logits).softmax(1)
+            task = functional.cross_entropy(student_logits, targets)
+            reported = [functional.cross_entropy(logits, targets).item() for logits in teacher_logits]
             mean = weights.mean(0)
             balance = (-mean.log() - torch.tensor(float(len(mean))).log()).mean() / len(mean)
-            picked = torch.stack(theirs, 1)[torch.arange(len(mine)), weights.argmax(1)]
-            distil = kl(picked.detach(), mine)
+            picked = torch.stack(teacher_logits, 1)[torch.arange(len(student_logits)), weights.argmax(1)]
+            distil = kl(picked.detach(), student_logits)
             loss = task + weight_distil * distil + weight_balance * balance
             self.of_student.zero_grad()
             loss.backward()
             self.of_student.step()
-            for one in take_off:
-                one()
+            for remove_mask in remove:
+                remove_mask()
             self.losses.append({"task": task.item(), "distil": distil.item(), "balance": balance.item()})
-            assert len(shown) == len(self.masks)
+            assert len(reported) == len(self.masks)
         self.student.module.eval()
         with torch.no_grad():
             for inputs, targets in validation:
                 functional.cross_entropy(self.student(inputs), targets).item()
 
-    def _judge_masks(self, validation: Iterable[Data]) -> None:
-        for worn in self.masks:
-            worn.mask.eval()
+    def _validate_masks(self, validation: Iterable[Data]) -> None:
+        for applied in self.masks:
+            applied.mask.eval()
         total, batches = 0.0, 0
         with torch.no_grad():
             for inputs, _ in validation:
-                mine = self.student(inputs)
-                for worn in self.masks:
-                    teacher = self.teachers[worn.teacher]
-                    take_off = teacher.wear(worn.tap, worn.mask)
-                    per_teacher = sum(other.teacher == worn.teacher for other in self.masks)
-                    total += float(kl(mine, teacher(inputs))) / per_teacher
-                    take_off()
+                student_logits = self.student(inputs)
+                for applied in self.masks:
+                    teacher = self.teachers[applied.teacher]
+                    remove = teacher.apply(applied.tap, applied.mask)
+                    per_teacher = sum(other.teacher == applied.teacher for other in self.masks)
+                    total += float(kl(student_logits, teacher(inputs))) / per_teacher
+                    remove()
                 batches += 1
         if total / max(1, batches) < self.best[0]:
-            states = [{name: value.clone() for name, value in w.mask.state_dict().items()} for w in self.masks]
+            states = [{name: value.clone() for name, value in m.mask.state_dict().items()} for m in self.masks]
             self.best = (total / max(1, batches), states)
 
     def _eval_members(self) -> None:

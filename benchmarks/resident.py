@@ -1,4 +1,4 @@
-"""Memory of a process of its own: its peak, and what of it is private to it."""
+"""Memory of a process: its peak, and the part that is private to it; child processes for measuring."""
 
 import json
 import subprocess
@@ -12,19 +12,19 @@ POLL_S = 0.01
 
 
 def child(file: str, *arguments: str) -> dict[str, Any]:
-    """Run this script again with arguments, in a process of its own; gives the JSON of its last line."""
+    """Run a script with arguments in a child process; returns the JSON of its last line."""
     done = subprocess.run([sys.executable, file, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def peak_mb() -> float:
-    """Most memory that this process has held so far, in MB (Linux: VmHWM)."""
+    """Peak of the resident memory of this process, in MB (Linux: VmHWM)."""
     return _status("VmHWM")
 
 
 def resident_mb() -> float:
-    """What this process holds now, in MB."""
+    """Resident memory of this process, in MB (Linux: VmRSS)."""
     return _status("VmRSS")
 
 
@@ -34,20 +34,20 @@ def _status(name: str) -> float:
 
 
 def private_mb() -> float:
-    """Of what this process holds now, what no file stands behind, in MB (Linux: RssAnon).
+    """Resident memory of this process that is not backed by a file, in MB (Linux: RssAnon).
 
-    Not `Private_Dirty`, which also counts pages of mapped files that the system has yet to write to disk.
+    `Private_Dirty` would include pages of mapped files that are not yet written to disk.
     """
     return _status("RssAnon")
 
 
 def greatest_private(work: Callable[[], object]) -> float:
-    """The greatest private memory while this works, in MB."""
-    done, seen = threading.Event(), [private_mb()]
+    """The peak of private memory during a call, in MB."""
+    done, samples = threading.Event(), [private_mb()]
 
     def look() -> None:
         while not done.wait(POLL_S):
-            seen.append(private_mb())
+            samples.append(private_mb())
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -56,4 +56,4 @@ def greatest_private(work: Callable[[], object]) -> float:
     finally:
         done.set()
         watcher.join()
-    return max(seen)
+    return max(samples)

@@ -1,9 +1,9 @@
-"""Run every benchmark, write results.json beside this file, and the table in docs/results/cost.md.
+"""Run every benchmark; write results.json beside this file, and the table in docs/results/cost.md.
 
     python benchmarks/run.py [SCRIPT...] [--clock processor] [--rounds N]
 
-Options are handed on to each script. What is measured is written after each of them. One that fails does not stop the
-others, and neither do figures over their limits; both are said.
+Each script gets the options. The results are written after each script. A script that fails and a figure over its limit
+are reported at the end, and do not stop the others.
 """
 
 import argparse
@@ -26,24 +26,24 @@ SCRIPTS = (
 
 
 def merged(old: list[Figure], new: list[Figure]) -> list[Figure]:
-    """New figures in the places of those of the same name and device; others stay."""
-    found = {(one.name, one.device): one for one in new}
-    kept = [found.pop((one.name, one.device), one) for one in old]
-    return [*kept, *found.values()]
+    """The old figures, with those of the same name and device replaced by the new ones, then the other new ones."""
+    measured = {(figure.name, figure.device): figure for figure in new}
+    kept = [measured.pop((figure.name, figure.device), figure) for figure in old]
+    return [*kept, *measured.values()]
 
 
 def main() -> None:
-    """All of them, or those that are named, one after another."""
-    parser = argparse.ArgumentParser(description="every benchmark")
-    parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"only these: {', '.join(SCRIPTS)}")
+    """Run all scripts, or those that are named, one after another."""
+    parser = argparse.ArgumentParser(description="run the benchmarks")
+    parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"run only these: {', '.join(SCRIPTS)}")
     parser.add_argument("--clock", choices=("wall", "processor"))
     parser.add_argument("--rounds", type=int)
-    given = vars(parser.parse_args())
-    scripts = given.pop("scripts")
+    arguments = vars(parser.parse_args())
+    scripts = arguments.pop("scripts")
     if unknown := set(scripts) - set(SCRIPTS):
-        parser.error(f"no script is called {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
-    options = [text for name, value in given.items() if value for text in (f"--{name}", str(value))]
-    # A whole run starts from nothing; a part of one leaves the others' figures as they are.
+        parser.error(f"no script is called {', '.join(sorted(unknown))}; known: {', '.join(SCRIPTS)}")
+    options = [text for name, value in arguments.items() if value for text in (f"--{name}", str(value))]
+    # Only a run of all scripts discards the old figures.
     figures = [Figure(**line) for line in json.loads(RESULTS.read_text())] if scripts and RESULTS.exists() else []
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -58,8 +58,12 @@ def main() -> None:
             print(f"bench: {name} took {time.monotonic() - began:.0f} s", flush=True)
             write(RESULTS, figures)
     subprocess.run([sys.executable, str(TABLES)], check=True)
-    missed = [one.text() for one in figures if not one.held]
-    print("\n".join(["bench: all limits are kept" if not missed else "bench: over their limits:", *missed]))
+    missed = [figure.text() for figure in figures if not figure.held]
+    print(
+        "\n".join(
+            ["bench: all figures are within their limits" if not missed else "bench: over their limits:", *missed]
+        )
+    )
     if failed:
         raise SystemExit(f"bench: failed: {', '.join(failed)}")
 

@@ -1,7 +1,7 @@
-"""What the benchmarks run on: the AV-MNIST networks and masks at their published sizes, on random numbers.
+"""Inputs of the benchmarks: the AV-MNIST networks and masks at their published sizes, with random data.
 
-How long a step takes, and how much memory, depends on shapes and not on values, so data are random and nothing has to
-be downloaded. Only the rows are fewer.
+Time and memory of a step depend on shapes, not on values, so the data are random and nothing is downloaded. There are
+fewer rows than in AV-MNIST.
 """
 
 import copy
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from reference_way import Data, Member, PlainMask, ReferenceWay, Worn
+from reference_way import AppliedMask, Data, Member, PlainMask, Reference
 from torch import Tensor, nn
 
 from crossdistill.bank.bank import BankSettings
@@ -37,13 +37,13 @@ CLASSES = 10
 
 
 def random_data(train: int, validation: int, only: Sequence[str] = tuple(SHAPES)) -> Dataset:
-    """Rows of the shapes of AV-MNIST; two rows are the test split, which nothing here reads."""
+    """Random rows of the shapes of AV-MNIST; the test split has two rows, which are not read."""
     source = torch.Generator().manual_seed(0)
     rows = train + validation + 2
     return Dataset.from_arrays(
         "random",
         {name: torch.randn(rows, *SHAPES[name], generator=source) for name in only},
-        # However few rows train, each class that occurs is among them.
+        # Every class that occurs is among the training rows, however few they are.
         torch.arange(rows) % min(CLASSES, train),
         classes=[str(number) for number in range(CLASSES)],
         splits=dict(
@@ -53,9 +53,9 @@ def random_data(train: int, validation: int, only: Sequence[str] = tuple(SHAPES)
 
 
 def av_mnist(student: str, batch_size: int, rows: int, device: torch.device, settings: Sequence[str] = ()) -> Recipe:
-    """MST-Distill as its code was released, whose numbers the reference's way has too; other `settings` change that.
+    """The recipe `mst-distill-release`, whose numbers the reference computes too, with other `settings`.
 
-    The room for banks is to these rows as the default is to all of AV-MNIST: what is banked here is banked there.
+    The limits of banks are scaled from all rows of AV-MNIST to `rows`, so that the same outputs are banked.
     """
     sizes = [f"student={student}", f"batch_size={batch_size}", f"device={device.type}"]
     recipe = make("av-mnist/mst-distill-release", [*sizes, *settings], 0)
@@ -66,39 +66,39 @@ def av_mnist(student: str, batch_size: int, rows: int, device: torch.device, set
 
 
 class Course:
-    """One stage, ready to run epoch after epoch: the loop of `crossdistill.training.runner.fit`, without its files."""
+    """One stage, run epoch by epoch: the loop of `crossdistill.training.runner.fit`, without its files."""
 
     def __init__(self, plan: Plan, job: Job, device: torch.device, folder: Path) -> None:
-        self._where = Devices(device)
+        self._devices = Devices(device)
         folder.mkdir(parents=True, exist_ok=True)
-        self.job, self.bank_seconds = supply(job, plan.recipe.bank, folder / "banks", self._where, Quiet())
+        self.job, self.bank_seconds = supply(job, plan.recipe.bank, folder / "banks", self._devices, Quiet())
         frozen = [*plan.members.values(), *(other.method for other in plan.jobs)]
-        self.training = Training(self.job, frozen, self._where, folder)
+        self.training = Training(self.job, frozen, self._devices, folder)
         self._tracking = Tracking(folder)
         self._monitor = Monitor(job.stage.name, device.type, self._tracking, lambda: "")
-        self._found, self._epoch = StageState(folder), 0
+        self._state, self._epoch = StageState(folder), 0
 
     def close(self) -> None:
         """Close its files."""
         self._tracking.__exit__(None, None, None)
 
     def sources(self) -> str:
-        """What is banked and what is live."""
+        """The outputs that are banked and those that are computed live, as text."""
         return "; ".join(explained(self.job.choices))
 
     def epoch(self) -> dict[str, float]:
-        """One epoch with its validation."""
+        """Run one epoch with its validation; returns the values of `validate`."""
         job = self.job
         for step, rows in enumerate(job.order.epoch(self._epoch)):
-            progress = Progress(self._epoch, job.stage.epochs, step, job.order.steps, self._where.gather)
+            progress = Progress(self._epoch, job.stage.epochs, step, job.order.steps, self._devices.gather)
             if self._monitor.add(rows, progress, self.training.step(rows, progress)):
                 self._monitor.check()
         self._monitor.check()
-        found = validate(job, self.training, self._where)
+        losses = validate(job, self.training, self._devices)
         if job.stage.select == "best":
-            self._found.consider(self._epoch, found, selected_parts(job))
+            self._state.consider(self._epoch, losses, selected_parts(job))
         self._epoch += 1
-        return found
+        return losses
 
 
 def job_of(plan: Plan, stage: str) -> Job:
@@ -107,39 +107,39 @@ def job_of(plan: Plan, stage: str) -> Job:
 
 
 def masks_mb(plan: Plan) -> float:
-    """What the weights of a plan's masks take, in MB; 0 where no stage of it trains masks."""
-    weights = [one for job in plan.jobs if job.stage.name == "specialise" for one in job.method.parameters()]
-    return sum(one.numel() * one.element_size() for one in weights) / 2**20
+    """Memory of the weights of a plan's masks, in MB; 0 if no stage trains masks."""
+    weights = [weight for job in plan.jobs if job.stage.name == "specialise" for weight in job.method.parameters()]
+    return sum(weight.numel() * weight.element_size() for weight in weights) / 2**20
 
 
-def reference_of(plan: Plan, device: torch.device) -> ReferenceWay:
-    """The reference's way with copies of a plan's networks, masks and gate (as the plan has them now)."""
+def reference_of(plan: Plan, device: torch.device) -> Reference:
+    """The reference implementation with copies of a plan's networks, masks and gate in their present state."""
     members = {}
     for name, network in plan.members.items():
         members[name] = Member(copy.deepcopy(network.module).requires_grad_(True).to(device), network.reads)
-    worn: list[Worn] = []
+    masks: list[AppliedMask] = []
     gate: nn.Module = nn.Identity()
     for job in plan.jobs:
         method = job.method
         if isinstance(job.stage.method, Specialise):
             for teacher, taps in job.stage.method.taps.items():
-                worn += [Worn(teacher, tap, _plain(method.mask(teacher, tap)).to(device)) for tap in taps]
+                masks += [AppliedMask(teacher, tap, _plain(method.mask(teacher, tap)).to(device)) for tap in taps]
         if job.stage.method.name == "route":
             gate = copy.deepcopy(method.gate).requires_grad_(True)
     learner = plan.recipe.learner
     teachers = {name: member for name, member in members.items() if name != learner}
     rate = plan.jobs[0].stage.optimizer.learning_rate
-    return ReferenceWay(members[learner], teachers, worn, gate.to(device), rate)
+    return Reference(members[learner], teachers, masks, gate.to(device), rate)
 
 
 def in_batches(dataset: Dataset, rows: Tensor, size: int, device: torch.device) -> list[Data]:
-    """Batches as the reference's way takes them."""
-    found = []
+    """Batches of rows in the form that the reference takes."""
+    batches = []
     for part in rows.split(size):
         batch = dataset.batch(part).to(device)
         assert batch.targets is not None
-        found.append((batch.inputs, batch.targets))
-    return found
+        batches.append((batch.inputs, batch.targets))
+    return batches
 
 
 def _plain(mask: nn.Module) -> PlainMask:

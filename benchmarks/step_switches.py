@@ -1,6 +1,6 @@
-"""What the switches of step cost do on this device: a step of the audio student with a switch / without.
+"""Effect of the settings that make steps cheaper: time of the audio student with a setting / without it.
 
-They are off by default where they do not help; no limit is set for them.
+No limit is set, since their effect depends on the device.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from crossdistill.stage import Stage
 
 
 def course(script: Script, name: str, channels_last: bool, **settings: Any) -> Course:
-    """Supervised training with some switches."""
+    """Supervised training with some of the settings."""
     train, validation, batch_size = (32, 16, 32) if script.on_cpu else (4096, 512, 512)
     recipe = Recipe(
         data=random_data(train, validation, only=("audio",)),
@@ -31,7 +31,7 @@ def course(script: Script, name: str, channels_last: bool, **settings: Any) -> C
 
 
 def main() -> None:
-    """Each switch by itself; compiling takes a C++ compiler on a CPU, and is tried on CUDA alone."""
+    """Measure each setting alone; `compile` only on CUDA, since it needs a C++ compiler on a CPU."""
     script = Script(__file__)
     torch.manual_seed(0)
     switches: dict[str, dict[str, Any]] = {
@@ -43,8 +43,8 @@ def main() -> None:
     plain = course(script, "plain", False)
     for name, settings in switches.items():
         switched = course(script, name, **{"channels_last": False, **settings})
-        found = ratios(*script.alternate([switched.epoch, plain.epoch], 5))
-        script.ratio(f"{name} on / off, an epoch of ThreeLayerCNN-A alone", found, None)
+        measured = ratios(*script.alternate([switched.epoch, plain.epoch], 5))
+        script.ratio(f"{name} on / off, an epoch of ThreeLayerCNN-A alone", measured, None)
         switched.close()
     plain.close()
 

@@ -1,8 +1,8 @@
-"""What banked distillation adds to training the student alone: an epoch of `route` and of `kd` / one of `supervised`.
+"""Cost of banked distillation: time of an epoch of `route` and of `kd` / of `supervised`, for the same student.
 
-Banked, a stage reads logits of the teachers by sample id, and it does not matter which networks gave them: here these
-are untrained students, so that filling the banks takes no time. All three stages run through the same loop, with
-validation. On CUDA steps are replayed as graphs, on both sides.
+A banked stage reads the teachers' logits by sample id, so their networks do not affect its time: here they are
+untrained students, whose banks are filled fast. All three stages run the same loop, with validation. On CUDA the steps
+of all of them are replayed as graphs.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ EPOCHS = 100
 def course(
     script: Script, model: str, modality: str, method: object, rows: Sequence[int], batch_size: int, teachers: int
 ) -> Course:
-    """A stage of a student with banked teachers, in a folder of its own."""
+    """A stage of a student with banked teachers."""
     networks = {name: NetworkConfig(model=model) for name in ("student", *(f"teacher-{i}" for i in range(teachers)))}
     stage = Stage(
         method=method,
@@ -49,10 +49,10 @@ def course(
 
 
 def main() -> None:
-    """Both stages for both students."""
+    """Measure both stages for both students."""
     script = Script(__file__)
     torch.manual_seed(0)
-    # Rows for training and validation, batch, rounds.
+    # Modality, rows for training and validation, batch size, rounds.
     sizes = {
         "lenet5": ("image", (4096, 1024), 512, 11) if script.on_cpu else ("image", (42_000, 14_000), 512, 15),
         "three-layer-cnn-a": ("audio", (128, 32), 64, 5) if script.on_cpu else ("audio", (8192, 2048), 512, 9),
@@ -60,10 +60,10 @@ def main() -> None:
     for model, (modality, rows, batch_size, rounds) in sizes.items():
         alone = course(script, model, modality, Supervised(), rows, batch_size, 0)
         for name, method, teachers in (("route", Route(), TEACHERS), ("kd", KD(), 1)):
-            taught = course(script, model, modality, method, rows, batch_size, teachers)
-            found = ratios(*script.alternate([taught.epoch, alone.epoch], rounds))
-            script.ratio(f"{name} epoch, banked / student alone, {model}", found, LIMIT)
-            taught.close()
+            banked = course(script, model, modality, method, rows, batch_size, teachers)
+            measured = ratios(*script.alternate([banked.epoch, alone.epoch], rounds))
+            script.ratio(f"{name} epoch, banked / student alone, {model}", measured, LIMIT)
+            banked.close()
         alone.close()
 
 
