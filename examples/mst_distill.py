@@ -1,9 +1,9 @@
-"""MST-Distill in Python, on arrays of your own: radar alone, taught by a camera network and by one that reads both.
+"""MST-Distill in Python, on arrays of your own: a radar student, with a camera teacher and one that reads both.
 
     python examples/mst_distill.py
 
-All members train together; masks then specialise the two frozen teachers towards the student; at last a gate picks a
-teacher for each row. Some seconds on a CPU; leaves the folder runs/mst-distill.
+All networks train together; masks then adapt the two frozen teachers to the student; at last the student trains, with a
+gate that selects a teacher for each row. Some seconds on a CPU; writes the folder runs/mst-distill.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ draw = np.random.default_rng(0)
 targets = draw.integers(4, size=2000)
 camera = draw.normal(size=(4, 16))[targets] + draw.normal(size=(2000, 16))
 radar = draw.normal(size=(4, 8))[targets] + 1.5 * draw.normal(size=(2000, 8))
-has_camera = draw.random(2000) < 0.9  # the other rows have none: a teacher that reads it skips them
+has_camera = draw.random(2000) < 0.9  # the other rows have no camera: a teacher that reads it skips them
 data = Dataset.from_arrays("mine", {"camera": camera, "radar": radar}, targets, present={"camera": has_camera})
 torch.manual_seed(0)
 recipe = Recipe(

@@ -1,8 +1,8 @@
-"""Your own two modules and your own arrays become a small student: radar alone, taught by camera and radar together.
+"""A small student from your own modules and arrays: it reads radar alone, its teacher reads camera and radar.
 
     python examples/own_models.py
 
-A few seconds on a CPU; leaves the folder runs/own-models.
+A few seconds on a CPU; writes the folder runs/own-models.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ draw = np.random.default_rng(0)
 targets = draw.integers(4, size=2000)
 camera = draw.normal(size=(4, 16))[targets] + draw.normal(size=(2000, 16))
 radar = draw.normal(size=(4, 8))[targets] + 1.5 * draw.normal(size=(2000, 8))
-few = draw.random(2000) < 0.05  # the labels that the student may use; its teacher uses all
+few = draw.random(2000) < 0.05  # rows whose labels the student uses; its teacher uses all
 
 recipe = Recipe(
     data=Dataset.from_arrays("mine", {"camera": camera, "radar": radar}, targets, labelled=few),

@@ -1,9 +1,9 @@
-"""A method inside `transformers.Trainer`: a small BERT learns from a teacher that reads sounds.
+"""A method inside `transformers.Trainer`: a small BERT is distilled from a teacher that reads sounds.
 
     pip install transformers accelerate
     python examples/transformers_trainer.py
 
-Some seconds on a CPU; nothing is downloaded. AdamW, warm-up, precision, devices and logs are the Trainer's.
+Some seconds on a CPU; nothing is downloaded. The Trainer provides AdamW, warm-up, precision, devices and logs.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from crossdistill.methods import KD
 torch.manual_seed(0)
 labels = torch.randint(4, (800,))
 sound = torch.randn(4, 16)[labels] + 0.5 * torch.randn(800, 16)
-# One word in three speaks of the class; the others say nothing.
+# One token in three depends on the class; the others are random.
 tokens = torch.where(torch.rand(800, 12) < 1 / 3, 1 + labels[:, None], torch.randint(5, 40, (800, 12)))
 rows = [{"text": {"input_ids": a}, "sound": b, "labels": c} for a, b, c in zip(tokens, sound, labels, strict=True)]
 
@@ -61,7 +61,7 @@ trainer = DistillationTrainer(
     data_collator=default_collate,
     train_dataset=rows[:600],
     eval_dataset=rows[600:],
-    compute_metrics=lambda found: {"accuracy": (found.predictions.argmax(1) == found.label_ids).mean()},
+    compute_metrics=lambda output: {"accuracy": (output.predictions.argmax(1) == output.label_ids).mean()},
 )
 trainer.train()
 print(f"student, text: {trainer.evaluate()['eval_accuracy']:.3f}")

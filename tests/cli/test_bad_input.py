@@ -280,10 +280,10 @@ def test_weights_that_do_not_fit(crossdistill: Command, finished_run: Path) -> N
     ],
 )
 def test_usage(crossdistill: Command, words: list[str], said: str) -> None:
-    found = crossdistill(*words)
-    assert found.status == 2
-    assert said in found.err
-    assert "Traceback" not in found.err
+    result = crossdistill(*words)
+    assert result.status == 2
+    assert said in result.err
+    assert "Traceback" not in result.err
 
 
 def test_folders_that_are_no_run(crossdistill: Command, tmp_path: Path, finished_run: Path) -> None:

@@ -27,8 +27,8 @@ COLUMNS = [
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
-    return found
+    rows: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
+    return rows
 
 
 def test_version(crossdistill: Command) -> None:
@@ -162,9 +162,9 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(digits: None, crossdi
 
 
 def test_eval_repeats_what_the_run_measured(finished_run: Path, crossdistill: Command) -> None:
-    found = json.loads(crossdistill("eval", finished_run, "--json").out)
+    result = json.loads(crossdistill("eval", finished_run, "--json").out)
     value = rows_of(finished_run)[-1]["mean"]
-    assert found == {"split": "test", "metric": "accuracy", "value": value, "rows": 200, "of": 200}
+    assert result == {"split": "test", "metric": "accuracy", "value": value, "rows": 200, "of": 200}
     said = crossdistill("eval", finished_run, "--split", "validation")
     assert "accuracy 0." in said.out
     assert "on 100 rows of the validation split" in said.out
@@ -178,11 +178,11 @@ def test_predict_names_a_class_for_each_file(finished_run: Path, crossdistill: C
     files = [Path(f"{row}.npy") for row in rows.tolist()]
     for file, row in zip(files, rows.tolist(), strict=True):
         np.save(file, dataset.inputs["image"][row].numpy())
-    found = json.loads(crossdistill("predict", finished_run, *files, "--json").out)
-    assert [list(one) for one in found] == [["file", "label", "probability"]] * 3
+    predictions = json.loads(crossdistill("predict", finished_run, *files, "--json").out)
+    assert [list(row) for row in predictions] == [["file", "label", "probability"]] * 3
     wanted = load_student(finished_run).logits({"image": dataset.inputs["image"][rows]}).softmax(1).max(1)
-    assert [one["label"] for one in found] == [str(int(index)) for index in wanted.indices]
-    assert [one["probability"] for one in found] == pytest.approx(wanted.values.tolist())
+    assert [row["label"] for row in predictions] == [str(int(index)) for index in wanted.indices]
+    assert [row["probability"] for row in predictions] == pytest.approx(wanted.values.tolist())
     said = crossdistill("predict", finished_run / "student", files[0])
     assert said.out.startswith(f"{files[0]}: ")
 

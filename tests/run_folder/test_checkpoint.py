@@ -31,9 +31,9 @@ def saved(folder: Path, stage: int, epoch: int, step: int, keep: int = 9, **stat
 
 
 def newest(folder: Path) -> Checkpoint:
-    found = newest_checkpoint(folder)
-    assert found is not None
-    return found
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None
+    return checkpoint
 
 
 def module() -> nn.Module:
@@ -52,14 +52,14 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     }
     tensors = {"a/weight": torch.randn(3, 2).T, "best/a/count": torch.tensor(7), "half": torch.ones(2).bfloat16()}
     save_checkpoint(tmp_path, Checkpoint(1, 2, 3, tensors, state), keep=1)
-    found = newest(tmp_path)
-    assert (found.stage, found.epoch, found.step) == (1, 2, 3)
-    assert set(found.tensors) == set(tensors)
-    assert all(torch.equal(found.tensors[name], value) for name, value in tensors.items())
-    assert all(found.tensors[name].dtype == value.dtype for name, value in tensors.items())
-    assert torch.equal(found.state["rng"], rng)
-    assert found.state["history"] == state["history"]
-    assert torch.equal(found.state["optimizer"]["state"][0]["exp_avg"], moment)
+    checkpoint = newest(tmp_path)
+    assert (checkpoint.stage, checkpoint.epoch, checkpoint.step) == (1, 2, 3)
+    assert set(checkpoint.tensors) == set(tensors)
+    assert all(torch.equal(checkpoint.tensors[name], value) for name, value in tensors.items())
+    assert all(checkpoint.tensors[name].dtype == value.dtype for name, value in tensors.items())
+    assert torch.equal(checkpoint.state["rng"], rng)
+    assert checkpoint.state["history"] == state["history"]
+    assert torch.equal(checkpoint.state["optimizer"]["state"][0]["exp_avg"], moment)
 
 
 def test_without_any_there_is_none(tmp_path: Path) -> None:
@@ -149,18 +149,18 @@ def test_dropping_removes_all(tmp_path: Path) -> None:
 
 
 def test_flattened_state_is_a_copy_and_goes_back(tmp_path: Path) -> None:
-    one, two = module(), module()
-    flat = flatten({"net": one, "other": two})
+    net, other = module(), module()
+    flat = flatten({"net": net, "other": other})
     assert {"net/0.weight", "net/1.running_mean", "net/1.num_batches_tracked", "other/0.bias"} <= set(flat)
     before = {name: value.clone() for name, value in flat.items()}
     with torch.no_grad():
-        one[0].weight.add_(1)
-        one(torch.randn(8, 3))
+        net[0].weight.add_(1)
+        net(torch.randn(8, 3))
     assert all(torch.equal(flat[name], value) for name, value in before.items())
-    restore({"net": one}, flat)
-    assert all(torch.equal(value, flat[f"net/{name}"]) for name, value in one.state_dict().items())
+    restore({"net": net}, flat)
+    assert all(torch.equal(value, flat[f"net/{name}"]) for name, value in net.state_dict().items())
     with raises(RuntimeError, "Missing key"):
-        restore({"net": one}, {name: value for name, value in flat.items() if "bias" not in name})
+        restore({"net": net}, {name: value for name, value in flat.items() if "bias" not in name})
 
 
 def outcome(folder: Path) -> dict[str, nn.Module]:

@@ -114,7 +114,7 @@ def test_a_kill_before_the_last_step_leaves_what_was_there(tmp_path: Path, kind:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     assert (old.read_text() == "old") if kind == "file" else (not old.exists())
-    # What the killed one left behind is in nobody's way.
+    # Files of the killed process do not disturb the next one.
     if kind == "file":
         write_text(old, "newer")
         assert old.read_text() == "newer"
@@ -153,7 +153,7 @@ FULL = """
     for write in writers[sys.argv[2]]:
         try:
             write()
-            print("nobody noticed")
+            print("no error")
         except StorageError as error:
             print(f"StorageError: {error}")
 """

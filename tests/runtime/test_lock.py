@@ -44,7 +44,7 @@ def test_one_holds_it_and_the_next_gets_it_after_release(tmp_path: Path) -> None
     assert second.holder() is None
     assert second.acquire()
     assert not first.acquire()
-    # Releasing what one does not hold takes it from nobody.
+    # Releasing a lock that is not held has no effect.
     first.release()
     assert not first.acquire()
     second.release()
@@ -213,9 +213,9 @@ def test_who_waits_says_once_for_whom(tmp_path: Path) -> None:
 
 def test_what_a_killed_takeover_left_goes_with_the_next_holder(tmp_path: Path) -> None:
     dead = 2**22 + 1
-    own, foreign = tmp_path / f"a.break.{dead}.{'0' * 32}", tmp_path / f"a.break.{dead}.{'1' * 32}"
+    here, foreign = tmp_path / f"a.break.{dead}.{'0' * 32}", tmp_path / f"a.break.{dead}.{'1' * 32}"
     alive = tmp_path / f"a.break.{os.getpid()}.{'2' * 32}"
-    for path, host in ((own, None), (foreign, "elsewhere"), (alive, None)):
+    for path, host in ((here, None), (foreign, "elsewhere"), (alive, None)):
         held_elsewhere(path, host=host)
     lock = Lock(tmp_path / "a")
     assert lock.acquire()
