@@ -26,11 +26,13 @@ from crossdistill.cli.options import (
     Place,
     Preset,
     Resume,
+    Seed,
     Seeds,
     Settings,
     Students,
     Sweep,
     Teachers,
+    TimedSteps,
     Tiny,
 )
 from crossdistill.errors import CrossdistillError, RecipeError, StoppedError
@@ -73,15 +75,7 @@ def run_command(
         ),
     ],
     settings: Settings = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            help="Seed of the initial weights, of the order of rows and, if it is random, of the split. By default the "
-            "recipe's.",
-        ),
-    ] = None,
+    seed: Seed = None,
     out: Out = None,
     resume: Resume = False,
     tiny: Tiny = False,
@@ -89,16 +83,7 @@ def run_command(
         bool,
         typer.Option("--dry-run", help="Train nothing: print the stages, with projected time and memory."),
     ] = False,
-    timed_steps: Annotated[
-        int,
-        typer.Option(
-            "--timed-steps",
-            min=1,
-            max=1000,
-            metavar="N",
-            help="With --dry-run: number of steps of each stage that are timed.",
-        ),
-    ] = 3,
+    timed_steps: TimedSteps = 3,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use downloaded models only; send no request to a model hub.")
     ] = False,

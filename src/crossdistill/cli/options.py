@@ -32,11 +32,30 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", parser=folder_option, help="Folder of the results; by default one in runs/."),
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Seed of the initial weights, of the order of rows and, if it is random, of the split. By default the "
+        "recipe's.",
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run that the folder holds; a finished one is left as it is.")
 ]
 Tiny = Annotated[
     bool, typer.Option("--tiny", help="Train a few steps on a few rows, as a quick check that everything works.")
+]
+TimedSteps = Annotated[
+    int,
+    typer.Option(
+        "--timed-steps",
+        min=1,
+        max=1000,
+        metavar="N",
+        help="With --dry-run: number of steps of each stage that are timed.",
+    ),
 ]
 OwnRecipe = Annotated[
     str | None,
