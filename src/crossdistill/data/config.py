@@ -11,6 +11,7 @@ from crossdistill.data.augmentation import Variations
 from crossdistill.data.cache import CacheEntry
 from crossdistill.data.content import OnProgress, quiet
 from crossdistill.data.dataset import Dataset, hide_labels
+from crossdistill.data.workers import Workers
 from crossdistill.errors import DataError
 
 ROOT_VARIABLE = "CROSSDISTILL_DATA"
@@ -32,6 +33,9 @@ class DataConfig(BaseModel, abc.ABC):
     label_seed: int | None = Field(
         default=None, ge=0, description="draws the labels that are kept; by default as `seed`"
     )
+    workers: int | None = Field(
+        default=None, ge=0, exclude=True, description="processes that read files; by default one per core, 8 at most"
+    )
     augmentation: Variations = Field(
         default=Variations(), description="training rows varied, in seeded views; by default as they are"
     )
@@ -41,6 +45,8 @@ class DataConfig(BaseModel, abc.ABC):
         built = self.build(progress or quiet)
         if self.augmentation != Variations():
             built = replace(built, augmentation=self.augmentation)
+        if self.workers is not None:
+            built = replace(built, workers=Workers(self.workers))
         return hide_labels(built, self.labelled, self.seed if self.label_seed is None else self.label_seed)
 
     @abc.abstractmethod

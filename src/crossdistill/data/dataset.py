@@ -2,7 +2,7 @@
 
 import logging
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from crossdistill.data.labels import as_targets
 from crossdistill.data.remarks import described, remarks
 from crossdistill.data.row_source import Rows, checked, is_row_source, read_rows, sources_in
 from crossdistill.data.split import check_splits, default_split
+from crossdistill.data.workers import Ready, Request, Workers
 from crossdistill.errors import DataError, SettingError, ShapeError, nearest
 
 log = logging.getLogger("crossdistill")
@@ -55,6 +56,7 @@ class Dataset:
         licences: of the parts of the data.
         augmentation: makes views of training rows.
         how_split: how the splits were drawn, if the library drew them.
+        workers: the processes that read the rows of sources.
         sample: a hash of some of the values at the time when `fingerprint` was computed; see `check_unchanged`.
     """
 
@@ -73,6 +75,7 @@ class Dataset:
     licences: tuple[Licence, ...] = ()
     augmentation: Augmentation | None = None
     how_split: str = ""
+    workers: Workers = field(default_factory=Workers, compare=False)
     sample: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -259,7 +262,7 @@ class Dataset:
         total_rows: int | None = None,
         only: Collection[str] | None = None,
         view: Int64[Tensor, " B"] | None = None,
-        ready: Mapping[str, Input] | None = None,
+        ready: Ready | None = None,
     ) -> Batch:
         """The given rows as one batch; their sample ids are the row numbers.
 
@@ -284,6 +287,24 @@ class Dataset:
             domain=None if self.domain is None else _pick(self.domain, rows),
             total_rows=total_rows or len(rows),
         )
+
+    def batches(self, requests: Iterable[Request], device: torch.device) -> Iterator[Batch]:
+        """The batches of some requests on a device, in their order; workers read the rows of sources ahead.
+
+        Raises:
+            DataError: a row cannot be read, or a worker died; names the row.
+        """
+
+        def batch(request: Request, ready: Ready | None) -> Batch:
+            return self.batch(request.rows, request.total_rows, request.only, request.view, ready).to(device)
+
+        who, pinned = f"dataset {self.name!r}", device.type == "cuda"
+        return self.workers.batches(requests, sources_in(self.inputs), self.read, batch, who, pinned)
+
+    def facts(self) -> list[str]:
+        """Lines that a run begins with: who reads the rows, how the splits were drawn, irregularities."""
+        read = self.workers.note(sources_in(self.inputs))
+        return [line for line in (self.how_split, *self.remarks(), read) if line]
 
     def read(self, modality: str, rows: Int64[Tensor, " B"]) -> Input:
         """The input of some rows, without augmentation."""

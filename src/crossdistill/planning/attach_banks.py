@@ -15,6 +15,7 @@ from crossdistill.bank.rows import BankRows
 from crossdistill.bank.teacher import Banked
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.workers import Request
 from crossdistill.errors import BankError, BankMissing
 from crossdistill.outputs import Outputs, Signal
 from crossdistill.planning.part_size import rows_at_once
@@ -190,7 +191,11 @@ class _Producer:
     def __call__(self, ids: Tensor, view: Tensor | None) -> Produced:
         size = min(self._rows, PASS_ROWS.get(self._device.type, len(ids)))
         starts = range(0, len(ids), size)
-        parts = [self._of_rows(ids[s : s + size], None if view is None else view[s : s + size]) for s in starts]
+        requests = (
+            Request(ids[s : s + size], only=self._reads, view=None if view is None else view[s : s + size])
+            for s in starts
+        )
+        parts = [self._of_batch(batch) for batch in self._dataset.batches(requests, self._device)]
         if len(parts) == 1:
             return parts[0]
         return {
@@ -209,9 +214,6 @@ class _Producer:
             return self._dataset.batch(ids, only=self._reads, view=view).to(self._device)
 
         self._rows = rows_at_once(self._of_batch, few, min(len(rows), BLOCK_ROWS), self._device)
-
-    def _of_rows(self, ids: Tensor, view: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
-        return self._of_batch(self._dataset.batch(ids, only=self._reads, view=view).to(self._device))
 
     def _of_batch(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
         """By label: the values, and their rows in the batch (None: all rows)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.workers import Request
 from crossdistill.errors import SettingError, nearest
 from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, Signal
@@ -51,9 +52,10 @@ def batches(
 
     `only` names the modalities to fetch (None: all); `view` is the augmented view of each row (None: no augmentation).
     """
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        yield dataset.batch(rows[part], only=only, view=None if view is None else view[part]).to(device)
+    parts = (slice(start, start + size) for start in range(0, len(rows), size))
+    return dataset.batches(
+        (Request(rows[part], only=only, view=None if view is None else view[part]) for part in parts), device
+    )
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.workers import end_workers
 from crossdistill.errors import FrozenError, NonFiniteError, StoppedError
 from crossdistill.method import Method, Progress
 from crossdistill.models.own_network import left_as_they_were
@@ -98,6 +99,7 @@ def run(
         if isinstance(data, Dataset):
             data.check_unchanged()
     with ExitStack() as held:
+        held.callback(end_workers)
         if stop is None:
             stop = held.enter_context(Interruption((signal.SIGINT,), if_default=True))
         where = held.enter_context(devices(device_for(out, recipe, resume)))
@@ -141,7 +143,7 @@ def _computed(
     require(recipe.tracking)
     if dataset is None:
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-    for line in filter(None, (dataset.how_split, *dataset.remarks())):
+    for line in dataset.facts():
         display.say(f"data {dataset.name!r}: {line}")
     decided = load_choices(out) if resume else None
     plan = prepare(
@@ -269,9 +271,9 @@ def fit(
     display.advance(start[0] * steps + start[1])
     for epoch in range(start[0], stage.epochs):
         first = start[1] if epoch == start[0] else 0
-        for step, rows in enumerate(job.order.epoch(epoch, first), first):
+        for step, (rows, parts) in enumerate(training.batches(job.order.epoch(epoch, first), epoch), first):
             progress = Progress(epoch, stage.epochs, step, steps, devices.gather)
-            check_now = monitor.add(rows, progress, training.step(rows, progress))
+            check_now = monitor.add(rows, progress, training.step(rows, progress, parts))
             display.advance()
             # Ranks have to agree on stopping, which synchronises them: only when the numbers are checked.
             stopping = devices.same(str(stop())) == "True" if check_now or devices.ranks == 1 else False

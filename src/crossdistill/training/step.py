@@ -1,9 +1,11 @@
 """Training step of one stage: trained parameters, train and eval modes, gradients and the optimizer."""
 
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from crossdistill.autograd.factored import factored_gradients
 from crossdistill.batch import Batch
 from crossdistill.data.sampler import share_of
+from crossdistill.data.workers import Request
 from crossdistill.errors import SettingError
 from crossdistill.method import Progress, Step, module_key
 from crossdistill.nets.batch_statistics import JointStatistics
@@ -110,15 +113,36 @@ class Training:
         for module in self.job.modules().values():
             module.eval()
 
-    def step(self, rows: Tensor, progress: Progress) -> dict[str, Tensor]:
-        """One optimizer step on these rows (of all ranks); returns raw and weighted terms, without a host sync."""
+    def batches(self, steps: Iterable[Tensor], epoch: int) -> Iterator[tuple[Tensor, Iterator[Batch]]]:
+        """The rows of each step (of all ranks), with this process's micro-batches, which workers may read ahead."""
+        job, order = self.job, self.job.order
+        waiting: deque[tuple[Tensor, int]] = deque()
+
+        def requests() -> Iterator[Request]:
+            for rows in steps:
+                parts = share_of(rows, self.devices.rank, self.devices.ranks, job.stage.micro_batches)
+                waiting.append((rows, len(parts)))
+                for part in parts:
+                    yield Request(part, len(rows), job.reads, job.dataset.views(part, order.seed, epoch))
+
+        stream = job.dataset.batches(requests(), self.devices.device)
+        for first in stream:
+            rows, parts = waiting.popleft()
+            yield rows, chain([first], islice(stream, parts - 1))
+
+    def step(self, rows: Tensor, progress: Progress, batches: Iterator[Batch] | None = None) -> dict[str, Tensor]:
+        """One optimizer step on these rows (of all ranks); returns raw and weighted terms, without a host sync.
+
+        `batches` are the micro-batches of this process, if they have been read already.
+        """
         job, devices = self.job, self.devices
-        parts = share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches)
-        batches = (job.batch(part, progress.epoch, len(rows)).to(devices.device) for part in parts)
+        if batches is None:
+            batches = next(self.batches([rows], progress.epoch))[1]
         if self._graphed is not None:
             logs = self._graphed(next(batches), progress)
         else:
-            logs = self._move(batches, len(parts), len(rows), progress)
+            parts = len(share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches))
+            logs = self._move(batches, parts, len(rows), progress)
         with warnings.catch_warnings():
             if self.precision.scales:
                 # torch warns about the order of calls if the first step overflowed.
