@@ -102,10 +102,8 @@ def test_good_settings_reach_their_places() -> None:
             "data.labelled=0.25",
         ],
     )
-    assert recipe.stages[1].method.name == "supervised"
-    assert recipe.stages[0].weighting.name == "uncertainty"
-    assert recipe.stages[1].optimizer.learning_rate == 1e-4
-    assert recipe.tracking == ("tensorboard",)
+    assert (recipe.stages[1].method.name, recipe.stages[0].weighting.name) == ("supervised", "uncertainty")
+    assert (recipe.stages[1].optimizer.learning_rate, recipe.tracking) == (1e-4, ("tensorboard",))
     assert recipe.data.labelled == 0.25
 
 

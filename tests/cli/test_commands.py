@@ -13,11 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import crossdistill as package
-from crossdistill import load_student
+from crossdistill import Recipe, load_student
 from crossdistill.methods import METHODS
-from crossdistill.recipe import Recipe
-from crossdistill.recipes import make, names
-from crossdistill.recipes.stages import PLANS
+from crossdistill.recipes import PLANS, make, names
 
 FILES = Path(__file__).resolve().parent / "recipe_files.py"
 COLUMNS = [
@@ -84,7 +82,7 @@ def test_a_tiny_run_and_what_it_leaves(digits: None, crossdistill: Command) -> N
     assert "| av-digits | audio | 100% | kd (mm) |" in said.out
     assert f"student: {out / 'student'}" in said.err
     assert {path.name for path in out.iterdir()} >= {
-        *("recipe.yaml", "environment.json", "metrics.jsonl", "results.json", "predictions.npz", "student", "stages"),
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "results.json", "predictions.npz", "student", "stages")
     }
     rows = rows_of(out)
     assert all(list(row) == COLUMNS for row in rows)
@@ -114,11 +112,10 @@ def test_the_shuffled_control_is_named_after_its_method(digits: None, crossdisti
 def test_the_student_is_a_folder_of_its_own(finished_run: Path) -> None:
     folder = finished_run / "student"
     assert {path.name for path in folder.iterdir()} == {
-        *("model.safetensors", "config.json", "preparation.safetensors", "README.md"),
+        *("model.safetensors", "config.json", "preparation.safetensors", "README.md")
     }
     config = json.loads((folder / "config.json").read_text())
-    assert config["model"]["name"] == "small-image"
-    assert config["reads"] == ["image"]
+    assert (config["model"]["name"], config["reads"]) == ("small-image", ["image"])
     assert config["classes"] == list("0123456789")
     assert config["inputs"]["image"]["shape"] == [1, 8, 8]
     assert {"mean", "deviation"} <= set(json.dumps(config["inputs"]["image"]["options"]["normalisation"]).split('"'))
@@ -141,10 +138,7 @@ def test_equal_runs_give_equal_bytes(finished_run: Path, crossdistill: Command) 
 
 @pytest.mark.parametrize(
     ("recipe", "settings"),
-    [
-        ("crossdistill.recipes.av_digits:av_digits", ["method=supervised"]),
-        (f"{FILES}:live", ["epochs=1"]),
-    ],
+    [("crossdistill.recipes.av_digits:av_digits", ["method=supervised"]), (f"{FILES}:live", ["epochs=1"])],
 )
 def test_a_recipe_is_a_function(digits: None, crossdistill: Command, recipe: str, settings: list[str]) -> None:
     words = [word for text in settings for word in ("--set", text)]

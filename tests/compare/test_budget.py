@@ -27,8 +27,7 @@ def minutes_for(seeds: int, part: float) -> float:
 
 
 def test_a_stage_counts_once_however_many_cells_use_it() -> None:
-    assert ONE.shared() == 250
-    assert ONE.separate() == 450
+    assert (ONE.shared(), ONE.separate()) == (250, 450)
     assert ONE.seconds(1) == START_S + 250 + 3 * CELL_S
 
 

@@ -10,24 +10,20 @@ from facts import raises, states
 from locks import held_elsewhere
 from torch import Tensor
 
-from crossdistill.batch import Batch
+from crossdistill import Batch, Dataset, Report, Stage
+from crossdistill.compare import Grid, compare
 from crossdistill.compare import cell as worker
 from crossdistill.compare import run as comparing
 from crossdistill.compare.dry_run import dry_run_report
 from crossdistill.compare.executors.local import Message, Work, attempted
-from crossdistill.compare.grid import Grid
-from crossdistill.compare.run import compare
 from crossdistill.compare.sweep import FIRST_SEED
-from crossdistill.data.dataset import Dataset
 from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.errors import NonFiniteError, RecipeError, ResumeError, RunError
 from crossdistill.methods.specialise import Specialise
 from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.recipes.stages import PLANS, MethodPlan, pretrained
-from crossdistill.report import Report
 from crossdistill.run_folder.folder import LOCK
 from crossdistill.runtime.files import read_json, read_sealed, write_sealed
-from crossdistill.stage import Stage
 from crossdistill.training import runner
 
 pytestmark = pytest.mark.usefixtures("digits")
@@ -133,8 +129,7 @@ def test_a_failed_cell_is_reported_and_resuming_runs_it_alone(
 
     monkeypatch.setattr(worker, "run", failing)
     findings = compare(grid(), tmp_path / "c").findings
-    assert findings.failed == {"kd-image-mm-1-seed0": "NaN in batch 7"}
-    assert findings.refused == {}
+    assert (findings.failed, findings.refused) == ({"kd-image-mm-1-seed0": "NaN in batch 7"}, {})
     assert next(row for row in findings.collected.rows if row.method == "kd").values == (pytest.approx(0, abs=1),)
     assert "kd-image-mm-1-seed0" in (tmp_path / "c" / "report.md").read_text()
     monkeypatch.setattr(worker, "run", real)
@@ -206,8 +201,7 @@ def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
 
     chosen = {choice["method"]: choice for choice in findings.tuning}
     assert [len(trial["seeds"]) for trial in chosen["kd"]["trials"]] == [1, 1]
-    assert chosen["supervised"]["chosen"] == {}
-    assert chosen["supervised"]["missing"] == ["temperature"]
+    assert (chosen["supervised"]["chosen"], chosen["supervised"]["missing"]) == ({}, ["temperature"])
     best = max(chosen["kd"]["trials"], key=lambda trial: trial["validation_accuracy"][0])
     assert chosen["kd"]["chosen"] == best["values"]
     used = {tuple(task["cell"]["settings"]) for task in cells if task["cell"]["method"] == "kd"}
@@ -240,7 +234,6 @@ def test_a_setting_whose_trials_failed_fails_and_the_rest_is_compared(
 def test_a_budget_is_kept_when_it_was_chosen(tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch) -> None:
     made = grid(methods="supervised", budget=60.0, seeds=2)
     findings = compare(made, tmp_path / "c").findings
-    assert findings.pick is not None
     assert (findings.pick.seeds, findings.pick.epochs) == (2, 1.0)
     assert "Picked for a budget of 60 minutes: 2 seeds" in (tmp_path / "c" / "report.md").read_text()
     path = tmp_path / "c" / "budget.json"

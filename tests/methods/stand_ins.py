@@ -48,8 +48,7 @@ class Cast:
 
     def step(self, batch: Batch | None = None, progress: Progress | None = None) -> Step:
         batch = rows_of() if batch is None else batch
-        step: Step = self.method(batch, self.student, self.teachers, progress or Progress())
-        return step
+        return self.method(batch, self.student, self.teachers, progress or Progress())
 
     def weights(self, **progress: int) -> dict[str, float]:
         """What each term weighs."""

@@ -27,7 +27,6 @@ def test_scale_and_shift_do_not_count_and_constants_have_a_finite_gradient() -> 
     torch.testing.assert_close(unlikeness(one, -one.detach()), torch.full((5,), 2.0, dtype=torch.float64))
     constant = torch.full((2, 3), 0.25, requires_grad=True)
     unlikeness(constant, torch.rand(2, 3)).sum().backward()
-    assert constant.grad is not None
     assert bool(constant.grad.isfinite().all())
 
 

@@ -105,7 +105,6 @@ def test_features_meet_on_the_rows_that_both_saw() -> None:
     student = Outputs("student", features={"x": mine}, rows=torch.tensor([0, 2, 5]))
     teacher = Outputs("teacher", embedding=theirs, rows=torch.tensor([1, 5]))
     (one,), (other,), rows = shared_features([pair], student, teacher)
-    assert rows is not None
     assert rows.tolist() == [5]
     assert torch.equal(one, mine[2:])
     assert torch.equal(other, theirs[1:])

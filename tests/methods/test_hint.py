@@ -46,5 +46,4 @@ def test_the_student_gets_its_gradient_through_the_regressors() -> None:
     leaf = torch.randn(8, 7, requires_grad=True)
     cast.student.given = {Signal.feature("fc"): leaf}
     cast.value("hint/mm").sum().backward()
-    assert leaf.grad is not None
     assert bool(leaf.grad.abs().sum() > 0)

@@ -45,8 +45,7 @@ class Normed(nn.Module):
         self.out = nn.Linear(2, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.out(self.bare(self.block(x).relu()).mean(dim=(2, 3)))
-        return logits
+        return self.out(self.bare(self.block(x).relu()).mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

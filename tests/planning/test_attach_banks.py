@@ -8,15 +8,12 @@ import torch
 from bank_recipes import masks, planned, recipe, stage
 from torch import Tensor
 
-from crossdistill.batch import Batch
-from crossdistill.data.dataset import Dataset
+from crossdistill import Batch, Dataset, Network, run
 from crossdistill.methods import Route
-from crossdistill.network import Network
 from crossdistill.planning.attach_banks import supply
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_dataset
-from crossdistill.training.runner import run
 
 
 @pytest.mark.parametrize("absent", [0.0, 0.2])

@@ -11,21 +11,15 @@ from builders import Heard
 from facts import raises, states
 from torch import Tensor, nn
 
+from crossdistill import Batch, Dataset, Live, Network, Signal, run
 from crossdistill.bank.bank import BankSettings
-from crossdistill.batch import Batch
-from crossdistill.data.dataset import Dataset
 from crossdistill.errors import BankDamaged, RecipeError
 from crossdistill.methods import KD, Collaborate, Route, Specialise, Supervised
-from crossdistill.network import Network
-from crossdistill.outputs import Signal
 from crossdistill.planning.attach_banks import supply
 from crossdistill.planning.sources import BankChoice, choices_key, explained, load_choices
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
-from crossdistill.teacher import Live
-from crossdistill.testing import toy_dataset
-from crossdistill.testing.toy import toy_models
-from crossdistill.training.runner import run
+from crossdistill.testing import toy_dataset, toy_models
 
 
 def test_frozen_outputs_are_banked_and_what_trains_is_live() -> None:
@@ -108,23 +102,17 @@ class WithSkip(nn.Module):
         self.head = nn.Linear(6, 4)
 
     def forward(self, value: Tensor) -> Tensor:
-        logits: Tensor = self.head(torch.relu(self.tapped(value)) + value)
-        return logits
+        return self.head(torch.relu(self.tapped(value)) + value)
 
 
 class Untraceable(WithSkip):
     def forward(self, value: Tensor) -> Tensor:
         hidden = torch.relu(self.tapped(value))
-        logits: Tensor = self.head(hidden if float(hidden.detach().sum()) > -1 else value)
-        return logits
+        return self.head(hidden if float(hidden.detach().sum()) > -1 else value)
 
 
 @pytest.mark.parametrize(
-    ("module", "facts"),
-    [
-        (WithSkip(), ("1 more tensors",)),
-        (Untraceable(), ("Untraceable", "layers")),
-    ],
+    ("module", "facts"), [(WithSkip(), ("1 more tensors",)), (Untraceable(), ("Untraceable", "layers"))]
 )
 def test_a_cut_that_rows_of_numbers_cannot_hold_is_live(
     module: nn.Module, facts: tuple[str, ...], tmp_path: Path
@@ -248,7 +236,6 @@ def test_choices_are_said_stored_and_taken_up_again(tmp_path: Path, monkeypatch:
     assert any(line.startswith("specialise: ") and "banked, frozen" in line for line in heard.lines)
     assert any("rows, " in line and "about a moment, in" in line for line in heard.lines), "size and time are said"
     stored = load_choices(tmp_path)
-    assert stored is not None
     assert stored == {job.folder: job.choices for job in planned(made).jobs}
     # Decided otherwise at the start, it stays as it was decided.
     other = {

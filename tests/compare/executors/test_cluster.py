@@ -211,10 +211,8 @@ def test_slurm_jobs_run_through_submitit(tmp_path: Path, monkeypatch: pytest.Mon
     fake = SimpleNamespace(AutoExecutor=AutoExecutor, core=SimpleNamespace(utils=errors))
     monkeypatch.setattr(importlib, "import_module", lambda name: fake)
     cluster = SlurmCluster(None, tmp_path, {"slurm_partition": "gpu", "timeout_min": 5})
-    assert parameters["cluster"] == "slurm"
-    assert parameters["slurm_partition"] == "gpu"
-    assert parameters["timeout_min"] == 5
-    assert parameters["cpus_per_task"] == 1
+    assert (parameters["cluster"], parameters["slurm_partition"]) == ("slurm", "gpu")
+    assert (parameters["timeout_min"], parameters["cpus_per_task"]) == (5, 1)
     job = ClusterJob(work, "a", "messages.jsonl")
     ended = [cluster.ended(cluster.submit(job)) for _ in range(4)]
     assert ended[:2] == [Ended("done", "0.5"), Ended("failed", "a fault")]

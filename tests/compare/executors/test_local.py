@@ -57,8 +57,7 @@ def test_a_worker_that_ends_in_any_way_costs_one_task() -> None:
     states(ends[3].value, "SIGKILL", "memory")
     assert "an unexpected error" in ends[4].value
     assert "Traceback" in ends[4].value
-    assert ends[5].value == "cannot be"
-    assert ends[6].value == "did c"
+    assert (ends[5].value, ends[6].value) == ("cannot be", "did c")
 
 
 def test_a_worker_that_dies_while_idle_costs_nothing() -> None:
@@ -88,7 +87,6 @@ def test_workers_end_when_their_parent_dies(tmp_path: Path, how: signal.Signals)
         )
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
     worker = int(parent.stdout.readline())
     os.kill(worker, 0)
     parent.send_signal(how)

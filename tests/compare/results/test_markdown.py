@@ -115,8 +115,7 @@ def test_best_and_second_are_marked_in_every_column_and_equals_share(results: Fi
     table = ResultTable.of(results)
     marks = {line.title: {c: e.mark for c, e in line.entries.items()} for line in table.lines if line.kind == "method"}
     assert marks["kd (mm)"]["image", 1.0] == marks["mst-distill (mm+cm)"]["image", 1.0] == "best"
-    assert marks["kd (cm)"]["audio", 1.0] == "second"
-    assert marks["supervised"]["image", 1.0] == ""
+    assert (marks["kd (cm)"]["audio", 1.0], marks["supervised"]["image", 1.0]) == ("second", "")
     assert marks["kd (mm)"]["audio", 0.05] == "best"
     # Chance, teachers and controls get no marks.
     assert not [line.title for line in table.lines if line.kind != "method" and any(table.places(line))]
@@ -139,8 +138,7 @@ def test_inapplicable_and_failed_cells_are_distinguished(results: Findings) -> N
         for column, entry in line.entries.items()
     }
     assert states["mst-distill (mm+cm)", ("audio", 1.0)] == "cannot apply"
-    assert states["kd (cm)", ("image", 1.0)] == "partly failed"
-    assert states["kd (mm)", ("image", 1.0)] == "done"
+    assert (states["kd (cm)", ("image", 1.0)], states["kd (mm)", ("image", 1.0)]) == ("partly failed", "done")
     everything = {cell.name: "x" for cell in results.cells if cell.setting.title == "kd (cm)"}
     rows = tuple(r for r in results.collected.rows if (r.method, r.teachers) != ("kd", "cm"))
     lost = replace(results, failed=everything, collected=replace(results.collected, rows=rows))
@@ -220,7 +218,6 @@ def test_the_latex_is_one_tabular_with_equal_columns(results: Findings) -> None:
     assert _balanced(text)
     assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == [("begin", "tabular"), ("end", "tabular")]
     match = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)
-    assert match is not None
     columns = len(match.group(1))
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 1 + len(ResultTable.of(results).lines)
@@ -259,8 +256,7 @@ def test_all_files_are_written_and_results_are_rows_as_of_every_run(results: Fin
     assert comparison["budget"] == {"minutes": 30.0, "seeds": 3, "epochs": 0.5, "projected_s": 900.0}
     assert comparison["tuning"] == TUNING
     pair = next(p for p in comparison["pairs"] if (p["method"], p["against"]["method"]) == ("mst-distill", "kd"))
-    assert pair["against"] == {"method": "kd", "teachers": "mm"}
-    assert pair["verdict"] == "not distinguishable"
+    assert (pair["against"], pair["verdict"]) == ({"method": "kd", "teachers": "mm"}, "not distinguishable")
     assert (pair["wins"], pair["ties"], pair["losses"]) == (0, 3, 0)
     best = {(place["method"], place["teachers"]): (place["best"], place["of"]) for place in comparison["places"]}
     assert best["kd", "mm"] == (4, 4)

@@ -56,7 +56,6 @@ def test_clear_differences_are_significant_and_noise_is_not() -> None:
         (MST, KD): "worse",
     }
     gain = results.of(KD, "supervised")
-    assert gain is not None
     assert gain.difference.low < gain.difference.value < gain.difference.high
     assert (gain.wins, gain.ties, gain.losses) == (3, 0, 0)
     assert gain.p_holm == pytest.approx(4 * gain.difference.p)

@@ -134,8 +134,7 @@ def test_predictions_are_counted_by_sample_in_any_order() -> None:
         [[answers([True, False, True, True], [0, 1, 2, 3]), answers([False, True, False, True], [3, 1, 0, 2])]],
         [samples],
     )
-    assert counted.rows.tolist() == [[2, 1, 1]]
-    assert counted.right.tolist() == [[[2, 0, 1], [0, 1, 1]]]
+    assert (counted.rows.tolist(), counted.right.tolist()) == ([[2, 1, 1]], [[[2, 0, 1], [0, 1, 1]]])
 
 
 def test_methods_that_predict_different_rows_are_refused() -> None:
