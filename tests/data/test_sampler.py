@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor
 
 from crossdistill.data.sampler import Order, share_of
 from crossdistill.runtime.hashing import derived_seed
@@ -70,11 +69,7 @@ def test_shares_of_ranks_partition_the_rows(number: int, ranks: int, parts: int)
     for rank, share in enumerate(shares):
         assert torch.cat(share).tolist() == rows[rank::ranks].tolist()
         assert all(len(part) for part in share) or len(share) == 1
-
-
-def test_one_rank_without_micro_batches_has_the_rows_as_they_are() -> None:
-    rows: Tensor = torch.randperm(9)
-    assert [part.tolist() for part in share_of(rows, 0, 1, 1)] == [rows.tolist()]
+    assert [part.tolist() for part in share_of(rows, 0, 1, 1)] == [rows.tolist()], "one rank has the rows as they are"
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:

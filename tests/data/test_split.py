@@ -47,9 +47,6 @@ def test_sources_are_in_one_split_each(count: int) -> None:
     assert sorted(name for own in shares.values() for name in own) == sorted(set(names))
     assert all(shares[split] for split in SPLITS)
     assert shares == split_sources(list(reversed(names)), 0, (0.6, 0.2), "speakers")
-
-
-def test_too_few_sources() -> None:
     with raises(DataError, "speakers", "2: a, b"):
         split_sources(["b", "a", "a"], 0, (0.6, 0.2), "speakers")
 

@@ -65,8 +65,9 @@ def _inputs(expected: Expected, rows: int = 2) -> list[Tensor]:
 
 
 @every_net
-def test_parameters(expected: Expected) -> None:
+def test_parameters_and_classes(expected: Expected) -> None:
     assert sum(p.numel() for p in expected.net().parameters()) == expected.parameters
+    assert expected.net(classes=7)(*_inputs(expected)).shape == (2, 7)
 
 
 @every_net
@@ -81,11 +82,6 @@ def test_taps(expected: Expected) -> None:
         net.get_submodule(name).register_forward_hook(keep(name))
     net(*_inputs(expected))
     assert seen == expected.taps
-
-
-@every_net
-def test_classes(expected: Expected) -> None:
-    assert expected.net(classes=7)(*_inputs(expected)).shape == (2, 7)
 
 
 @every_net

@@ -7,13 +7,12 @@ from torch.nn import functional
 from crossdistill.nets import GateNet, GateNetDense
 
 
-@pytest.mark.parametrize(("classes", "parameters"), [(10, 304), (8, 212), (141, 41_176)])
-def test_published_sizes(classes: int, parameters: int) -> None:
-    assert sum(p.numel() for p in GateNet(classes, 4).parameters()) == parameters
-
-
-def test_published_size_of_the_dense_gate() -> None:
-    assert sum(p.numel() for p in GateNetDense(41, 4).parameters()) == 4_596
+@pytest.mark.parametrize(
+    ("gate", "classes", "parameters"),
+    [(GateNet, 10, 304), (GateNet, 8, 212), (GateNet, 141, 41_176), (GateNetDense, 41, 4_596)],
+)
+def test_published_sizes(gate: type[GateNet] | type[GateNetDense], classes: int, parameters: int) -> None:
+    assert sum(p.numel() for p in gate(classes, 4).parameters()) == parameters
 
 
 def test_the_released_gate_is_affine_and_the_default_one_is_not() -> None:

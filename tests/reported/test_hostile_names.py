@@ -74,27 +74,19 @@ def test_c_an_address_is_no_link_where_addresses_become_links(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_c_a_name_moves_nothing_on_a_terminal(name: str) -> None:
+def test_c_a_name_moves_no_terminal_and_is_no_formula_of_a_spreadsheet_and_no_command_of_latex(name: str) -> None:
     shown = escaping.visible(name)
     assert not hidden(shown)
     assert "\n" not in shown
     assert escaping.visible("a\nb", lines=True) == "a\nb"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_c_a_name_is_no_formula_of_a_spreadsheet(name: str) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow([escaping.csv_cell(name), 1])
     ((cell, number),) = csv.reader(io.StringIO(text.getvalue()))
     assert cell[:1] not in {"=", "+", "-", "@", "\t", "\r"}
     assert (number, hidden(cell)) == ("1", [])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_c_a_name_is_no_command_of_latex(name: str) -> None:
-    text = escaping.latex(name)
-    plain = re.sub(r"\\text(?:asciitilde|asciicircum|backslash|less|greater)\{\}|\\[&%$#_{}]", "", text)
-    assert not re.search(r"[\\&%$#_{}~^<>\n]", plain), text
+    escaped = escaping.latex(name)
+    plain = re.sub(r"\\text(?:asciitilde|asciicircum|backslash|less|greater)\{\}|\\[&%$#_{}]", "", escaped)
+    assert not re.search(r"[\\&%$#_{}~^<>\n]", plain), escaped
 
 
 @pytest.mark.parametrize(

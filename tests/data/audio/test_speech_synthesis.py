@@ -56,12 +56,9 @@ def test_the_library_stays_in_the_child_process() -> None:
             assert "espeak" not in maps.read()
 
 
-def test_a_child_that_fails_is_reported() -> None:
+def test_a_child_that_fails_or_dies_at_once_is_reported() -> None:
     with raises(DataError, "ended with 1", "'xx+none'"):
         synthesise([Speaker("xx", "none", (Utterance("one", 170, 50),))], lambda done: None)
-
-
-def test_a_child_that_dies_at_once_is_reported() -> None:
     many = [Speaker("en", "m1", tuple(Utterance("one", 170, 50) for _ in range(5000)))]
     with raises(DataError, "crossdistill.data.nothing"):
         synthesise(many, lambda done: None, worker="crossdistill.data.nothing")
