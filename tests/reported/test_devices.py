@@ -88,12 +88,11 @@ def test_e_optimizer_takes_no_argument_that_old_torches_lack(
         # AdamW of newer torches is itself an Adam with decoupled decay.
         for where, own in (("torch.optim.Adam.__init__", torch.optim.Adam.__init__), (MOVE, ChunkedAdam._function)):
             monkeypatch.setattr(where, older(own))
-    monkeypatch.setattr("crossdistill.training.optimizer.LARGE_BYTES", 1)
     config = OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.5, moments=moments)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(8, 6))
     twin = nn.Parameter(weight.detach().clone())
-    mine = optimizer_for(config, [{"params": [weight], "lr": 0.1}], folder=tmp_path)
+    mine = optimizer_for(config, [{"params": [weight], "lr": 0.1}], folder=tmp_path, large_bytes=1)
     theirs = (torch.optim.AdamW if name == "adamw" else torch.optim.Adam)([twin], 0.1, weight_decay=0.5)
     for _ in range(3):
         gradient = torch.randn(8, 6)

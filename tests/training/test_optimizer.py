@@ -7,31 +7,21 @@ import pytest
 import torch
 from facts import raises
 
-from crossdistill.autograd import factored as factored_gradient
-from crossdistill.autograd import mapped as mapped_memory
 from crossdistill.autograd.factored import FactoredGradient, factored_gradients
 from crossdistill.nets import MaskNet1d
 from crossdistill.stage import OptimizerConfig
-from crossdistill.training import optimizer
 from crossdistill.training.optimizer import ChunkedAdam, optimizer_for
 
 STEPS = 4
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything of 1 KiB is large, and parts are of three tokens, which does not go into 32."""
-    monkeypatch.setattr(optimizer, "LARGE_BYTES", 1024)
-    monkeypatch.setattr(factored_gradient, "LARGE_BYTES", 1024)
-    monkeypatch.setattr(mapped_memory, "PART_BYTES", 3 * 15 * 32 * 4)
-    monkeypatch.setattr(mapped_memory, "FEW_BYTES", 0)
+SMALL = {"large_bytes": 1024, "part_bytes": 3 * 15 * 32 * 4}
+"""Everything of 1 KiB is large, and parts are of three tokens, which does not go into 32."""
 
 
 def train(mask: MaskNet1d, moves: torch.optim.Optimizer, steps: range, *, factored: bool) -> None:
     for step in steps:
         value = torch.randn(6, 32, generator=torch.Generator().manual_seed(step))
         moves.zero_grad()
-        with factored_gradients(factored):
+        with factored_gradients(factored, large_bytes=1024):
             mask(value).square().sum().backward()
         assert isinstance(mask.embed.weight.grad, FactoredGradient) == factored
         moves.step()
@@ -49,7 +39,7 @@ def test_weights_are_those_of_adam(tmp_path: Path, name: str, moments: str, fact
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     train(
         mask,
-        optimizer_for(config, [{"params": list(mask.parameters())}], folder=tmp_path),
+        optimizer_for(config, [{"params": list(mask.parameters())}], folder=tmp_path, **SMALL),
         range(STEPS),
         factored=factored,
     )
@@ -63,11 +53,11 @@ def test_weights_are_those_of_adam(tmp_path: Path, name: str, moments: str, fact
 def test_a_resumed_optimizer_goes_on_as_if_nothing_was(tmp_path: Path, moments: str) -> None:
     config = OptimizerConfig.model_validate({"moments": moments})
     mask = MaskNet1d(32, 15)
-    first = optimizer_for(config, [{"params": list(mask.parameters())}], folder=tmp_path)
+    first = optimizer_for(config, [{"params": list(mask.parameters())}], folder=tmp_path, **SMALL)
     train(mask, first, range(2), factored=True)
     torch.save(first.state_dict(), tmp_path / "state.pt")
     other = copy.deepcopy(mask)
-    second = optimizer_for(config, [{"params": list(other.parameters())}], folder=tmp_path)
+    second = optimizer_for(config, [{"params": list(other.parameters())}], folder=tmp_path, **SMALL)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     train(mask, first, range(2, STEPS), factored=True)
     train(other, second, range(2, STEPS), factored=True)
@@ -77,7 +67,7 @@ def test_a_resumed_optimizer_goes_on_as_if_nothing_was(tmp_path: Path, moments: 
 
 def test_large_moments_alone_lie_in_files(tmp_path: Path) -> None:
     mask = MaskNet1d(32, 15)
-    moves = ChunkedAdam(mask.parameters(), folder=tmp_path, fused=True)
+    moves = ChunkedAdam(mask.parameters(), folder=tmp_path, **SMALL, fused=True)
     train(mask, moves, range(1), factored=True)
     assert set(moves._mapped) == {own for own in mask.parameters() if own.numel() * 4 >= 1024}
     assert moves.state[mask.embed.weight]["exp_avg"].any()
@@ -85,7 +75,7 @@ def test_large_moments_alone_lie_in_files(tmp_path: Path) -> None:
 
 def test_an_overflow_skips_parts_too(tmp_path: Path) -> None:
     mask = MaskNet1d(32, 15)
-    moves = ChunkedAdam(mask.parameters(), folder=tmp_path, fused=True)
+    moves = ChunkedAdam(mask.parameters(), folder=tmp_path, **SMALL, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     before = copy.deepcopy(mask)
     scaler.scale(mask(torch.randn(40, 32)).sum() * torch.inf).backward()

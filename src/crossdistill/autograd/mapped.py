@@ -52,14 +52,15 @@ class MappedTensor:
 
     @classmethod
     def copy(
-        cls, tensor: Tensor, folder: Path, *, few_bytes: int = FEW_BYTES, part_bytes: int = PART_BYTES
+        cls, tensor: Tensor, folder: Path, *, few_bytes: int | None = None, part_bytes: int = PART_BYTES
     ) -> "MappedTensor":
-        """A copy in a file in this folder, or in memory if it is small.
+        """A copy in a file in this folder, or in memory if it has less than `few_bytes` (default: `FEW_BYTES`).
 
         Raises:
             StorageError: the folder is not writable, or the disk is full.
         """
-        if tensor.ndim == 0 or tensor.numel() * tensor.element_size() < few_bytes:
+        least = FEW_BYTES if few_bytes is None else few_bytes
+        if tensor.ndim == 0 or tensor.numel() * tensor.element_size() < least:
             return cls(tensor.cpu().clone())
         found = cls.zeros(tensor, folder)
         for part in parts(tensor, part_bytes=part_bytes):

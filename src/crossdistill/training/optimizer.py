@@ -13,7 +13,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from crossdistill.autograd.factored import LARGE_BYTES, FactoredGradient
-from crossdistill.autograd.mapped import MappedTensor, parts
+from crossdistill.autograd.mapped import PART_BYTES, MappedTensor, parts
 from crossdistill.runtime.torch_optimizers import optimizer_classes, takes
 from crossdistill.stage import OptimizerConfig
 
@@ -24,9 +24,17 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def optimizer_for(
-    config: OptimizerConfig, groups: list[dict[str, Any]], *, graphed: bool = False, folder: Path | None = None
+    config: OptimizerConfig,
+    groups: list[dict[str, Any]],
+    *,
+    graphed: bool = False,
+    folder: Path | None = None,
+    **sizes: int,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a stage; `folder` holds moments on disk (default: the system's temporary folder)."""
+    """The optimizer of a stage; `folder` holds moments on disk (default: the system's temporary folder).
+
+    `sizes` are the `large_bytes` and `part_bytes` of an Adam that updates large weights in parts.
+    """
     # A stage without epochs, which only measures, may have no trained parameters.
     groups = groups or [{"params": []}]
     options = config.torch_arguments()
@@ -46,6 +54,7 @@ def optimizer_for(
         groups,
         config.learning_rate,
         folder=(folder or Path(tempfile.gettempdir())) if config.moments == "disk" else None,
+        **sizes,
         **options,
     )
 
@@ -91,10 +100,19 @@ class InParts(torch.optim.Optimizer):
     _function: Callable[..., None]
     """Updates tensors from their gradients and moments."""
 
-    def __init__(self, *arguments: Any, folder: Path | None = None, **options: Any) -> None:
-        """Arguments of Adam or AdamW; with a `folder`, moments of large weights are in files there."""
+    def __init__(
+        self,
+        *arguments: Any,
+        folder: Path | None = None,
+        large_bytes: int | None = None,
+        part_bytes: int = PART_BYTES,
+        **options: Any,
+    ) -> None:
+        """Arguments of Adam or AdamW; with a `folder`, moments of weights of `large_bytes` are in files there."""
         super().__init__(*arguments, **options)
         self._folder = folder
+        self._large_bytes = LARGE_BYTES if large_bytes is None else large_bytes
+        self._part_bytes = part_bytes
         self._mapped: dict[Tensor, list[MappedTensor]] = {}
 
     @torch.no_grad()
@@ -115,13 +133,15 @@ class InParts(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for weight, state in self.state.items():
             if self._on_disk(weight) and state:
-                self._place(weight, {name: MappedTensor.copy(state[name], self._disk()) for name in MOMENTS})
+                disk, size = self._disk(), self._part_bytes
+                copies = {name: MappedTensor.copy(state[name], disk, few_bytes=0, part_bytes=size) for name in MOMENTS}
+                self._place(weight, copies)
 
     def _apart(self, weight: Tensor) -> bool:
         return weight.grad is not None and (isinstance(weight.grad, FactoredGradient) or self._on_disk(weight))
 
     def _on_disk(self, weight: Tensor) -> bool:
-        return self._folder is not None and weight.nbytes >= LARGE_BYTES
+        return self._folder is not None and weight.nbytes >= self._large_bytes
 
     def _disk(self) -> Path:
         assert self._folder is not None
@@ -146,7 +166,8 @@ class InParts(torch.optim.Optimizer):
         state, gradient = self._begin(weight), weight.grad
         assert gradient is not None
         room = torch.empty(0)
-        for part in parts(weight, whole=gradient.width if isinstance(gradient, FactoredGradient) else 1):
+        whole = gradient.width if isinstance(gradient, FactoredGradient) else 1
+        for part in parts(weight, whole, part_bytes=self._part_bytes):
             if isinstance(gradient, FactoredGradient):
                 room = weight.new_empty(weight[part].shape) if room.shape != weight[part].shape else room
                 own = gradient.part(part, out=room)
