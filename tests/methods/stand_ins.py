@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from builders import rows_of
 from torch import Tensor
 
 from crossdistill import Batch, Outputs, OutputSpec, Signal, Teacher
@@ -15,11 +16,6 @@ SPEC = OutputSpec(logits=(4,), features={"early": (3, 6, 4), "late": (5, 3, 3), 
 OTHER = OutputSpec(logits=(4,), features={"first": (2, 5, 5), "second": (6, 2, 2), "end": (9,)})
 """Another architecture: other channels, other sizes."""
 DENSE = OutputSpec(logits=(4, 6, 4), features={"early": (3, 6, 4), "late": (5, 3, 3)})
-
-
-def rows_of(**changes: Any) -> Batch:
-    given = {"inputs": {}, "ids": torch.arange(ROWS), "targets": torch.arange(ROWS) % CLASSES}
-    return Batch(**(given | changes))
 
 
 def data_of(**changes: Any) -> DataSpec:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import rows_of
 from facts import raises
 from torch import Tensor
 
@@ -21,8 +22,7 @@ ROWS = 6
 
 
 def batch_of(**changes: Any) -> Batch:
-    given = {"inputs": {}, "ids": torch.arange(ROWS), "targets": torch.arange(ROWS) % 4}
-    return Batch(**(given | changes))
+    return rows_of(ROWS, **changes)
 
 
 def cast(number: int = 3, modalities: tuple[str, ...] = ()) -> dict[str, Teacher]:

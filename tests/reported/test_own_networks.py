@@ -178,10 +178,8 @@ def test_c_modules_bare_modules_become_networks_where_it_is_plain_what_they_read
     recipe = Recipe(data=ONE, student=linear(), teachers={"t": linear()}, stages=SUPERVISED)
     assert isinstance(recipe.student, Network)
     assert recipe.student.reads == ("first",)
-    with pytest.raises(ValidationError) as caught:
+    with raises(ValidationError, "Linear", "Both", "'t'", "'u'", "Network(module, reads=...)", "first, second"):
         Recipe(data=TWO, student=linear(), teachers={"t": Both(), "u": linear}, stages=SUPERVISED)
-    text = str(caught.value)
-    assert all(fact in text for fact in ("Linear", "Both", "'t'", "'u'", "Network(module, reads=...)", "first, second"))
 
 
 def test_a11_a_student_that_is_a_part_of_its_teacher_is_said(tmp_path: Path) -> None:

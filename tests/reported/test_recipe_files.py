@@ -163,9 +163,8 @@ def test_c_yaml_that_is_refused(name: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with raises(RecipeError, fact):
         Recipe.from_yaml(path)
-    with pytest.raises(SettingError) as said:
+    with raises(SettingError, fact):
         parse_override(f"a={text}")
-    assert fact in str(said.value)
     assert held.taken == 0
 
 

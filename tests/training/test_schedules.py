@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from facts import raises
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -92,9 +93,8 @@ def test_arguments_reach_the_optimizer(given: dict[str, Any], kind: Any, argumen
     ],
 )
 def test_what_no_optimizer_can_do_is_refused_before_training(given: dict[str, Any], facts: list[str]) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with raises(ValidationError, *facts):
         config(**given)
-    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,8 @@ def test_what_no_optimizer_can_do_is_refused_before_training(given: dict[str, An
     ],
 )  # fmt: skip
 def test_what_does_not_fit_a_stage_is_refused(given: dict[str, Any], facts: list[str]) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with raises(ValidationError, *facts):
         StageConfig.model_validate({"method": "kd", "epochs": 2, **given})
-    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "milestones"])
