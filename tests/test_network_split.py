@@ -69,8 +69,7 @@ class Normalised(nn.Module):
         self.aside, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        value = self.norm(self.first(x))
-        return self.second(self.drop(value) + self.aside(x).relu_())
+        return self.second(self.drop(self.norm(self.first(x))) + self.aside(x).relu_())
 
 
 class Pooled(nn.Module):

@@ -209,8 +209,7 @@ def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
     assert len([task for task in cells if task["cell"]["control"]]) == 2
     assert json.loads((tmp_path / "c" / "tuning.json").read_text()) == list(findings.tuning)
     assert findings.split_moves is False
-    again = compare(made, tmp_path / "c", resume=True).findings
-    assert again.tuning == findings.tuning
+    assert compare(made, tmp_path / "c", resume=True).findings.tuning == findings.tuning
     assert len(here) == 2, "neither trials nor cells are repeated"
 
 

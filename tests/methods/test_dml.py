@@ -37,8 +37,7 @@ def test_the_side_that_teaches_gets_no_gradient(joint: bool) -> None:
     leaf = torch.randn(8, 4, requires_grad=True)
     teacher = cast.teachers["a"]
     teacher.given = dict.fromkeys(cast.method.needs()["a"], leaf)
-    value = cast.value("kl/a->student").sum()
-    assert value.requires_grad == joint
+    assert cast.value("kl/a->student").sum().requires_grad == joint
 
 
 def test_squared_distances_once_for_two_members() -> None:

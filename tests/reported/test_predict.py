@@ -94,8 +94,7 @@ def test_c_an_array_whose_header_promises_more_than_its_file_holds(tmp_path: Pat
 def test_c_arrays_of_every_byte_order_and_type(tmp_path: Path, kind: str) -> None:
     values = np.arange(6).reshape(2, 3) % 2
     np.save(tmp_path / "a.npy", values.astype(kind))
-    found = decode(InputSpec("array", (2, 3)), tmp_path / "a.npy")
-    assert found.tolist() == values.tolist()
+    assert decode(InputSpec("array", (2, 3)), tmp_path / "a.npy").tolist() == values.tolist()
     assert student(InputSpec("array", (2, 3))).predict(values.astype(kind).astype(np.float32))
     assert decode(InputSpec("image", (1, 2, 3)), tmp_path / "a.npy").shape == (1, 2, 3)
 

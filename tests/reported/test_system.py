@@ -169,8 +169,7 @@ def test_c_clearing_a_bank_that_may_not_be_removed(
 
     monkeypatch.setattr(os, "mkdir", refused)
     (bank,) = banks.iterdir()
-    said = crossdistill("bank", "clear", bank)
-    assert f"{bank} cannot be removed: Permission denied" in said.complaint()
+    assert f"{bank} cannot be removed: Permission denied" in crossdistill("bank", "clear", bank).complaint()
     assert bank.is_dir()
 
 

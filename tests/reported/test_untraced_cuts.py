@@ -108,8 +108,7 @@ def test_d_a_cut_between_layers_is_the_whole_bit_for_bit(
         # Another batch in between: nothing of a pass may be left in the network.
         teacher(drawn_rows(5, seed=99))
         wanted = teacher.network(batch, [Signal.LOGITS])
-        found = teacher.tail(tap)(cut)
-        assert torch.equal(found.need(Signal.LOGITS), wanted.need(Signal.LOGITS))
+        assert torch.equal(teacher.tail(tap)(cut).need(Signal.LOGITS), wanted.need(Signal.LOGITS))
         edited = teacher.network.edited(batch, {tap: lambda value: 0.5 * value})
         assert torch.equal(
             teacher.tail(tap)(cut.rewritten(0.5 * cut.value)).need(Signal.LOGITS), edited.need(Signal.LOGITS)

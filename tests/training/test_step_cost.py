@@ -345,8 +345,7 @@ def test_large_gradients_stay_in_factors_where_one_pass_gives_them(
     first = plain.step(rows)
     monkeypatch.setattr(factored_gradient, "LARGE_BYTES", 0)
     second = case.step(rows)
-    found = [isinstance(own.grad, FactoredGradient) for own in case.training.parameters]
-    assert any(found) == factored
+    assert any(isinstance(own.grad, FactoredGradient) for own in case.training.parameters) == factored
     assert float(second["gradient_norm"]) == pytest.approx(float(first["gradient_norm"]), rel=1e-4)
     for name, value in plain.weights().items():
         torch.testing.assert_close(case.weights()[name], value, rtol=1e-5, atol=1e-6)
