@@ -60,21 +60,15 @@ def test_an_unknown_modality_says_who_asked_and_the_nearest() -> None:
         made().read("imagee", "LeNet5")
 
 
-def test_which_rows_have_a_target() -> None:
+def test_which_rows_have_a_target_and_which_of_them_the_student_may_use() -> None:
     assert made().has_target().tolist() == [True, False, True, True]
     assert made(targets=None).has_target().tolist() == [False] * 4
-
-
-def test_dense_targets_need_one_pixel_or_class_that_is_known() -> None:
     pixels = torch.full((4, 2, 2), MISSING_TARGET)
     pixels[2, 1, 0] = 3
     assert made(targets=pixels).has_target().tolist() == [False, False, True, False]
     soft = torch.full((4, 3), torch.nan)
     soft[0] = 1 / 3
     assert made(targets=soft).has_target().tolist() == [True, False, False, False]
-
-
-def test_the_student_may_use_labelled_rows_that_have_a_target() -> None:
     assert made().student_rows().tolist() == [True, False, False, True]
     assert made(labelled=None).student_rows().tolist() == made().has_target().tolist()
 

@@ -51,9 +51,6 @@ def test_inputs_reach_the_module_in_the_order_of_reads() -> None:
     assert torch.equal(network(rows).need(Signal.LOGITS), module(rows.inputs["a"], rows.inputs["b"]))
     with pytest.raises(ShapeError):
         Network(module, ("b", "a"))(rows)
-
-
-def test_one_modality_may_be_named_by_itself() -> None:
     assert Network(nn.Linear(3, 2), "a").reads == ("a",)
 
 
@@ -120,15 +117,12 @@ def test_other_results_ask_for_give(make: Any) -> None:
         Network(Gives(make), ("a",))(batch())
 
 
-def test_give_reads_any_result() -> None:
+def test_give_reads_any_result_and_the_default_names_whose_it_was() -> None:
     def give(result: Any) -> Mapping[str, Tensor | None]:
         return {"logits": result["scores"]}
 
     network = Network(Gives(lambda x: {"scores": x}), ("a",), output_adapter=give)
     assert network(batch()).need(Signal.LOGITS).shape == (4, 4)
-
-
-def test_default_give_names_whose_result_it_was() -> None:
     with raises(SignalError, "'mine'"):
         default_give(3, "mine")
 
@@ -171,18 +165,12 @@ def test_a_tap_that_is_no_layer_is_refused_at_once(tap: str) -> None:
         Network(Two(), ("a", "b"), (tap,))
 
 
-def test_the_nearest_layer_is_named() -> None:
+def test_layers_that_cannot_be_tapped_are_said_with_the_nearest() -> None:
     with raises(TapError, "'left'"):
         Network(Two(), ("a", "b"), ("lefft",))
-
-
-def test_a_layer_that_was_not_named_as_a_tap_cannot_be_asked_for() -> None:
     network = Network(Two(), ("a", "b"), ("left",))
     with raises(TapError, "'right'", "known: left"):
         network(batch(), {Signal.feature("right")})
-
-
-def test_a_tap_that_never_runs_is_said() -> None:
     with raises(TapError, "'unused'"):
         Network(Two(), ("a", "b"), ("unused",))(batch(), {Signal.feature("unused")})
 
@@ -200,12 +188,9 @@ def test_a_tap_gives_one_tensor() -> None:
         Network(Recurrent(), ("a",), ("cell",))(batch(), {Signal.feature("cell")})
 
 
-def test_a_refused_input_says_who_and_which_shapes() -> None:
+def test_a_refused_input_and_a_missing_modality_say_who_reads_them() -> None:
     with raises(ShapeError, "'Two'", "a, b", "(4, 7), (4, 2)"):
         Network(Two(), ("a", "b"))(batch(a=torch.randn(4, 7), b=torch.randn(4, 2)))
-
-
-def test_a_missing_modality_says_who_reads_it() -> None:
     with raises(SignalError, "Two", "'c'", "known: a, b"):
         Network(Two(), ("a", "c"))(batch())
 

@@ -40,9 +40,6 @@ def test_what_is_needed_comes_or_its_absence_is_explained() -> None:
             outputs.need(signal)
     with raises(SignalError, "nothing"):
         Outputs("mm").need(Signal.LOGITS)
-
-
-def test_a_rewritten_cut_keeps_what_else_is_live() -> None:
     cut = Cut(torch.ones(2, 3), (torch.zeros(2),))
     assert cut.rewritten(cut.value * 2).context is cut.context
     assert cut.value.sum() == 6
@@ -85,14 +82,11 @@ def test_spread_lays_out_rows_and_says_which_were_seen() -> None:
     assert whole[:, 1].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_gradient_flows_through_a_spread_to_its_own_rows() -> None:
+def test_gradient_flows_through_a_spread_to_its_own_rows_and_dense_logits_are_spread_too() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
     whole, _ = spread(Outputs("a", logits=logits, rows=torch.tensor([0, 3])), 5)
     whole[:3].sum().backward()
     assert logits.grad.tolist() == [[1.0] * 3, [0.0] * 3]
-
-
-def test_dense_logits_are_spread_too() -> None:
     whole, mask = spread(Outputs("a", logits=torch.ones(1, 3, 2, 2), rows=torch.tensor([2])), 3)
     assert whole.shape == (3, 3, 2, 2)
     assert mask.tolist() == [False, False, True]

@@ -46,12 +46,9 @@ def test_dir_shows_the_public_names_before_any_is_used() -> None:
     assert shown.stdout.split() == sorted(PUBLIC)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error_and_the_version_is_the_installed_one() -> None:
     with raises(AttributeError, "no_such_name"):
         _ = crossdistill.no_such_name
-
-
-def test_the_version_is_that_of_the_installed_package() -> None:
     assert crossdistill.__version__ == importlib.metadata.version("crossdistill")
 
 

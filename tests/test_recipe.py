@@ -88,13 +88,10 @@ def test_everything_that_can_be_set_comes_back_from_a_file(tmp_path: Path) -> No
     assert again.stages[0].optimizer.rates == {"audio": 1e-4}
 
 
-def test_a_file_made_by_hand_may_be_short() -> None:
+def test_a_file_made_by_hand_may_be_short_and_names_the_student_after_what_it_reads() -> None:
     recipe = checked(PLAIN, "mine")
     assert recipe.stages[0].method == KD()
     assert (recipe.stages[0].name, recipe.learner, recipe.seed) == ("kd", "image", 0)
-
-
-def test_the_student_is_named_after_what_it_reads() -> None:
     assert checked({**PLAIN, "student": {"model": "small-mm"}}, "mine").learner == "image+audio"
     assert checked({**PLAIN, "student_name": "pupil"}, "mine").learner == "pupil"
     assert live().learner == "first"

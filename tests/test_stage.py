@@ -25,12 +25,9 @@ def test_a_stage_is_called_after_its_method_and_learner(given: dict[str, Any], n
     assert Stage(epochs=1, **given).name == name
 
 
-def test_a_method_by_name_has_its_default_settings() -> None:
+def test_a_method_by_name_has_its_default_settings_and_comes_back_from_plain_values() -> None:
     assert Stage(method="kd", epochs=1).method == KD()
     assert Stage(method={"name": "kd", "alpha": 0.9}, epochs=1).method == KD(alpha=0.9)
-
-
-def test_a_stage_comes_back_from_plain_values() -> None:
     stage = Stage(method="supervised", learner="mm", epochs=3, optimizer=OptimizerConfig(name="sgd"))
     assert Stage.model_validate(stage.model_dump(mode="json")) == stage
     assert isinstance(stage.method, Supervised)

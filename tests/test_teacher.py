@@ -267,16 +267,13 @@ def test_a_fake_teacher_gives_the_same_for_an_id_wherever_it_stands() -> None:
     )
 
 
-def test_a_fake_teacher_remembers_what_it_was_asked() -> None:
+def test_a_fake_teacher_remembers_what_it_was_asked_and_gives_rows_of_your_own() -> None:
     fake = FakeTeacher("fake", OutputSpec(logits=(4,), features={"conv": (3,)}), ("first",))
     asked = fake.select({Signal.feature("conv")})
     outputs = asked(batch({"first": [True, False, True, False, False, True]}))
     assert outputs.given() == ["feature:conv"]
     assert fake.record.signals == [frozenset({Signal.feature("conv")})]
     assert [ids.tolist() for ids in fake.record.ids] == [[0, 2, 5]]
-
-
-def test_a_fake_teacher_gives_rows_of_your_own() -> None:
     own = torch.randn(6, 4)
     fake = FakeTeacher("fake", OutputSpec(logits=(4,)), given={Signal.LOGITS: own})
     assert torch.equal(fake(batch().select(torch.tensor([5, 2]))).need(Signal.LOGITS), own[[5, 2]])

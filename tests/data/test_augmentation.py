@@ -39,9 +39,6 @@ def test_a_shift_moves_whole_rows_and_repeats_the_edge() -> None:
                 wanted = VALUE[row, :, min(max(y - down, 0), 4), min(max(x - right, 0), 6)]
                 assert torch.equal(found[row, :, y, x], wanted)
     assert len(seen) > 8, "of 15 shifts that there are"
-
-
-def test_a_shift_may_be_larger_than_the_row() -> None:
     assert torch.equal(varied(Variation(shift=(50,)), VALUE[..., :1]), VALUE[..., :1])
 
 
@@ -74,13 +71,10 @@ def test_gain_and_noise() -> None:
     assert torch.allclose(noise, wanted, atol=1e-6)
 
 
-def test_changes_come_one_after_another_and_nothing_changes_by_default() -> None:
+def test_changes_come_one_after_another_and_leave_the_type_as_it_is() -> None:
     assert varied(Variation()) is VALUE
     both = Variation(shift=(1, 1), noise=0.1)
     assert torch.equal(varied(both), varied(Variation(noise=0.1), varied(Variation(shift=(1, 1)))))
-
-
-def test_every_change_leaves_the_type_as_it_is() -> None:
     assert varied(ALL, VALUE.half()).dtype == torch.float16
     whole = Variations(inputs={"x": Variation(shift=(1, 1), flip=True)})
     assert whole({"x": (VALUE * 9).to(torch.uint8)}, IDS, VIEW)["x"].dtype == torch.uint8

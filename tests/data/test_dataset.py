@@ -53,14 +53,11 @@ def test_batch_holds_exactly_the_rows_asked_for() -> None:
     assert dataset.example(3).ids.equal(dataset.splits["train"][:3])
 
 
-def test_class_names_as_targets() -> None:
+def test_class_names_as_targets_and_rows_without_any() -> None:
     dataset = Dataset.from_arrays("animals", {"x": np.ones((6, 2))}, ["cat", "dog", "ant", "cat", "dog", "ant"])
     assert (dataset.classes, dataset.targets.tolist()) == (("ant", "cat", "dog"), [1, 2, 0, 1, 2, 0])
     with raises(DataError, "'ant'", "'cat'", "'dog'"):
         Dataset.from_arrays("animals", {"x": np.ones((6, 2))}, ["cat", "dog", "ant"] * 2, classes=("cat", "dog"))
-
-
-def test_rows_without_any_target() -> None:
     dataset = Dataset.from_arrays("none", {"x": np.ones((10, 2))}, classes=("a", "b"))
     assert (dataset.targets == MISSING_TARGET).all()
     assert not dataset.example().has_target().any()

@@ -149,10 +149,7 @@ def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
         decode(PICTURE, tmp_path / "a.png")
 
 
-def test_normalisation_of_a_constant_example_is_zero() -> None:
+def test_a_constant_example_is_zero_and_another_size_is_refused() -> None:
     assert normalise(torch.full((2, 1, 3, 3), 5.0), MIN_MAX).eq(0).all()
-
-
-def test_inputs_of_another_size_than_specified() -> None:
     with raises(ShapeError, 100, 6200):
         prepare_sound(torch.zeros(1, 100), SOUND)

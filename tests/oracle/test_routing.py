@@ -100,11 +100,8 @@ def test_learned_routing_with_one_teacher_of_several_would_not_learn() -> None:
     assert_equal(alone, distillation_kl(student, teachers[0], 4.0).detach())
 
 
-def test_ties_go_to_the_lower_index() -> None:
+def test_ties_go_to_the_lower_index_and_logits_choose_as_probabilities_do() -> None:
     assert top_teachers(torch.zeros(2, 5), 3).tolist() == [[0, 1, 2], [0, 1, 2]]
-
-
-def test_logits_and_probabilities_choose_alike() -> None:
     gate = torch.randn(50, 6, dtype=torch.float64)
     assert torch.equal(top_teachers(gate, 3), top_teachers(gate.softmax(1), 3))
 

@@ -62,12 +62,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.state["optimizer"]["state"][0]["exp_avg"], moment)
 
 
-def test_without_any_there_is_none(tmp_path: Path) -> None:
+def test_the_newest_is_the_furthest_and_without_any_there_is_none(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "not there") is None
-
-
-def test_the_newest_is_the_furthest(tmp_path: Path) -> None:
     for position in ((0, 0, 5), (1, 9, 9), (0, 99999, 0), (2, 0, 1), (1, 10, 0)):
         saved(tmp_path, *position)
     assert newest(tmp_path).state["where"] == [2, 0, 1]

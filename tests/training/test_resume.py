@@ -168,7 +168,7 @@ def test_stopping_and_going_on_changes_nothing(whole: Path, tmp_path: Path) -> N
     assert_same_run(out, whole)
 
 
-def test_resuming_where_nothing_was_saved_starts_anew(whole: Path, tmp_path: Path) -> None:
+def test_resuming_where_nothing_was_saved_or_in_an_empty_folder_starts_anew(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     rare = three_stages(every=10000)
     with pytest.raises(KeyboardInterrupt):
@@ -178,11 +178,8 @@ def test_resuming_where_nothing_was_saved_starts_anew(whole: Path, tmp_path: Pat
     run(rare, out, resume=True)
     for name in ("student/model.safetensors", "metrics.jsonl"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
-
-
-def test_resuming_in_an_empty_folder_starts(whole: Path, tmp_path: Path) -> None:
-    run(three_stages(), tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", whole)
+    run(three_stages(), tmp_path / "empty", resume=True)
+    assert_same_run(tmp_path / "empty", whole)
 
 
 def test_resuming_a_finished_run_does_nothing(whole: Path) -> None:
