@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 from builders import rows_of
-from facts import raises
+from facts import raises, warned
 from pydantic import ValidationError
 
 from crossdistill import Outputs, OutputSpec, Signal, Teacher
@@ -181,10 +181,10 @@ def test_old_names_of_methods_that_make_teachers_work_with_a_warning() -> None:
     def same(self: Method, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
         return teachers
 
-    with pytest.warns(DeprecationWarning, match="next_teachers"):
+    with warned(DeprecationWarning, "next_teachers"):
         method = type("Old", (Method,), {"graduates": same})
     assert method.next_teachers is same
-    with pytest.warns(DeprecationWarning, match="makes_next_teachers"):
+    with warned(DeprecationWarning, "makes_next_teachers"):
 
         class Old(KD):
             graduating: ClassVar[bool] = True

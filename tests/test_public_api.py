@@ -66,7 +66,7 @@ def test_the_old_name_of_signal_works_with_a_warning() -> None:
     ],
 )
 def test_an_old_name_is_the_new_one_with_a_warning(module: Any, old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=new):
+    with warned(DeprecationWarning, new):
         assert getattr(module, old) is getattr(module, new)
     with raises(AttributeError, "no_such_name"):
         _ = module.no_such_name

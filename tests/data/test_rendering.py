@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts import raises
 from pydantic import ValidationError
 
 from crossdistill.batch import InputSpec
@@ -120,7 +121,7 @@ def test_texts_by_a_tokenizer_that_the_student_keeps(tokenizer: Path) -> None:
     assert isinstance(kept, TextRendering)
     assert torch.equal(kept.apply("seven")["input_ids"], ids["input_ids"][0])
     assert pickle.loads(pickle.dumps(rendering)).key == key
-    with pytest.raises(DataError, match=r"tokenizer\.json"):
+    with raises(DataError, "tokenizer.json"):
         TextRendering(tokenizer=tokenizer).apply("seven")
 
 
@@ -136,9 +137,9 @@ def test_a_specification_holds_its_rendering() -> None:
     numbers = ArrayRendering(mean=(1.0, 2.0), deviation=(2.0, 4.0))
     assert numbers.apply(torch.tensor([3, 10])).tolist() == [1.0, 2.0]
     assert rendering_of(InputSpec("array", (2,)), "student") is None
-    with pytest.raises(DataError, match=r"student.*\(3, 9, 9\).*\(3, 8, 9\)"):
+    with raises(DataError, "student", "(3, 9, 9)", "(3, 8, 9)"):
         rendering_of(InputSpec("image", (3, 9, 9), PictureRendering(size=(8, 9)).spec((3, 8, 9)).options), "student")
-    with pytest.raises(DataError, match="size"):
+    with raises(DataError, "size"):
         rendering_of(InputSpec("image", (3, 9, 9), {"rendering": {"type": "picture", "size": [0, 9]}}), "student")
 
 

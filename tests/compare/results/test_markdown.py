@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from facts import warned
 
 from crossdistill.compare.budget import Pick
 from crossdistill.compare.grid import Cell, Grid
@@ -104,10 +105,10 @@ def results() -> Findings:
 
 
 def test_old_names_of_the_pairwise_results_warn(results: Findings) -> None:
-    with pytest.warns(DeprecationWarning, match="pairwise"):
+    with warned(DeprecationWarning, "pairwise"):
         assert results.verdicts is results.pairwise
     pair = results.pairwise.pairs[0]
-    with pytest.warns(DeprecationWarning, match="difference"):
+    with warned(DeprecationWarning, "difference"):
         assert pair.found is pair.difference
 
 
