@@ -137,7 +137,7 @@ def test_a_key_changes_with_everything_that_matters(what: str) -> None:
 def test_switches_that_are_off_leave_keys_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outcomes in shared folders were found before there were these switches, and still are."""
     seen: list[Any] = []
-    monkeypatch.setattr("crossdistill.planning.plan.key_hash", lambda value: seen.append(value) or str(len(seen)))
+    monkeypatch.setattr("crossdistill.planning.stage_key.key_hash", lambda value: seen.append(value) or str(len(seen)))
     off = {"precision": "float32", "compile": False, "cuda_graphs": False}
     toy(stages=(Stage(method=KD(), epochs=2, **off),))
     (settings,) = (value["stage"] for value in seen if isinstance(value, dict) and "stage" in value)

@@ -387,7 +387,7 @@ def _check_targets(targets: Tensor, classes: tuple[str, ...], name: str) -> None
         )
 
 
-def visible(dataset: Dataset) -> Tensor:
-    """A mask (N,) of the rows whose target the student may use."""
+def rows_with_label(dataset: Dataset) -> Tensor:
+    """A mask (N,) of the rows that have a target which the student may use."""
     known = dataset.targets != MISSING_TARGET
     return known if dataset.labelled is None else known & dataset.labelled

@@ -1,7 +1,7 @@
 """Checks of a stage before training: its settings, and one trial step on a few rows."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from crossdistill.adapters import LOW
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.augmentation import Variations
-from crossdistill.data.dataset import Dataset, visible
+from crossdistill.data.dataset import Dataset, rows_with_label
 from crossdistill.data.remarks import untrained
 from crossdistill.data.sampler import Order
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
@@ -23,8 +23,11 @@ from crossdistill.outputs import OutputSpec
 from crossdistill.stage import Stage
 from crossdistill.teacher import Live, Teacher, TeacherBase
 
+Trained = Mapping[str, tuple[Network, tuple[str, ...]]]
+"""The trained members by name, each with the taps whose layers train (empty: the whole network)."""
 
-def moving_parts(trained: Mapping[str, tuple[Network, tuple[str, ...]]]) -> dict[str, nn.Module]:
+
+def moving_parts(trained: Trained) -> dict[str, nn.Module]:
     """The trained modules of each member: the whole network, or its layers at some taps."""
     return {
         name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
@@ -46,7 +49,7 @@ def check_settings(
         faults.append(f"cuda_graphs is for one process, and there are {ranks}; set cuda_graphs to false")
     if method.batch_relational and stage.micro_batches > 1:
         faults.append(
-            f"{stage.method.name} compares the rows of a batch with each other, so its batch cannot be computed in "
+            f"{stage.method.name} compares the rows of a batch with each other, so a batch cannot be computed in "
             f"{stage.micro_batches} micro-batches; set micro_batches to 1"
         )
     if stage.batch_size < method.least_rows:
@@ -54,29 +57,32 @@ def check_settings(
             f"{stage.method.name} compares the rows of a batch with each other and needs at least {method.least_rows}; "
             f"batch_size is {stage.batch_size}"
         )
-    parameters = [one for module in moving.values() for one in module.parameters()]
+    parameters = [parameter for module in moving.values() for parameter in module.parameters()]
     if stage.epochs and not parameters:
-        faults.append("nothing trains here: `trains` names nobody with parameters, and the method has none of its own")
-    elif stage.epochs and not any(one.requires_grad for one in parameters):
         faults.append(
-            f"nothing trains here: all {len(parameters)} parameters of {', '.join(map(repr, moving))} came with "
-            "requires_grad=False, and stay as they are; give those that are to train requires_grad=True"
+            "nothing trains here: `trains` names no member with parameters, and the method has no parameters of its "
+            "own; name a member in `trains`"
+        )
+    elif stage.epochs and not any(parameter.requires_grad for parameter in parameters):
+        faults.append(
+            f"nothing trains here: all {len(parameters)} parameters of {', '.join(map(repr, moving))} have "
+            "requires_grad=False; set requires_grad=True on those that are to train"
         )
     if stage.optimizer.moments == "disk" and device.type != "cpu":
         faults.append(
-            f"optimizer.moments: files are mapped into the memory of this machine, and weights are on {device.type}; "
-            "set it to 'memory', or device to 'cpu'"
+            f"optimizer.moments='disk' maps files into the memory of the CPU, and the weights are on {device.type}; "
+            "set optimizer.moments to 'memory', or device to 'cpu'"
         )
-    low = {one.dtype for one in parameters if one.dtype in LOW} if stage.ema is not None else set()
+    low = {parameter.dtype for parameter in parameters if parameter.dtype in LOW} if stage.ema is not None else set()
     if low:
-        names = ", ".join(sorted(str(one).removeprefix("torch.") for one in low))
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
         faults.append(
-            f"ema: a step of the average is smaller than {names} can hold; give weights in float32, and set precision "
-            "to compute in a lower one"
+            f"ema: weights are {names}, whose rounding is larger than a step of the average; give weights in float32, "
+            "and set precision to compute in a lower one"
         )
     known = [*moving, "weighting"]
     faults += [
-        f"optimizer.rates: nothing that trains here is called {name!r}; {nearest(name, known)}"
+        f"optimizer.rates: no part that trains in this stage is called {name!r}; {nearest(name, known)}"
         for name in stage.optimizer.rates
         if name not in known
     ]
@@ -85,18 +91,20 @@ def check_settings(
 
 def _class_faults(dataset: Dataset) -> list[str]:
     """Faults: classes of the validation or test rows without a training row."""
-    found = untrained(dataset.targets, dataset.classes, dataset.splits)
-    named = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    classes = untrained(dataset.targets, dataset.classes, dataset.splits)
+    if not classes:
+        return []
+    named = ", ".join(map(repr, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
     return [
-        f"{named}: validated or tested, but no row of it is in the training split; give `splits` that have some, or "
-        "leave its rows out of the other splits"
-    ] * bool(found)
+        f"classes {named}: rows of validation or test, but none of training; give `splits` in which the training split "
+        "has rows of each class, or leave these rows out of the other splits"
+    ]
 
 
 def data_spec(dataset: Dataset) -> DataSpec:
     """The facts about the training data for a method; targets hidden from the student are missing."""
     train = dataset.splits["train"]
-    known = visible(dataset)[train]
+    known = rows_with_label(dataset)[train]
     targets = dataset.targets[train].where(known, MISSING_TARGET)
     return DataSpec(len(train), len(dataset.classes), targets, train, float(known.double().mean()))
 
@@ -115,17 +123,18 @@ def check_sources(
         if outside:
             more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
             faults.append(
-                f"{network.name} trains and reads weights that its module does not have ({', '.join(outside[:3])}"
-                f"{more}), which would neither train nor be saved: make them a part of the module (nn.ModuleList in "
-                "the place of a list, a layer in the place of a global), or set their requires_grad to False"
+                f"{network.name} trains and reads weights that its module does not contain ({', '.join(outside[:3])}"
+                f"{more}); they would neither train nor be saved: make them a part of the module (an nn.ModuleList "
+                "instead of a list, a layer instead of a global variable), or set their requires_grad to False"
             )
     train = dataset.splits["train"]
-    own = _rows_of(student, dataset)[train]
+    learner_rows = _rows_of(student, dataset)[train]
     faults += [
-        f"teacher {name!r} sees none of the {int(own.sum()):,} training rows that {student.name!r} sees (of "
-        f"{len(train):,}, where {', '.join(teacher.modalities)} are present), so that it could teach nothing"
+        f"teacher {name!r} has no output for any of the {int(learner_rows.sum()):,} training rows (of {len(train):,}) "
+        f"that {student.name!r} reads: {' or '.join(teacher.modalities)} is absent there; leave the teacher out, or "
+        "give rows in which the inputs of both are present"
         for name, teacher in teachers.items()
-        if not bool((_rows_of(teacher, dataset)[train] & own).any())
+        if not bool((_rows_of(teacher, dataset)[train] & learner_rows).any())
     ]
     return faults
 
@@ -138,29 +147,14 @@ def _rows_of(source: Teacher, dataset: Dataset) -> Bool[Tensor, " N"]:
     return torch.stack([dataset.present.get(name, there) for name in source.modalities]).all(0)
 
 
-def standing_still(networks: Mapping[str, Network], trained: Collection[str]) -> list[str]:
-    """One sentence for each partly trained network: some of its parameters had requires_grad=False."""
-    found = []
-    for name, network in networks.items():
-        if name in trained and network.frozen:
-            names = sorted(network.frozen)
-            total = sum(1 for _ in network.module.named_parameters(remove_duplicate=False))
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            found.append(
-                f"{name!r} trains but for {len(names)} of its {total} parameters, which came with requires_grad=False: "
-                f"{', '.join(names[:3])}{more}"
-            )
-    return found
-
-
 def _statistics_faults(
     stage: Stage, moving: Mapping[str, nn.Module], teachers: Mapping[str, Teacher], ranks: int
 ) -> list[str]:
     """Faults: layers that normalise over the batch, while the batch is computed in parts."""
-    found = {name: batch_statistics(module) for name, module in moving.items()}
+    normalising = {name: batch_statistics(module) for name, module in moving.items()}
     for name, teacher in teachers.items():
         if name not in moving:
-            found[name] = {
+            normalising[name] = {
                 key: layer
                 for module in TeacherBase.of(teacher).modules()
                 for key, layer in batch_statistics(module, train=False).items()
@@ -170,15 +164,18 @@ def _statistics_faults(
         faults += [
             f"micro_batches: {_layers(name, layers)}, so a batch is not the sum of its {stage.micro_batches} "
             "micro-batches; set micro_batches to 1"
-            for name, layers in found.items()
+            for name, layers in normalising.items()
             if layers
         ]
     if ranks > 1:
-        alone = {name: {key: one for key, one in layers.items() if not can_join(one)} for name, layers in found.items()}
+        separate = {
+            name: {key: layer for key, layer in layers.items() if not can_join(layer)}
+            for name, layers in normalising.items()
+        }
         faults += [
-            f"{ranks} processes: {_layers(name, layers)}, and each process has other rows; nn.BatchNorm1d, 2d and 3d "
-            "with running statistics are computed over the rows of all processes, others are not: run it in one process"
-            for name, layers in alone.items()
+            f"{ranks} processes: {_layers(name, layers)}, and each process has other rows; only nn.BatchNorm1d, 2d and "
+            "3d with running statistics are computed over the rows of all processes: run it in one process"
+            for name, layers in separate.items()
             if layers
         ]
     return faults
@@ -187,7 +184,7 @@ def _statistics_faults(
 def _layers(where: str, layers: Mapping[str, nn.Module]) -> str:
     names = [f"{name} ({type(layer).__name__})" for name, layer in layers.items()]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{where!r} has layers whose statistics are of the whole batch: {', '.join(names[:3])}{more}"
+    return f"{where!r} has layers that normalise by statistics of the whole batch: {', '.join(names[:3])}{more}"
 
 
 def check_lone_rows(
@@ -211,21 +208,23 @@ def check_lone_rows(
     smallest = min(order.batch_size, order.num_rows)
     readers = {source.modalities for name, source in {student.name: student, **teachers}.items() if name in normed}
     absent = [[dataset.present[name] for name in reads if name in dataset.present] for reads in readers]
-    masks = [torch.stack(found).all(0) for found in absent if found]
+    masks = [torch.stack(present).all(0) for present in absent if present]
     if (smallest > 1 and not masks) or not _refuses_one_row(method, normed, batch, student, teachers):
         return
     who = ", ".join(map(repr, normed))
     if smallest == 1:
         what = f"batch_size is {order.batch_size}" if order.batch_size == 1 else "there is one training row"
         raise SettingError(
-            f"{what}, and {who} normalises by the batch, which takes 2 rows at least: set batch_size to 2 or more"
+            f"{what}, and {who} normalises by the batch, which needs at least 2 rows: set batch_size to 2 or more, and "
+            "train on at least 2 rows"
         )
     for epoch in range(epochs):
         for step, rows in enumerate(order.epoch(epoch)):
             if any(int(mask[rows].sum()) == 1 for mask in masks):
                 raise SettingError(
-                    f"in step {step} of epoch {epoch}, one row alone has the modalities of what normalises by the "
-                    f"batch ({who}), which takes 2 rows at least: set a batch_size larger than {order.batch_size}"
+                    f"in step {step} of epoch {epoch}, only one row has the modalities that {who} reads, which "
+                    f"normalises by the batch and needs at least 2 rows: set a batch_size larger than "
+                    f"{order.batch_size}"
                 )
 
 
@@ -233,14 +232,14 @@ def check_lone_rows(
 def _refuses_one_row(
     method: Method, moving: Mapping[str, nn.Module], batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
 ) -> bool:
-    one = replace(batch.select(torch.zeros(1, dtype=torch.long, device=batch.ids.device)), present={})
+    single = replace(batch.select(torch.zeros(1, dtype=torch.long, device=batch.ids.device)), present={})
     buffers = {buffer: buffer.clone() for module in moving.values() for buffer in module.buffers()}
     modes = {layer: layer.training for module in moving.values() for layer in module.modules()}
     with torch.random.fork_rng(devices=[]):
         try:
             for module in moving.values():
                 module.train()
-            method(one, student, teachers, Progress())
+            method(single, student, teachers, Progress())
         except (ValueError, RuntimeError) as error:
             return "more than 1 value per channel" in str(error)
         finally:
@@ -260,9 +259,9 @@ def check_data(dataset: Dataset) -> tuple[Dataset, list[str]]:
 
 def _view_faults(dataset: Dataset) -> list[str]:
     """Faults of the augmentation: in its settings, or in its result on two rows."""
-    found = dataset.augmentation.faults(dataset.inputs) if isinstance(dataset.augmentation, Variations) else []
-    if found:
-        return found
+    faults = dataset.augmentation.faults(dataset.inputs) if isinstance(dataset.augmentation, Variations) else []
+    if faults:
+        return faults
     rows = dataset.splits["train"][:2]
     try:
         dataset.batch(rows, view=torch.ones_like(rows))
@@ -279,8 +278,8 @@ def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset)
     logits, classes = student.spec.logits, len(dataset.classes)
     if logits is not None and classes and logits[0] != classes:
         faults.append(
-            f"{network.name}, which learns here, gives logits over {logits[0]} classes; data {dataset.name!r} has "
-            f"{classes}"
+            f"{network.name}, the learner, gives logits of {logits[0]} classes, and data {dataset.name!r} has "
+            f"{classes} classes; give it a last layer of {classes} outputs"
         )
     rows = dataset.splits["validation"]
     judging = seen_rows(dataset, network)[rows]
@@ -289,8 +288,8 @@ def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset)
     if stage.select == "best" and stage.epochs and not bool(judging.any()):
         wanted = " and that has a target" if method.judged_by_targets else ""
         faults.append(
-            f"select: no row of the validation split is one that {network.name} sees{wanted}, so no epoch is better "
-            "than another; put such rows there, or take the last epoch with select='last'"
+            f"select='best': no row of the validation split is one that {network.name} reads{wanted}, so epochs cannot "
+            "be compared; put such rows there, or set select='last'"
         )
     return faults
 
@@ -301,36 +300,17 @@ def check_tested(network: Network, dataset: Dataset) -> list[str]:
     if bool((seen_rows(dataset, network) & (dataset.targets != MISSING_TARGET))[rows].any()):
         return []
     return [
-        f"data: no row of the test split is one that {network.name} sees and that has a target, so the student could "
-        "not be measured; put such rows there"
+        f"data: no row of the test split is one that {network.name} reads and that has a target, so the student cannot "
+        "be evaluated; put such rows there"
     ]
 
 
 def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:
-    """The rows that a network computes: those with all its inputs, or with any input if one is enough."""
+    """The rows that a network computes, as a mask: those with all its inputs, or with any input if one is enough."""
     there = torch.ones(len(dataset), dtype=torch.bool)
     masks = [dataset.present.get(modality, there) for modality in network.reads]
     together = torch.stack(masks)
     return together.all(0) if network.needs == "all" else together.any(0)
-
-
-def absences(dataset: Dataset, networks: Mapping[str, Network]) -> list[str]:
-    """One sentence for each network with missing inputs: the rows that it omits or reads in part."""
-    found = []
-    for name, network in networks.items():
-        masks = {modality: dataset.present[modality] for modality in network.reads if modality in dataset.present}
-        if not masks:
-            continue
-        every = torch.stack(list(masks.values())).all(0)
-        some = torch.stack(list(masks.values())).any(0) if len(masks) == len(network.reads) else torch.ones_like(every)
-        seen = seen_rows(dataset, network)
-        cure = "; Network(..., needs='any') would read them" if bool((some & ~seen).any()) else ""
-        for what, rows in (("leaves out", ~seen), ("reads, with defaults for what is absent,", seen & ~every)):
-            counts = {split: int(rows[index].sum()) for split, index in dataset.splits.items()}
-            said = ", ".join(f"{n:,} of {len(dataset.splits[s]):,} {s} rows" for s, n in counts.items() if n)
-            if said:
-                found.append(f"{name!r} {what} {said}, which lack {' or '.join(masks)}{cure}")
-    return found
 
 
 @torch.no_grad()
@@ -357,17 +337,19 @@ def rehearse(
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ShapeError(
-                f"{stage.method.name} fails on {len(batch)} rows: {' '.join(str(error).split())}. It was given "
-                f"{_given([student, *teachers.values()])}, and targets {_shape(batch.targets)}"
+                f"{stage.method.name} fails on {len(batch)} rows: {' '.join(str(error).split())}. Its arguments were "
+                f"{_outputs_of([student, *teachers.values()])}, and targets {_shape(batch.targets)}"
             ) from error
         groups = tuple(dict.fromkeys(term.group for term in step.terms.values()))
         if not groups:
-            raise SettingError(f"{stage.method.name} gives no terms, so there is nothing to descend")
+            raise SettingError(
+                f"{stage.method.name} returned a Step without terms; a step needs at least one loss term"
+            )
         stage.weighting.build(groups)
     return groups
 
 
-def _given(sources: Sequence[Teacher]) -> str:
+def _outputs_of(sources: Sequence[Teacher]) -> str:
     return "; ".join(f"{source.name!r} with {_sizes(source.spec)}" for source in sources)
 
 
@@ -386,7 +368,7 @@ def graph_faults(stage: Stage, method: Method, device: torch.device) -> list[str
         return []
     reasons = {
         f"this device is {device.type}": device.type != "cuda",
-        f"{stage.method.name} moves state after each step": type(method).after_step is not Method.after_step,
-        f"the weighting {stage.weighting.name} carries momenta of its own from step to step": stage.weighting.plain_sgd,
+        f"{stage.method.name} changes state in after_step": type(method).after_step is not Method.after_step,
+        f"the weighting {stage.weighting.name} keeps momenta of its own": stage.weighting.plain_sgd,
     }
     return [f"cuda_graphs: {why}; set cuda_graphs to false" for why, holds in reasons.items() if holds]

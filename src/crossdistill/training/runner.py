@@ -20,7 +20,7 @@ from crossdistill.outputs import Outputs
 from crossdistill.planning.attach_banks import supply
 from crossdistill.planning.part_size import rows_at_once
 from crossdistill.planning.plan import Job, Plan, prepare
-from crossdistill.planning.preflight import absences, standing_still
+from crossdistill.planning.remarks import absent_inputs, frozen_parameters
 from crossdistill.planning.sources import load_choices, save_choices
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
@@ -154,7 +154,7 @@ def _computed(
         devices.ranks,
     )
     trained = {name for job in plan.jobs for name in job.trained}
-    for line in (*absences(dataset, plan.members), *standing_still(plan.members, trained)):
+    for line in (*absent_inputs(dataset, plan.members), *frozen_parameters(plan.members, trained)):
         display.say(line)
     take(out, recipe, devices)
     for job in plan.jobs:
