@@ -66,7 +66,7 @@ def test_a_member_that_trains_at_one_layer_alone_is_live() -> None:
 def test_live_when_that_is_what_the_stage_says() -> None:
     found = choices(recipe(stage(KD(), "live")))
     assert not any(one.banked for one in found.values())
-    assert found["teacher-0 logits"].reason == "as the stage's source says"
+    assert found["teacher-0 logits"].reason == "the stage's source is 'live'"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_bank_that_costs_more_than_it_saves_is_not_filled(epochs: int, steps: 
     assert found["teacher-0 logits"].banked is banked
     if not banked:
         looked = epochs * (48 + 24 * (steps or 6))
-        assert f"looks at {looked} rows in all, and a bank would be filled for 192" in found["teacher-0 logits"].reason
+        assert f"reads {looked} rows in all, and a bank would be filled for 192" in found["teacher-0 logits"].reason
     assert choices(recipe(stage(KD(), "banked", epochs=1)))["teacher-0 logits"].banked, "asked for, it is"
 
 
@@ -147,9 +147,9 @@ def test_banked_refuses_in_one_sentence_what_cannot_be() -> None:
     with pytest.raises(RecipeError) as caught:
         planned(made)
     text = str(caught.value)
-    assert "source is 'banked', which cannot be for: teacher-0 logits: live, its bank of 192 rows" in text
+    assert "cannot be banked: teacher-0 logits: live, its bank of 192 rows" in text
     assert "teacher-1 logits: live, it trains in this stage" in text
-    assert "student-network" not in text.split("cannot be for")[1], "who learns is live by nature"
+    assert "student-network" not in text.split("cannot be banked")[1], "who learns is live by nature"
     planned(recipe(stage(Supervised(), "banked")))
 
 

@@ -284,7 +284,7 @@ def test_c_batches_with_one_present_row_are_refused_before_training() -> None:
     data = toy_dataset(("first", "second"), rows=105, absent={"first": 0.8})
     stage = Stage.model_validate({"method": Supervised(), "epochs": 5, "batch_size": 4})
     text = refusal(toy_recipe(stage, data=data, teachers={}, normalised=True))
-    assert "one row alone" in text
+    assert "only one row" in text
     assert "larger than 4" in text
     whole = Stage.model_validate({"method": Supervised(), "epochs": 5, "batch_size": 63})
     planned(toy_recipe(whole, data=data, teachers={}, normalised=True))

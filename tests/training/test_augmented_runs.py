@@ -78,7 +78,7 @@ def test_views_cost_banks_and_are_said(tmp_path: Path) -> None:
     assert found.reason == "frozen, in 2 views of each training row"
     many = choices(taught(augmentation=TWO.model_copy(update={"views": 50})))["teacher-0 logits"]
     assert not many.banked
-    assert "the stage looks at 1,152 rows in all, and a bank would be filled for 7,248" in many.reason
+    assert "the stage reads 1,152 rows in all, and a bank would be filled for 7,248" in many.reason
     heard = Heard()
     run(taught(), tmp_path, display=heard)
     assert any("banked, frozen, in 2 views of each training row" in line for line in heard.lines)

@@ -195,9 +195,9 @@ def test_graphs_are_refused_where_they_cannot_be() -> None:
     stage = case.job.stage.model_copy(update={"cuda_graphs": True})
     assert graph_faults(stage, case.job.method, torch.device("cuda")) == []
     moved = stage.model_copy(update={"weighting": DotConfig()})
-    assert "dot carries momenta of its own" in graph_faults(moved, case.job.method, torch.device("cuda"))[0]
+    assert "dot keeps momenta of its own" in graph_faults(moved, case.job.method, torch.device("cuda"))[0]
     case.job.method.__class__ = type("Moving", (type(case.job.method),), {"after_step": lambda *_: None})
-    assert "moves state after each step" in graph_faults(stage, case.job.method, torch.device("cuda"))[0]
+    assert "changes state in after_step" in graph_faults(stage, case.job.method, torch.device("cuda"))[0]
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def identity(teacher: TeacherBase) -> str:
     """
     wiring = teacher.wiring()
     if wiring is None:
-        raise BankError(f"{teacher.name!r} has no key that would tell its outputs from another's, so they stay live")
+        raise BankError(f"{teacher.name!r} has no key that distinguishes its outputs, so they cannot be banked")
     return key_hash([wiring, [fingerprint(module) for module in teacher.modules()]])
 
 
@@ -227,7 +227,7 @@ class _Producer:
                 by_source[item.name] = teacher(batch) if shared is None or alone else teacher.continued(shared)
             outputs = by_source[item.name]
             if outputs.lengths:
-                raise BankError(f"{item.label}: its rows are of different lengths, which a bank does not keep")
+                raise BankError(f"{item.label}: its rows have different lengths; a bank stores rows of one shape")
             produced[item.label] = outputs.need(item.want), outputs.rows
         return produced
 

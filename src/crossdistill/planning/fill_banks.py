@@ -34,12 +34,12 @@ def prefill(
     """
     out, share, banks = run_folders(out, share, banks)
     display = display or Quiet()
-    with devices(recipe.device) as where:
+    with devices(recipe.device) as placed:
         if dataset is None:
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
-        plan = prepare(recipe, dataset, where.device, load_choices(out), where.ranks)
+        plan = prepare(recipe, dataset, placed.device, load_choices(out), placed.ranks)
         for number, job in enumerate(plan.jobs):
-            supply(job, recipe.bank, banks, where, display)
+            supply(job, recipe.bank, banks, placed, display)
             modules = job.modules()
             done = load_outcome(out / "stages" / job.folder, modules, job.key)
             if done is None and share is not None and not job.unkeyed:
@@ -47,6 +47,6 @@ def prefill(
             if done is None:
                 waiting = [later.stage.name for later in plan.jobs[number + 1 :]]
                 if waiting:
-                    display.say(f"{', '.join(waiting)}: only when {job.stage.name} is trained, whose outcome they read")
+                    display.say(f"{', '.join(waiting)}: not filled: train {job.stage.name} first")
                 return waiting
     return []

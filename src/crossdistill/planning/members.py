@@ -20,17 +20,18 @@ def named_members(teachers: Members) -> dict[str, Member]:
         SettingError: a member is neither a module nor a `Teacher`, or has the student's name.
     """
     if isinstance(teachers, Mapping):
-        found = dict(teachers)
+        members = dict(teachers)
     elif isinstance(teachers, nn.Module | Teacher):
-        found = {"teacher": teachers}
+        members = {"teacher": teachers}
     else:
-        found = {f"teacher-{number}": one for number, one in enumerate(teachers)}
-    for name, one in found.items():
-        if not isinstance(one, nn.Module | Teacher):
-            raise SettingError(f"teacher {name!r}: wanted a module, a Network or a Teacher, found {type(one).__name__}")
+        members = {f"teacher-{number}": member for number, member in enumerate(teachers)}
+    for name, member in members.items():
+        if not isinstance(member, nn.Module | Teacher):
+            kind = type(member).__name__
+            raise SettingError(f"teacher {name!r}: wanted a module, a Network or a Teacher, found {kind}")
         if name == STUDENT:
-            raise SettingError(f"teachers: {STUDENT!r} means the student itself; call the teacher otherwise")
-    return found
+            raise SettingError(f"teachers: {STUDENT!r} is the student's name; give the teacher another name")
+    return members
 
 
 def modules_of(member: Member) -> list[nn.Module]:
@@ -54,11 +55,12 @@ def check_trains(trains: Sequence[str], members: Mapping[str, Member]) -> None:
             raise SettingError(f"trains: no member is called {name!r}; {nearest(name, members)}")
         if not isinstance(members[name], nn.Module):
             raise SettingError(
-                f"{name!r} trains, and is no module but a {type(members[name]).__name__}, which is frozen"
+                f"trains: {name!r} is a {type(members[name]).__name__}, which is frozen; wanted a torch module or a "
+                "Network, or leave it out of trains="
             )
-        weights = [one for module in modules_of(members[name]) for one in module.parameters()]
-        if weights and not any(one.requires_grad for one in weights):
+        parameters = [parameter for module in modules_of(members[name]) for parameter in module.parameters()]
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             raise SettingError(
-                f"{name!r} trains, and all its {len(weights)} parameters have requires_grad=False (a Distiller freezes "
-                "what does not train in it): call requires_grad_(True) on its module, or leave it out with trains="
+                f"trains: all {len(parameters)} parameters of {name!r} have requires_grad=False (a Distiller sets it "
+                "on members that do not train): call requires_grad_(True) on its module, or leave it out of trains="
             )

@@ -67,8 +67,8 @@ def held_at_peak(work: Callable[[Batch], object], batch: Batch) -> int:
     """Peak bytes of the inputs and of the tensors made by operations during `work(batch)`."""
     with _Held() as held:
         work(batch)
-    inputs = [one for one in tree_leaves(dict(batch.inputs)) if isinstance(one, Tensor)]
-    return int(held.peak) + sum(one.numel() * one.element_size() for one in inputs)
+    inputs = [leaf for leaf in tree_leaves(dict(batch.inputs)) if isinstance(leaf, Tensor)]
+    return int(held.peak) + sum(tensor.numel() * tensor.element_size() for tensor in inputs)
 
 
 class _Held(TorchDispatchMode):
@@ -83,9 +83,9 @@ class _Held(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, Tensor):
-                self._take(one.untyped_storage())
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._take(leaf.untyped_storage())
         return result
 
     def _take(self, storage: torch.UntypedStorage) -> None:

@@ -83,24 +83,24 @@ def decide(
         SettingError: the stage's source is "banked", but some outputs cannot be; one line for each.
     """
     sources = {name: TeacherBase.of(source) for name, source in {student.name: student, **teachers}.items()}
-    asked = {student.name if name == STUDENT else name: signals for name, signals in needs.items()}
-    asked.setdefault(student.name, frozenset({Signal.LOGITS}))
+    wanted = {student.name if name == STUDENT else name: signals for name, signals in needs.items()}
+    wanted.setdefault(student.name, frozenset({Signal.LOGITS}))
     num_rows = len(banked_rows(dataset))
     item_bytes = {"float32": 4, "float16": 2, "bfloat16": 2}[settings.dtype]
-    looked = stage.epochs * (min(order.steps * order.batch_size, order.num_rows) + len(dataset.splits["validation"]))
+    rows_read = stage.epochs * (min(order.steps * order.batch_size, order.num_rows) + len(dataset.splits["validation"]))
     changing = _changing(dataset)
-    why = {name: _never(stage, sources[name], moving) or changing for name in asked}
-    if stage.source == "auto" and looked <= num_rows:
-        once = f"the stage looks at {looked:,} rows in all, and a bank would be filled for {num_rows:,}"
+    why = {name: _never(stage, sources[name], moving) or changing for name in wanted}
+    if stage.source == "auto" and rows_read <= num_rows:
+        once = f"the stage reads {rows_read:,} rows in all, and a bank would be filled for {num_rows:,}"
         why = {name: reason or once for name, reason in why.items()}
-    found: dict[tuple[str, Signal], BankChoice] = {}
-    for name, signals in asked.items():
+    by_output: dict[tuple[str, Signal], BankChoice] = {}
+    for name, signals in wanted.items():
         for signal in signals:
             reason = why[name] or _unbankable(sources[name].unshuffled, signal, dataset)
             size = 0 if reason else num_rows * item_bytes * _numbers(sources[name].spec, signal, name)
-            found[name, signal] = BankChoice(name, str(signal), not reason, reason or "", size, settings.dtype)
+            by_output[name, signal] = BankChoice(name, str(signal), not reason, reason or "", size, settings.dtype)
     left = settings.budget
-    for at, choice in sorted(found.items(), key=lambda item: (item[1].bytes, item[0])):
+    for output, choice in sorted(by_output.items(), key=lambda item: (item[1].bytes, item[0])):
         if not choice.banked:
             continue
         fits = choice.bytes <= left
@@ -111,13 +111,15 @@ def decide(
             else f"its bank of {num_rows:,} rows would take {size_text(choice.bytes)}, and bank.budget leaves "
             f"{size_text(left)} of {size_text(settings.budget)}"
         )
-        found[at] = BankChoice(choice.source, choice.want, fits, reason, choice.bytes, settings.dtype)
-    choices = tuple(found[at] for at in sorted(found))
+        by_output[output] = BankChoice(choice.source, choice.want, fits, reason, choice.bytes, settings.dtype)
+    choices = tuple(by_output[output] for output in sorted(by_output))
     if stage.source == "banked":
         learns = student.name if student.trained else None
         refused = [choice.text() for choice in choices if not choice.banked and choice.source != learns]
         if refused:
-            raise SettingError(f"source is 'banked', which cannot be for: {'; '.join(refused)}")
+            raise SettingError(
+                f"source is 'banked', but these outputs cannot be banked: {'; '.join(refused)}; set source to 'auto'"
+            )
     return choices
 
 
@@ -129,23 +131,23 @@ def _changing(dataset: Dataset) -> str | None:
         return None
     if dataset.augmentation.views is None:
         return (
-            "training rows are seen in another view in each epoch; a number of views (data.augmentation.views) could "
-            "be banked"
+            "training rows have a new view in each epoch; with a fixed number of views (data.augmentation.views) the "
+            "outputs could be banked"
         )
     if dataset.augmentation.key is None:
         why = "; ".join(unkeyed_views(dataset)[:3])
-        return f"no key would tell what the augmentation makes from another's{why and f': {why}'}"
+        return f"the augmentation has no key that distinguishes its views from another's{why and f': {why}'}"
     return None
 
 
 def unkeyed_views(dataset: Dataset) -> list[str]:
     """Reasons why training rows or their views have no key; empty if they have one."""
-    own, changing = dataset.augmentation, _changing_sources(dataset)
-    if own is None or own.key is not None:
+    augmentation, changing = dataset.augmentation, _changing_sources(dataset)
+    if augmentation is None or augmentation.key is not None:
         return changing
-    if isinstance(own, OwnAugmentation):
-        return [*changing, *own.code().faults.values()]
-    return [*changing, f"the augmentation, a {type(own).__name__}, gives no key"]
+    if isinstance(augmentation, OwnAugmentation):
+        return [*changing, *augmentation.code().faults.values()]
+    return [*changing, f"the augmentation, a {type(augmentation).__name__}, has no key"]
 
 
 def _changing_sources(dataset: Dataset) -> list[str]:
@@ -166,9 +168,9 @@ def _never(stage: Stage, teacher: TeacherBase, moving: Collection[nn.Module]) ->
     if any(id(part) in trained for module in source.modules() for part in module.modules()):
         return TRAINS
     if stage.source == "live":
-        return "as the stage's source says"
+        return "the stage's source is 'live'"
     unkeyed = source.unkeyed()
-    return f"no key would tell its outputs from another's: {'; '.join(unkeyed[:3])}" if unkeyed else None
+    return f"it has no key that distinguishes its outputs: {'; '.join(unkeyed[:3])}" if unkeyed else None
 
 
 def _unbankable(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> str | None:
@@ -177,17 +179,17 @@ def _unbankable(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> str |
         return None
     network = teacher.network
     if network is None:
-        return "only a network is cut"
+        return "only a network can be cut"
     try:
         others = _others_at(network, signal.tap, dataset)
         why = network.replays(signal.tap)
         if why is not None:
             return (
-                f"{why}. It is cut between its layers: what they gave before the cut is held for each batch, "
+                f"{why}. It is cut between its layers: their outputs before the cut are kept for each batch, "
                 "and the code between them runs again"
             )
     except SplitError as error:
-        return f"{error}; its whole pass is run"
+        return f"{error}; its whole forward pass runs"
     return f"{others} more tensors are live across this cut (skips, indices)" if others else None
 
 
@@ -218,7 +220,7 @@ def wanted_shape(spec: OutputSpec, signal: Signal, who: str) -> tuple[int, ...]:
         return tuple(spec.feature(signal.tap, who))
     shape = spec.logits if signal == Signal.LOGITS else spec.embedding
     if shape is None:
-        raise SettingError(f"{who!r} gives no {signal}")
+        raise SettingError(f"{who!r} has no output {signal}")
     return tuple(shape)
 
 
@@ -254,7 +256,7 @@ def load_choices(out: Path) -> dict[str, Choices] | None:
         return _CHOICES.validate_python(read_sealed(path))
     except ValueError as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        log.warning("%s is damaged (%s); what is banked is decided anew", path, why)
+        log.warning("%s is damaged (%s); banked and live outputs are chosen again", path, why)
         return None
 
 

@@ -19,8 +19,8 @@ class TrainingData:
     """
 
     def __init__(self, who: str, data: Dataset | None, targets: Tensor | None, rows: int | None) -> None:
-        if sum(one is not None for one in (data, targets, rows)) > 1:
-            raise SettingError("data, targets and rows all say what the training data are: pass one of them")
+        if sum(argument is not None for argument in (data, targets, rows)) > 1:
+            raise SettingError("data, targets and rows each describe the training data: pass one of them")
         self.who, self.ids_read = who, False
         self._known: DataSpec | None = None
         self._highest = 0
@@ -57,8 +57,8 @@ class TrainingData:
         """
         if self._known is None:
             raise SettingError(
-                f"{self.who} looks at the {field} of the training data: pass data=, a Dataset, or targets=, those of "
-                "all training rows, or rows=, their number, when the Distiller is made; and ids= with each batch"
+                f"{self.who} reads the {field} of the training data: pass data= (a Dataset), targets= (of all training "
+                "rows) or rows= (their number) to the Distiller, and ids= with each batch"
             )
         self.ids_read = self.ids_read or field in ("rows", "ids")
 

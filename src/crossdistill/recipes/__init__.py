@@ -57,7 +57,7 @@ def find(name: str) -> Maker:
     if ":" in name:
         return _function(name)
     if name.endswith(".py"):
-        raise SettingError(f"recipe {name!r}: which function of that file returns the recipe? Give {name}:FUNCTION")
+        raise SettingError(f"recipe {name!r} names a file without its function: give {name}:FUNCTION")
     data, slash, method = name.partition("/")
     if not slash or data not in FAMILIES or method not in PLANS:
         wrong = nearest(data, FAMILIES) if data not in FAMILIES else nearest(method, PLANS)
@@ -84,7 +84,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
         return Recipe.from_yaml(path).overridden([*settings, *seeded])
     maker = find(name)
     parameters = inspect.signature(maker).parameters
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     texts: dict[str, str] = {}
     rest: list[str] = []
     unknown: list[tuple[str, str]] = []
@@ -97,14 +97,14 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
             continue
         head = key.partition(".")[0]
         if key in parameters:
-            given[key], texts[key] = value, text
+            arguments[key], texts[key] = value, text
         elif head in Recipe.model_fields:
             rest.append(text)
         else:
             unknown.append((text, key))
     known = [*parameters, *Recipe.model_fields]
     try:
-        recipe = _call(name, maker, given, texts, faults)
+        recipe = _call(name, maker, arguments, texts, faults)
     except RecipeError as error:
         raise RecipeError(name, [*error.faults, *_unknown(name, unknown, known, None)]) from error
     faults += _unknown(name, unknown, known, recipe)
@@ -133,7 +133,7 @@ def _unknown(name: str, settings: Sequence[tuple[str, str]], known: Sequence[str
     ]
 
 
-def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str, str], faults: list[str]) -> Recipe:
+def _call(name: str, maker: Maker, arguments: Mapping[str, Any], texts: Mapping[str, str], faults: list[str]) -> Recipe:
     """The recipe that a function returns. Arguments that it refuses become faults; it is called again without them.
 
     Raises:
@@ -142,20 +142,21 @@ def _call(name: str, maker: Maker, given: Mapping[str, Any], texts: Mapping[str,
     """
     title = f"partial({maker.func.__name__})" if isinstance(maker, functools.partial) else maker.__name__
     try:
-        made = validate_call(maker)(**given)
+        made = validate_call(maker)(**arguments)
     except ValidationError as error:
         if error.title != title:
             raise RecipeError(name, [*faults, *sentences(error)]) from error
         refused = set()
         for path, text in explained(error):
-            if path[0] in given:
+            if path[0] in arguments:
                 refused.add(path[0])
                 faults.append(f"--set {texts[path[0]]}: {text}")
             elif path[0] not in texts:
                 faults.append(f"{path[0]}: {text}; give it with --set {path[0]}=...")
         if not refused:
             raise RecipeError(name, faults) from error
-        return _call(name, maker, {key: value for key, value in given.items() if key not in refused}, texts, faults)
+        accepted = {key: value for key, value in arguments.items() if key not in refused}
+        return _call(name, maker, accepted, texts, faults)
     except CrossdistillError:
         raise
     except KeyboardInterrupt:
@@ -195,12 +196,12 @@ def _function(name: str) -> Maker:
     functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
     if not hasattr(module, attribute):
         raise SettingError(f"recipe {name!r}: {source} has no function {attribute!r}; {nearest(attribute, functions)}")
-    found = getattr(module, attribute)
-    if not inspect.isfunction(found) and not isinstance(found, functools.partial):
-        kind = type(found).__name__
+    value = getattr(module, attribute)
+    if not inspect.isfunction(value) and not isinstance(value, functools.partial):
+        kind = type(value).__name__
         raise SettingError(
             f"recipe {name!r}: {attribute!r} is of type {kind}, not a function that returns a recipe; "
             f"{nearest(attribute, functions)}"
         )
-    maker: Maker = found
+    maker: Maker = value
     return maker

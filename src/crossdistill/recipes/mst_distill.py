@@ -23,7 +23,7 @@ from crossdistill.stage import Stage
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A setting of the method in its three presets; `why` is the source of each value."""
+    """A setting of the method in its three presets; `why` is the reason for the values."""
 
     setting: str
     paper: Any
@@ -32,23 +32,53 @@ class Switch:
     why: str
 
 
-T_SQUARED = "no equation has T²; with it a gradient's size is that of T = 1, as in Hinton's KD and the released code"
+T_SQUARED = "the equations have no factor T²; with it gradients do not shrink with T (Hinton's KD, the released code)"
 SWITCHES: tuple[Switch, ...] = (
     Switch("collaborate.squared", False, True, True, T_SQUARED),
     Switch("specialise.squared", False, True, True, T_SQUARED),
-    Switch("specialise.select", "each", "joint", "each", "Eq. 8 trains each mask by itself; one best epoch for all"),
     Switch(
-        "specialise.stacked", False, True, False, "Eq. 7 has one mask for each teacher; a hook that is left in place"
+        "specialise.select",
+        "each",
+        "joint",
+        "each",
+        "Eq. 8 trains each mask by itself; the release selects one epoch for all masks",
+    ),
+    Switch(
+        "specialise.stacked",
+        False,
+        True,
+        False,
+        "Eq. 7 has one mask for each teacher; the release does not remove earlier hooks",
     ),
     Switch("route.squared", False, True, True, T_SQUARED),
-    Switch("route.reduce", "sum", "mean", "sum", "Eq. 14 adds up the k chosen teachers; equal at k = 1"),
-    Switch("route.balance_divided", False, True, False, "Eq. 17 has no division by K; `batchmean` of a vector"),
     Switch(
-        "route.decay_after_first", False, True, False, "λ decays after 30 and 10 epochs; also right after the first"
+        "route.reduce", "sum", "mean", "sum", "Eq. 14 is a sum over the k chosen teachers; equal to the mean at k = 1"
     ),
-    Switch("route.gate_activation", True, False, True, "the gate is an MLP; without activation it is affine"),
-    Switch("data.split", None, "sample", None, "the released indices are random over samples, so sources are shared"),
-    Switch("data.release_compat", None, True, None, "released statistics are over all rows, test rows included"),
+    Switch(
+        "route.balance_divided",
+        False,
+        True,
+        False,
+        "Eq. 17 has no division by K; the release takes `batchmean` of a vector",
+    ),
+    Switch(
+        "route.decay_after_first",
+        False,
+        True,
+        False,
+        "λ decays after 30 and 10 epochs; in the release also after the first epoch",
+    ),
+    Switch(
+        "route.gate_activation",
+        True,
+        False,
+        True,
+        "the gate is an MLP; the release has no activation, so its gate is affine",
+    ),
+    Switch("data.split", None, "sample", None, "the released splits are random over samples, so splits share sources"),
+    Switch(
+        "data.release_compat", None, True, None, "the release computes statistics over all rows, test rows included"
+    ),
 )
 """None: the data keep their value. `gate_detached`, which stops the gate's gradient at the student, is equal in all."""
 
@@ -56,19 +86,22 @@ FEW_LABELS = Difference(
     "route.weight_distil, weight_task, temperature, distil_decay_every",
     "by labels",
     "published",
-    "below half of the labels validation chose a larger, constant share of the teachers (recipes/setup.py)",
+    "below half of the labels, a larger and constant weight of the teachers was best on validation (recipes/setup.py)",
 )
 
 
 def differences(preset: Literal["release", "default"]) -> tuple[Difference, ...]:
     """The differences of a preset from the paper's equations."""
-    found = [(one, getattr(one, preset)) for one in SWITCHES]
-    own = tuple(Difference(one.setting, value, one.paper, one.why) for one, value in found if value != one.paper)
-    return (*own, FEW_LABELS) if preset == "default" else own
+    switched = tuple(
+        Difference(switch.setting, value, switch.paper, switch.why)
+        for switch in SWITCHES
+        if (value := getattr(switch, preset)) != switch.paper
+    )
+    return (*switched, FEW_LABELS) if preset == "default" else switched
 
 
 def mst_distill(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """All members together, then masks for the teachers, then the student with its gate (Li et al., 2025)."""
+    """Collaborative training of all members, then masks for the teachers, then routing (Li et al., 2025)."""
     return (_collaborate(setup, teachers), _specialise(setup, teachers), _route(setup))
 
 
@@ -87,13 +120,16 @@ def _preset(
 ) -> tuple[Stage, ...]:
     published = setup.model_copy(update={"route": Route()})
     stages = mst_distill(published, student, teachers)
-    return tuple(one.model_copy(update={"method": _switched(one.method, preset)}) for one in stages)
+    return tuple(stage.model_copy(update={"method": _switched(stage.method, preset)}) for stage in stages)
 
 
 def _switched(method: MethodConfig, preset: str) -> MethodConfig:
-    start = f"{method.name}."
-    own = {one.setting.removeprefix(start): getattr(one, preset) for one in SWITCHES if one.setting.startswith(start)}
-    return method.model_copy(update=own)
+    settings = {}
+    for switch in SWITCHES:
+        name, _, field = switch.setting.partition(".")
+        if name == method.name:
+            settings[field] = getattr(switch, preset)
+    return method.model_copy(update=settings)
 
 
 def mean_of_diverse(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:

@@ -46,7 +46,7 @@ def of_run(run: Path, source: str | None, settings: list[str], command: str) -> 
         # The data of the run: a recipe's tiny form has other data than the function returns.
         made = made.model_copy(update={"data": checked({**_AROUND, "data": plain.get("data")}, str(path)).data})
     elif plain and isinstance(made.data, Dataset) and made.data.fingerprint != _fingerprint(plain):
-        log.warning("the data that %s makes are not those that %s was trained with", source, run)
+        log.warning("%s returns other data than those that %s was trained with", source, run)
     return made.overridden(later)
 
 
@@ -73,9 +73,9 @@ def _plain(path: Path) -> dict[str, Any]:
 
 def _live(plain: dict[str, Any], *names: str) -> list[str]:
     """The fields among these that contain live objects."""
-    found = {name: plain[name] for name in names if isinstance(plain.get(name), dict)}
-    parts = {name: value.values() if name == "teachers" else [value] for name, value in found.items()}
-    return [name for name, inner in parts.items() if any(isinstance(one, dict) and LIVE in one for one in inner)]
+    fields = {name: plain[name] for name in names if isinstance(plain.get(name), dict)}
+    parts = {name: value.values() if name == "teachers" else [value] for name, value in fields.items()}
+    return [name for name, inner in parts.items() if any(isinstance(part, dict) and LIVE in part for part in inner)]
 
 
 def _fingerprint(plain: dict[str, Any]) -> Any:
@@ -84,13 +84,13 @@ def _fingerprint(plain: dict[str, Any]) -> Any:
 
 
 def _hint(run: Path, plain: dict[str, Any], command: str) -> str:
-    said = (
-        "built from objects of the program that trained it, which no file can hold. Name the function that makes its "
-        "recipe: "
+    reason = (
+        "built from objects of the program that trained it, which a file cannot store. Name the function that returns "
+        "its recipe: "
     )
     words = _words(plain.get("origin"))
     again = " ".join(map(shlex.quote, ["crossdistill", command, str(run), "--recipe", *words]))
-    return f"{said}{again if words else f'{again} FILE.py:FUNCTION'}"
+    return f"{reason}{again if words else f'{again} FILE.py:FUNCTION'}"
 
 
 def _words(origin: Any) -> list[str]:
@@ -101,7 +101,7 @@ def _words(origin: Any) -> list[str]:
         return []
     # Other commands have no --tiny; the data are in the folder's own recipe.
     words = [word for word in words if word != "--tiny"]
-    found: list[str] = []
+    arguments: list[str] = []
     for word, before in zip(words, ["", *words], strict=False):
-        found += [f"seed={word}"] if before == "--seed" else ["--set"] if word == "--seed" else [word]
-    return found
+        arguments += [f"seed={word}"] if before == "--seed" else ["--set"] if word == "--seed" else [word]
+    return arguments

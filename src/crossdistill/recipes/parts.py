@@ -37,7 +37,8 @@ class MethodPlan:
 
     def data_settings(self) -> dict[str, Any]:
         """The settings of the data that belong to the preset."""
-        return {one.setting[5:]: one.value for one in self.differs or () if one.setting.startswith("data.")}
+        settings = {difference.setting: difference.value for difference in self.differs or ()}
+        return {path[5:]: value for path, value in settings.items() if path.startswith("data.")}
 
     @property
     def about(self) -> str:

@@ -64,8 +64,8 @@ def look_beside(folder: Path) -> None:
         for name, module in known.modules.items():
             if sys.modules.get(name) is module and _has(folder, name):
                 del sys.modules[name]
-    own = _FOLDERS.setdefault(folder, _Folder(frozenset(sys.modules)))
-    sys.modules.update(own.modules)
+    known = _FOLDERS.setdefault(folder, _Folder(frozenset(sys.modules)))
+    sys.modules.update(known.modules)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()

@@ -1,6 +1,6 @@
-"""The rivals in Table 1 of MST-Distill, as its released code computes them: several differ from their publications.
+"""The methods in Table 1 of MST-Distill as its released code computes them: several differ from their publications.
 
-`NAME-release` has the layers, weights and mistakes of the released scripts, with the published weights for every
+`NAME-release` has the layers, weights and errors of the released scripts, with the published weights for every
 fraction of labels; each entry lists its differences from the method's own paper. There are two exceptions. The released
 FitNets select the second stage's epoch by the mixed loss, whose scale jumps with its weights; here it is selected by
 cross-entropy, as everywhere. DML has no released code; its preset is the first stage of MST-Distill with detached
@@ -24,12 +24,12 @@ Layers = Mapping[str, tuple[str, ...]]
 
 def kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """KD as in the comparison of MST-Distill's released code."""
-    return _taught(KD(), setup, teachers)
+    return _distilled(KD(), setup, teachers)
 
 
 def mlld(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MLLD as in MST-Distill's released code: means, one view, no masks."""
-    return _taught(MLLD(), setup, teachers)
+    return _distilled(MLLD(), setup, teachers)
 
 
 def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -47,19 +47,19 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
 def ofa(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """OFA as in MST-Distill's released code: the mean over stages, no term for the last logits."""
     taps = dict.fromkeys([*(setup.spatial(student, student, "before") or ()), setup.taps[student][-1]])
-    return _taught(OFA(taps=tuple(taps), stages="mean", final_epsilon=None), setup, teachers)
+    return _distilled(OFA(taps=tuple(taps), stages="mean", final_epsilon=None), setup, teachers)
 
 
 def rkd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """RKD as in MST-Distill's released code: unit vectors, the teacher's by a map that is not trained."""
     mine, theirs = _late(setup, student, teachers)
-    return _taught(RKD(taps=mine, teacher_taps=theirs, maps="max-pooled", width=128), setup, teachers)
+    return _distilled(RKD(taps=mine, teacher_taps=theirs, maps="max-pooled", width=128), setup, teachers)
 
 
 def crd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """CRD as in MST-Distill's released code: 4,096 negatives, layers before their activation."""
     mine, theirs = _late(setup, student, teachers)
-    return _taught(CRD(taps=mine, teacher_taps=theirs, maps="max-pooled"), setup, teachers)
+    return _distilled(CRD(taps=mine, teacher_taps=theirs, maps="max-pooled"), setup, teachers)
 
 
 def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -89,7 +89,7 @@ def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple
     return (*pretrained(setup, teachers), stage.model_copy(update={"optimizer": sgd}))
 
 
-def _taught(method: MethodConfig, setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, ...]:
+def _distilled(method: MethodConfig, setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, ...]:
     return (
         *pretrained(setup, teachers),
         stage_of(method.name, method, setup, setup.distil, teachers=tuple(teachers)),
@@ -101,14 +101,14 @@ def _late(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
     return setup.taps[student][-1:], {name: setup.taps[name][-1:] for name in teachers}
 
 
-def _differ(*own: tuple[str, Any, Any, str]) -> tuple[Difference, ...]:
+def _differ(*of_method: tuple[str, Any, Any, str]) -> tuple[Difference, ...]:
     """Differences of a preset from the method's paper, then the data settings that all release presets share."""
-    shared = [one for one in differences("release") if one.setting.startswith("data.")]
-    return (*(Difference(*one) for one in own), *shared)
+    shared = [difference for difference in differences("release") if difference.setting.startswith("data.")]
+    return (*(Difference(*fields) for fields in of_method), *shared)
 
 
-MIX = "(1 - a) · CE + a · loss, with a halved every 30 epochs, is the release's protocol for all rivals"
-BEFORE = "hooks read the outputs of convolutions and linear layers, which lie before their ReLU"
+MIX = "the release trains all compared methods with (1 - a) · CE + a · loss and halves a every 30 epochs"
+BEFORE = "its hooks read the outputs of convolutions and linear layers, which are before their ReLU"
 
 RELEASE: Mapping[str, MethodPlan] = {
     "kd-release": MethodPlan(kd, "mm", ("cm",), differs=_differ(("kd.alpha", 0.5, 0.9, MIX))),
@@ -117,9 +117,14 @@ RELEASE: Mapping[str, MethodPlan] = {
         "mm",
         ("cm",),
         differs=_differ(
-            ("mlld.correlations", "mean", "published", "means over entries instead of sums over classes or rows"),
+            (
+                "mlld.correlations",
+                "mean",
+                "published",
+                "the release takes means over entries instead of sums over classes or rows",
+            ),
             ("mlld.alpha", 0.5, "0.1 and 0.9, fixed", MIX),
-            ("mlld views and masks", "one view, none", "two views, medians", "neither is in the released code"),
+            ("mlld views and masks", "one view, none", "two views, medians", "the released code has neither"),
         ),
     ),
     "fitnets-release": MethodPlan(
@@ -128,7 +133,12 @@ RELEASE: Mapping[str, MethodPlan] = {
         ("cm",),
         differs=_differ(
             ("hint.trains", "hinted layers", "all up to them", "its optimizer takes parameters by the layers' names"),
-            ("hint.regressors", "released", "fitnets", "a convolution of four numbers between vectors"),
+            (
+                "hint.regressors",
+                "released",
+                "fitnets",
+                "the release has a convolution of kernel size 4 between vectors",
+            ),
             ("hint.taps", "two, before activation", "one, after it", BEFORE),
         ),
     ),
@@ -137,8 +147,8 @@ RELEASE: Mapping[str, MethodPlan] = {
         "mm",
         ("cm",),
         differs=_differ(
-            ("ofa.stages", "mean", "sum", "its loss divides by the number of stages"),
-            ("ofa.final_epsilon", None, 1.0, "the student's own logits get no such term"),
+            ("ofa.stages", "mean", "sum", "its loss is divided by the number of stages"),
+            ("ofa.final_epsilon", None, 1.0, "the release has no term for the student's last logits"),
             ("ofa.taps", "before activation", "after it", BEFORE),
         ),
     ),
@@ -147,8 +157,13 @@ RELEASE: Mapping[str, MethodPlan] = {
         "mm",
         ("cm",),
         differs=_differ(
-            ("rkd.width", 128, None, "both sides are embedded first; the teacher's map gets no gradient (no_grad)"),
-            ("rkd.maps", "max-pooled", "mean", "the audio network's conv3 is pooled and flattened, without its ReLU"),
+            ("rkd.width", 128, None, "both sides are embedded first; the teacher's embedding is under no_grad"),
+            (
+                "rkd.maps",
+                "max-pooled",
+                "mean",
+                "its hook reads the audio network's conv3 pooled and flattened, without the ReLU",
+            ),
             ("rkd.taps", "before activation", "after it", BEFORE),
         ),
     ),
@@ -157,8 +172,13 @@ RELEASE: Mapping[str, MethodPlan] = {
         "mm",
         ("cm",),
         differs=_differ(
-            ("crd.negatives", 4096, 16384, "the script's setting"),
-            ("crd.maps", "max-pooled", "mean", "the audio network's conv3 is pooled and flattened, without its ReLU"),
+            ("crd.negatives", 4096, 16384, "the setting of the released script"),
+            (
+                "crd.maps",
+                "max-pooled",
+                "mean",
+                "its hook reads the audio network's conv3 pooled and flattened, without the ReLU",
+            ),
             ("crd.taps", "before activation", "after it", BEFORE),
         ),
     ),
@@ -167,16 +187,16 @@ RELEASE: Mapping[str, MethodPlan] = {
         "mm+cm",
         ("mm", "cm"),
         differs=_differ(
-            ("dml.temperature", 4.0, 1.0, "no code was released: the helper of MST-Distill's first stage"),
-            ("dml.squared", True, False, "the same helper"),
-            ("dml.averaged", False, True, "that stage adds up the divergences of a member"),
+            ("dml.temperature", 4.0, 1.0, "no code was released: the function of MST-Distill's first stage"),
+            ("dml.squared", True, False, "the same function"),
+            ("dml.averaged", False, True, "that stage sums the divergences of a member"),
         ),
     ),
     "mgdfr-release": MethodPlan(
         mgdfr,
         "cm",
         differs=_differ(
-            ("salience.fill", "none", "mean", "its hook has no branch for 'freeze', so outputs stay as they are"),
+            ("salience.fill", "none", "mean", "its hook has no branch for 'freeze', so outputs do not change"),
             ("collaborate.distance", "mse-released", "mse", "differs on dense logits alone: one class of one row"),
         ),
     ),
@@ -189,4 +209,4 @@ RELEASE: Mapping[str, MethodPlan] = {
         ),
     ),
 }
-"""The nine rivals in Table 1, each with its differences."""
+"""The nine compared methods in Table 1, each with its differences."""

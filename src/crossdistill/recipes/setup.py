@@ -35,12 +35,12 @@ SCARCE = 0.5
 
 
 def kd_for(labelled: float) -> KD:
-    """KD's weights: the published ones, or, with few labels, those that validation chose on av-digits (LOG.md)."""
+    """KD's weights: the published ones, or, with few labels, the best ones on validation of av-digits (LOG.md)."""
     return KD(alpha=0.9, temperature=2.0, decay_every=None) if labelled < SCARCE else KD()
 
 
 def route_for(labelled: float) -> Route:
-    """Routing's weights: the published ones, or, with few labels, those that validation chose on av-digits (LOG.md)."""
+    """Routing's weights: the published ones, or, with few labels, the best ones on validation of av-digits (LOG.md)."""
     if labelled >= SCARCE:
         return Route()
     return Route(weight_distil=10.0, weight_task=0.25, temperature=2.0, distil_decay_every=None)
@@ -54,10 +54,10 @@ def activated(*layers: str) -> dict[str, str]:
 class ExperimentSetup(BaseModel):
     """Data, networks and lengths of training from which every method's recipe is built, for equal conditions.
 
-    `networks` maps each modality to its network, and `multimodal` reads all of them. `taps` name, for
-    each network, the intermediate and the late layer that masks and hints act on; `maps`, for each network and modality
-    that it reads, the layers with spatial features, shallow first; both before their activation. `activated` names, for
-    each network, the tap after the activation of a layer.
+    `networks` maps each modality to its network, and `multimodal` reads all modalities. `taps` names for each network
+    the intermediate and the late layer that masks and hints act on. `maps` names for each network, and each modality
+    that it reads, the layers with spatial features, shallow first. Both are taps before the activation; `activated`
+    maps each layer to its tap after the activation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,7 +86,7 @@ class ExperimentSetup(BaseModel):
     """Attention in masks has (values at the tap / width_factor) dimensions."""
     kd: KD = KD()
     route: Route = Route()
-    """Weights and schedules of routing: the published ones, or those that validation chose."""
+    """Weights and schedules of routing: the published ones, or the best ones on validation."""
 
     def others(self, modality: str) -> tuple[str, ...]:
         """All modalities but this one, in the setup's order: the cross-modal teachers of its student (Eq. 5)."""
@@ -94,13 +94,14 @@ class ExperimentSetup(BaseModel):
 
     def teachers(self, modality: str, kind: Kind) -> dict[str, NetworkConfig]:
         """The teachers of a student of this modality, by name; a cross-modal teacher has the name of its modality."""
-        found = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
-        return {**found, **({name: self.networks[name] for name in self.others(modality)} if "cm" in kind else {})}
+        multimodal = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
+        cross_modal = {name: self.networks[name] for name in self.others(modality)} if "cm" in kind else {}
+        return {**multimodal, **cross_modal}
 
     def spatial(self, network: str, modality: str, activation: Activation) -> tuple[str, ...] | None:
         """A network's spatial layers, those of this modality where they exist; None: no spatial layers."""
-        found = self.maps.get(network, {})
-        layers = found.get(modality) or next(iter(found.values()), None)
+        by_modality = self.maps.get(network, {})
+        layers = by_modality.get(modality) or next(iter(by_modality.values()), None)
         return None if layers is None else tuple(self.tap(network, layer, activation) for layer in layers)
 
     def tap(self, network: str, layer: str, activation: Activation) -> str:

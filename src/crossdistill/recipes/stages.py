@@ -33,7 +33,7 @@ def supervised(setup: ExperimentSetup, student: str, teachers: Sequence[str]) ->
     return (stage_of(f"supervised-{student}", Supervised(), setup, length, teachers=()),)
 
 
-def taught(make: Make, **settings: Any) -> Stages:
+def distilled(make: Make, **settings: Any) -> Stages:
     """Teachers from labels, then one stage of distillation with the method that `make` returns."""
 
     def stages(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -46,7 +46,7 @@ def taught(make: Make, **settings: Any) -> Stages:
 
 def on_logits(method: type[MethodConfig], **settings: Any) -> Make:
     """A method that reads no layers."""
-    return lambda setup, student, teachers: _settled(method, setup, settings)
+    return lambda setup, student, teachers: _with_shared_settings(method, setup, settings)
 
 
 def on_last(method: type[MethodConfig], **settings: Any) -> Make:
@@ -55,7 +55,7 @@ def on_last(method: type[MethodConfig], **settings: Any) -> Make:
     def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
         named = {name: (setup.penultimate(name),) for name in (student, *teachers)}
         layers = {"taps": named[student], "teacher_taps": {name: named[name] for name in teachers}}
-        return _settled(method, setup, {**settings, **layers})
+        return _with_shared_settings(method, setup, {**settings, **layers})
 
     return make
 
@@ -68,11 +68,11 @@ def on_maps(method: type[MethodConfig], most: int | None = None, **settings: Any
     """
 
     def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
-        found = {name: setup.spatial(name, student, method.activation) for name in (student, *teachers)}
-        count = min([len(maps) for maps in found.values() if maps] + ([most] if most else []), default=0)
-        named = {name: maps[-count:] for name, maps in found.items() if maps}
+        spatial = {name: setup.spatial(name, student, method.activation) for name in (student, *teachers)}
+        count = min([len(maps) for maps in spatial.values() if maps] + ([most] if most else []), default=0)
+        named = {name: maps[-count:] for name, maps in spatial.items() if maps}
         layers = {"taps": named.pop(student, None), "teacher_taps": named}
-        return _settled(method, setup, {**settings, **layers})
+        return _with_shared_settings(method, setup, {**settings, **layers})
 
     return make
 
@@ -83,7 +83,7 @@ def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
     def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
         last = setup.tap(student, setup.taps[student][-1], method.activation)
         taps = dict.fromkeys([*(setup.spatial(student, student, method.activation) or ()), last])
-        return _settled(method, setup, {**settings, "taps": tuple(taps)})
+        return _with_shared_settings(method, setup, {**settings, "taps": tuple(taps)})
 
     return make
 
@@ -101,7 +101,7 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
 
 
 def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """All members train on labels and on each other's predictions; selection by the student's best epoch."""
+    """All members train on labels and on each other's predictions; the student's best epoch is kept."""
     return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
 
 
@@ -116,7 +116,7 @@ def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple
 
 
 def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """Teachers and student train to agree; units unmatched by the student are filled; a new student trains by KD."""
+    """Co-training of all members; teacher units that the student cannot match are replaced; KD of a new student."""
     together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
     agree = stage_of("agree", Collaborate(distance="mse"), setup, setup.collaborate, **together)
     # The published rate, 1e-3, is ten times the rate of Adam.
@@ -131,11 +131,14 @@ def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
 
 def _data(setup: ExperimentSetup, plan: MethodPlan) -> DataConfig:
     """The setup's data, with those settings of the preset that this kind of data has."""
-    own = {name: value for name, value in plan.data_settings().items() if name in type(setup.data).model_fields}
-    return setup.data.model_copy(update=own)
+    fields = type(setup.data).model_fields
+    settings = {name: value for name, value in plan.data_settings().items() if name in fields}
+    return setup.data.model_copy(update=settings)
 
 
-def _settled(method: type[MethodConfig], setup: ExperimentSetup, settings: Mapping[str, Any]) -> MethodConfig:
+def _with_shared_settings(
+    method: type[MethodConfig], setup: ExperimentSetup, settings: Mapping[str, Any]
+) -> MethodConfig:
     """The method as published, except for settings that are equal within a setup.
 
     These are KD's share of the loss, for methods that mix it with the task loss as KD does, and a warm-up in the
@@ -164,27 +167,27 @@ MAKE: Mapping[ActsOn, Callable[[type[MethodConfig]], Make]] = {
 
 
 def _one_stage(method: type[MethodConfig], acts_on: ActsOn) -> MethodPlan:
-    return MethodPlan(taught(MAKE[acts_on](method)), "mm", OTHERS, sys.modules[method.__module__].__doc__)
+    return MethodPlan(distilled(MAKE[acts_on](method)), "mm", OTHERS, sys.modules[method.__module__].__doc__)
 
 
 RIVALS: Mapping[str, MethodPlan] = {
     **{name: _one_stage(method, method.acts_on) for name, method in METHODS.items() if method.acts_on},
     "average-kd": MethodPlan(
-        taught(on_logits(KD, combine="probabilities")),
+        distilled(on_logits(KD, combine="probabilities")),
         "mm+cm",
-        described="KD from the mean of all teachers' predictions.",
+        described="KD on the mean of all teachers' predictions.",
     ),
     "c2kd": MethodPlan(c2kd, "cm"),
     "dml": MethodPlan(dml, "mm+cm", ("mm", "cm")),
     "dot": MethodPlan(
-        taught(on_logits(KD), weighting=DotConfig(), optimizer=SGD),
+        distilled(on_logits(KD), weighting=DotConfig(), optimizer=SGD),
         "mm",
         OTHERS,
-        "KD with a momentum of its own for each term: DOT (Zhao et al., ICCV 2023).",
+        "KD with a separate momentum for each loss term: DOT (Zhao et al., ICCV 2023).",
     ),
     "fitnets": MethodPlan(fitnets, "mm", OTHERS),
     "lskd": MethodPlan(
-        taught(on_logits(KD, standardise=True, temperature=2.0, fixed=(0.1, 9.0))),
+        distilled(on_logits(KD, standardise=True, temperature=2.0, fixed=(0.1, 9.0))),
         "mm",
         OTHERS,
         "KD on standardised logits (Sun et al., CVPR 2024).",
@@ -234,15 +237,15 @@ def preset_notes(recipe: Recipe) -> list[str]:
     """Lines about a preset: settings that it determines in a recipe, and settings that the recipe's data lack."""
     plan = PLANS.get(recipe.method or "")
     lines, without = [], []
-    for one in () if plan is None else plan.differs or ():
-        holder, _, field = one.setting.partition(".")
+    for difference in () if plan is None else plan.differs or ():
+        holder, _, field = difference.setting.partition(".")
         methods = {stage.method.name: stage.method for stage in recipe.stages}
-        found = getattr(recipe.data if holder == "data" else methods.get(holder), field, None)
-        if found == one.value:
-            lines.append(f"{one.setting}={found}")
-        elif found is None and holder == "data":
-            without.append(one.setting)
-    said = [f"{recipe.method}: {', '.join(lines)}"] if lines else []
+        value = getattr(recipe.data if holder == "data" else methods.get(holder), field, None)
+        if value == difference.value:
+            lines.append(f"{difference.setting}={value}")
+        elif value is None and holder == "data":
+            without.append(difference.setting)
+    notes = [f"{recipe.method}: {', '.join(lines)}"] if lines else []
     if without:
-        said.append(f"{recipe.method}: {recipe.name.partition('/')[0]} has no {', '.join(without)}")
-    return said
+        notes.append(f"{recipe.method}: {recipe.name.partition('/')[0]} has no {', '.join(without)}")
+    return notes

@@ -96,7 +96,7 @@ def _contract(
     if student is None and teachers is None:
         return Contract(settings, toy_dataset(("first", "second", "third")) if dataset is None else dataset, trains)
     if student is None or not teachers or dataset is None:
-        raise SettingError("networks of your own come together: student=, teachers= and the dataset= that they read")
+        raise SettingError("networks of your own: pass student=, teachers= and the dataset= that they read together")
     return Contract(settings, dataset, trains, {"student-network": student, **teachers})
 
 
@@ -139,7 +139,7 @@ def _frozen_stay(contract: Contract) -> None:
     for name, network in frozen.items():
         assert fingerprint(network) == before[name], f"{name!r} does not train, but its weights or buffers moved"
         assert not any(module.training for module in network.modules()), f"{name!r} was set to train mode"
-        touched = [key for key, own in network.named_parameters() if own.requires_grad or own.grad is not None]
+        touched = [key for key, weight in network.named_parameters() if weight.requires_grad or weight.grad is not None]
         assert not touched, f"{name!r} does not train, but got gradients: {touched}"
 
 
@@ -149,12 +149,12 @@ def _owns_nothing_else(contract: Contract) -> None:
     foreign: dict[int, str] = {}
     for name, network in run.plan.members.items():
         foreign |= {id(module): f"a layer of {name!r}" for module in network.modules()}
-        foreign |= {id(own): f"weights of {name!r}" for own in network.parameters()}
+        foreign |= {id(parameter): f"weights of {name!r}" for parameter in network.parameters()}
     foreign |= {id(source): f"the source {name!r}" for name, source in run.job.teachers.items()}
     foreign[id(run.job.student)] = "the student"
     for path, value in _reachable(run.job.method):
         held = foreign.get(id(value)) or ("a teacher" if isinstance(value, TeacherBase | Network) else None)
-        assert held is None, f"The method holds {held} in {path}; student and teachers are arguments, never attributes"
+        assert held is None, f"The method stores {held} in {path}; student and teachers are arguments, never attributes"
 
 
 def _reachable(method: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -197,21 +197,21 @@ class _Curtain:
         return self.base.tail(tap)
 
     def __call__(self, batch: Batch) -> Outputs:
-        given = self.base(batch)
+        outputs = self.base(batch)
         return replace(
-            given,
-            logits=given.logits if Signal.LOGITS in self.signals else None,
-            embedding=given.embedding if Signal.EMBEDDING in self.signals else None,
-            features={tap: value for tap, value in given.features.items() if Signal.feature(tap) in self.signals},
-            cuts={tap: cut for tap, cut in given.cuts.items() if Signal.cut(tap) in self.signals},
+            outputs,
+            logits=outputs.logits if Signal.LOGITS in self.signals else None,
+            embedding=outputs.embedding if Signal.EMBEDDING in self.signals else None,
+            features={tap: value for tap, value in outputs.features.items() if Signal.feature(tap) in self.signals},
+            cuts={tap: cut for tap, cut in outputs.cuts.items() if Signal.cut(tap) in self.signals},
         )
 
 
 def _needs_is_true(contract: Contract) -> None:
     run = Rehearsal(contract)
     needs = run.job.method.needs()
-    strangers = sorted(set(needs) - {STUDENT, *run.teachers})
-    assert not strangers, f"needs() names {strangers}, who are not there"
+    unknown = sorted(set(needs) - {STUDENT, *run.teachers})
+    assert not unknown, f"needs() names {unknown}; the networks are {sorted({STUDENT, *run.teachers})}"
     batch = run.batch()
     whole = run.terms(batch)
     student = _Curtain(run.job.student, needs.get(STUDENT, {Signal.LOGITS}))
@@ -219,13 +219,13 @@ def _needs_is_true(contract: Contract) -> None:
     torch.manual_seed(0)
     step = run.job.method(batch, student, teachers, run.progress)
     hidden = {name: term.reduced(batch.total_rows) * term.weight for name, term in step.terms.items()}
-    assert set(hidden) == set(whole), f"Without what needs() leaves out, the terms are {sorted(hidden)}"
+    assert set(hidden) == set(whole), f"With only the outputs in needs(), the terms are {sorted(hidden)}"
     for name, value in whole.items():
-        assert torch.equal(value, hidden[name]), f"Without what needs() leaves out, the term {name!r} is another"
+        assert torch.equal(value, hidden[name]), f"With only the outputs in needs(), the term {name!r} differs"
 
 
 def _absent_unread(contract: Contract) -> None:
-    found = []
+    weights = []
     for fill in (torch.nan, 3.0):
         run = Rehearsal(contract, with_absent(contract.dataset, fill))
         rows = run.rows()
@@ -235,8 +235,8 @@ def _absent_unread(contract: Contract) -> None:
         logs = [run.step(part, number) for number, part in enumerate(steps) if len(part)]
         bad = [name for each in logs for name, value in each.items() if not bool(value.isfinite().all())]
         assert not bad, f"Absent values reached {bad}, which are NaN or Inf"
-        found.append(run.weights())
-    _same_tensors(*found, exact=True, what="What stands in absent rows changes")
+        weights.append(run.weights())
+    _same_tensors(*weights, exact=True, what="The values in absent rows change")
 
 
 def _labels_optional(contract: Contract) -> None:
@@ -250,9 +250,8 @@ def _labels_optional(contract: Contract) -> None:
         # Teachers that train may use the labels that are hidden from the student.
         pairs = (hidden[0].weights(), hidden[1].weights())
         _same_tensors(*pairs, exact=True, what="A label that is hidden from the student changes")
-        _same_tensors(
-            *(hidden[0].weights(), missing.weights()), what="A row without target, unlike a hidden one, changes"
-        )
+        pairs = (hidden[0].weights(), missing.weights())
+        _same_tensors(*pairs, what="A row without target, unlike a row with a hidden label, changes")
 
 
 def _parts_are_whole(contract: Contract) -> None:
@@ -262,14 +261,12 @@ def _parts_are_whole(contract: Contract) -> None:
             Rehearsal(contract, micro_batches=2)
         except SettingError:
             return
-        raise AssertionError("It is batch_relational, but micro-batches were not refused")
+        raise AssertionError("It is batch_relational, but a stage with micro-batches raised no error")
     parts = Rehearsal(contract, micro_batches=3)
     for number in range(3):
-        one, two = whole.step(whole.rows(number), number), parts.step(parts.rows(number), number)
-        _same_tensors(_terms_of(one), _terms_of(two), what="In micro-batches there is another value of")
-    _same_tensors(
-        whole.weights(), parts.weights(), what="In micro-batches (is it batch_relational?) another result has"
-    )
+        of_whole, of_parts = whole.step(whole.rows(number), number), parts.step(parts.rows(number), number)
+        _same_tensors(_terms_of(of_whole), _terms_of(of_parts), what="Computing in micro-batches changes the term")
+    _same_tensors(whole.weights(), parts.weights(), what="Computing in micro-batches (is it batch_relational?) changes")
 
 
 def _terms_of(logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -282,8 +279,8 @@ def _forward_moves_nothing(contract: Contract) -> None:
     first = run.terms(run.batch())
     run.terms(run.batch(run.rows(1)))
     again = run.terms(run.batch())
-    _same_tensors(before, dict(run.job.method.state_dict()), exact=True, what="A forward pass moves")
-    _same_tensors(first, again, exact=True, what="A forward pass over other rows changes")
+    _same_tensors(before, dict(run.job.method.state_dict()), exact=True, what="A forward pass changes the state")
+    _same_tensors(first, again, exact=True, what="A forward pass over other rows changes the term")
 
 
 def _any_number_of_teachers(contract: Contract) -> None:
@@ -291,20 +288,23 @@ def _any_number_of_teachers(contract: Contract) -> None:
         run = Rehearsal(contract, teachers=number)
         logs = run.step(run.rows())
         assert bool(logs["loss"].isfinite()), f"With {number} teachers the loss is {logs['loss']}"
-        following = run.job.method.next_teachers({name: Live(name, one) for name, one in run.teachers.items()})
-        for name, one in following.items():
-            assert isinstance(one, Teacher), f"{name!r} is a next teacher, but is no Teacher: {type(one).__name__}"
-            logits = one.select({Signal.LOGITS})(run.batch()).need(Signal.LOGITS)
-            assert logits.shape[0] == ROWS, f"{name!r} gives {tuple(logits.shape)} for {ROWS} rows"
+        teachers = {name: Live(name, network) for name, network in run.teachers.items()}
+        for name, teacher in run.job.method.next_teachers(teachers).items():
+            kind = type(teacher).__name__
+            assert isinstance(teacher, Teacher), f"next_teachers() returns {name!r} of type {kind}, not a Teacher"
+            logits = teacher.select({Signal.LOGITS})(run.batch()).need(Signal.LOGITS)
+            assert logits.shape[0] == ROWS, f"Logits of {name!r} have shape {tuple(logits.shape)} for {ROWS} rows"
 
 
 def _order_is_free(contract: Contract) -> None:
     run = Rehearsal(contract)
     rows = run.rows()
     mixed = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))]
-    _same_tensors(run.terms(run.batch(rows)), run.terms(run.batch(mixed)), what="In another order of rows, another")
+    _same_tensors(
+        run.terms(run.batch(rows)), run.terms(run.batch(mixed)), what="Another order of rows changes the term"
+    )
     gradients = [dict(enumerate(run.gradients(run.batch(each)))) for each in (rows, mixed)]
-    _same_tensors(*gradients, what="In another order of rows there is another gradient of parameter")
+    _same_tensors(*gradients, what="Another order of rows changes the gradient of parameter")
 
 
 def _state_comes_back(contract: Contract) -> None:
@@ -320,7 +320,7 @@ def _state_comes_back(contract: Contract) -> None:
         fresh.plan.members[name].load_state_dict(network.state_dict())
     batch = run.batch()
     _same_tensors(
-        run.terms(batch), fresh.terms(batch), exact=True, what="After its state was saved and loaded, another"
+        run.terms(batch), fresh.terms(batch), exact=True, what="Saving and loading its state changes the term"
     )
 
 
@@ -328,10 +328,12 @@ def _validates_its_parts(contract: Contract) -> None:
     run = Rehearsal(contract)
     values = run.validated()
     wanted = set(run.job.method.parts()) or {STUDENT}
-    assert wanted <= set(values), f"validate() judges {sorted(values)}, but what is selected is {sorted(wanted)}"
+    assert wanted <= set(values), f"validate() returns {sorted(values)}; wanted a value for {sorted(wanted)}"
     for name, value in values.items():
-        assert value.shape == (ROWS,), f"validate() gives {tuple(value.shape)} for {name!r}, not one number a row"
-        assert bool(value.isfinite().all()), f"validate() gives NaN or Inf for {name!r}"
+        assert value.shape == (ROWS,), (
+            f"validate() returns {tuple(value.shape)} for {name!r}; wanted one number per row"
+        )
+        assert bool(value.isfinite().all()), f"validate() returns NaN or Inf for {name!r}"
 
 
 def _banked_is_live(contract: Contract) -> None:
@@ -340,28 +342,31 @@ def _banked_is_live(contract: Contract) -> None:
         live, banked = (Rehearsal(contract, dataset, source=source, epochs=9) for source in ("live", "auto"))
         with tempfile.TemporaryDirectory() as folder:
             banked.read_banks(Path(folder))
-            others = [one.text() for one in banked.job.choices if not one.banked and one.reason != TRAINS]
+            others = [choice.text() for choice in banked.job.choices if not choice.banked and choice.reason != TRAINS]
             assert contract.given is not None or not others, f"Toy networks can be banked, but were not: {others}"
-            _same_tensors(live.terms(live.batch()), banked.terms(banked.batch()), what="From banks there is another")
+            _same_tensors(
+                live.terms(live.batch()), banked.terms(banked.batch()), what="Reading from banks changes the term"
+            )
             for number in range(3):
                 live.step(live.rows(number), number)
                 banked.step(banked.rows(number), number)
-            _same_tensors(live.weights(), banked.weights(), what="From banks another result has")
-            judged = [run.validated() for run in (live, banked)]
-            _same_tensors(*judged, what="From banks there is another judgement of")
+            _same_tensors(live.weights(), banked.weights(), what="Reading from banks changes")
+            validated = [run.validated() for run in (live, banked)]
+            _same_tensors(*validated, what="Reading from banks changes the validation value of")
 
 
-def _same_tensors(one: Mapping[Any, Tensor], two: Mapping[Any, Tensor], *, what: str, exact: bool = False) -> None:
-    assert set(one) == set(two), f"{what} the names: {sorted(map(str, set(one) ^ set(two)))}"
-    for name, left in one.items():
-        right = two[name]
+def _same_tensors(lefts: Mapping[Any, Tensor], rights: Mapping[Any, Tensor], *, what: str, exact: bool = False) -> None:
+    """Check that two sets of tensors are equal; `what` and the name of a tensor are a sentence on their difference."""
+    assert set(lefts) == set(rights), f"{what} the names: {sorted(map(str, set(lefts) ^ set(rights)))}"
+    for name, left in lefts.items():
+        right = rights[name]
         if exact:
             same = torch.equal(left, right)
         else:
             same = left.shape == right.shape and torch.allclose(left, right, rtol=TOLERANCE, atol=TOLERANCE)
         if not same:
             apart = (left - right).abs().max().item() if left.shape == right.shape else float("nan")
-            raise AssertionError(f"{what} {name!r}: by {apart:.3g} at most")
+            raise AssertionError(f"{what} {name!r} by {apart:.3g} at most")
 
 
 CLAUSES: Mapping[str, Callable[[Contract], None]] = {

@@ -88,9 +88,9 @@ class FakeTeacher(TeacherBase):
         return go_on
 
     def _at(self, tap: str, ids: Tensor) -> Tensor:
-        found = self._value(Signal.feature(tap), ids, self.spec.feature(tap, self.name))
-        assert found is not None
-        return found
+        value = self._value(Signal.feature(tap), ids, self.spec.feature(tap, self.name))
+        assert value is not None
+        return value
 
     def _value(self, signal: Signal, ids: Tensor, shape: tuple[int, ...] | None) -> Tensor | None:
         if signal in self.given:

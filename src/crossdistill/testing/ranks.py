@@ -34,12 +34,12 @@ def compare_with_one(contract: Contract, ranks: int, tolerance: float) -> None:
         weights, terms = _steps(fixed, number, Devices(torch.device("cpu")))
         for kind, wanted in {"weights": weights, "terms": terms}.items():
             for rank in range(ranks):
-                found = load_file(Path(folder) / f"{kind}-{rank}.safetensors")
+                of_rank = load_file(Path(folder) / f"{kind}-{rank}.safetensors")
                 for name, value in wanted.items():
                     # As float64: flags and counts can be neither subtracted nor compared with a tolerance.
-                    one, two = found[name].double(), value.double()
-                    close = torch.allclose(one, two, rtol=tolerance, atol=tolerance)
-                    apart = (one - two).abs().max().item()
+                    left, right = of_rank[name].double(), value.double()
+                    close = torch.allclose(left, right, rtol=tolerance, atol=tolerance)
+                    apart = (left - right).abs().max().item()
                     assert close, f"In {ranks} processes, rank {rank} has other {kind} of {name!r}: by {apart:.3g}"
 
 
@@ -54,13 +54,13 @@ def _start(contract: Contract, teachers: int, ranks: int, folder: Path) -> None:
             process.start()
         end = time.monotonic() + PATIENCE
         # If a process fails, stop waiting: the others would wait for it without end.
-        while any(one.is_alive() for one in processes) and not any(one.exitcode for one in processes):
-            waiting = [rank for rank, one in enumerate(processes) if one.is_alive()]
-            assert time.monotonic() < end, f"The ranks {waiting} of {ranks} wait for each other since {PATIENCE:.0f} s"
+        while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
+            waiting = [rank for rank, process in enumerate(processes) if process.is_alive()]
+            assert time.monotonic() < end, f"Ranks {waiting} of {ranks} have not ended within {PATIENCE:.0f} s"
             processes[waiting[0]].join(0.2)
-        failed = {rank: one.exitcode for rank, one in enumerate(processes) if one.exitcode}
-        said = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
-        assert not failed, f"The ranks {sorted(failed)} of {ranks} failed: {' | '.join(said) or failed}"
+        failed = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode}
+        errors = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
+        assert not failed, f"Ranks {sorted(failed)} of {ranks} failed: {' | '.join(errors) or failed}"
     finally:
         for process in processes:
             if process.is_alive():
@@ -88,8 +88,8 @@ def _steps(contract: Contract, teachers: int, devices: Devices) -> tuple[dict[st
     for name, dataset in {"whole": contract.dataset, "absent": with_absent(contract.dataset, torch.nan)}.items():
         run = Rehearsal(contract, dataset, teachers=teachers, devices=devices)
         for number, rows in enumerate(_rows(run, absent=name == "absent")):
-            found = run.step(rows, number)
-            logs |= {f"{name}/{number}/{key}": value.reshape(1) for key, value in found.items()}
+            step_logs = run.step(rows, number)
+            logs |= {f"{name}/{number}/{key}": value.reshape(1) for key, value in step_logs.items()}
         weights |= {f"{name}/{key}": value.contiguous() for key, value in run.weights().items()}
     return weights, logs
 

@@ -66,17 +66,17 @@ class Contract:
             ApplicabilityError: it accepts none of them.
         """
         most = 3 if self.given is None else len(self.given) - 1
-        found = []
+        accepted = []
         for number in sorted({most, 2, 1} & set(range(most + 1)), reverse=True):
             try:
                 self.build(number)
             except ApplicabilityError as error:
                 refusal = error
             else:
-                found.append(number)
-        if not found:
-            raise ApplicabilityError(f"it takes neither one nor several teachers: {refusal}")
-        return found
+                accepted.append(number)
+        if not accepted:
+            raise ApplicabilityError(f"it accepts neither one nor several teachers: {refusal}")
+        return accepted
 
     def build(self, teachers: int) -> None:
         """Build the method for a number of teachers.
@@ -170,9 +170,9 @@ class Rehearsal:
 
     def gradients(self, batch: Batch) -> list[Tensor]:
         """The gradients of all parameters that train; zeros where there is none."""
-        found = torch.autograd.grad(self.loss(batch), self.training.parameters, allow_unused=True)
-        pairs = zip(found, self.training.parameters, strict=True)
-        return [torch.zeros_like(own) if one is None else one for one, own in pairs]
+        gradients = torch.autograd.grad(self.loss(batch), self.training.parameters, allow_unused=True)
+        pairs = zip(gradients, self.training.parameters, strict=True)
+        return [torch.zeros_like(parameter) if gradient is None else gradient for gradient, parameter in pairs]
 
     def step(self, rows: Tensor, number: int = 0) -> dict[str, Tensor]:
         """One step of the optimizer, as in a run."""

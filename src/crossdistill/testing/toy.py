@@ -124,7 +124,7 @@ def toy_models(dataset: Dataset, teachers: int = 2, *, normalised: bool = False,
     names = list(dataset.inputs)
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in dataset.inputs.items()}
     reads = [tuple(names), *((name,) for name in reversed(names))]
-    reads += [(one, two) for one, two in pairwise([*names, names[0]])]
+    reads += [*pairwise([*names, names[0]])]
     members = {"student-network": (names[0],), **{f"teacher-{i}": reads[i % len(reads)] for i in range(teachers)}}
     return {
         name: toy_network(
