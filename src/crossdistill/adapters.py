@@ -53,15 +53,15 @@ def detached_values(module: nn.Module) -> dict[int, Tensor]:
 
     Detached copies replace tensors that are part of a graph, new buffers the uninitialised ones of lazy layers.
     """
-    found: dict[int, Tensor] = {}
+    replacements: dict[int, Tensor] = {}
     for layer in module.modules():
         for value in tensors_in(list(vars(layer).values())):
             if isinstance(value, UninitializedBuffer):
                 make: Any = type(value)
-                found[id(value)] = make(False, value.device, value.dtype)
+                replacements[id(value)] = make(False, value.device, value.dtype)
             elif not value.is_leaf:
-                found[id(value)] = value.detach().clone()
-    return found
+                replacements[id(value)] = value.detach().clone()
+    return replacements
 
 
 @contextmanager
@@ -74,13 +74,13 @@ def closures_of_copy(module: nn.Module, functions: Iterable[Any], memo: dict[int
     kept = (value for layer in module.modules() for value in vars(layer).values())
     cells: dict[int, tuple[types.CellType, types.CellType]] = {}
     for function in [*_functions_in(kept), *_functions_in(functions)]:
-        own = function.__closure__ or ()
-        if id(function) not in memo and any(id(content_of(cell)) in layers for cell in own):
-            of_layers = [cell for cell in own if id(content_of(cell)) in layers]
+        closure = function.__closure__ or ()
+        if id(function) not in memo and any(id(content_of(cell)) in layers for cell in closure):
+            of_layers = [cell for cell in closure if id(content_of(cell)) in layers]
             cells |= {id(cell): (cell, types.CellType()) for cell in of_layers if id(cell) not in cells}
-            closure = tuple(cells[id(cell)][1] if id(cell) in cells else cell for cell in own)
+            copied_closure = tuple(cells[id(cell)][1] if id(cell) in cells else cell for cell in closure)
             code, names = function.__code__, function.__globals__
-            copied = types.FunctionType(code, names, function.__name__, function.__defaults__, closure)
+            copied = types.FunctionType(code, names, function.__name__, function.__defaults__, copied_closure)
             copied.__kwdefaults__ = function.__kwdefaults__
             copied.__dict__.update(vars(function))
             memo[id(function)] = copied
@@ -199,16 +199,18 @@ def _filled(name: str, batch: Batch, absent: Tensor | None) -> Input:
     return value.where(there.reshape(-1, *[1] * (value.ndim - 1)), instead)
 
 
-def refused_input(who: str, reads: Sequence[str], given: Sequence[Tensor], module: nn.Module, error: str) -> ShapeError:
+def refused_input(
+    who: str, reads: Sequence[str], values: Sequence[Tensor], module: nn.Module, error: str
+) -> ShapeError:
     """The error for a module that refuses its input: the network, the shapes, and a hint about types."""
-    shapes = ", ".join(str(tuple(one.shape)) for one in given)
+    shapes = ", ".join(str(tuple(value.shape)) for value in values)
     return ShapeError(
         f"network {who!r} refused its input: {', '.join(reads)} of shape {shapes} (batch first): "
-        f"{' '.join(error.split())}{_type_hint(reads, given, module, error)}"
+        f"{' '.join(error.split())}{_type_hint(reads, values, module, error)}"
     )
 
 
-def _type_hint(reads: Sequence[str], given: Sequence[Tensor], module: nn.Module, error: str) -> str:
+def _type_hint(reads: Sequence[str], values: Sequence[Tensor], module: nn.Module, error: str) -> str:
     """A hint for inputs whose type differs from that of the weights; empty for other errors."""
     types = {p.dtype: p for p in module.parameters() if p.is_floating_point()}
     if not types or not re.search(r"type|not implemented for|Byte|Half|Long|Float|Double", error):
@@ -216,10 +218,10 @@ def _type_hint(reads: Sequence[str], given: Sequence[Tensor], module: nn.Module,
     if len(types) > 1:
         return f"; its weights are {' and '.join(sorted(map(_type, types.values())))}: make them one type"
     (weight,) = types.values()
-    names = reads if len(reads) == len(given) else [f"input {i}" for i in range(len(given))]
+    names = reads if len(reads) == len(values) else [f"input {i}" for i in range(len(values))]
     return "".join(
         f"; {name!r} is {_type(value)} and the weights are {_type(weight)}: {_conversion(value, weight)}"
-        for name, value in zip(names, given, strict=True)
+        for name, value in zip(names, values, strict=True)
         if value.dtype != weight.dtype
     )
 
@@ -240,11 +242,11 @@ def _conversion(value: Tensor, weight: Tensor) -> str:
 @torch.no_grad()
 def activated(module: nn.Module, features: Mapping[str, Tensor]) -> dict[str, str]:
     """Pairs of taps, before and after an activation: it maps the values of the first to those of the second."""
-    found: dict[str, str] = {}
-    for one, other in pairwise(features):
-        layer, before, after = module.get_submodule(other), features[one], features[other]
+    activations: dict[str, str] = {}
+    for tap, next_tap in pairwise(features):
+        layer, before, after = module.get_submodule(next_tap), features[tap], features[next_tap]
         same = isinstance(layer, ACTIVATIONS) and before.shape == after.shape
         # A copy, because the layer may work in place.
         if same and torch.equal(layer(before.clone()).nan_to_num(), after.nan_to_num()):
-            found[one] = other
-    return found
+            activations[tap] = next_tap
+    return activations

@@ -66,12 +66,12 @@ class Batch:
         return len(self.ids)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        found: list[tuple[str, Tensor]] = []
+        tensors: list[tuple[str, Tensor]] = []
         for name, value in self.inputs.items():
-            found += [(name, value)] if isinstance(value, Tensor) else [(f"{name}.{k}", v) for k, v in value.items()]
+            tensors += [(name, value)] if isinstance(value, Tensor) else [(f"{name}.{k}", v) for k, v in value.items()]
         optional = {"targets": self.targets, "labelled": self.labelled, "view": self.view}
-        found += [(name, tensor) for name, tensor in optional.items() if tensor is not None]
-        return found + [(f"present.{name}", mask) for name, mask in self.present.items()]
+        tensors += [(name, tensor) for name, tensor in optional.items() if tensor is not None]
+        return tensors + [(f"present.{name}", mask) for name, mask in self.present.items()]
 
     def read(self, modality: str, who: str = "batch") -> Input:
         """The input of one modality.
@@ -127,10 +127,10 @@ class Batch:
         Raises:
             SignalError: no modality has such a rendering.
         """
-        found = {key.rpartition("@")[0]: value for key, value in self.inputs.items() if key.endswith(f"@{name}")}
-        if not found:
+        renderings = {key.rpartition("@")[0]: value for key, value in self.inputs.items() if key.endswith(f"@{name}")}
+        if not renderings:
             raise SignalError(f"no modality has the rendering {name!r}; the data has {', '.join(sorted(self.inputs))}")
-        return replace(self, inputs={**self.inputs, **found})
+        return replace(self, inputs={**self.inputs, **renderings})
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same rows on another device."""

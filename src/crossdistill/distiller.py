@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -199,10 +200,10 @@ class Distiller(nn.Module):
         batches = iter(batches)
         first = self._of_pair(next(batches))
         method = self._ready(first, measured=True)
-        rest, was = (self._of_pair(one) for one in batches), self.training
-        with left_as_they_were(one for one in self._given.values() if isinstance(one, Network)):
+        rest, was = (self._of_pair(item) for item in batches), self.training
+        with left_as_they_were(member for member in self._given.values() if isinstance(member, Network)):
             self.eval()
-            method.measure((one for part in ([first], rest) for one in part), self._sources[STUDENT], self._teachers())
+            method.measure(chain([first], rest), self._sources[STUDENT], self._teachers())
         self.training = was
         method.train(was)
         self._measured = True
@@ -253,9 +254,9 @@ class Distiller(nn.Module):
     def _teachers(self) -> dict[str, Teacher]:
         return {name: source for name, source in self._sources.items() if name != STUDENT}
 
-    def _of_pair(self, given: Any) -> Batch:
+    def _of_pair(self, item: Any) -> Batch:
         """The batch of one item of a `DataLoader`: a `Batch`, inputs, or a pair of inputs and targets."""
-        pair = given if isinstance(given, tuple | list) else (given, None)
+        pair = item if isinstance(item, tuple | list) else (item, None)
         return self._batch(*pair)
 
     def _batch(
@@ -266,7 +267,7 @@ class Distiller(nn.Module):
         labelled: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> Batch:
-        device = next((one.device for one in self.student.parameters()), torch.device("cpu"))
+        device = next((weight.device for weight in self.student.parameters()), torch.device("cpu"))
         if isinstance(inputs, Batch):
             return inputs.to(device)
         by_name = inputs if isinstance(inputs, Mapping) else {self._modality(): inputs}
@@ -300,7 +301,7 @@ class Distiller(nn.Module):
         for name, member in self._given.items():
             if isinstance(member, nn.Module):
                 self._given[name] = self._network(name, member, batch)
-        networks = {name: one for name, one in self._given.items() if isinstance(one, Network)}
+        networks = {name: member for name, member in self._given.items() if isinstance(member, Network)}
         with left_as_they_were(networks.values()):
             for network in networks.values():
                 network.probe(batch)
@@ -310,33 +311,34 @@ class Distiller(nn.Module):
 
     def _fitted(self, networks: Mapping[str, Network], batch: Batch) -> Method:
         """The method for networks of these sizes, after one step in eval mode as a check."""
-        others = {name: one for name, one in networks.items() if name != STUDENT}
+        others = {name: network for name, network in networks.items() if name != STUDENT}
         config, layers = self.settings.settled(others, batch)
         others |= {name: others[name].showing(layers[name], batch) for name in layers}
         sources: dict[str, Teacher] = {
-            name: Live(name, others[name], trained=name in self.trains) if isinstance(one, nn.Module) else one
-            for name, one in self._given.items()
+            name: Live(name, others[name], trained=name in self.trains) if isinstance(member, nn.Module) else member
+            for name, member in self._given.items()
             if name != STUDENT
         }
         student = networks[STUDENT].spec
         assert student is not None
-        spec = self._data.spec((student.logits or (0,))[0])
-        method = config.build(student, {name: one.spec for name, one in sources.items()}, spec).to(batch.ids.device)
+        data = self._data.spec((student.logits or (0,))[0])
+        specs = {name: source.spec for name, source in sources.items()}
+        method = config.build(student, specs, data).to(batch.ids.device)
         if self._asked and any(True for _ in method.state_dict()):
             raise SettingError(
                 f"{self.settings.name} adds {', '.join(method.state_dict())}, and an optimizer or a wrapper was made "
                 "before the first batch, without them: pass example=, a batch of inputs, when the Distiller is made"
             )
         signals = dict(method.needs())
-        own = signals.pop(STUDENT, frozenset({Signal.LOGITS}))
-        self._sources = {STUDENT: Live(STUDENT, networks[STUDENT], own, trained=STUDENT in self.trains)}
+        of_student = signals.pop(STUDENT, frozenset({Signal.LOGITS}))
+        self._sources = {STUDENT: Live(STUDENT, networks[STUDENT], of_student, trained=STUDENT in self.trains)}
         self._sources |= {name: sources[name].select(wanted) for name, wanted in signals.items()}
         self._changing = _changing(method, batch, self._sources)
         return method
 
     def _network(self, name: str, member: nn.Module, batch: Batch) -> Network:
         try:
-            network = as_network(member, [one for one in batch.inputs if "@" not in one])
+            network = as_network(member, [modality for modality in batch.inputs if "@" not in modality])
         except ValueError as error:
             raise SettingError(f"{name!r}: {error}") from error
         assert isinstance(network, Network)

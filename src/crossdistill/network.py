@@ -116,11 +116,11 @@ class Network(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
         """A copy with its own weights. Tensors that the module keeps from a pass are copied without their graph."""
         memo |= {key: value for key, value in detached_values(self).items() if key not in memo}
-        found = memo[id(self)] = type(self).__new__(type(self))
+        copied = memo[id(self)] = type(self).__new__(type(self))
         state = {**self.__dict__, "_graphs": {}, "_compiled": ()}
         with closures_of_copy(self, (self._input_adapter, self._output_adapter), memo):
-            found.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
-        return found
+            copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
+        return copied
 
     def holding(
         self, module: nn.Module | None, factory: Callable[[], Any] | None, taps: Sequence[str] | None = None
@@ -128,9 +128,9 @@ class Network(nn.Module):
         """The same network with another module, with a factory in its place, or with other taps."""
         rest = (self.reads, self.taps if taps is None else taps, self._input_adapter, self._output_adapter)
         make = factory if module is None else None
-        found = Network(module, *rest, factory=make, needs=self.needs, absent=self.absent)
-        found.factory = factory
-        return found
+        network = Network(module, *rest, factory=make, needs=self.needs, absent=self.absent)
+        network.factory = factory
+        return network
 
     def wiring(self) -> list[Any] | None:
         """Everything besides weights that determines the outputs, as JSON; None where a part has no key."""
@@ -177,14 +177,14 @@ class Network(nn.Module):
         if not taps:
             return {}
         args, named = self.arguments(batch)
-        found: dict[str, Cut] = {}
+        cuts: dict[str, Cut] = {}
         for level in sorted({self._level(tap) for tap in taps}):
             graph, group = self._graph(level), [tap for tap in taps if self._level(tap) == level]
             for tap in set(group) - self._verified:
                 self._verify(graph, tap, args, named)
             for tap, (value, *context) in zip(group, graph.stem(tuple(group))(*args, **named), strict=True):
-                found[tap] = Cut(self._whole(value), tuple(context))
-        return found
+                cuts[tap] = Cut(self._whole(value), tuple(context))
+        return cuts
 
     def _verify(self, graph: CutGraph | ReplayedCut, tap: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Compare the two parts with the whole network once, on real rows, bit for bit.
@@ -205,8 +205,9 @@ class Network(nn.Module):
             for module, mode in modes.items():
                 module.training = mode
         for name in ("logits", "embedding"):
-            one = getattr(whole, name)
-            if one is not None and not all(torch.equal(one.nan_to_num(), getattr(p, name).nan_to_num()) for p in parts):
+            value = getattr(whole, name)
+            others = [getattr(part, name) for part in parts]
+            if value is not None and not all(torch.equal(value.nan_to_num(), other.nan_to_num()) for other in others):
                 raise SplitError(
                     f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there"
                 )
@@ -216,8 +217,8 @@ class Network(nn.Module):
         self, result: Any, features: Mapping[str, Tensor] | None = None, cuts: Mapping[str, Cut] | None = None
     ) -> Outputs:
         """The module's own result as Outputs."""
-        given = self._output_adapter(result) if self._output_adapter is not None else default_give(result, self.name)
-        logits, embedding = (self._whole(given.get(name)) for name in ("logits", "embedding"))
+        values = self._output_adapter(result) if self._output_adapter is not None else default_give(result, self.name)
+        logits, embedding = (self._whole(values.get(name)) for name in ("logits", "embedding"))
         seen = {tap: self._whole(value) for tap, value in (features or {}).items()}
         return Outputs(self.name, logits, embedding, seen, dict(cuts or {}))
 
@@ -236,7 +237,7 @@ class Network(nn.Module):
         dtype = self._dtype()
         if dtype is None:
             return tuple(args), named
-        return tuple(cast(one, dtype) for one in args), {name: cast(one, dtype) for name, one in named.items()}
+        return tuple(cast(value, dtype) for value in args), {name: cast(value, dtype) for name, value in named.items()}
 
     def _dtype(self) -> torch.dtype | None:
         """The type of all floating-point weights; None where there are several types, or no such weights."""
@@ -364,8 +365,8 @@ class Network(nn.Module):
                     f"network {self.name!r} cannot be compiled: {' '.join(str(error).split())[:400]}; set compile to "
                     "false (on a CPU, compiling takes a C++ compiler)"
                 ) from error
-            given = [a for a in (*args, *named.values()) if isinstance(a, Tensor)]
-            raise refused_input(self.name, self.reads, given, self.module, str(error)) from error
+            inputs = [value for value in (*args, *named.values()) if isinstance(value, Tensor)]
+            raise refused_input(self.name, self.reads, inputs, self.module, str(error)) from error
 
     def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
         """The result of one pass, and the outputs of the tapped layers."""

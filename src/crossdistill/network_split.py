@@ -48,12 +48,13 @@ class CutGraph:
             kept: list[dict[fx.Node, fx.Node]] = [{} for _ in cuts]
             for node in self._before(cuts):
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-                for (at, live), own in zip(cuts, kept, strict=True):
+                for (at, live), values in zip(cuts, kept, strict=True):
                     # A cut holds the values right after its tap has run, without in-place changes made later.
-                    for value in [v for v in live if v in copies and v not in own and at in copies]:
+                    for value in [v for v in live if v in copies and v not in values and at in copies]:
                         copy = copies[value]
-                        own[value] = graph.call_method("clone", (copy,)) if self._overwrites(value) else copy
-            graph.output(tuple(tuple(own[value] for value in live) for (_, live), own in zip(cuts, kept, strict=True)))
+                        values[value] = graph.call_method("clone", (copy,)) if self._overwrites(value) else copy
+            parts = [tuple(map(values.__getitem__, live)) for (_, live), values in zip(cuts, kept, strict=True)]
+            graph.output(tuple(parts))
             self._stems[taps] = fx.GraphModule(self._module, graph)
         return self._stems[taps]
 
@@ -80,9 +81,9 @@ class CutGraph:
             graph = fx.Graph()
             copies: dict[fx.Node, fx.Node] = {}
             for index, node in enumerate(self._live(at)):
-                given = graph.placeholder(f"live_{index}")
+                value = graph.placeholder(f"live_{index}")
                 # The cut may be a row of a bank or the input of another mask: it must not change.
-                copies[node] = graph.call_method("clone", (given,)) if self._overwrites(node) else given
+                copies[node] = graph.call_method("clone", (value,)) if self._overwrites(node) else value
             for node in self._graph.nodes:
                 if node not in copies and (node in after or node.op in {"output", "get_attr"}):
                     copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -90,12 +91,12 @@ class CutGraph:
         return self._tails[tap]
 
     def _at(self, tap: str) -> fx.Node:
-        found = [node for node in self._graph.nodes if node.op == "call_module" and node.target == tap]
-        if len(found) != 1:
+        nodes = [node for node in self._graph.nodes if node.op == "call_module" and node.target == tap]
+        if len(nodes) != 1:
             raise SplitError(
-                f"{self._who} runs the layer {tap!r} {len(found)} times in one pass; it can be cut where it runs once"
+                f"{self._who} runs the layer {tap!r} {len(nodes)} times in one pass; it can be cut where it runs once"
             )
-        at: fx.Node = found[0]
+        at: fx.Node = nodes[0]
         return at
 
     def _live(self, at: fx.Node) -> list[fx.Node]:
@@ -156,14 +157,14 @@ class _LayerTracer(fx.Tracer):
 
 
 def _descendants(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
+    descendants: set[fx.Node] = set()
     todo = list(node.users)
     while todo:
         user = todo.pop()
-        if user not in found and user.op != "output":
-            found.add(user)
+        if user not in descendants and user.op != "output":
+            descendants.add(user)
             todo.extend(user.users)
-    return found
+    return descendants
 
 
 class _Over(BaseException):
@@ -196,19 +197,19 @@ class ReplayedCut:
         """The part from the module's arguments to the value at each tap, with a recording of the layers before it."""
 
         def run(*args: Any, **named: Any) -> tuple[tuple[Any, Recording], ...]:
-            found = [_Recorder(self._module, tap, Recording(args, named)) for tap in taps]
+            recorders = [_Recorder(self._module, tap, Recording(args, named)) for tap in taps]
             # The first pass runs to the end, to count how often each layer runs.
             ends = self._counted.issuperset(taps)
             with ExitStack() as stack:
-                for recorder in found:
-                    stack.enter_context(recorder.listening(lambda: ends and all(one.times for one in found)))
+                for recorder in recorders:
+                    stack.enter_context(recorder.listening(lambda: ends and all(each.times for each in recorders)))
                 with suppress(_Over):
                     self._module(*args, **named)
-            for recorder in found:
+            for recorder in recorders:
                 if recorder.times != 1:
                     raise _runs(self._module, recorder.tap, recorder.times)
             self._counted |= set(taps)
-            return tuple((recorder.value, recorder.recording) for recorder in found)
+            return tuple((recorder.value, recorder.recording) for recorder in recorders)
 
         return run
 
@@ -250,14 +251,14 @@ class _Recorder:
         calls = self.recording.calls.setdefault(name, [])
 
         def run(*args: Any, **named: Any) -> Any:
-            given = [(one, one._version) for one in tensors_in([args, named])]
+            inputs = [(value, value._version) for value in tensors_in([args, named])]
             self._depth += 1
             try:
                 result = forward(*args, **named)
             finally:
                 self._depth -= 1
             if not self.times and not self._depth:
-                calls.append(_Recompute if _touched(given, result) else _copied(result))
+                calls.append(_Recompute if _touched(inputs, result) else _copied(result))
             return result
 
         return run
@@ -288,9 +289,9 @@ def _replaying(module: nn.Module, tap: str, value: Tensor, recording: Recording)
 
         def run(*args: Any, **named: Any) -> Any:
             nonlocal depth
-            found = _Recompute if reached or depth else next(left, _Recompute)
-            if found is not _Recompute:
-                return _copied(found)
+            output = _Recompute if reached or depth else next(left, _Recompute)
+            if output is not _Recompute:
+                return _copied(output)
             depth += 1
             try:
                 return forward(*args, **named)
@@ -315,36 +316,36 @@ def _before(module: nn.Module, tap: str) -> dict[str, nn.Module]:
     parts = tap.split(".")
     way = [".".join(parts[:length]) for length in range(len(parts) + 1)]
     on_way = {id(module.get_submodule(name)) for name in way}
-    inside = {id(one) for one in module.get_submodule(tap).modules()}
-    found: dict[str, nn.Module] = {}
+    inside = {id(layer) for layer in module.get_submodule(tap).modules()}
+    before: dict[str, nn.Module] = {}
     for name in way[:-1]:
         for child, layer in module.get_submodule(name).named_children():
-            holds = {id(one) for one in layer.modules()}
+            holds = {id(part) for part in layer.modules()}
             # A layer that shares parts with the path to the tap cannot be replayed as a unit.
-            if not holds & (on_way | inside) and id(layer) not in map(id, found.values()):
-                found[f"{name}.{child}" if name else child] = layer
-    return found
+            if not holds & (on_way | inside) and id(layer) not in map(id, before.values()):
+                before[f"{name}.{child}" if name else child] = layer
+    return before
 
 
 @contextmanager
 def _forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace the forward of a layer temporarily; the layer's hooks still run around it."""
-    own = vars(layer).get("forward")
+    instance_forward = vars(layer).get("forward")
     layer.forward = forward
     try:
         yield
     finally:
-        if own is None:
+        if instance_forward is None:
             del layer.forward
         else:
-            layer.forward = own
+            layer.forward = instance_forward
 
 
-def _touched(given: Sequence[tuple[Tensor, int]], result: Any) -> bool:
+def _touched(inputs: Sequence[tuple[Tensor, int]], result: Any) -> bool:
     """Whether a layer changed its input in place or returned a view of it, so that it has to run again."""
-    own = {one.untyped_storage().data_ptr() for one, _ in given}
-    views = any(one.untyped_storage().data_ptr() in own for one in tensors_in([result]))
-    return views or any(one._version != version for one, version in given)
+    storages = {value.untyped_storage().data_ptr() for value, _ in inputs}
+    views = any(value.untyped_storage().data_ptr() in storages for value in tensors_in([result]))
+    return views or any(value._version != version for value, version in inputs)
 
 
 def _copied(value: Any) -> Any:
@@ -354,13 +355,13 @@ def _copied(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
-        parts = [_copied(one) for one in value]
-        if any(one is _Recompute for one in parts):
+        parts = [_copied(part) for part in value]
+        if any(part is _Recompute for part in parts):
             return _Recompute
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, Mapping):
-        named = {key: _copied(one) for key, one in value.items()}
-        if any(one is _Recompute for one in named.values()):
+        named = {key: _copied(part) for key, part in value.items()}
+        if any(part is _Recompute for part in named.values()):
             return _Recompute
         if type(value) is dict:
             return named

@@ -127,16 +127,16 @@ class Outputs:
         Raises:
             SignalError: these outputs do not contain it; the message names those that they contain.
         """
-        found: Tensor | None
+        value: Tensor | None
         if signal.kind == "feature":
-            found = self.features.get(signal.tap)
+            value = self.features.get(signal.tap)
         elif signal.kind == "cut":
-            found = self.cuts[signal.tap].value if signal.tap in self.cuts else None
+            value = self.cuts[signal.tap].value if signal.tap in self.cuts else None
         else:
-            found = self.embedding if signal == Signal.EMBEDDING else self.logits
-        if found is None:
+            value = self.embedding if signal == Signal.EMBEDDING else self.logits
+        if value is None:
             raise SignalError(f"{self.source!r} gave no {signal}; it gave {', '.join(self.given()) or 'nothing'}")
-        return found
+        return value
 
     def given(self) -> list[str]:
         """Names of all signals in these outputs, for messages."""
@@ -160,16 +160,16 @@ class Outputs:
         return tensor if self.rows is None else tensor[self.rows]
 
 
-def shared_rows(one: Outputs, other: Outputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Positions of the rows that both have: in the one, in the other and in the batch; None: all, in order."""
-    if one.rows is None and other.rows is None:
+def shared_rows(first: Outputs, second: Outputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Positions of the rows that both have: in the first, in the second and in the batch; None: all, in order."""
+    if first.rows is None and second.rows is None:
         return None, None, None
-    if one.rows is None:
-        return other.rows, None, other.rows
-    if other.rows is None:
-        return None, one.rows, one.rows
-    mine, theirs = torch.isin(one.rows, other.rows), torch.isin(other.rows, one.rows)
-    return mine.nonzero().flatten(), theirs.nonzero().flatten(), one.rows[mine]
+    if first.rows is None:
+        return second.rows, None, second.rows
+    if second.rows is None:
+        return None, first.rows, first.rows
+    mine, theirs = torch.isin(first.rows, second.rows), torch.isin(second.rows, first.rows)
+    return mine.nonzero().flatten(), theirs.nonzero().flatten(), first.rows[mine]
 
 
 def picked(value: Tensor, rows: Tensor | None) -> Tensor:
@@ -177,10 +177,10 @@ def picked(value: Tensor, rows: Tensor | None) -> Tensor:
     return value if rows is None else value[rows]
 
 
-def aligned(one: Outputs, other: Outputs) -> tuple[Tensor, Tensor, Tensor | None]:
+def aligned(first: Outputs, second: Outputs) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits of two sources on the rows that both have, and those rows (None: all rows of the batch)."""
-    mine, theirs, rows = shared_rows(one, other)
-    return picked(one.need(Signal.LOGITS), mine), picked(other.need(Signal.LOGITS), theirs), rows
+    mine, theirs, rows = shared_rows(first, second)
+    return picked(first.need(Signal.LOGITS), mine), picked(second.need(Signal.LOGITS), theirs), rows
 
 
 def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:

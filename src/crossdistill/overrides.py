@@ -92,8 +92,8 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
 
 def below(node: BaseModel, path: str) -> str:
     """A hint where a path exists at a deeper level: "did you mean 'data.split'? "; else empty."""
-    found = [f"{where}.{path}" for where, inner in _inside(node) if path.partition(".")[0] in type(inner).model_fields]
-    return f"did you mean {', '.join(map(repr, found[:3]))}? " if found else ""
+    deeper = [f"{where}.{path}" for where, inner in _inside(node) if path.partition(".")[0] in type(inner).model_fields]
+    return f"did you mean {', '.join(map(repr, deeper[:3]))}? " if deeper else ""
 
 
 def _inside(node: Any, above: str = "") -> Iterator[tuple[str, BaseModel]]:
@@ -123,8 +123,8 @@ def _with_entry(node: Any, path: Sequence[str], field: FieldInfo) -> Any:
 def _about(error: ValidationError, model: type[BaseModel], values: Any, path: Sequence[str]) -> Iterator[str]:
     """The faults of one override; the path is included only where it differs from that of the override."""
     for where, text in explained(error, model, values):
-        own = not where or (where[-1] == path[-1] and len(where) <= len(path))
-        yield "; ".join(text.splitlines()) if own else f"{'.'.join(where)}: {'; '.join(text.splitlines())}"
+        same = not where or (where[-1] == path[-1] and len(where) <= len(path))
+        yield "; ".join(text.splitlines()) if same else f"{'.'.join(where)}: {'; '.join(text.splitlines())}"
 
 
 def _position(items: Sequence[Any], head: str, here: str) -> int:
@@ -152,7 +152,7 @@ def explained(
     error: ValidationError, model: type[BaseModel] | None = None, values: Any = None
 ) -> list[tuple[tuple[str, ...], str]]:
     """The path and the description of each fault."""
-    found: dict[tuple[tuple[str, ...], str], None] = {}
+    descriptions: dict[tuple[tuple[str, ...], str], None] = {}
     faults = error.errors(include_url=False)
     for fault in faults:
         loc = fault["loc"]
@@ -161,8 +161,8 @@ def explained(
         if (loc and str(loc[-1]).startswith("is-instance[")) or (fault["type"] == "too_short" and inside):
             continue
         names = _fields(model, values, loc[:-1]) if model is not None else []
-        found[tuple(str(part) for part in loc if not _is_choice(str(part))), _sentence(fault, names)] = None
-    return list(found)
+        descriptions[tuple(str(part) for part in loc if not _is_choice(str(part))), _sentence(fault, names)] = None
+    return list(descriptions)
 
 
 def _is_choice(part: str) -> bool:
@@ -171,7 +171,7 @@ def _is_choice(part: str) -> bool:
 
 
 def _sentence(fault: Any, names: Sequence[str]) -> str:
-    kind, found, context = fault["type"], fault["input"], fault.get("ctx", {})
+    kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
     last = str(fault["loc"][-1]) if fault["loc"] else ""
     if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
         return f"there is no such field; {nearest(last, names)}" if names else "there is no such field"
@@ -181,11 +181,11 @@ def _sentence(fault: Any, names: Sequence[str]) -> str:
         return str(fault["msg"]).removeprefix("Value error, ")
     if kind in {"literal_error", "union_tag_invalid"}:
         options = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
-        tag = str(context.get("tag", found))
+        tag = str(context.get("tag", value))
         close = difflib.get_close_matches(tag, options, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"wanted {' or '.join(map(repr, options))}, found {context.get('tag', found)!r}{hint}"
-    shown = repr(found) if len(repr(found)) < 80 else f"a {type(found).__name__}"
+        return f"wanted {' or '.join(map(repr, options))}, found {context.get('tag', value)!r}{hint}"
+    shown = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
     return f"wanted {_wanted(kind, context, str(fault['msg']))}, found {shown}"
 
 
@@ -228,12 +228,13 @@ def _fields(model: type[BaseModel], values: Any, path: Sequence[int | str]) -> l
             values = values.get(part, values)
         elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
             values = values[part]
-        inner = [m for one in models if str(part) in one.model_fields for m in _models(one.model_fields[str(part)])]
+        fields = [kind.model_fields[str(part)] for kind in models if str(part) in kind.model_fields]
+        inner = [kind for field in fields for kind in _models(field)]
         models = inner or models
     name = values.get("name") if isinstance(values, Mapping) else None
-    kinds = [kind for one in models for kind in _subclasses(one) if "name" in kind.model_fields]
+    kinds = [kind for base in models for kind in _subclasses(base) if "name" in kind.model_fields]
     chosen = [kind for kind in kinds if kind.model_fields["name"].default == name]
-    return sorted({field for one in chosen or models for field in one.model_fields})
+    return sorted({field for kind in chosen or models for field in kind.model_fields})
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -246,5 +247,5 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _subclasses(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
-    for one in model.__subclasses__():
-        yield from _subclasses(one)
+    for subclass in model.__subclasses__():
+        yield from _subclasses(subclass)

@@ -158,15 +158,15 @@ class Recipe(BaseModel):
     def _teachers(cls, value: Any, info: Any) -> Any:  # pydantic's own type is a protocol
         if not isinstance(value, Mapping):
             return value
-        found, faults = dict(value), []
-        for name, given in value.items():
+        teachers, faults = dict(value), []
+        for name, teacher in value.items():
             try:
-                found[name] = as_network(given, _modalities(info))
+                teachers[name] = as_network(teacher, _modalities(info))
             except ValueError as error:
                 faults.append(f"{name!r}: {error}")
         if faults:
             raise ValueError("; ".join(faults))
-        return found
+        return teachers
 
     @field_validator("device")
     @classmethod
@@ -194,8 +194,8 @@ class Recipe(BaseModel):
     @field_serializer("teachers")
     def _plain_teachers(self, value: Mapping[str, Any]) -> Any:
         return {
-            name: _plain_network(one) if isinstance(one, Network) else one.model_dump(mode="json")
-            for name, one in value.items()
+            name: _plain_network(teacher) if isinstance(teacher, Network) else teacher.model_dump(mode="json")
+            for name, teacher in value.items()
         }
 
     @model_validator(mode="after")
@@ -249,7 +249,7 @@ class Recipe(BaseModel):
         named = {part.partition(":")[0] for stage, each in teachers for part in stage.trained_with(each)}
         moving = {self.learner if name == STUDENT else name for name in named}
         members = {self.learner: self.student, **self.teachers}
-        live = {name for name, one in members.items() if isinstance(one, Network) and one.factory is None}
+        live = {name for name, member in members.items() if isinstance(member, Network) and member.factory is None}
         return sorted(moving & live)
 
     def tiny(self) -> "Recipe":
@@ -303,11 +303,11 @@ class Recipe(BaseModel):
             raise RecipeError(str(path), [f"cannot be read as YAML: {error}"]) from error
         if not isinstance(values, dict):
             raise RecipeError(str(path), [f"wanted a mapping of fields, found {type(values).__name__}"])
-        found = [name for name in ("data", "student") if _is_live(values.get(name))]
+        live = [name for name in ("data", "student") if _is_live(values.get(name))]
         teachers = values.get("teachers")
         if isinstance(teachers, dict):
-            found += [f"teachers.{name}" for name, value in teachers.items() if _is_live(value)]
-        if found:
+            live += [f"teachers.{name}" for name, value in teachers.items() if _is_live(value)]
+        if live:
             origin = values.get("origin")
             again = (
                 f"crossdistill run {origin}"
@@ -317,7 +317,7 @@ class Recipe(BaseModel):
             raise RecipeError(
                 str(path),
                 [
-                    f"{', '.join(found)}: built from live objects, which no file can hold. To repeat it: {again}; a "
+                    f"{', '.join(live)}: built from live objects, which no file can hold. To repeat it: {again}; a "
                     "function that returns the recipe (package.module:function) makes it repeatable from here"
                 ],
             )

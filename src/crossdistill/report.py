@@ -127,9 +127,9 @@ def fault(out: Path) -> str | None:
     except ValueError as error:
         return f"{out / RESULTS} is damaged: {error}"
     predictions = out / PREDICTIONS
-    found = file_fault(predictions)
-    if found is not None:
-        return f"{predictions}: {found}"
+    unreadable = file_fault(predictions)
+    if unreadable is not None:
+        return f"{predictions}: {unreadable}"
     changed = PREDICTIONS in hashes and file_hash(predictions) != hashes[PREDICTIONS]
     return f"{predictions} is damaged: it is not what was written" if changed else foreign(out)
 
@@ -188,8 +188,8 @@ def _hashes(out: Path) -> dict[str, str]:
     try:
         if unreadable is not None:
             raise ValueError(unreadable)
-        found = read_sealed(out / FILES)["files"]
-        return {str(name): str(wanted) for name, wanted in found.items()}
+        hashes = read_sealed(out / FILES)["files"]
+        return {str(name): str(wanted) for name, wanted in hashes.items()}
     except (ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{FILES} beside it is damaged: {error}") from error
 
@@ -207,11 +207,11 @@ def merged(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         key = (row.data, row.method, row.teachers, row.student, row.labelled, row.control, row.metric)
         groups.setdefault(key, []).append(row)
-    found = []
+    combined = []
     for group in groups.values():
         first = group[0]
         values = tuple(value for row in group for value in row.values)
-        found.append(
+        combined.append(
             replace(
                 first,
                 values=values,
@@ -222,7 +222,7 @@ def merged(rows: Sequence[Row]) -> list[Row]:
                 peak_memory_mb=max(row.peak_memory_mb for row in group),
             )
         )
-    return found
+    return combined
 
 
 def spread_of(values: Sequence[float]) -> float | None:

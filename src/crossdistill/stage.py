@@ -88,7 +88,7 @@ class OptimizerConfig(BaseModel):
                 f"milestones: schedule is {self.schedule!r} and milestones are {list(self.milestones)}; wanted "
                 "schedule 'milestones' with at least one milestone, or neither"
             )
-        if list(self.milestones) != sorted({one for one in self.milestones if one > 0}):
+        if list(self.milestones) != sorted({epoch for epoch in self.milestones if epoch > 0}):
             faults.append(f"milestones: wanted epochs above 0 in rising order, found {list(self.milestones)}")
         if faults:
             raise ValueError("; ".join(faults))
@@ -115,7 +115,7 @@ class OptimizerConfig(BaseModel):
 
     def beyond(self, epochs: int) -> list[str]:
         """Faults of a schedule that does not fit into a number of epochs."""
-        late = [one for one in self.milestones if one >= epochs]
+        late = [epoch for epoch in self.milestones if epoch >= epochs]
         faults = (
             [f"optimizer.milestones: {late} are not before the end, and the stage has {epochs} epochs"] if late else []
         )
@@ -125,7 +125,7 @@ class OptimizerConfig(BaseModel):
 
     def within(self, epochs: int) -> "OptimizerConfig":
         """The same settings with a schedule that fits into a number of epochs."""
-        reached = tuple(one for one in self.milestones if one < epochs)
+        reached = tuple(epoch for epoch in self.milestones if epoch < epochs)
         schedule = self.schedule if reached or not self.milestones else "constant"
         return self.model_copy(
             update={"milestones": reached, "schedule": schedule, "warm_up": min(self.warm_up, float(epochs))}
@@ -208,14 +208,15 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "Stage":
-        own = self.optimizer
-        plain = (own.name, own.momentum, own.weight_decay, dict(own.arguments)) == ("sgd", 0.0, 0.0, {})
+        optimizer = self.optimizer
+        settings = (optimizer.name, optimizer.momentum, optimizer.weight_decay, dict(optimizer.arguments))
+        plain = settings == ("sgd", 0.0, 0.0, {})
         if self.weighting.plain_sgd and not plain:
             raise ValueError(
                 f"the weighting {self.weighting.name!r} has momentum and weight decay of its own; set optimizer.name "
                 "to sgd, optimizer.momentum to 0, optimizer.weight_decay to 0, and no optimizer.arguments"
             )
-        late = own.beyond(self.epochs) if self.epochs else []
+        late = optimizer.beyond(self.epochs) if self.epochs else []
         if late:
             raise ValueError("; ".join(late))
         if self.ema is not None and self.learner not in {part.partition(":")[0] for part in self.trained}:
@@ -230,8 +231,8 @@ class Stage(BaseModel):
             unfit = {
                 "micro_batches of 1": self.micro_batches != 1,
                 "the plain sum as weighting": self.weighting.name != "sum",
-                "a constant learning rate": not own.is_constant,
-                "adam, adamw or sgd": own.name not in OWN_NAMES,
+                "a constant learning rate": not optimizer.is_constant,
+                "adam, adamw or sgd": optimizer.name not in OWN_NAMES,
                 "float32 or bfloat16": self.precision == "float16",
             }
             if any(unfit.values()):

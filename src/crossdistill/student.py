@@ -120,29 +120,29 @@ def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Tensor:
     """Prepared examples, stacked."""
     if isinstance(examples, np.ndarray | Tensor):
         if examples.ndim == len(spec.shape) + 1 and tuple(examples.shape[1:]) == tuple(spec.shape):
-            parts = [prepare_array(spec, one, f"row {row}") for row, one in enumerate(examples)]
+            parts = [prepare_array(spec, example, f"row {row}") for row, example in enumerate(examples)]
         else:
             parts = [prepare_array(spec, examples, "the array")]
     else:
         several = [examples] if isinstance(examples, str | Path) else examples
         parts = [
-            prepare_array(spec, one, f"example {number}")
-            if isinstance(one, np.ndarray | Tensor)
-            else decode(spec, Path(one))
-            for number, one in enumerate(several)
+            prepare_array(spec, example, f"example {number}")
+            if isinstance(example, np.ndarray | Tensor)
+            else decode(spec, Path(example))
+            for number, example in enumerate(several)
         ]
     return torch.stack(parts) if parts else torch.empty(0)
 
 
-def save_student(path: Path, network: Network, given: NetworkConfig | Network, dataset: Dataset, card: str) -> None:
+def save_student(path: Path, network: Network, source: NetworkConfig | Network, dataset: Dataset, card: str) -> None:
     """Write the student's folder: weights, config, preparation tensors and model card, without times and paths.
 
     Raises:
         NonFiniteError: a weight is NaN or infinite; nothing is written.
         StorageError: it could not be written.
     """
-    if isinstance(given, NetworkConfig):
-        model: dict[str, Any] = {"name": given.model, "options": {"classes": len(dataset.classes), **given.options}}
+    if isinstance(source, NetworkConfig):
+        model: dict[str, Any] = {"name": source.model, "options": {"classes": len(dataset.classes), **source.options}}
     else:
         kind = type(network.module)
         model = {"class": f"{kind.__module__}.{kind.__qualname__}"}
@@ -267,8 +267,8 @@ def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:
         raise DataError(f"{file}: {', '.join(wrong[:3])}{_more(wrong)}")
     specs = {}
     for name, spec in config.inputs.items():
-        own = {key.removeprefix(f"{name}/"): fitted[key] for key in fitted if key.rpartition("/")[0] == name}
-        specs[name] = InputSpec(spec.kind, spec.shape, spec.options, own)
+        tensors = {key.removeprefix(f"{name}/"): fitted[key] for key in fitted if key.rpartition("/")[0] == name}
+        specs[name] = InputSpec(spec.kind, spec.shape, spec.options, tensors)
     unknown = [key for key in fitted if key.rpartition("/")[0] not in specs]
     if unknown:
         raise DataError(f"{file}: holds {unknown[0]!r}, and the student reads {', '.join(map(repr, config.reads))}")
@@ -278,19 +278,19 @@ def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:
 def _not_finite(tensors: Mapping[str, Tensor], module: nn.Module | None = None) -> list[str]:
     """Descriptions of tensors with NaN or Inf, by name. Buffers may contain -Inf, as attention masks do."""
     buffers = () if module is None else {name for name, _ in module.named_buffers()}
-    found = []
+    faults = []
     for name, value in tensors.items():
         if value.is_floating_point() or value.is_complex():
             wrong = ~value.isfinite()
             if name in buffers and not value.is_complex():
                 wrong &= ~value.isneginf()
             if wrong.any():
-                found.append(f"{name!r} holds NaN or Inf in {int(wrong.sum()):,} of {value.numel():,} numbers")
-    return found
+                faults.append(f"{name!r} holds NaN or Inf in {int(wrong.sum()):,} of {value.numel():,} numbers")
+    return faults
 
 
-def _more(found: Sequence[str]) -> str:
-    return f" and {len(found) - 3} more" if len(found) > 3 else ""
+def _more(faults: Sequence[str]) -> str:
+    return f" and {len(faults) - 3} more" if len(faults) > 3 else ""
 
 
 def model_card(
@@ -308,8 +308,8 @@ def model_card(
     A `foreign` student's module is not in the table of models and has to be passed in to load it. `ema` is the decay
     of the moving average; None: the weights are not an average.
     """
-    licences = "\n".join(_licence(one) for one in dataset.licences)
-    given = ", module=YourModule()" if foreign else ""
+    licences = "\n".join(_licence(licence) for licence in dataset.licences)
+    argument = ", module=YourModule()" if foreign else ""
     classes = ", ".join(markdown(name) for name in dataset.classes[:SHOWN])
     more = f" and {len(dataset.classes) - SHOWN:,} more" if len(dataset.classes) > SHOWN else ""
     averaged = "" if ema is None else f"\nIts weights are an exponential moving average over training (decay {ema:g})."
@@ -335,14 +335,14 @@ Test split of {markdown(dataset.name)}; model selection saw the validation split
 ```python
 from crossdistill import load_student
 
-student = load_student("this folder"{given})
+student = load_student("this folder"{argument})
 student.predict(["a file"])
 ```
 """
 
 
-def _licence(one: Licence) -> str:
-    said = f"- {markdown(one.name)}: {markdown(one.licence)} ({visible(one.source)})"
-    if one.commercial is None:
+def _licence(licence: Licence) -> str:
+    said = f"- {markdown(licence.name)}: {markdown(licence.licence)} ({visible(licence.source)})"
+    if licence.commercial is None:
         return f"{said}. **Whether it allows commercial use is not known**: look where the data come from."
-    return said if one.commercial else f"{said}. **Forbids commercial use.**"
+    return said if licence.commercial else f"{said}. **Forbids commercial use.**"

@@ -81,9 +81,9 @@ def test_ids_are_any_numbers() -> None:
 def test_hidden_labels_are_not_used() -> None:
     hidden = torch.tensor([0, 1, MISSING_TARGET, 3, 0, MISSING_TARGET, 2, 3])
     memory = memory_of(Cast(FEW, data=data_of(targets=hidden)))
-    assert memory.own.tolist() == [2, 1, 1, 2, 2, 1, 1, 2]
+    assert memory.class_size.tolist() == [2, 1, 1, 2, 2, 1, 1, 2]
     none = memory_of(Cast(FEW, data=data_of(targets=None)))
-    assert none.own.tolist() == [1] * ROWS
+    assert none.class_size.tolist() == [1] * ROWS
 
 
 def test_one_class_and_dense_labels_are_refused() -> None:

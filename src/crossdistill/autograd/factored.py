@@ -59,11 +59,11 @@ class FactoredGradient(Tensor):
     def __new__(cls, left: Tensor, right: Tensor) -> "FactoredGradient":
         """A tensor with the product's shape but without storage for its values."""
         tokens, _, width = left.shape
-        found: FactoredGradient = torch.Tensor._make_wrapper_subclass(
+        gradient: FactoredGradient = torch.Tensor._make_wrapper_subclass(
             cls, (tokens * width, right.shape[1]), dtype=left.dtype, device=left.device
         )
-        found.left, found.right = left, right
-        return found
+        gradient.left, gradient.right = left, right
+        return gradient
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
         pass
@@ -87,12 +87,12 @@ class FactoredGradient(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Scaling, detaching and the norm use the factors; any other operation uses their product."""
-        own = _OWN.get(func.overloadpacket)
-        if own is not None and isinstance(args[0], cls) and not any(isinstance(one, cls) for one in args[1:]):
-            return own(*args, **(kwargs or {}))
-        if func._schema.is_mutable and any(isinstance(one, cls) for one in tree_leaves(args[0])):
+        on_factors = _ON_FACTORS.get(func.overloadpacket)
+        if on_factors is not None and isinstance(args[0], cls) and not any(isinstance(arg, cls) for arg in args[1:]):
+            return on_factors(*args, **(kwargs or {}))
+        if func._schema.is_mutable and any(isinstance(leaf, cls) for leaf in tree_leaves(args[0])):
             raise TypeError(f"{func} would change a gradient that is held as factors")
-        plain = tree_map(lambda one: one.multiplied() if isinstance(one, cls) else one, (args, dict(kwargs or {})))
+        plain = tree_map(lambda leaf: leaf.multiplied() if isinstance(leaf, cls) else leaf, (args, dict(kwargs or {})))
         return func(*plain[0], **plain[1])
 
 
@@ -119,7 +119,7 @@ def _norm(gradient: FactoredGradient, order: float = 2, *arguments: Any, **optio
     return inner.sum(dtype=torch.float64).clamp(min=0).sqrt().to(left.dtype)
 
 
-_OWN: dict[Any, Callable[..., Any]] = {
+_ON_FACTORS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.mul: _scaled,
     torch.ops.aten.mul_: _scale,
     torch.ops.aten.detach: _same,

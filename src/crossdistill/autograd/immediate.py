@@ -24,16 +24,16 @@ def immediately(
     reduced as a term is: their sum divided by `total_rows`, times any factor, since only the gradient of the whole sum
     is stored. Without gradient mode this only calls `compute`.
     """
-    owned = [[own for own in owns if own.requires_grad] for owns in owned]
+    owned = [[weight for weight in weights if weight.requires_grad] for weights in owned]
     if not torch.is_grad_enabled() or not any(owned):
         return list(compute())
-    flat = [own for owns in owned for own in owns]
-    counts = [len(owns) for owns in owned]
-    apply: Callable[..., tuple[Tensor, ...]] = _Eager.apply
+    flat = [weight for weights in owned for weight in weights]
+    counts = [len(weights) for weights in owned]
+    apply: Callable[..., tuple[Tensor, ...]] = _Immediate.apply
     return list(apply(compute, counts, total_rows, *flat))
 
 
-class _Eager(torch.autograd.Function):
+class _Immediate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, compute: Callable[[], Sequence[Tensor]], counts: list[int], total_rows: int, *parameters: Tensor
@@ -43,11 +43,11 @@ class _Eager(torch.autograd.Function):
             # The gradient of a term's reduction for every row, bit-identical, so that nothing is rounded twice.
             sent = [torch.ones((), dtype=value.dtype, device=value.device) / total_rows for value in values]
             ctx.boost = _boost(sent[0].device.type, total_rows)
-            weights = [(one * ctx.boost).expand_as(value) for one, value in zip(sent, values, strict=True)]
+            weights = [(factor * ctx.boost).expand_as(value) for factor, value in zip(sent, values, strict=True)]
             with torch.autocast(sent[0].device.type, enabled=False):
-                found = torch.autograd.grad(values, parameters, weights, allow_unused=True)
-        ctx.counts, ctx.given = counts, [gradient is not None for gradient in found]
-        ctx.save_for_backward(*sent, *(gradient for gradient in found if gradient is not None))
+                gradients = torch.autograd.grad(values, parameters, weights, allow_unused=True)
+        ctx.counts, ctx.used = counts, [gradient is not None for gradient in gradients]
+        ctx.save_for_backward(*sent, *(gradient for gradient in gradients if gradient is not None))
         return tuple(value.detach() for value in values)
 
     @staticmethod
@@ -64,8 +64,8 @@ class _Eager(torch.autograd.Function):
         plain = [scale.device.type == "cpu" and bool(scale == 1) for scale in scales]
         owners = [k for k, count in enumerate(ctx.counts) for _ in range(count)]
         gradients: list[Tensor | None] = []
-        for k, given in zip(owners, ctx.given, strict=True):
-            gradient = next(saved) if given else None
+        for k, used in zip(owners, ctx.used, strict=True):
+            gradient = next(saved) if used else None
             gradients.append(gradient if gradient is None or plain[k] else gradient * scales[k])
         return (None, None, None, *gradients)
 
@@ -102,17 +102,18 @@ class _InBlocks(torch.autograd.Function):
         *shared: Tensor,
     ) -> tuple[Tensor, ...]:
         kind = rows.device.type
-        to_rows, to_shared = rows.detach(), [torch.zeros_like(one) for one in shared]
+        to_rows, to_shared = rows.detach(), [torch.zeros_like(tensor) for tensor in shared]
         kept: list[Sequence[Tensor]] = []
         for block in blocks:
-            given = [one.detach().requires_grad_() for one in (rows[:, block], *shared)]
+            leaves = [tensor.detach().requires_grad_() for tensor in (rows[:, block], *shared)]
             with torch.enable_grad():
-                values = compute(block, *given)
+                values = compute(block, *leaves)
             ctx.sent = 1 / total_rows * _boost(kind, total_rows)
             with torch.autocast(kind, enabled=False):
-                found = torch.autograd.grad(values, given, [torch.full_like(value, ctx.sent) for value in values])
-            to_rows[:, block] = found[0]
-            for whole, part in zip(to_shared, found[1:], strict=True):
+                upstream = [torch.full_like(value, ctx.sent) for value in values]
+                gradients = torch.autograd.grad(values, leaves, upstream)
+            to_rows[:, block] = gradients[0]
+            for whole, part in zip(to_shared, gradients[1:], strict=True):
                 whole += part
             kept.append([value.detach() for value in values])
         ctx.save_for_backward(to_rows, *to_shared)
@@ -121,10 +122,10 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scales = torch.stack([one.flatten()[0] for one in upstream]) / ctx.sent
+        scales = torch.stack([gradient.flatten()[0] for gradient in upstream]) / ctx.sent
         if scales.device.type == "cpu" and bool((scales == 1).all()):
             return (None, None, None, *ctx.saved_tensors)
-        to_each = [_times(one, scales) for one in ctx.saved_tensors]
+        to_each = [_times(gradient, scales) for gradient in ctx.saved_tensors]
         return (None, None, None, *to_each)
 
 

@@ -62,11 +62,11 @@ class MappedTensor:
         least = FEW_BYTES if few_bytes is None else few_bytes
         if tensor.ndim == 0 or tensor.numel() * tensor.element_size() < least:
             return cls(tensor.cpu().clone())
-        found = cls.zeros(tensor, folder)
+        copy = cls.zeros(tensor, folder)
         for part in parts(tensor, part_bytes=part_bytes):
-            found.tensor[part] = tensor[part]
-            found.release()
-        return found
+            copy.tensor[part] = tensor[part]
+            copy.release()
+        return copy
 
     def copy_to(self, target: Tensor, *, part_bytes: int = PART_BYTES) -> None:
         """Copy the values into another tensor."""

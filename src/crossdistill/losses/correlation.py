@@ -56,8 +56,8 @@ def _gram(logits: Tensor, temperature: float, side: int) -> Tensor:
     return probabilities.T @ probabilities if side == 0 else probabilities @ probabilities.T
 
 
-def _difference(one: Tensor, other: Tensor, reduce: Reduction, factors: Tensor | None) -> Tensor:
-    squared = (one - other).square()
+def _difference(first: Tensor, second: Tensor, reduce: Reduction, factors: Tensor | None) -> Tensor:
+    squared = (first - second).square()
     if factors is not None:
         squared = squared * factors
     size = max(1, len(squared))

@@ -19,5 +19,5 @@ def selectivity_transfer(student: Float[Tensor, "B *mine"], teacher: Float[Tenso
     return _kernel(theirs, theirs) + _kernel(mine, mine) - 2 * _kernel(mine, theirs)
 
 
-def _kernel(one: Tensor, other: Tensor) -> Tensor:
-    return torch.bmm(one, other.transpose(1, 2)).square().mean(dim=(1, 2))
+def _kernel(first: Tensor, second: Tensor) -> Tensor:
+    return torch.bmm(first, second.transpose(1, 2)).square().mean(dim=(1, 2))

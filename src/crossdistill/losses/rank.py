@@ -39,8 +39,8 @@ def non_target_kl(
     return kl_divergence(theirs, mine)
 
 
-def _tau(one: Tensor, other: Tensor) -> Tensor:
-    signs = [torch.sign(value.unsqueeze(1) - value.unsqueeze(2)) for value in (one, other)]
+def _tau(first: Tensor, second: Tensor) -> Tensor:
+    signs = [torch.sign(value.unsqueeze(1) - value.unsqueeze(2)) for value in (first, second)]
     # Each pair counts twice in numerator and denominator, which cancels.
     agreement = (signs[0] * signs[1]).sum(dim=(1, 2))
     untied = [sign.abs().sum(dim=(1, 2)) for sign in signs]

@@ -25,5 +25,5 @@ def hierarchical_context(student: Float[Tensor, "B C H W"], teacher: Float[Tenso
     return total / weights
 
 
-def _error(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).square().flatten(1).mean(1)
+def _error(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).square().flatten(1).mean(1)

@@ -155,6 +155,6 @@ def _chosen_kl(
     if available is not None:
         picked = torch.where(counted.T.reshape(*counted.T.shape, *[1] * (picked.ndim - 2)), picked, 0.0)
     log_student = log_probabilities(student, temperature)
-    terms = torch.stack([kl_divergence(log_probabilities(one, temperature), log_student) for one in picked], dim=1)
+    terms = torch.stack([kl_divergence(log_probabilities(row, temperature), log_student) for row in picked], dim=1)
     factor = temperature**2 if squared else 1.0
     return torch.where(counted, factor * terms, 0.0), counted

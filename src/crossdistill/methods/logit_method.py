@@ -151,10 +151,10 @@ def _weights(
         return weights
     errors, labelled = [], []
     for prediction, teacher in zip(logits, teachers.values(), strict=True):
-        looked_at = teacher.sees(batch)
-        assert looked_at.targets is not None
-        errors.append(cross_entropy(prediction, student.of(looked_at.targets)))
-        labelled.append(student.of(looked_at.student_rows()))
+        teacher_batch = teacher.sees(batch)
+        assert teacher_batch.targets is not None
+        errors.append(cross_entropy(prediction, student.of(teacher_batch.targets)))
+        labelled.append(student.of(teacher_batch.student_rows()))
     best = torch.where(saw, torch.stack(errors), torch.inf).argmin(0)
     one_hot = torch.zeros_like(weights).scatter(0, best.unsqueeze(0), 1.0)
     return torch.where(torch.stack(labelled).all(0) & saw.any(0), one_hot, weights)

@@ -29,8 +29,8 @@ class Model:
     def make(self) -> Callable[..., nn.Module]:
         """The module's class, or the function that builds it."""
         name, _, attribute = self.source.partition(":")
-        found: Callable[..., nn.Module] = getattr(importlib.import_module(name), attribute)
-        return found
+        maker: Callable[..., nn.Module] = getattr(importlib.import_module(name), attribute)
+        return maker
 
     def module(self, **options: Any) -> nn.Module:
         """The bare module, freshly initialised."""
@@ -206,7 +206,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     """
     made = find_model(name).make()
     known = _options_of(name)
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         return
     hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
     for option, value in options.items():
@@ -236,7 +236,7 @@ def build_network(name: str, reads: tuple[str, ...] | None = None, **options: An
     model = find_model(name)
     known = _options_of(name)
     unknown = [option for option in options if option not in known]
-    if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+    if unknown and not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         raise SettingError(f"model {name!r} has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
     try:
         module = model.module(**options)

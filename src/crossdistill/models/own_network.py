@@ -69,27 +69,28 @@ def _reads(who: str, how: str, modalities: Sequence[str]) -> Sequence[str]:
 
 def frozen_weights(module: nn.Module) -> frozenset[str]:
     """Names of parameters that the user has frozen: those with `requires_grad` False."""
-    return frozenset(name for name, one in module.named_parameters(remove_duplicate=False) if not one.requires_grad)
+    return frozenset(name for name, value in module.named_parameters(remove_duplicate=False) if not value.requires_grad)
 
 
 @contextmanager
 def left_as_they_were(networks: Iterable[Network]) -> Iterator[None]:
     """Restore each parameter's `requires_grad` and each module's training mode after the context."""
     modules = [network for network in networks if network.is_made]
-    gradients = [(one, one.requires_grad) for module in modules for one in module.parameters() if not is_lazy(one)]
+    parameters = [value for module in modules for value in module.parameters() if not is_lazy(value)]
+    gradients = [(parameter, parameter.requires_grad) for parameter in parameters]
     modes = [(layer, layer.training) for module in modules for layer in module.modules()]
     try:
         yield
     finally:
-        for one, wanted in gradients:
-            one.requires_grad_(wanted)
+        for parameter, wanted in gradients:
+            parameter.requires_grad_(wanted)
         for layer, mode in modes:
             layer.training = mode
 
 
 def is_incomplete(network: Network) -> bool:
     """Whether the network has layers without sizes before the first pass (torch's `Lazy*`)."""
-    return any(is_lazy(one) for one in [*network.parameters(), *network.buffers()])
+    return any(is_lazy(value) for value in [*network.parameters(), *network.buffers()])
 
 
 def complete(network: Network, batch: Batch, seed: int) -> None:
@@ -140,9 +141,9 @@ def _made(make: Callable[[], Any], seed: int) -> nn.Module:
 
 def shared_weights(networks: Mapping[str, Network]) -> dict[tuple[str, str], list[str]]:
     """Weights that two networks share, by their names in the first one."""
-    own = {name: _weights(network) for name, network in networks.items()}
-    found = {(a, b): [own[a][key] for key in own[a] if key in own[b]] for a, b in combinations(own, 2)}
-    return {pair: names for pair, names in found.items() if names}
+    weights = {name: _weights(network) for name, network in networks.items()}
+    shared = {(a, b): [weights[a][key] for key in weights[a] if key in weights[b]] for a, b in combinations(weights, 2)}
+    return {pair: names for pair, names in shared.items() if names}
 
 
 def _weights(network: Network) -> dict[int, str]:
@@ -156,18 +157,18 @@ def weights_outside(network: Network, batch: Batch) -> list[str]:
     with torch.enable_grad():
         outputs = network(batch)
     network.train(was)
-    given = [one for one in (outputs.logits, outputs.embedding) if one is not None]
-    todo, seen = [one.grad_fn for one in given if one.grad_fn is not None], set()
+    values = [value for value in (outputs.logits, outputs.embedding) if value is not None]
+    todo, seen = [value.grad_fn for value in values if value.grad_fn is not None], set()
     reached: dict[int, torch.Tensor] = {}
     while todo:
         node = todo.pop()
         seen.add(node)
         if isinstance(weight := getattr(node, "variable", None), nn.Parameter):
             reached[id(weight)] = weight
-        todo += [one for one, _ in node.next_functions if one is not None and one not in seen]
-    own = {id(one) for one in network.module.parameters()}
+        todo += [source for source, _ in node.next_functions if source is not None and source not in seen]
+    inside = {id(weight) for weight in network.module.parameters()}
     names = network.code().outside
-    return [names.get(key, f"one of {tuple(one.shape)}") for key, one in reached.items() if key not in own]
+    return [names.get(key, f"one of {tuple(weight.shape)}") for key, weight in reached.items() if key not in inside]
 
 
 def watch(network: Network, batches: Iterable[Batch]) -> None:
@@ -177,21 +178,21 @@ def watch(network: Network, batches: Iterable[Batch]) -> None:
     """
     was = network.training
     network.eval()
-    found = []
+    codes = []
     with torch.no_grad():
         for batch in batches:
             network(batch)
-            found.append(network.code())
+            codes.append(network.code())
         with torch.random.fork_rng(devices=[]):
-            given = [network(batch) for _ in range(2)]
+            repeats = [network(batch) for _ in range(2)]
     network.train(was)
-    network.changing |= {path for one, after in pairwise(found) for path in one.changed(after)}
-    if not all(_is_same(getattr(given[0], name), getattr(given[1], name)) for name in ("logits", "embedding")):
+    network.changing |= {path for before, after in pairwise(codes) for path in before.changed(after)}
+    if not all(_is_same(getattr(repeats[0], name), getattr(repeats[1], name)) for name in ("logits", "embedding")):
         network.changing |= {RANDOM}
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    return one is None or torch.equal(one.nan_to_num(), other.nan_to_num())
+def _is_same(first: Any, second: Any) -> bool:
+    return first is None or torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 RANDOM = "what it gives for one and the same row"

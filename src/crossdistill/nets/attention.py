@@ -115,8 +115,8 @@ def pass_dtype(vector: Tensor) -> torch.dtype:
 
 def folded(mha: nn.MultiheadAttention, fc: nn.Linear) -> tuple[Tensor, Tensor]:
     """The `joint_weight` of one network, (1, 2hE, columns), and the constant added to every logit."""
-    own = (mha.in_proj_weight, mha.in_proj_bias, mha.out_proj.weight, fc.weight)
-    in_weight, in_bias, out_weight, fc_weight = (one.unsqueeze(0) for one in own)
+    parameters = (mha.in_proj_weight, mha.in_proj_bias, mha.out_proj.weight, fc.weight)
+    in_weight, in_bias, out_weight, fc_weight = (parameter.unsqueeze(0) for parameter in parameters)
     weight = joint_weight(in_weight, in_bias, out_weight, fc_weight, mha.num_heads)
     return weight, functional.linear(mha.out_proj.bias, fc.weight, fc.bias)
 
@@ -190,11 +190,11 @@ class _FromTokens(torch.autograd.Function):
 def _padded(room: Workspace, tokens: Float[Tensor, "G n L d"], columns: int) -> Float[Tensor, "G n_L columns"]:
     """Tokens with a column of ones for the bias, padded with zero columns."""
     groups, rows, length, width = tokens.shape
-    found = room("padded", tokens, groups, rows, length, columns)
-    found[..., :width] = tokens
-    found[..., width] = 1
-    found[..., width + 1 :] = 0
-    return found.flatten(1, 2)
+    padded = room("padded", tokens, groups, rows, length, columns)
+    padded[..., :width] = tokens
+    padded[..., width] = 1
+    padded[..., width + 1 :] = 0
+    return padded.flatten(1, 2)
 
 
 class _Embed(torch.autograd.Function):
@@ -251,9 +251,10 @@ class _Average(torch.autograd.Function):
         factor = (pull * math.log(2)).to(dtype).view(heads, rows, length, 1)
         pulled = torch.mul(query, factor, out=ctx.room("pulled", joint, *query.shape))
         apart = ctx.room("apart", weights, rows, length, length)
-        by_head = (one.view(heads, rows, *one.shape[1:]) for one in (weights, value.unsqueeze(1), mean.unsqueeze(2)))
-        for head, (own, scalar, average) in enumerate(zip(*by_head, strict=True)):
-            weighted = torch.sub(scalar, average, out=apart).mul_(own).to(dtype)
+        tensors = (weights, value.unsqueeze(1), mean.unsqueeze(2))
+        by_head = (tensor.view(heads, rows, *tensor.shape[1:]) for tensor in tensors)
+        for head, (weight, scalar, average) in enumerate(zip(*by_head, strict=True)):
+            weighted = torch.sub(scalar, average, out=apart).mul_(weight).to(dtype)
             torch.bmm(weighted, key[head], out=to_query[head])
             torch.bmm(weighted.transpose(1, 2), pulled[head], out=to_key[head])
         to_query.mul_(factor)[..., ctx.head_width] = to_value
@@ -273,14 +274,14 @@ class _Recompute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, *shared = ctx.saved_tensors
-        to_rows, to_shared = torch.empty_like(rows), [torch.zeros_like(one) for one in shared]
+        to_rows, to_shared = torch.empty_like(rows), [torch.zeros_like(tensor) for tensor in shared]
         for block in ctx.blocks:
-            given = [one.detach().requires_grad_() for one in (rows[:, block], *shared)]
+            leaves = [tensor.detach().requires_grad_() for tensor in (rows[:, block], *shared)]
             with torch.enable_grad():
-                result = ctx.compute(*given)
-            found = torch.autograd.grad(result, given, gradient[:, block])
-            to_rows[:, block] = found[0]
-            for whole, part in zip(to_shared, found[1:], strict=True):
+                result = ctx.compute(*leaves)
+            gradients = torch.autograd.grad(result, leaves, gradient[:, block])
+            to_rows[:, block] = gradients[0]
+            for whole, part in zip(to_shared, gradients[1:], strict=True):
                 whole += part
         return None, None, to_rows, *to_shared
 

@@ -173,15 +173,15 @@ class _Forward:
         sent = torch.zeros(self.width, dtype=torch.float64, device=first.device)
         sent[0], sent[1] = 2 * self.number + backward, count
         sent[2 : 2 + channels], sent[2 + channels : 2 + 2 * channels] = first, second
-        found = self.exchange(sent)
+        received = self.exchange(sent)
         # On an accelerator this check would need a synchronisation.
-        if found.device.type == "cpu" and bool((found[:, 0] != found[0, 0]).any()):
+        if received.device.type == "cpu" and bool((received[:, 0] != received[0, 0]).any()):
             raise RunError(
                 "the processes run the batch norms of one step in different orders, or not equally often "
                 f"(at {type(self.norm).__name__}({self.norm.num_features})): what a network runs depends on its rows; "
                 "train it in one process"
             )
-        return found[:, 1:2], found[:, 2 : 2 + channels], found[:, 2 + channels : 2 + 2 * channels]
+        return received[:, 1:2], received[:, 2 : 2 + channels], received[:, 2 + channels : 2 + 2 * channels]
 
     def track(self, mean: Tensor, squares: Tensor, total: Tensor) -> None:
         """Update the running statistics as torch does, with the unbiased variance."""
@@ -204,26 +204,26 @@ class _Forward:
 
 class _Joint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: Tensor | None, bias: Tensor | None, own: _Forward) -> Tensor:
+    def forward(ctx: Any, value: Tensor, weight: Tensor | None, bias: Tensor | None, layer: _Forward) -> Tensor:
         wide = value if value.dtype == torch.float64 else value.float()
-        rows = 0 if own.muted else value.numel() // value.shape[1]
+        rows = 0 if layer.muted else value.numel() // value.shape[1]
         mean, squares = wide.new_zeros((2, value.shape[1]))
         if rows:
             mean = wide.mean(_others(value))
             squares = (wide - _shaped(mean, value)).square().sum(_others(value))
-        counts, means, sums = own.together(rows, mean, squares, backward=False)
+        counts, means, sums = layer.together(rows, mean, squares, backward=False)
         total = counts.sum(0)
         if total.device.type == "cpu" and int(total) == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {value.shape}")
         joint_mean = (counts * means).sum(0) / total.clamp_min(1)
         joint_squares = (sums + counts * (means - joint_mean).square()).sum(0)
-        own.track(joint_mean, joint_squares, total)
+        layer.track(joint_mean, joint_squares, total)
         variance = joint_squares / total.clamp_min(1)
-        scale = torch.rsqrt(variance + own.norm.eps)
-        ctx.own, ctx.muted = own, own.muted
+        scale = torch.rsqrt(variance + layer.norm.eps)
+        ctx.layer, ctx.muted = layer, layer.muted
         ctx.save_for_backward(value, weight, joint_mean.to(wide), scale.to(wide), total)
         return functional.batch_norm(
-            value, joint_mean.to(wide), variance.to(wide), weight, bias, False, 0.0, own.norm.eps
+            value, joint_mean.to(wide), variance.to(wide), weight, bias, False, 0.0, layer.norm.eps
         )
 
     @staticmethod
@@ -235,8 +235,8 @@ class _Joint(torch.autograd.Function):
         if ctx.muted:
             above, normal = torch.zeros_like(wide), torch.zeros_like(wide)
         to_bias, to_weight = above.sum(_others(value)), (above * normal).sum(_others(value))
-        _, first, second = ctx.own.together(0, to_bias, to_weight, backward=True)
-        of_mean, of_scale = ((one.sum(0) / total.clamp_min(1)).to(wide) for one in (first, second))
+        _, first, second = ctx.layer.together(0, to_bias, to_weight, backward=True)
+        of_mean, of_scale = ((sums.sum(0) / total.clamp_min(1)).to(wide) for sums in (first, second))
         factor = scale if weight is None else scale * weight
         below = (above - _shaped(of_mean, value) - normal * _shaped(of_scale, value)) * _shaped(factor, value)
         if ctx.muted:

@@ -109,7 +109,7 @@ class MaskNet(nn.Module, abc.ABC):
         vector = self.vector(value)
         if len(vector) == 0:
             # A rank without rows: the other ranks still expect a zero gradient for every parameter.
-            return vector + torch.stack([own.sum() for own in self.parameters()]).sum()
+            return vector + torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
         return torch.sigmoid(self.opened(vector).all_logits()[0])
 
 

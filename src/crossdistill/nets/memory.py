@@ -50,19 +50,19 @@ class Memory(nn.Module):
         self.seed: Tensor
         self.order: Tensor
         self.start: Tensor
-        self.own: Tensor
+        self.class_size: Tensor
         self.register_buffer("student", torch.empty(rows, width).uniform_(-span, span))
         self.register_buffer("teacher", torch.empty(rows, width).uniform_(-span, span))
         self.register_buffer("normaliser", torch.full((2,), torch.inf))
         self.register_buffer("seed", torch.tensor(seed))
-        order, start, own = _by_class(labels)
-        if rows and int(own.max()) == rows:
+        order, start, class_size = _by_class(labels)
+        if rows and int(class_size.max()) == rows:
             raise ApplicabilityError(
                 f"contrast needs negatives: all {rows} training rows are of one class; it takes two classes at least"
             )
-        for name, value in (("order", order), ("start", start), ("own", own)):
+        for name, value in (("order", order), ("start", start), ("class_size", class_size)):
             self.register_buffer(name, value, persistent=False)
-        self.fewest = rows - int(own.max()) if rows else 0
+        self.fewest = rows - int(class_size.max()) if rows else 0
 
     def candidates(
         self, index: Int64[Tensor, " B"], count: int, step: int, *, by_class: bool = False
@@ -71,14 +71,14 @@ class Memory(nn.Module):
 
         They are drawn uniformly; without repetition if there are enough and `repeat` is off, as released.
         """
-        start, own = self.start[index], self.own[index]
+        start, class_size = self.start[index], self.class_size[index]
         positive = index
         if by_class:
-            positive = self.order[start + self._uniform(index, 1, ~step).squeeze(1) % own]
+            positive = self.order[start + self._uniform(index, 1, ~step).squeeze(1) % class_size]
         if self.repeat or count > self.fewest:
-            drawn = self._uniform(index, count, step) % (len(self.order) - own).unsqueeze(1)
+            drawn = self._uniform(index, count, step) % (len(self.order) - class_size).unsqueeze(1)
             # Positions in the order of classes, without those of the row's class.
-            negatives = self.order[drawn + (drawn >= start.unsqueeze(1)) * own.unsqueeze(1)]
+            negatives = self.order[drawn + (drawn >= start.unsqueeze(1)) * class_size.unsqueeze(1)]
         else:
             size = max(1, self.keys_at_once // len(self.order))
             negatives = torch.cat([self._distinct(part, count, step) for part in index.split(size)])
@@ -101,8 +101,8 @@ class Memory(nn.Module):
     def _distinct(self, index: Tensor, count: int, step: int) -> Tensor:
         places = torch.arange(len(self.order), device=index.device)
         keys = self._uniform(index, len(places), step)
-        start, own = self.start[index].unsqueeze(1), self.own[index].unsqueeze(1)
-        keys = torch.where((places >= start) & (places < start + own), -1, keys)
+        start, class_size = self.start[index].unsqueeze(1), self.class_size[index].unsqueeze(1)
+        keys = torch.where((places >= start) & (places < start + class_size), -1, keys)
         return self.order[keys.topk(count, dim=1).indices]
 
     def _uniform(self, index: Tensor, count: int, step: int) -> Tensor:
@@ -145,9 +145,9 @@ def _by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     known = labels != MISSING_TARGET
     first, counts = {}, {}
     for number in labels[known].unique().tolist():
-        own = place[labels == number]
-        first[number], counts[number] = int(own.min()), len(own)
-    start, own = place.clone(), torch.ones_like(place)
+        places = place[labels == number]
+        first[number], counts[number] = int(places.min()), len(places)
+    start, class_size = place.clone(), torch.ones_like(place)
     for number in first:
-        start[labels == number], own[labels == number] = first[number], counts[number]
-    return order, start, own
+        start[labels == number], class_size[labels == number] = first[number], counts[number]
+    return order, start, class_size

@@ -69,8 +69,8 @@ class ChannelRegressor(nn.Module):
 
     def forward(self, feature: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
         """The predicted feature of the teacher."""
-        found: Tensor = self.body(feature)
-        return found
+        predicted: Tensor = self.body(feature)
+        return predicted
 
 
 def resized(value: Float[Tensor, "B C H1 W1"], size: tuple[int, ...]) -> Float[Tensor, "B C H W"]:
@@ -105,7 +105,7 @@ def _as_map_shape(shape: Shape) -> Shape:
 
 
 def _convolution(mine: Shape, theirs: Shape) -> nn.Module:
-    ratios = [(own / other) for own, other in zip(mine[1:], theirs[1:], strict=True)]
+    ratios = [size / wanted for size, wanted in zip(mine[1:], theirs[1:], strict=True)]
     if all(ratio >= 2 for ratio in ratios):
         return nn.Conv2d(mine[0], theirs[0], 3, stride=int(min(ratios)), padding=1)
     if all(ratio <= 0.5 for ratio in ratios):

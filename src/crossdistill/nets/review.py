@@ -26,18 +26,18 @@ class Review(nn.Module):
         between = min(WIDEST, mine[-1][0])
         deepest = len(mine) - 1
         self.stages = nn.ModuleList(
-            Fusion(own[0], between, other, fuses=stage < deepest)
-            for stage, (own, other) in enumerate(zip(mine, theirs, strict=True))
+            Fusion(shape[0], between, wanted, fuses=stage < deepest)
+            for stage, (shape, wanted) in enumerate(zip(mine, theirs, strict=True))
         )
 
     def forward(self, features: Sequence[Float[Tensor, "B ..."]], gather: Gather = alone) -> list[Tensor]:
         """Fused features, shallow first."""
-        found: list[Tensor] = []
+        fused: list[Tensor] = []
         deeper: Tensor | None = None
         for stage, feature in zip(reversed(self.stages), reversed(features), strict=True):
             out, deeper = stage(feature, deeper, gather)
-            found.append(out)
-        return found[::-1]
+            fused.append(out)
+        return fused[::-1]
 
 
 class Fusion(nn.Module):

@@ -19,10 +19,11 @@ class Ema(nn.Module):
         super().__init__()
         self.decay = decay
         saved = set(network.state_dict())
-        own = [*network.named_parameters(), *((name, one) for name, one in network.named_buffers() if name in saved)]
-        self._names = [name for name, _ in own]
+        buffers = [(name, value) for name, value in network.named_buffers() if name in saved]
+        averaged = [*network.named_parameters(), *buffers]
+        self._names = [name for name, _ in averaged]
         # In a tuple, so that the network's tensors are not registered in this module.
-        self._live = tuple(value.detach() for _, value in own)
+        self._live = tuple(value.detach() for _, value in averaged)
         for number, value in enumerate(self._live):
             self.register_buffer(str(number), value.clone())
 

@@ -49,7 +49,7 @@ def optimizer_for(
         options |= {"fused": fused, "capturable": graphed}
     if not config.in_parts:
         return optimizer_classes()[config.name](groups, lr=config.learning_rate, **options)
-    kind = PartedAdamW if config.name == "adamw" else ChunkedAdam
+    kind = ChunkedAdamW if config.name == "adamw" else ChunkedAdam
     return kind(
         groups,
         config.learning_rate,
@@ -61,10 +61,13 @@ def optimizer_for(
 
 def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trained parameters of a module with weight decay, and those without (norms, biases and vectors)."""
-    left_out = {one for layer in module.modules() if isinstance(layer, NORMS) for one in layer.parameters()}
-    left_out |= {one for name, one in module.named_parameters() if name.rpartition(".")[2] == "bias" or one.ndim <= 1}
-    own = [one for one in module.parameters() if one.requires_grad]
-    return [one for one in own if one not in left_out], [one for one in own if one in left_out]
+    left_out = {weight for layer in module.modules() if isinstance(layer, NORMS) for weight in layer.parameters()}
+    for name, weight in module.named_parameters():
+        if name.rpartition(".")[2] == "bias" or weight.ndim <= 1:
+            left_out.add(weight)
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    decayed = [weight for weight in trained if weight not in left_out]
+    return decayed, [weight for weight in trained if weight in left_out]
 
 
 def schedule_for(
@@ -83,7 +86,7 @@ def rate_factor(config: OptimizerConfig, step: int, steps: int, epochs: int) -> 
         # The first step has a rate above zero, and the first step after the warm-up has the full rate.
         return (step + 1) / (warm + 1)
     if config.schedule == "milestones":
-        return config.gamma ** sum(step >= round(one * steps) for one in config.milestones)
+        return config.gamma ** sum(step >= round(epoch * steps) for epoch in config.milestones)
     done = (step - warm) / max(1, steps * epochs - warm)
     if config.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
@@ -155,12 +158,12 @@ class InParts(torch.optim.Optimizer):
                 self._place(weight, {name: MappedTensor.zeros(weight, self._disk()) for name in MOMENTS})
             else:
                 self.state[weight] |= {name: torch.zeros_like(weight) for name in MOMENTS}
-        found: dict[str, Any] = self.state[weight]
-        return found
+        state: dict[str, Any] = self.state[weight]
+        return state
 
     def _place(self, weight: Tensor, mapped: dict[str, MappedTensor]) -> None:
         self._mapped[weight] = list(mapped.values())
-        self.state[weight] |= {name: one.tensor for name, one in mapped.items()}
+        self.state[weight] |= {name: moment.tensor for name, moment in mapped.items()}
 
     def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self._begin(weight), weight.grad
@@ -170,12 +173,12 @@ class InParts(torch.optim.Optimizer):
         for part in parts(weight, whole, part_bytes=self._part_bytes):
             if isinstance(gradient, FactoredGradient):
                 room = weight.new_empty(weight[part].shape) if room.shape != weight[part].shape else room
-                own = gradient.part(part, out=room)
+                gradient_part = gradient.part(part, out=room)
             else:
-                own = gradient[part]
+                gradient_part = gradient[part]
             type(self)._function(
                 [weight[part]],
-                [own],
+                [gradient_part],
                 [state[MOMENTS[0]][part]],
                 [state[MOMENTS[1]][part]],
                 [],
@@ -193,8 +196,8 @@ class InParts(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-            for one in self._mapped.get(weight, ()):
-                one.release()
+            for moment in self._mapped.get(weight, ()):
+                moment.release()
         found_inf = getattr(self, "found_inf", None)
         state["step"] += 1 if found_inf is None else 1 - found_inf
 
@@ -205,7 +208,7 @@ class ChunkedAdam(InParts, torch.optim.Adam):
     _function = staticmethod(adam)
 
 
-class PartedAdamW(InParts, torch.optim.AdamW):
+class ChunkedAdamW(InParts, torch.optim.AdamW):
     """`torch.optim.AdamW` with updates in parts; not an option of Adam, which has decoupled decay since torch 2.7."""
 
     _function = staticmethod(adamw)

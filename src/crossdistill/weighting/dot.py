@@ -47,13 +47,13 @@ class Dot(Separate):
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
         """v_task + v_distil; the velocities are updated in `after_step`."""
         (parameters,) = self._parameters_now
-        sizes = torch.tensor([own.numel() for own in parameters], device=gradients.device)
+        sizes = torch.tensor([weight.numel() for weight in parameters], device=gradients.device)
         received = torch.stack([part.ne(0).any(1) for part in gradients.split(sizes.tolist(), 1)], 1)
         if self._received is not None:
             received = received | self._received.to(received.device)
         both = torch.repeat_interleave(received.all(0), sizes, output_size=gradients.shape[1])
         if self.weight_decay:
-            flat = torch.cat([own.detach().flatten() for own in parameters]).to(gradients)
+            flat = torch.cat([weight.detach().flatten() for weight in parameters]).to(gradients)
             task = torch.repeat_interleave(received[0] | ~received[1], sizes, output_size=gradients.shape[1])
             gradients = gradients + self.weight_decay * flat * torch.stack([task, ~task])
         signs = torch.tensor([[-1.0], [1.0]], device=gradients.device, dtype=gradients.dtype)

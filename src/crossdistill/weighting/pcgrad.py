@@ -30,7 +30,7 @@ class PCGrad(Separate):
         """For each of `size` groups, the order of the others in this step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         drawn = [torch.randperm(size, generator=generator).tolist() for _ in range(size)]
-        return [[other for other in order if other != own] for own, order in enumerate(drawn)]
+        return [[other for other in order if other != group] for group, order in enumerate(drawn)]
 
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
         """The sum of the projected gradients.
@@ -41,10 +41,10 @@ class PCGrad(Separate):
         products = gradients @ gradients.T
         tiny = torch.finfo(products.dtype).tiny
         coefficients = torch.eye(len(products), dtype=products.dtype, device=products.device)
-        for own, order in enumerate(self.orders(len(products), turn.step)):
+        for group, order in enumerate(self.orders(len(products), turn.step)):
             for other in order:
-                conflict = (coefficients[own] @ products[:, other]).clamp_max(0.0)
-                coefficients[own, other] -= conflict / products[other, other].clamp_min(tiny)
+                conflict = (coefficients[group] @ products[:, other]).clamp_max(0.0)
+                coefficients[group, other] -= conflict / products[other, other].clamp_min(tiny)
         return coefficients.sum(0) @ gradients
 
 

@@ -29,13 +29,15 @@ class Separate(Weighting):
         """One backward pass per group; all gradients and losses are one tensor, so ranks exchange one sum."""
         rows = []
         for index, total in enumerate(totals.values()):
-            found: Sequence[Tensor | None] = [None] * len(parameters)
+            gradients: Sequence[Tensor | None] = [None] * len(parameters)
             if total.requires_grad:
                 more = index + 1 < len(totals)
-                found = torch.autograd.grad(turn.scale(total), parameters, retain_graph=more, allow_unused=True)
-            self._used.update(place for place, gradient in enumerate(found) if gradient is not None)
-            pairs = zip(found, parameters, strict=True)
-            flat = [(torch.zeros_like(own) if one is None else one).flatten() for one, own in pairs]
+                gradients = torch.autograd.grad(turn.scale(total), parameters, retain_graph=more, allow_unused=True)
+            self._used.update(place for place, gradient in enumerate(gradients) if gradient is not None)
+            flat = [
+                (torch.zeros_like(weight) if gradient is None else gradient).flatten()
+                for gradient, weight in zip(gradients, parameters, strict=True)
+            ]
             rows.append(torch.cat([*flat, total.detach().to(flat[0]).view(1)]))
         held = torch.stack(rows)
         self._held = held if self._held is None else self._held + held
@@ -47,11 +49,11 @@ class Separate(Weighting):
         assert self._held is not None
         whole = self._held if turn.reduce is None else turn.reduce(self._held)
         combined = self.combine(whole[:, :-1], whole[:, -1], turn)
-        pieces = torch.split(combined, [own.numel() for own in parameters])
-        for place, (own, piece) in enumerate(zip(parameters, pieces, strict=True)):
+        pieces = torch.split(combined, [weight.numel() for weight in parameters])
+        for place, (weight, piece) in enumerate(zip(parameters, pieces, strict=True)):
             # With several ranks, another rank may have used it, and all must make the same step.
             if place in self._used or turn.reduce is not None:
-                gradient = piece.view_as(own).to(own.dtype)
-                own.grad = gradient.clone() if own.grad is None else own.grad + gradient
+                gradient = piece.view_as(weight).to(weight.dtype)
+                weight.grad = gradient.clone() if weight.grad is None else weight.grad + gradient
         self._held = None
         self._used = set()

@@ -108,18 +108,18 @@ class Weighting(nn.Module, abc.ABC):
 
     def _totals(self, terms: Mapping[str, Tensor], groups: Mapping[str, str]) -> dict[str, Tensor]:
         """The sum of each group's terms, in the order of `self.groups`, or of first appearance if that is empty."""
-        homeless = sorted(set(terms) - set(groups))
-        found = dict.fromkeys(groups[name] for name in terms if name in groups)
-        if homeless or (self.groups and set(found) != set(self.groups)):
+        ungrouped = sorted(set(terms) - set(groups))
+        present = dict.fromkeys(groups[name] for name in terms if name in groups)
+        if ungrouped or (self.groups and set(present) != set(self.groups)):
             raise SettingError(
                 f"weighting {type(self).__name__} was built for the groups {sorted(self.groups)}; the step gave "
-                f"{sorted(found)}" + (f", and terms without a group: {homeless}" if homeless else "")
+                f"{sorted(present)}" + (f", and terms without a group: {ungrouped}" if ungrouped else "")
             )
         totals: dict[str, Tensor] = {}
         for name, value in terms.items():
             group = groups[name]
             totals[group] = totals[group] + value if group in totals else value
-        return {group: totals[group] for group in self.groups or found}
+        return {group: totals[group] for group in self.groups or present}
 
 
 class WeightingConfig(BaseModel):
