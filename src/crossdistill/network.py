@@ -23,7 +23,7 @@ from crossdistill.adapters import (
 from crossdistill.batch import Batch
 from crossdistill.errors import CrossdistillError, SettingError, SplitError, TapError, nearest
 from crossdistill.network_split import CutGraph, ReplayedCut
-from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
+from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, same_values
 from crossdistill.runtime.code_key import CodeKey, code_key
 from crossdistill.runtime.hashing import structure
 
@@ -205,9 +205,7 @@ class Network(nn.Module):
             for module, mode in modes.items():
                 module.training = mode
         for name in ("logits", "embedding"):
-            value = getattr(whole, name)
-            others = [getattr(part, name) for part in parts]
-            if value is not None and not all(torch.equal(value.nan_to_num(), other.nan_to_num()) for other in others):
+            if not all(same_values(getattr(whole, name), getattr(part, name)) for part in parts):
                 raise SplitError(
                     f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there"
                 )

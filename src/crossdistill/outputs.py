@@ -183,6 +183,13 @@ def aligned(first: Outputs, second: Outputs) -> tuple[Tensor, Tensor, Tensor | N
     return picked(first.need(Signal.LOGITS), mine), picked(second.need(Signal.LOGITS), theirs), rows
 
 
+def same_values(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two optional outputs are equal, bit for bit; NaN equals NaN."""
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first.nan_to_num(), second.nan_to_num())
+
+
 def spread(outputs: Outputs, num_rows: int) -> tuple[Tensor, Tensor]:
     """Logits for all rows of the batch, zeros in rows that the source lacks, and the mask of rows that it has."""
     logits = outputs.need(Signal.LOGITS)

@@ -69,7 +69,7 @@ def test_steps_move_the_weights_as_without_and_validation_sees_the_average() -> 
         for one in (plain, case):
             one.step(one.rows(number), number)
     assert all(torch.equal(value, case.weights()[name]) for name, value in plain.weights().items())
-    with case.training.judged():
+    with case.training.averaged():
         assert any(not torch.equal(value, case.weights()[name]) for name, value in plain.weights().items())
     assert case.training.ema is not None
     assert "ema" in case.training.state()

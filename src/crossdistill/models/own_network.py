@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from crossdistill.batch import Batch
 from crossdistill.errors import SettingError
 from crossdistill.network import Network
+from crossdistill.outputs import same_values
 from crossdistill.runtime.hashing import derived_seed
 
 
@@ -187,12 +188,8 @@ def watch(network: Network, batches: Iterable[Batch]) -> None:
             repeats = [network(batch) for _ in range(2)]
     network.train(was)
     network.changing |= {path for before, after in pairwise(codes) for path in before.changed(after)}
-    if not all(_is_same(getattr(repeats[0], name), getattr(repeats[1], name)) for name in ("logits", "embedding")):
+    if not all(same_values(getattr(repeats[0], name), getattr(repeats[1], name)) for name in ("logits", "embedding")):
         network.changing |= {RANDOM}
-
-
-def _is_same(first: Any, second: Any) -> bool:
-    return first is None or torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 RANDOM = "what it gives for one and the same row"

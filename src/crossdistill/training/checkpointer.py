@@ -120,7 +120,7 @@ class Saver:
     ) -> None:
         self._settings = recipe.checkpoints
         self._job, self._training, self._state = job, training, state
-        self._folder, self._where, self._tracking = folder, devices, tracking
+        self._folder, self._devices, self._tracking = folder, devices, tracking
         self._began = self._last = time.monotonic()
 
     def seconds(self) -> float:
@@ -131,11 +131,11 @@ class Saver:
         """Whether to save after this step."""
         if self._settings.steps is not None:
             return (step + 1) % self._settings.steps == 0
-        return self._where.ranks == 1 and self._minutes_are_over()
+        return self._devices.ranks == 1 and self._minutes_are_over()
 
     def due_after_epoch(self) -> bool:
         """Whether to save after this epoch."""
-        return self._settings.steps is not None or self._where.same(str(self._minutes_are_over())) == "True"
+        return self._settings.steps is not None or self._devices.same(str(self._minutes_are_over())) == "True"
 
     def save(self, epoch: int, step: int) -> None:
         """Write a checkpoint from which `step` is the next step."""
@@ -143,7 +143,7 @@ class Saver:
         state = {
             "key": self._job.key,
             "training": self._training.state(),
-            "rng": self._where.random_state(),
+            "rng": self._devices.random_state(),
             "best": {"values": self._state.values, "epochs": self._state.epochs},
             "history": self._state.history,
             "totals": self._state.totals,
@@ -152,7 +152,7 @@ class Saver:
         }
         best = self._state.best
         tensors = {**moving(self._job.modules()), **{name: kept.tensor for name, kept in best.items()}}
-        if self._where.is_main:
+        if self._devices.is_main:
             save_checkpoint(self._folder, Checkpoint(self._job.index, epoch, step, tensors, state), self._settings.keep)
         for kept in best.values():
             kept.release()
@@ -193,7 +193,7 @@ class Saver:
         state.totals.update(saved.state["totals"])
         state.history, state.seconds = list(saved.state["history"]), float(saved.state["seconds"])
         # Last, since the steps before may have drawn random numbers.
-        self._where.restore_random_state(saved.state["rng"])
+        self._devices.restore_random_state(saved.state["rng"])
         return saved.epoch, saved.step
 
     def _minutes_are_over(self) -> bool:

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, r
 from crossdistill.run_folder.folder import device_for, drop_leftover, examine, go_on, held_by_all, run_folders, take
 from crossdistill.run_folder.initial_weights import with_initial_weights
 from crossdistill.run_folder.loggers import Tracking, require
-from crossdistill.runtime.distributed import Devices, devices
+from crossdistill.runtime import distributed
+from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.hashing import derived_seed, fingerprint, tensor_hash
 from crossdistill.runtime.interruption import Interruption
 from crossdistill.runtime.lock import Holder, Lock
@@ -98,61 +100,50 @@ def run(
     for data in (dataset, recipe.data):
         if isinstance(data, Dataset):
             data.check_unchanged()
-    with ExitStack() as held:
-        held.callback(end_workers)
+    with ExitStack() as stack:
+        stack.callback(end_workers)
         if stop is None:
-            stop = held.enter_context(Interruption((signal.SIGINT,), if_default=True))
-        where = held.enter_context(devices(device_for(out, recipe, resume)))
+            stop = stack.enter_context(Interruption((signal.SIGINT,), if_default=True))
+        devices = stack.enter_context(distributed.devices(device_for(out, recipe, resume)))
         if display is None:
-            display = held.enter_context(Terminal()) if progress and where.is_main and attended() else Quiet()
-        done, _ = examine(out, recipe, resume, where) if resume else (None, None)
-        if done is None:
-            held.enter_context(held_by_all(out, where, _said(display, out) if wait else None))
-            # The process that held the folder before may have finished the run.
-            done, damage = examine(out, recipe, resume, where)
-            if done is None:
-                if damage is not None:
-                    display.say(f"{damage}; what the run wrote at its end is written again")
-                members = (recipe.student, *recipe.teachers.values())
-                with left_as_they_were([member for member in members if isinstance(member, Network)]):
-                    return _computed(recipe, out, resume, share, banks, dataset, where, display, stop, split)
-        if where.is_main:
-            drop_leftover(out)
-        display.say(f"{out} is finished already; nothing to do")
-        return done
+            display = stack.enter_context(Terminal()) if progress and devices.is_main and attended() else Quiet()
+        report, _ = examine(out, recipe, resume, devices) if resume else (None, None)
+        if report is None:
+            waiting = _show_holder(display, str(out), "computes") if wait else None
+            stack.enter_context(held_by_all(out, devices, waiting))
+            # Again, now under the lock: the process that held it may have finished the run.
+            report, damage = examine(out, recipe, resume, devices)
+            if damage is not None:
+                display.say(f"{damage}; what the run wrote at its end is written again")
+        if report is not None:
+            if devices.is_main:
+                drop_leftover(out)
+            display.say(f"{out} is finished already; nothing to do")
+            return report
+        networks = [member for member in (recipe.student, *recipe.teachers.values()) if isinstance(member, Network)]
+        with left_as_they_were(networks):
+            plan = _prepare(recipe, out, resume, dataset, devices, display)
+            return _train(_Run(plan, out, share, banks, devices, display, stop), split)
 
 
-def _said(display: Display, out: Path) -> Callable[[Holder], None]:
-    return lambda holder: display.say(f"{out}: waits for {holder}, which computes it")
+def _show_holder(display: Display, subject: str, activity: str) -> Callable[[Holder], None]:
+    """A function that shows which process holds the lock for which this one waits."""
+    return lambda holder: display.say(f"{subject}: waits for {holder}, which {activity} it")
 
 
-def _computed(
-    recipe: Recipe,
-    out: Path,
-    resume: bool,
-    share: Path | None,
-    banks: Path,
-    dataset: Dataset | None,
-    devices: Devices,
-    display: Display,
-    stop: Stop,
-    split: str,
-) -> Report:
-    """Train all stages and write the results; this process holds the lock of the folder."""
+def _prepare(
+    recipe: Recipe, out: Path, resume: bool, dataset: Dataset | None, devices: Devices, display: Display
+) -> Plan:
+    """Load the data, plan all stages, and start the run in its folder; this process holds the folder's lock."""
     devices.reset_peak()
     require(recipe.tracking)
     if dataset is None:
         dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
     for line in dataset.facts():
         display.say(f"data {dataset.name!r}: {line}")
-    decided = load_choices(out) if resume else None
-    plan = prepare(
-        with_initial_weights(recipe, dataset, out, devices, display.say),
-        dataset,
-        devices.device,
-        decided,
-        devices.ranks,
-    )
+    weighted = with_initial_weights(recipe, dataset, out, devices, display.say)
+    choices = load_choices(out) if resume else None
+    plan = prepare(weighted, dataset, devices.device, choices, devices.ranks)
     trained = {name for job in plan.jobs for name in job.trained}
     for line in (*absent_inputs(dataset, plan.members), *frozen_parameters(plan.members, trained)):
         display.say(line)
@@ -163,82 +154,81 @@ def _computed(
             display.say(f"{job.stage.name}: chosen: {chosen}")
     if devices.is_main:
         save_choices(out, {job.folder: job.choices for job in plan.jobs})
-    outcomes, memory = [], devices.peak_memory()
-    with Tracking(out, recipe.tracking, recipe.name, silent=not devices.is_main) as tracking:
-        check = TeacherCheck(plan, devices, display)
-        for job in plan.jobs:
-            outcomes.append(_stage(plan, job, out, share, banks, devices, tracking, display, check, stop))
-    return finish(plan, out, outcomes, devices, split, memory)
+    return plan
 
 
-def _stage(
-    plan: Plan,
-    job: Job,
-    out: Path,
-    share: Path | None,
-    banks: Path,
-    devices: Devices,
-    tracking: Tracking,
-    display: Display,
-    check: TeacherCheck,
-    stop: Stop,
-) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The arguments that all stages of a run share."""
+
+    plan: Plan
+    out: Path
+    share: Path | None
+    banks: Path
+    devices: Devices
+    display: Display
+    stop: Stop
+
+
+def _train(run: _Run, split: str) -> Report:
+    """Train all stages, and write the results."""
+    plan, devices = run.plan, run.devices
+    memory = devices.peak_memory()
+    with Tracking(run.out, plan.recipe.tracking, plan.recipe.name, silent=not devices.is_main) as tracking:
+        check = TeacherCheck(plan, devices, run.display)
+        outcomes = [_finished_stage(run, job, tracking, check) for job in plan.jobs]
+    return finish(plan, run.out, outcomes, devices, split, memory)
+
+
+def _finished_stage(run: _Run, job: Job, tracking: Tracking, check: TeacherCheck) -> Outcome:
     """The outcome of a stage: read from this run's folder or from the shared folder, or else trained now."""
-    modules, stage_folder = job.modules(), out / "stages" / job.folder
+    share, modules, stage_folder = run.share, job.modules(), run.out / "stages" / job.folder
     if share is not None and job.unkeyed:
-        display.say(
-            f"{job.stage.name}: not shared with other runs, since its key would be incomplete: {_first(job.unkeyed)}"
-        )
+        reasons = "; ".join(job.unkeyed[:3]) + (f"; and {len(job.unkeyed) - 3} more" if len(job.unkeyed) > 3 else "")
+        run.display.say(f"{job.stage.name}: not shared with other runs, since its key would be incomplete: {reasons}")
         share = None
-    about = load_outcome(stage_folder, modules, job.key) or _shared(
-        job, stage_folder, share, devices, tracking, display
-    )
-    if about is None:
+    outcome = load_outcome(stage_folder, modules, job.key) or _copied_from(share, run, job, tracking)
+    if outcome is None:
         # The lock coordinates runs of one rank each. A run of several ranks does not take it.
-        lock = Lock(share / "locks" / job.key) if share is not None and devices.ranks == 1 else None
-        with nullcontext() if lock is None else lock.held(_waiting(job, display)):
-            # The process that held the lock before may have trained the stage.
-            about = None if lock is None else _shared(job, stage_folder, share, devices, tracking, display)
-            if about is None:
-                devices.reset_peak()
-                supplied, seconds = supply(job, plan.recipe.bank, banks, devices, display)
-                teachers = check.before(supplied)
-                about = fit(plan, supplied, out, devices, tracking, display, stop)
-                about |= {"seconds": about["seconds"] + seconds, "bank_seconds": seconds, "teachers": teachers}
-                about |= {} if job.stage.ema is None else {"ema": job.stage.ema}
-                devices.wait()
-                if devices.is_main:
+        lock = Lock(share / "locks" / job.key) if share is not None and run.devices.ranks == 1 else None
+        with nullcontext() if lock is None else lock.held(_show_holder(run.display, job.stage.name, "trains")):
+            # Again, now under the lock: the process that held it may have trained the stage.
+            outcome = None if lock is None else _copied_from(share, run, job, tracking)
+            if outcome is None:
+                outcome = _train_stage(run, job, tracking, check)
+                run.devices.wait()
+                if run.devices.is_main:
                     for folder in [stage_folder, *([] if share is None else [share / job.key])]:
-                        save_outcome(folder, modules, about)
-                devices.wait()
-    tracking.finished_bytes = int(about["metrics"])
-    check.after(job, about)
-    if devices.is_main:
-        drop_checkpoints(out / "checkpoints")
+                        save_outcome(folder, modules, outcome)
+                run.devices.wait()
+    tracking.finished_bytes = int(outcome["metrics"])
+    check.after(job, outcome)
+    if run.devices.is_main:
+        drop_checkpoints(run.out / "checkpoints")
     for module in modules.values():
         module.requires_grad_(False).eval()
-    return Outcome(job.stage.name, about)
+    return Outcome(job.stage.name, outcome)
 
 
-def _first(reasons: Sequence[str]) -> str:
-    return "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-
-
-def _shared(
-    job: Job, stage_folder: Path, share: Path | None, devices: Devices, tracking: Tracking, display: Display
-) -> dict[str, Any] | None:
+def _copied_from(share: Path | None, run: _Run, job: Job, tracking: Tracking) -> dict[str, Any] | None:
     """Copy the outcome of a stage from the shared folder into this run; None if it is not there."""
-    about = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
-    if about is not None:
-        display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
-        about |= {"metrics": tracking.position()}
-        if devices.is_main:
-            save_outcome(stage_folder, job.modules(), about)
-    return about
+    outcome = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
+    if outcome is not None:
+        run.display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
+        outcome |= {"metrics": tracking.position()}
+        if run.devices.is_main:
+            save_outcome(run.out / "stages" / job.folder, job.modules(), outcome)
+    return outcome
 
 
-def _waiting(job: Job, display: Display) -> Callable[[Holder], None]:
-    return lambda holder: display.say(f"{job.stage.name}: waits for {holder}, which trains it too")
+def _train_stage(run: _Run, job: Job, tracking: Tracking, check: TeacherCheck) -> dict[str, Any]:
+    """Fill the banks of a stage, measure its teachers, and train it; returns its `outcome.json`."""
+    run.devices.reset_peak()
+    banked, seconds = supply(job, run.plan.recipe.bank, run.banks, run.devices, run.display)
+    teachers = check.before(banked)
+    outcome = fit(run.plan, banked, run.out, run.devices, tracking, run.display, run.stop)
+    outcome |= {"seconds": outcome["seconds"] + seconds, "bank_seconds": seconds, "teachers": teachers}
+    return outcome if job.stage.ema is None else outcome | {"ema": job.stage.ema}
 
 
 def fit(
@@ -259,25 +249,26 @@ def fit(
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices, out)
     state = StageState(out)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", devices, tracking)
-    _measure(plan, job, training, devices)
+    if type(job.method).measure is not Method.measure:
+        job.method.measure(_measuring_pass(plan, job, training, devices), job.student, job.teachers)
     if training.ema is not None:
         display.say(f"{stage.name}: {training.ema.note(stage.epochs * steps)}")
     monitor = Monitor(stage.name, devices.device.type, tracking, saver.kept, state.totals)
     pace = Pace(stage, monitor)
-    start = saver.resume()
-    if start != (0, 0):
-        display.say(f"{stage.name}: goes on from epoch {start[0]}, step {start[1]}")
+    first_epoch, first_step = saver.resume()
+    if (first_epoch, first_step) != (0, 0):
+        display.say(f"{stage.name}: goes on from epoch {first_epoch}, step {first_step}")
     display.begin(stage.name, stage.epochs * steps)
-    display.advance(start[0] * steps + start[1])
-    for epoch in range(start[0], stage.epochs):
-        first = start[1] if epoch == start[0] else 0
-        for step, (rows, parts) in enumerate(training.batches(job.order.epoch(epoch, first), epoch), first):
+    display.advance(first_epoch * steps + first_step)
+    for epoch in range(first_epoch, stage.epochs):
+        skipped = first_step if epoch == first_epoch else 0
+        for step, (rows, parts) in enumerate(training.batches(job.order.epoch(epoch, skipped), epoch), skipped):
             progress = Progress(epoch, stage.epochs, step, steps, devices.gather)
-            check_now = monitor.add(rows, progress, training.step(rows, progress, parts))
+            check_due = monitor.add(rows, progress, training.step(rows, progress, parts))
             display.advance()
             # Ranks have to agree on stopping, which synchronises them: only when the numbers are checked.
-            stopping = devices.same(str(stop())) == "True" if check_now or devices.ranks == 1 else False
-            if check_now or stopping or saver.due(step):
+            stopping = devices.same(str(stop())) == "True" if check_due or devices.ranks == 1 else False
+            if check_due or stopping or saver.due(step):
                 monitor.check()
                 display.status(pace.text(epoch))
             if stopping or saver.due(step):
@@ -289,7 +280,7 @@ def fit(
                 )
         monitor.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(devices.add_up if devices.ranks > 1 else None)
-        pace.validated(epoch, steps, _judged(epoch, job, training, devices, state))
+        pace.validated(epoch, steps, _validate_epoch(epoch, job, training, devices, state))
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
     training.leave()
@@ -309,22 +300,16 @@ def fit(
     }
 
 
-def _judged(epoch: int, job: Job, training: Training, devices: Devices, state: StageState) -> dict[str, float]:
+def _validate_epoch(epoch: int, job: Job, training: Training, devices: Devices, state: StageState) -> dict[str, float]:
     """Validate after an epoch, and keep the best weights so far."""
-    with training.judged():
+    with training.averaged():
         validation = validate(job, training, devices)
         state.history.append({"epoch": epoch, **validation})
         state.consider(epoch, validation, selected_parts(job) if job.stage.select == "best" else {})
     return validation
 
 
-def _measure(plan: Plan, job: Job, training: Training, devices: Devices) -> None:
-    """The method's own pass over the training data, for those that have one."""
-    if type(job.method).measure is not Method.measure:
-        job.method.measure(_training_pass(plan, job, training, devices), job.student, job.teachers)
-
-
-def _training_pass(plan: Plan, job: Job, training: Training, devices: Devices) -> Iterator[Batch]:
+def _measuring_pass(plan: Plan, job: Job, training: Training, devices: Devices) -> Iterator[Batch]:
     """The training rows, shuffled by the recipe's seed, since methods may use a batch as a random sample."""
     generator = torch.Generator().manual_seed(derived_seed("measure", plan.recipe.seed))
     train = job.dataset.splits["train"]

@@ -76,7 +76,7 @@ class Training:
                 network.module.get_parameter(name).requires_grad_(False)
         if stage.cuda_graphs and devices.ranks > 1:
             raise SettingError(f"stage {stage.name!r}: cuda_graphs is for one process, and there are {devices.ranks}")
-        for network in self._running():
+        for network in self._networks():
             network.use_compiled(stage.compile)
         self.precision = Precision(stage.precision, devices.device, keeps_casts=not stage.cuda_graphs)
         self.weighting = stage.weighting.build(job.groups).to(devices.device)
@@ -84,7 +84,7 @@ class Training:
             p for module in (*job.modules().values(), self.weighting) for p in module.parameters() if p.requires_grad
         ]
         self.optimizer = optimizer_for(
-            stage.optimizer, self._by_rate(stage.optimizer), graphed=stage.cuda_graphs, folder=folder
+            stage.optimizer, self._parameter_groups(stage.optimizer), graphed=stage.cuda_graphs, folder=folder
         )
         # Gradients stay in factors if one pass computes the whole gradient and the optimizer is the next to read it.
         self._factored = (
@@ -98,7 +98,7 @@ class Training:
         self._joint = JointStatistics(self._in_train_mode(), devices.exchange) if devices.ranks > 1 else None
         self._together = devices.wrap(_Together(job)) if devices.ranks > 1 else None
         self._graphed = (
-            GraphedStep(lambda batch, progress: self._move([batch], 1, len(batch), progress), CudaGraphs())
+            GraphedStep(lambda batch, progress: self._update([batch], 1, len(batch), progress), CudaGraphs())
             if stage.cuda_graphs
             else None
         )
@@ -142,7 +142,7 @@ class Training:
             logs = self._graphed(next(batches), progress)
         else:
             parts = len(share_of(rows, devices.rank, devices.ranks, job.stage.micro_batches))
-            logs = self._move(batches, parts, len(rows), progress)
+            logs = self._update(batches, parts, len(rows), progress)
         with warnings.catch_warnings():
             if self.precision.scales:
                 # torch warns about the order of calls if the first step overflowed.
@@ -154,7 +154,7 @@ class Training:
         return logs
 
     @contextmanager
-    def judged(self) -> Iterator[None]:
+    def averaged(self) -> Iterator[None]:
         """A context for validation, in which the learner has its averaged weights, as at the end of the stage."""
         if self.ema is None:
             yield
@@ -174,7 +174,7 @@ class Training:
             self.agree()
             self.ema.exchange()
 
-    def _move(self, batches: Iterable[Batch], parts: int, total: int, progress: Progress) -> dict[str, Tensor]:
+    def _update(self, batches: Iterable[Batch], parts: int, total: int, progress: Progress) -> dict[str, Tensor]:
         """Update the weights from the micro-batches of a step; returns its logged values."""
         job, devices = self.job, self.devices
         self.optimizer.zero_grad(set_to_none=True)
@@ -244,12 +244,12 @@ class Training:
         """Trained modules: the method, and networks (or only some layers of a network that trains at taps)."""
         return [*moving_parts(self.job.trained).values(), self.job.method]
 
-    def _running(self) -> list[Network]:
+    def _networks(self) -> list[Network]:
         """Networks of the student and the teachers of this stage, each once."""
         networks = [TeacherBase.of(source).network for source in (self.job.student, *self.job.teachers.values())]
         return list({id(network): network for network in networks if network is not None}.values())
 
-    def _by_rate(self, config: OptimizerConfig) -> list[dict[str, Any]]:
+    def _parameter_groups(self, config: OptimizerConfig) -> list[dict[str, Any]]:
         modules: dict[str, nn.Module] = {**self.job.modules(), "weighting": self.weighting}
         groups = []
         for name, module in modules.items():

@@ -58,7 +58,7 @@ class TeacherCheck:
     """Measures each teacher of a run once before its first use, and again after a stage that trains it."""
 
     def __init__(self, plan: Plan, devices: Devices, display: Display) -> None:
-        self._plan, self._where, self._display = plan, devices, display
+        self._plan, self._devices, self._display = plan, devices, display
         self._known: dict[str, dict[str, Any]] = {}
         self._trained: set[str] = set()
 
@@ -108,26 +108,26 @@ class TeacherCheck:
 
     def _predicted(self, teacher: TeacherBase, job: Job) -> Predictions | None:
         """Predictions for the validation rows: each rank computes its share, and all ranks get the whole."""
-        where, rows = self._where, job.dataset.splits["validation"]
+        devices, rows = self._devices, job.dataset.splits["validation"]
         for module in TeacherBase.of(self._plan.teachers.get(teacher.name, teacher)).modules():
             module.eval()
         source = teacher.select({Signal.LOGITS})
-        with torch.random.fork_rng([where.device] if where.device.type == "cuda" else []):
+        with torch.random.fork_rng([devices.device] if devices.device.type == "cuda" else []):
             needed = source.inputs_needed
-            share = predict(source, job.dataset, rows[where.rank :: where.ranks], where.device, only=needed)
-        parts = where.everyone((share.ids, share.predicted, share.targets))
+            share = predict(source, job.dataset, rows[devices.rank :: devices.ranks], devices.device, only=needed)
+        parts = devices.everyone((share.ids, share.predicted, share.targets))
         ids, predicted, targets = (torch.cat(values) for values in zip(*parts, strict=True))
         return Predictions(ids, predicted, targets) if len(targets) else None
 
     def _warn(self, job: Job, name: str, accuracy: TeacherAccuracy, predictions: Predictions) -> None:
-        if self._where.is_main:
+        if self._devices.is_main:
             log.warning(
                 "stage %r: teacher %r is no better than chance on the validation split (%s): %s",
                 job.stage.name, name, accuracy.text(), self._cause(name, predictions),
             )  # fmt: skip
 
     def _warn_of_order(self, job: Job, name: str, accuracy: TeacherAccuracy) -> None:
-        if self._where.is_main:
+        if self._devices.is_main:
             log.warning(
                 "stage %r: teacher %r (%s) is right about many more rows once its classes are permuted, so some of its "
                 "logits seem to be in another order than the data's classes (%s, ...): put them into this order "
