@@ -224,7 +224,11 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 def _options_of(name: str) -> dict[str, inspect.Parameter]:
     """The options that a model leaves open."""
     model = find_model(name)
-    return {key: one for key, one in inspect.signature(model.make()).parameters.items() if key not in model.fixed}
+    return {
+        key: parameter
+        for key, parameter in inspect.signature(model.make()).parameters.items()
+        if key not in model.fixed
+    }
 
 
 def build_network(name: str, reads: tuple[str, ...] | None = None, **options: Any) -> Network:
