@@ -4,7 +4,8 @@ import torch
 from facts import raises
 
 from crossdistill.batch import MISSING_TARGET, InputSpec
-from crossdistill.data.dataset import Dataset, Licence, hide_labels
+from crossdistill.data.dataset import Dataset, Licence
+from crossdistill.data.hidden_labels import hide_labels
 from crossdistill.errors import DataError, SettingError, ShapeError
 
 

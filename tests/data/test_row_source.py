@@ -12,7 +12,8 @@ from crossdistill import run
 from crossdistill.batch import InputSpec
 from crossdistill.compare.results.pairwise import sample_numbers
 from crossdistill.data.augmentation import OwnAugmentation, Variation, Variations
-from crossdistill.data.dataset import Dataset, hide_labels
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.hidden_labels import hide_labels
 from crossdistill.data.row_source import RowSource
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
 from crossdistill.planning.sources import unkeyed_views

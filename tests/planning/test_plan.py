@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from crossdistill import Network, NetworkConfig, OptimizerConfig, Stage
-from crossdistill.data.dataset import Dataset, hide_labels
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.hidden_labels import hide_labels
 from crossdistill.errors import RecipeError
 from crossdistill.methods import KD, Collaborate, Specialise
 from crossdistill.planning.plan import Plan, prepare

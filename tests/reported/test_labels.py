@@ -10,7 +10,8 @@ from facts import raises
 
 from crossdistill.batch import MISSING_TARGET, InputSpec
 from crossdistill.data.augmentation import Variation, Variations
-from crossdistill.data.dataset import Dataset, hide_labels
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.hidden_labels import hide_labels
 from crossdistill.errors import CrossdistillError, DataError, SettingError, ShapeError
 
 ROWS = 30

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossdistill.data.row_source import Rows
+from crossdistill.data.variable_length import told_lengths
 from crossdistill.errors import DataError, ShapeError
 
 CURES = {
@@ -247,6 +248,13 @@ def _check_even(rows: Sequence[Any], where: str) -> None:
         if shape is None:
             raise ShapeError(f"{where}: row {row} is itself made of parts of different lengths; pad or cut them")
         if shape != shapes[0]:
+            known = [one for one in shapes if one]
+            if len(known) == len(shapes) and len({one[1:] for one in known}) == 1:
+                name = where.rpartition(": ")[2]
+                raise ShapeError(
+                    f"{where} has {len(known)} rows of {told_lengths([one[0] for one in known])}: "
+                    f"inputs={{{name}: Padded().rows(values)}}"
+                )
             raise ShapeError(
                 f"{where} has rows of different shapes: row 0 has {shapes[0]}, row {row} has {shape}; "
                 "pad or cut them to one"

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.cache import CacheEntry
 from crossdistill.data.content import OnProgress, quiet
-from crossdistill.data.dataset import Dataset, hide_labels
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.hidden_labels import hide_labels
 from crossdistill.data.workers import Workers
 from crossdistill.errors import DataError
 

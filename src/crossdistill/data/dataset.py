@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
@@ -17,6 +16,7 @@ from crossdistill.data.augmentation import Augmentation, Variations, drawn_views
 from crossdistill.data.content import OnProgress, content_sample, hash_content
 from crossdistill.data.input_options import check_described
 from crossdistill.data.labels import as_targets
+from crossdistill.data.other_datasets import from_huggingface, from_shards, from_torch
 from crossdistill.data.remarks import described, remarks
 from crossdistill.data.row_source import Rows, checked, is_row_source, read_rows, sources_in
 from crossdistill.data.split import check_splits, default_split
@@ -216,6 +216,21 @@ class Dataset:
             log.warning("dataset %r: %s", name, remark)
         return dataset
 
+    @classmethod
+    def from_torch(cls, name: str, dataset: Any, columns: Any = None, **settings: Any) -> "Dataset":
+        """Over a map-style `torch.utils.data.Dataset`, read when steps need its rows; see `data.other_datasets`."""
+        return from_torch(cls.from_arrays, name, dataset, columns, **settings)
+
+    @classmethod
+    def from_huggingface(cls, name: str, dataset: Any, columns: Any = None, **settings: Any) -> "Dataset":
+        """Over a Hugging Face `datasets.Dataset`, read when steps need its rows; see `data.other_datasets`."""
+        return from_huggingface(cls.from_arrays, name, dataset, columns, **settings)
+
+    @classmethod
+    def from_shards(cls, name: str, paths: Any, columns: Any = None, **settings: Any) -> "Dataset":
+        """Over tar shards (WebDataset), read when steps need their rows; see `data.other_datasets`."""
+        return from_shards(cls.from_arrays, name, paths, columns, **settings)
+
     def check_unchanged(self) -> None:
         """Compare the values with those that the fingerprint was computed from; a sample of rows for large arrays.
 
@@ -318,35 +333,6 @@ class Dataset:
     def example(self, rows: int = 2) -> Batch:
         """The first rows of the training split, for shapes."""
         return self.batch(self.splits["train"][:rows])
-
-
-def hide_labels(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
-    """Keep this fraction of the training labels for the student, stratified by class.
-
-    Deterministic for a seed and nested: the rows kept at 0.05 are among those kept at 0.1. Every class keeps at least
-    one row if the fraction amounts to one row per class. Labels of validation and test rows are kept, teachers train
-    on all labels, and the fingerprint does not change.
-
-    Raises:
-        SettingError: the fraction is not in (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise SettingError(f"labelled: wanted a fraction in (0, 1], got {fraction}")
-    if fraction == 1:
-        return dataset
-    train = dataset.splits["train"]
-    before = torch.ones(len(dataset), dtype=torch.bool) if dataset.labelled is None else dataset.labelled
-    usable = train[before[train] & (dataset.targets[train] != MISSING_TARGET)]
-    kept = before.clone()
-    kept[train] = False
-    at_least = 1 if fraction * len(usable) >= len(dataset.classes) else 0
-    for number in range(len(dataset.classes)):
-        of_class = usable[dataset.targets[usable] == number].numpy()
-        order = np.random.default_rng([seed, number]).permutation(np.sort(of_class))
-        count = min(len(of_class), max(at_least, round(fraction * len(of_class))))
-        kept[torch.from_numpy(order[:count])] = True
-    # The fingerprint stays: stages that do not use the hidden labels are shared with runs that hide none.
-    return replace(dataset, labelled=kept)
 
 
 def content_fingerprint(dataset: Dataset, progress: OnProgress | None = None) -> str:
