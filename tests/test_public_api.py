@@ -20,11 +20,11 @@ from crossdistill.errors import SettingError
 from crossdistill.planning.fill_banks import prefill
 
 PUBLIC = [
-    "Augmentation", "Batch", "CrossdistillError", "Cut", "DataSpec", "Dataset", "Distiller", "InputSpec", "Live",
-    "Masked", "Method", "MethodConfig", "Network", "NetworkConfig", "OptimizerConfig", "OutputSpec", "Outputs",
-    "OwnAugmentation", "Progress", "Recipe", "Report", "Row", "Signal", "Stage", "Step", "Student", "Teacher", "Term",
-    "Variation", "Variations", "__version__", "compare", "list_methods", "list_models", "load_student", "losses",
-    "methods", "run",
+    "Augmentation", "Batch", "CrossdistillError", "Cut", "DataSpec", "Dataset", "Distiller", "ExperimentSetup",
+    "InputSpec", "Live", "Masked", "Method", "MethodConfig", "Network", "NetworkConfig", "OptimizerConfig",
+    "OutputSpec", "Outputs", "OwnAugmentation", "Progress", "Recipe", "Report", "Row", "Signal", "Stage", "Step",
+    "Student", "Teacher", "Term", "Variation", "Variations", "__version__", "compare", "list_methods",
+    "list_models", "load_student", "losses", "methods", "run",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Train and compare:
 
     run(recipe, folder)              train a Recipe's stages, evaluate the student, return a Report
     Distiller(student, teachers, method)   a loss for your own training loop
-    compare                          grids of recipes with paired statistics: compare.compare(compare.Grid(...), folder)
+    compare(setup, methods=[...])    methods side by side on your own data and networks, with paired statistics
     list_methods(), list_models()    names for Stage(method=...) and NetworkConfig(model=...)
 
 A Recipe is made of:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from crossdistill.network import Network
     from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal
     from crossdistill.recipe import NetworkConfig, Recipe
+    from crossdistill.recipes.setup import ExperimentSetup
     from crossdistill.report import Report, Row
     from crossdistill.stage import OptimizerConfig, Stage
     from crossdistill.student import Student, load_student
@@ -54,6 +55,7 @@ _HOMES = {
     "DataSpec": "method",
     "Dataset": "data.dataset",
     "Distiller": "distiller",
+    "ExperimentSetup": "recipes.setup",
     "InputSpec": "batch",
     "Live": "teacher",
     "Masked": "teacher",
@@ -93,6 +95,7 @@ __all__ = [
     "DataSpec",
     "Dataset",
     "Distiller",
+    "ExperimentSetup",
     "InputSpec",
     "Live",
     "Masked",

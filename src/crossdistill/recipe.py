@@ -135,8 +135,8 @@ class Recipe(BaseModel):
     """Trackers that receive the metrics besides metrics.jsonl, which is always written."""
     method: str | None = None
     """Name of the method in tables; by default the last stage's method."""
-    kind: Literal["mm", "cm", "mm+cm"] | None = None
-    """Kind of the teachers, for tables: multimodal, cross-modal, both."""
+    kind: Literal["mm", "cm", "mm+cm", "named"] | None = None
+    """Kind of the teachers, for tables: multimodal, cross-modal, both, or those that a setup names."""
     origin: str | None = None
     """The command that builds this recipe again, where a function built it."""
 
@@ -227,10 +227,12 @@ class Recipe(BaseModel):
     @property
     def learner(self) -> str:
         """The student's name among the members."""
-        if self.student_name is not None:
-            return self.student_name
-        reads = self.student.reads if isinstance(self.student, Network) else self.student.modalities
-        return "+".join(reads)
+        return "+".join(self.reads) if self.student_name is None else self.student_name
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The modalities that the student reads."""
+        return self.student.reads if isinstance(self.student, Network) else self.student.modalities
 
     @property
     def live(self) -> list[str]:

@@ -21,7 +21,7 @@ from crossdistill.data.sets.av_digits import AvDigitsConfig
 from crossdistill.errors import NonFiniteError, RecipeError, ResumeError, RunError
 from crossdistill.methods.specialise import Specialise
 from crossdistill.recipes.setup import ExperimentSetup
-from crossdistill.recipes.stages import PLANS, MethodPlan, pretrained
+from crossdistill.recipes.stages import PLANS, MethodPlan, from_labels
 from crossdistill.run_folder.folder import LOCK
 from crossdistill.runtime.files import read_json, read_sealed, write_sealed
 from crossdistill.training import runner
@@ -85,7 +85,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def taps_that_are_not_there(setup: ExperimentSetup, student: str, teachers: Any) -> tuple[Stage, ...]:
     method = Specialise(taps=dict.fromkeys(teachers, ("no_such_layer",)))
-    return (*pretrained(setup, teachers), Stage(name="specialise", method=method, epochs=1, trains=()))
+    return (*from_labels(setup, teachers), Stage(name="specialise", method=method, epochs=1, trains=()))
 
 
 def test_every_stage_is_trained_once_and_shared(tmp_path: Path, here: list[Here], fitted: list[str]) -> None:

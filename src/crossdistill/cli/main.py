@@ -222,7 +222,9 @@ def compare_command(
 
         typer.echo(dry_run_report(grid, jobs, on))
         return
-    folder = out or Path("runs") / f"compare-{data}"
+    # Of FILE.py:FUNCTION, which no folder can be called on every system, the names of both.
+    source, _, function = data.rpartition(":")
+    folder = out or Path("runs") / f"compare-{f'{Path(source).stem}-' if source else ''}{function}"
     try:
         comparison = compare(grid, folder, jobs=jobs, resume=resume, on=on)
     except KeyboardInterrupt as error:

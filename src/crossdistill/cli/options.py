@@ -69,7 +69,12 @@ OwnRecipe = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 
 DataName = Annotated[
-    str, typer.Argument(metavar="DATA", help="Name of a data set; `crossdistill list data` lists them.")
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Name of a data set (`crossdistill list data`), or FILE.py:FUNCTION (package.module:FUNCTION), whose "
+        "function returns an ExperimentSetup: your own data and networks.",
+    ),
 ]
 Methods = Annotated[
     str | None,

@@ -9,7 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 from crossdistill.compare.cell import loaded
 from crossdistill.compare.feasibility import Feasibility
 from crossdistill.compare.grid import Cell, Grid
-from crossdistill.data.config import DataConfig
 from crossdistill.errors import RunError
 from crossdistill.overrides import sentences
 from crossdistill.planning.plan import prepare
@@ -96,7 +95,6 @@ def _timed(cell: Cell, names: Sequence[str]) -> dict[str, Timed]:
     import torch
 
     recipe = cell.recipe()
-    assert isinstance(recipe.data, DataConfig)
     threads = torch.get_num_threads()
     # In one thread, as in a worker.
     torch.set_num_threads(1)

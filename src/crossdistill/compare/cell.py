@@ -21,8 +21,10 @@ KEPT = 4
 _DATASETS: dict[str, Dataset] = {}
 
 
-def loaded(config: DataConfig, progress: Callable[[str, int, int], None] | None = None) -> Dataset:
-    """The data set of a configuration, from memory if it was used recently."""
+def loaded(config: DataConfig | Dataset, progress: Callable[[str, int, int], None] | None = None) -> Dataset:
+    """The data set of a configuration, from memory if it was used recently; a data set itself is returned unchanged."""
+    if isinstance(config, Dataset):
+        return config
     key = config.model_dump_json()
     if key not in _DATASETS:
         while len(_DATASETS) >= KEPT:
@@ -41,7 +43,6 @@ def train(task: dict[str, Any], send: Send) -> str:
     torch.set_num_threads(1)
     cell, out = Cell.from_data(task["cell"]), Path(task["out"])
     recipe = cell.recipe()
-    assert isinstance(recipe.data, DataConfig)
     report = run(
         recipe,
         out,

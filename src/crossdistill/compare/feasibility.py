@@ -7,7 +7,6 @@ from torch import nn
 
 from crossdistill.compare.cell import loaded
 from crossdistill.compare.grid import Cell, unplaced
-from crossdistill.data.config import DataConfig
 from crossdistill.errors import CrossdistillError, RecipeError
 from crossdistill.planning.plan import Plan, prepare
 from crossdistill.recipe import Recipe
@@ -81,7 +80,6 @@ def check_feasibility(cells: Sequence[Cell], display: Display) -> Feasibility:
             )
             display.advance()
             continue
-        assert isinstance(recipe.data, DataConfig)
         dataset = loaded(recipe.data, display.data)
         about = about or dataset.about
         try:

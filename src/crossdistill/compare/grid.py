@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from crossdistill.data import find_data
+from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.overrides import sentences
 from crossdistill.recipe import Recipe
-from crossdistill.recipes import FAMILIES, family_setup, make
+from crossdistill.recipes import make, setup_by_name
+from crossdistill.recipes.setup import Kind
 from crossdistill.recipes.stages import PLANS
 
 SEED_LIMIT = 10_000
@@ -157,7 +158,7 @@ class Grid(BaseModel):
     methods: tuple[str, ...]
     students: tuple[str, ...] = Field((), validate_default=True)
     """Modalities of the students; empty: all."""
-    teachers: tuple[Literal["mm", "cm", "mm+cm"], ...] = ()
+    teachers: tuple[Kind, ...] = ()
     """Kinds of teachers; empty: each method's default."""
     seeds: int = Field(3, ge=1, le=SEED_LIMIT)
     labelled: tuple[float, ...] = (1.0,)
@@ -174,8 +175,19 @@ class Grid(BaseModel):
     @field_validator("data")
     @classmethod
     def _known_data(cls, value: str) -> str:
-        if value not in FAMILIES:
-            raise ValueError(f"no recipes are made for {value!r}; {nearest(value, FAMILIES)}")
+        try:
+            setup_by_name(value)
+        except SettingError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("teachers")
+    @classmethod
+    def _known_teachers(cls, value: tuple[Kind, ...], info: Any) -> tuple[Kind, ...]:  # pydantic's type is a protocol
+        known = setup_by_name(info.data["data"]).kinds if "data" in info.data else value
+        for kind in value:
+            if kind not in known:
+                raise ValueError(f"these data have no {kind} teachers; they have {', '.join(known) or 'none'}")
         return value
 
     @field_validator("methods")
@@ -190,7 +202,7 @@ class Grid(BaseModel):
     @classmethod
     def _known_students(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's own type is a protocol
         # Data that failed their own validation have no known students.
-        known = tuple(family_setup(info.data["data"]).networks) if "data" in info.data else value
+        known = tuple(setup_by_name(info.data["data"]).networks) if "data" in info.data else value
         for name in value:
             if name not in known:
                 raise ValueError(f"no modality is called {name!r}; {nearest(name, known)}")
@@ -230,10 +242,7 @@ class Grid(BaseModel):
                 values[name] = _words(text) if name in LISTS else text
         groups = (standard_methods() if name == "all" else (name,) for name in values.get("methods", ()))
         values["methods"] = tuple(dict.fromkeys(name for names in groups for name in names))
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise RecipeError(f"compare {data}", sentences(error)) from error
+        return checked_grid(values)
 
     def cells(self) -> list[Cell]:
         """Every run; seeds are the outermost loop, so that parallel workers start on different settings."""
@@ -270,7 +279,8 @@ class Grid(BaseModel):
     def _data_settings(self, method: str) -> dict[str, Any]:
         """The data settings of a method's preset that are not overridden for all methods."""
         overridden = {text.partition("=")[0].strip() for text in self.settings}
-        known = find_data(self.data).model_fields
+        data = setup_by_name(self.data).data
+        known = {} if isinstance(data, Dataset) else type(data).model_fields
         preset = PLANS[method].data_settings()
         return {name: value for name, value in preset.items() if name in known and f"data.{name}" not in overridden}
 
@@ -289,10 +299,23 @@ class Grid(BaseModel):
         if plan.kind is None:
             return [None]
         if not self.teachers:
-            return [plan.kind]
+            # The kind that the setup has: data of one modality have only the teachers that their setup names.
+            return [setup_by_name(self.data).kind(None, plan.kind, plan.kinds)]
         if plan.kind == BOTH and {"mm", "cm"} <= set(self.teachers):
             return [BOTH]
-        return [kind for kind in self.teachers if kind == plan.kind or kind in plan.kinds]
+        return [kind for kind in self.teachers if kind in (plan.kind, *plan.kinds, "named")]
+
+
+def checked_grid(values: Mapping[str, Any]) -> Grid:
+    """A grid from plain values.
+
+    Raises:
+        RecipeError: a value is invalid; lists all faults.
+    """
+    try:
+        return Grid.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"compare {values['data']}", sentences(error)) from error
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -5,26 +5,28 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from crossdistill.compare.budget import Pick, pick, project
 from crossdistill.compare.cell import as_task, loaded, train
 from crossdistill.compare.executors.choose import executor_for, local_workers, parse_executor
-from crossdistill.compare.executors.local import Message
+from crossdistill.compare.executors.in_process import InProcess
+from crossdistill.compare.executors.local import Executor, Message
 from crossdistill.compare.executors.messages import FOLDER as MESSAGES
 from crossdistill.compare.executors.progress import GridProgress
 from crossdistill.compare.feasibility import Feasibility, check_feasibility
-from crossdistill.compare.grid import Cell, Grid, Setting
+from crossdistill.compare.grid import Cell, Grid, Setting, checked_grid, standard_methods
 from crossdistill.compare.results.collect import collect
 from crossdistill.compare.results.markdown import save
-from crossdistill.compare.results.pairwise import Samples, compare_pairwise, sample_numbers
-from crossdistill.compare.results.table import Findings
+from crossdistill.compare.results.pairwise import PairedDifference, Samples, compare_pairwise, sample_numbers
+from crossdistill.compare.results.table import Column, Findings, ResultTable
 from crossdistill.compare.results.terminal import terminal
 from crossdistill.compare.scheduler import Scheduler
 from crossdistill.compare.sweep import Tuning, tunings, with_choices
 from crossdistill.data.config import DataConfig
 from crossdistill.errors import RecipeError, ResumeError, RunError
-from crossdistill.recipe import NetworkConfig
+from crossdistill.recipes.own_setup import LIVE, hold
+from crossdistill.recipes.setup import ExperimentSetup, Kind
 from crossdistill.report import Report, finished
 from crossdistill.run_folder.folder import held, run_folder
 from crossdistill.runtime.files import read_sealed, write_json, write_sealed
@@ -42,6 +44,26 @@ class Comparison:
 
     out: Path
     findings: Findings
+
+    @property
+    def table(self) -> ResultTable:
+        """The table: a line for each method, with an entry for each student and fraction of labels."""
+        return ResultTable.of(self.findings)
+
+    @property
+    def pairs(self) -> tuple[PairedDifference, ...]:
+        """Every method against the student alone and against KD, over the same seeds and test samples."""
+        return self.findings.pairwise.pairs
+
+    @property
+    def best(self) -> dict[Column, str]:
+        """The method with the highest mean accuracy, for each student and fraction of labels."""
+        return {
+            column: line.title
+            for line in self.table.lines
+            for column, entry in line.entries.items()
+            if line.kind == "method" and entry.mark == "best"
+        }
 
     def text(self) -> str:
         """The table as text for a terminal."""
@@ -99,6 +121,66 @@ def compare(
         save(findings, out)
         shutil.rmtree(out / MESSAGES, ignore_errors=True)
     return Comparison(out, findings)
+
+
+def compare_setup(
+    setup: ExperimentSetup,
+    methods: Sequence[str] | str = ("supervised", "kd", "mst-distill"),
+    *,
+    out: Path | str | None = None,
+    seeds: int = 3,
+    students: Sequence[str] = (),
+    teachers: Sequence[Kind] = (),
+    labelled: Sequence[float] = (1.0,),
+    control: Literal["shuffled"] | None = None,
+    settings: Sequence[str] = (),
+    sweep: Sequence[str] = (),
+    budget: float | None = None,
+    tiny: bool = False,
+    resume: bool = False,
+) -> Comparison:
+    """The comparison of methods on a program's own data and networks: `crossdistill.compare(setup, ...)`.
+
+    The cells run one after another in this process, since no other process can build the objects of this one. With
+    several worker processes: `crossdistill compare FILE.py:FUNCTION`, whose function returns the setup.
+
+    Args:
+        setup: data, networks and lengths of training.
+        methods: names of `list_methods()` and of presets; "all" are all of them.
+        out: the folder of the comparison (default: `runs/compare-NAME`, with the name of the data).
+        seeds: number of seeds.
+        students: modalities of the students (default: all).
+        teachers: kinds of teachers (default: each method's own).
+        labelled: fractions of the training labels, in (0, 1].
+        control: "shuffled": every method also with shuffled inputs of its teachers.
+        settings: `a.b=c` for every recipe.
+        sweep: `FIELD=a,b,c`: fields to tune on validation, with the same number of trials for every method.
+        budget: minutes for the whole comparison; seeds and epochs are picked to fit.
+        tiny: a short form, which shows that everything runs.
+        resume: continue the comparison in `out`.
+
+    Raises:
+        RecipeError: a value is invalid, or no cell can run; lists all faults.
+        RunError: the folder holds a comparison and `resume` is False, or another process is running it.
+        ResumeError: the folder holds another comparison.
+    """
+    name = hold(setup)
+    names = [methods] if isinstance(methods, str) else methods
+    spread = [other for method in names for other in (standard_methods() if method == "all" else (method,))]
+    values = {"students": students, "teachers": teachers, "labelled": labelled, "settings": settings, "sweep": sweep}
+    grid = checked_grid(
+        {
+            "data": name,
+            "methods": tuple(dict.fromkeys(spread)),
+            "seeds": seeds,
+            "control": control,
+            "budget": budget,
+            "tiny": tiny,
+            **{field: tuple(value) for field, value in values.items()},
+        }
+    )
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{setup.data.name}"
+    return compare(grid, folder, resume=resume)
 
 
 def _check(out: Path, grid: Grid, resume: bool) -> None:
@@ -193,7 +275,11 @@ class _Run:
         failed: dict[str, str] = {}
         if not waiting:
             return failed
-        workers, count = executor_for(self.on, train, self.jobs, len(waiting), out)
+        workers: Executor
+        if cells[waiting[0]].data.startswith(LIVE):
+            workers, count = InProcess(train), 1
+        else:
+            workers, count = executor_for(self.on, train, self.jobs, len(waiting), out)
         title = "cells" if split == "test" else "trials"
         with GridProgress(steps, len(waiting), title) as progress:
             progress.say(
@@ -272,9 +358,7 @@ def _samples(feasibility: Feasibility) -> Samples:
         if key not in known or not (len(known[key][0]) == len(ids) and (known[key][0] == ids).all()):
             cell = next(feasibility.cells[i] for i in feasibility.feasible if _is(feasibility.cells[i], student, seed))
             recipe = cell.recipe()
-            assert isinstance(recipe.data, DataConfig)
-            assert isinstance(recipe.student, NetworkConfig)
-            known[key] = ids, sample_numbers(loaded(recipe.data), recipe.student.modalities, ids)
+            known[key] = ids, sample_numbers(loaded(recipe.data), recipe.reads, ids)
         return known[key][1]
 
     return samples

@@ -25,6 +25,15 @@ class Model:
     about: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `source` that this entry determines."""
+    layers: tuple[str, ...] = ()
+    """The intermediate and the late layer, before their activation, that masks and hints act on by default."""
+    maps: tuple[str, ...] = ()
+    """The layers with spatial features, before their activation, shallow first."""
+
+    def activated(self, layer: str) -> str:
+        """The tap after the activation of a layer; the layer itself where there is none."""
+        after = layer.partition(".")[0] if layer.endswith(".sum") else f"{layer}_relu"
+        return after if after in self.taps else layer
 
     def make(self) -> Callable[..., nn.Module]:
         """The module's class, or the function that builds it."""
@@ -45,7 +54,11 @@ def _activated(*layers: str) -> tuple[str, ...]:
 def _stages(depth: int) -> tuple[str, ...]:
     """The stages of a residual network before and after their last activation, and its embedding."""
     last = (depth - 2) // 6 - 1
-    return (*(tap for stage in (1, 2, 3) for tap in (f"layer{stage}.{last}.sum", f"layer{stage}")), "flatten")
+    return (
+        *(tap for stage in (1, 2, 3) for tap in (f"layer{stage}.{last}.sum", f"layer{stage}")),
+        "avgpool",
+        "flatten",
+    )
 
 
 MODELS: Mapping[str, Model] = {
@@ -99,6 +112,8 @@ MODELS: Mapping[str, Model] = {
         _stages(8),
         "He et al. 2016: a residual network of 8 layers for small pictures",
         {"depth": 8},
+        ("avgpool", "flatten"),
+        _stages(8)[0:6:2],
     ),
     "cifar-resnet14": Model(
         "crossdistill.models.cifar_resnet:CifarResNet",
@@ -106,6 +121,8 @@ MODELS: Mapping[str, Model] = {
         _stages(14),
         "He et al. 2016: a residual network of 14 layers for small pictures",
         {"depth": 14},
+        ("avgpool", "flatten"),
+        _stages(14)[0:6:2],
     ),
     "cifar-resnet20": Model(
         "crossdistill.models.cifar_resnet:CifarResNet",
@@ -113,6 +130,8 @@ MODELS: Mapping[str, Model] = {
         _stages(20),
         "He et al. 2016: a residual network of 20 layers for small pictures",
         {"depth": 20},
+        ("avgpool", "flatten"),
+        _stages(20)[0:6:2],
     ),
     "cifar-resnet32": Model(
         "crossdistill.models.cifar_resnet:CifarResNet",
@@ -120,6 +139,8 @@ MODELS: Mapping[str, Model] = {
         _stages(32),
         "He et al. 2016: a residual network of 32 layers for small pictures",
         {"depth": 32},
+        ("avgpool", "flatten"),
+        _stages(32)[0:6:2],
     ),
     "cifar-resnet44": Model(
         "crossdistill.models.cifar_resnet:CifarResNet",
@@ -127,6 +148,8 @@ MODELS: Mapping[str, Model] = {
         _stages(44),
         "He et al. 2016: a residual network of 44 layers for small pictures",
         {"depth": 44},
+        ("avgpool", "flatten"),
+        _stages(44)[0:6:2],
     ),
     "cifar-resnet56": Model(
         "crossdistill.models.cifar_resnet:CifarResNet",
@@ -134,6 +157,8 @@ MODELS: Mapping[str, Model] = {
         _stages(56),
         "He et al. 2016: a residual network of 56 layers for small pictures",
         {"depth": 56},
+        ("avgpool", "flatten"),
+        _stages(56)[0:6:2],
     ),
     "cifar-resnet110": Model(
         "crossdistill.models.cifar_resnet:CifarResNet",
@@ -141,24 +166,29 @@ MODELS: Mapping[str, Model] = {
         _stages(110),
         "He et al. 2016: a residual network of 110 layers for small pictures",
         {"depth": 110},
+        ("avgpool", "flatten"),
+        _stages(110)[0:6:2],
     ),
     "mlp": Model(
         "crossdistill.models.mlp:MLP",
         ("numbers",),
         _activated("fc1", "fc2"),
         "a multilayer perceptron for columns of numbers",
+        layers=("fc1", "fc2"),
     ),
     "text-cnn": Model(
         "crossdistill.models.text_cnn:TextCNN",
         ("text",),
-        (*_activated("conv1", "conv2"), "pool"),
+        (*_activated("conv1", "conv2"), "pool", *_activated("fc1")),
         "Kim 2014: a small convolutional network over tokens",
+        layers=("pool", "fc1"),
     ),
     "fusion": Model(
         "crossdistill.models.fusion:Fusion",
         ("image", "audio"),
         ("concat", *_activated("fc1")),
         "encoders of any modalities, their embeddings concatenated and classified",
+        layers=("concat", "fc1"),
     ),
 }
 

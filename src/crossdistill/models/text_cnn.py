@@ -13,7 +13,8 @@ class TextCNN(nn.Module):
     `vocabulary` is the number of token ids; 257 are the bytes of UTF-8 plus padding. Two convolutions of 5 tokens;
     their output is averaged over the tokens of the mask.
 
-    Taps: conv1, conv2 (width, T), before their ReLU, and each with `_relu` after it; pool (width,), the embedding.
+    Taps: conv1, conv2 (width, T), before their ReLU, and each with `_relu` after it; pool (width,), the mean; fc1
+    (width,), before its ReLU; fc1_relu, the embedding.
     """
 
     def __init__(self, vocabulary: int = 257, width: int = 64, classes: int = 10) -> None:
@@ -24,6 +25,8 @@ class TextCNN(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 5, padding=2)
         self.conv2_relu = nn.ReLU()
         self.pool = nn.Identity()
+        self.fc1 = nn.Linear(width, width)
+        self.fc1_relu = nn.ReLU()
         self.embedding_width = width
         self.fc = nn.Linear(width, classes) if classes else None
 
@@ -36,5 +39,5 @@ class TextCNN(nn.Module):
         # Masked between the convolutions too, so that padding changes no valid step.
         maps = self.conv1_relu(self.conv1(maps)) * mask
         maps = self.conv2_relu(self.conv2(maps)) * mask
-        embedding = self.pool(maps.sum(2) / mask.sum(2).clamp(min=1))
+        embedding = self.fc1_relu(self.fc1(self.pool(maps.sum(2) / mask.sum(2).clamp(min=1))))
         return {"embedding": embedding} if self.fc is None else {"logits": self.fc(embedding), "embedding": embedding}

@@ -16,6 +16,7 @@ from pydantic import ValidationError, validate_call
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.overrides import below, explained, parse_override, sentences
 from crossdistill.recipe import Recipe
+from crossdistill.recipes.own_setup import LIVE, maker, setup_of
 from crossdistill.recipes.recipe_file import load_file
 from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.recipes.stages import PLANS
@@ -43,6 +44,27 @@ def family_setup(data: str) -> ExperimentSetup:
     return setup
 
 
+def is_own(data: str) -> bool:
+    """Whether data are named by a function that returns an `ExperimentSetup`, or by a program's own setup."""
+    return ":" in data
+
+
+def setup_by_name(data: str) -> ExperimentSetup:
+    """The setup of a family, of `FILE.py:FUNCTION` or `package.module:FUNCTION`, or of a running program.
+
+    Raises:
+        SettingError: there is none; the message names the nearest.
+    """
+    if is_own(data):
+        return setup_of(data, None if data.startswith(LIVE) else _function(data))
+    if data not in FAMILIES:
+        raise SettingError(
+            f"no recipes are made for {data!r}; {nearest(data, FAMILIES)}. For your own data: FILE.py:FUNCTION, whose "
+            "function returns an ExperimentSetup"
+        )
+    return family_setup(data)
+
+
 def names() -> list[str]:
     """All short names."""
     return [f"{data}/{method}" for data in FAMILIES for method in PLANS]
@@ -51,9 +73,16 @@ def names() -> list[str]:
 def find(name: str) -> Maker:
     """The function behind `DATA/METHOD`, `package.module:function` or `path/to/file.py:function`.
 
+    DATA may also be `path/to/file.py:function`, if the function returns an `ExperimentSetup`.
+
     Raises:
         SettingError: there is no such recipe; the message names the nearest.
     """
+    own, slash, method = name.rpartition("/")
+    if is_own(own) and slash and ":" not in method:
+        if method not in PLANS:
+            raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
+        return maker(own, None if own.startswith(LIVE) else _function(own), method)
     if ":" in name:
         return _function(name)
     if name.endswith(".py"):
@@ -82,8 +111,8 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     if name.endswith((".yaml", ".yml")) or folder:
         path = Path(name) / "recipe.yaml" if folder else Path(name)
         return Recipe.from_yaml(path).overridden([*settings, *seeded])
-    maker = find(name)
-    parameters = inspect.signature(maker).parameters
+    make_recipe = find(name)
+    parameters = inspect.signature(make_recipe).parameters
     arguments: dict[str, Any] = {}
     texts: dict[str, str] = {}
     rest: list[str] = []
@@ -104,7 +133,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
             unknown.append((text, key))
     known = [*parameters, *Recipe.model_fields]
     try:
-        recipe = _call(name, maker, arguments, texts, faults)
+        recipe = _call(name, make_recipe, arguments, texts, faults)
     except RecipeError as error:
         raise RecipeError(name, [*error.faults, *_unknown(name, unknown, known, None)]) from error
     faults += _unknown(name, unknown, known, recipe)

@@ -16,7 +16,7 @@ from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.route import Route
 from crossdistill.methods.specialise import Specialise
 from crossdistill.methods.supervised import Supervised
-from crossdistill.recipes.parts import Difference, MethodPlan, pretrained, stage_of, taps_of
+from crossdistill.recipes.parts import Difference, MethodPlan, from_labels, stage_of, taps_of
 from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.stage import Stage
 
@@ -134,12 +134,12 @@ def _switched(method: MethodConfig, preset: str) -> MethodConfig:
 
 def mean_of_diverse(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (a): none of the three stages, the mean of diverse pretrained teachers."""
-    return (*pretrained(setup, teachers), _mean(setup))
+    return (*from_labels(setup, teachers), _mean(setup))
 
 
 def routed_only(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (b): routing alone, over the pretrained teachers."""
-    return (*pretrained(setup, teachers), _route(setup))
+    return (*from_labels(setup, teachers), _route(setup))
 
 
 def collaborated_routed(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -150,7 +150,7 @@ def collaborated_routed(setup: ExperimentSetup, student: str, teachers: Sequence
 def specialised_routed(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Ablation (d): masks and routing, over pretrained teachers and a student that was trained alone."""
     alone = stage_of(f"supervised-{student}", Supervised(), setup, setup.supervised, teachers=())
-    return (*pretrained(setup, teachers), alone, _specialise(setup, teachers), _route(setup))
+    return (*from_labels(setup, teachers), alone, _specialise(setup, teachers), _route(setup))
 
 
 def collaborated_specialised(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -160,7 +160,7 @@ def collaborated_specialised(setup: ExperimentSetup, student: str, teachers: Seq
 
 def _collaborate(setup: ExperimentSetup, teachers: Sequence[str]) -> Stage:
     # The reference neither validates nor selects in this stage: the last weights are kept.
-    trains = (STUDENT, *teachers)
+    trains = (STUDENT, *setup.trainable(teachers))
     return stage_of("collaborate", Collaborate(), setup, setup.collaborate, trains=trains, select="last")
 
 

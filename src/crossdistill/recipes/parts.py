@@ -46,8 +46,8 @@ class MethodPlan:
         return (self.described or self.stages.__doc__ or "").strip().split("\n")[0]
 
 
-def pretrained(setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, ...]:
-    """One supervised stage for each teacher; shared by every recipe that uses the same teacher."""
+def from_labels(setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, ...]:
+    """One supervised stage for each teacher that trains; shared by every recipe that uses the same teacher."""
     return tuple(
         Stage(
             name=f"supervised-{name}",
@@ -58,7 +58,7 @@ def pretrained(setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, 
             batch_size=setup.batch_size,
             optimizer=setup.optimizer(setup.supervised),
         )
-        for name in teachers
+        for name in setup.trainable(teachers)
     )
 
 
@@ -76,4 +76,4 @@ def stage_of(name: str, method: Any, setup: ExperimentSetup, length: Length, **s
 
 def taps_of(setup: ExperimentSetup, teachers: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The intermediate and the penultimate layer of each teacher."""
-    return {name: setup.taps[name] for name in teachers}
+    return {name: setup.layers(name) for name in teachers}

@@ -15,7 +15,7 @@ from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import C2KD, CRD, DML, KD, MLLD, OFA, RKD, Hint, Salience
 from crossdistill.methods.collaborate import Collaborate
 from crossdistill.recipes.mst_distill import differences
-from crossdistill.recipes.parts import Difference, MethodPlan, pretrained, stage_of
+from crossdistill.recipes.parts import Difference, MethodPlan, from_labels, stage_of
 from crossdistill.recipes.setup import ExperimentSetup, Length
 from crossdistill.stage import OptimizerConfig, Stage
 
@@ -36,17 +36,17 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
     """FitNets as in MST-Distill's released code: only the hinted layers train, compared before their ReLU."""
     if len(teachers) != 1:
         raise SettingError(f"fitnets-release has one teacher, since its layers differ by teacher; not {list(teachers)}")
-    mine, theirs = setup.hints.get(student, {}).get(teachers[0], (setup.taps[student], setup.taps[teachers[0]]))
+    mine, theirs = setup.hints.get(student, {}).get(teachers[0], (setup.layers(student), setup.layers(teachers[0])))
     method = Hint(taps=mine, teacher_taps={teachers[0]: theirs}, regressors="released")
     length = Length(epochs=setup.distil.epochs, learning_rate=max(setup.distil.learning_rate, 1e-3))
     trains = tuple(f"{STUDENT}:{tap}" for tap in mine)
     hint = stage_of("hint", method, setup, length, teachers=tuple(teachers), trains=trains)
-    return (*pretrained(setup, teachers), hint, stage_of("kd", KD(), setup, setup.distil, teachers=tuple(teachers)))
+    return (*from_labels(setup, teachers), hint, stage_of("kd", KD(), setup, setup.distil, teachers=tuple(teachers)))
 
 
 def ofa(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """OFA as in MST-Distill's released code: the mean over stages, no term for the last logits."""
-    taps = dict.fromkeys([*(setup.spatial(student, student, "before") or ()), setup.taps[student][-1]])
+    taps = dict.fromkeys([*(setup.spatial(student, student, "before") or ()), setup.layers(student)[-1]])
     return _distilled(OFA(taps=tuple(taps), stages="mean", final_epsilon=None), setup, teachers)
 
 
@@ -64,15 +64,19 @@ def crd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[
 
 def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """DML as in the first stage of MST-Distill, with detached teachers; no code for DML was released."""
-    return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
+    return (
+        stage_of(
+            "dml", DML(), setup, setup.distil, trains=(STUDENT, *setup.trainable(teachers)), teachers=tuple(teachers)
+        ),
+    )
 
 
 def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """MGDFR as in MST-Distill's released code: no unit is filled, so it is KD after co-training."""
-    together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
+    together: dict[str, Any] = {"trains": (STUDENT, *setup.trainable(teachers)), "select": "last"}
     agree = stage_of("agree", Collaborate(distance="mse-released"), setup, setup.collaborate, **together)
     sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
-    salience = Salience(taps={name: setup.taps[name][-1] for name in teachers}, fill="none")
+    salience = Salience(taps={name: setup.layers(name)[-1] for name in teachers}, fill="none")
     return (
         agree.model_copy(update={"optimizer": sgd}),
         stage_of("salience", salience, setup, Length(epochs=0, learning_rate=1e-3), trains=()),
@@ -82,23 +86,25 @@ def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
 
 def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """C2KD as in MST-Distill's released code: a constant rate, layers before their activation."""
-    taps = {name: (setup.unflattened.get(name) or setup.taps[name][-1],) for name in (student, *teachers)}
+    taps = {name: (setup.unflattened.get(name) or setup.layers(name)[-1],) for name in (student, *teachers)}
     method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
-    stage = stage_of("c2kd", method, setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers))
+    stage = stage_of(
+        "c2kd", method, setup, setup.distil, trains=(STUDENT, *setup.trainable(teachers)), teachers=tuple(teachers)
+    )
     sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
-    return (*pretrained(setup, teachers), stage.model_copy(update={"optimizer": sgd}))
+    return (*from_labels(setup, teachers), stage.model_copy(update={"optimizer": sgd}))
 
 
 def _distilled(method: MethodConfig, setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage, ...]:
     return (
-        *pretrained(setup, teachers),
+        *from_labels(setup, teachers),
         stage_of(method.name, method, setup, setup.distil, teachers=tuple(teachers)),
     )
 
 
 def _late(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[tuple[str, ...], Layers]:
     """The last of each network's named layers, before its activation."""
-    return setup.taps[student][-1:], {name: setup.taps[name][-1:] for name in teachers}
+    return setup.layers(student)[-1:], {name: setup.layers(name)[-1:] for name in teachers}
 
 
 def _differ(*of_method: tuple[str, Any, Any, str]) -> tuple[Difference, ...]:

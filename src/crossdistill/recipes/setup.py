@@ -1,18 +1,23 @@
 """The shared setup of a family of recipes: data, a network for each role, and lengths of training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SerializeAsAny, model_validator
 
 from crossdistill.data.config import DataConfig
+from crossdistill.data.dataset import Dataset
+from crossdistill.errors import SettingError, nearest
 from crossdistill.method import Activation
 from crossdistill.methods.kd import KD
 from crossdistill.methods.route import Route
+from crossdistill.models import find_model
+from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig
 from crossdistill.stage import OptimizerConfig
 
-Kind = Literal["mm", "cm", "mm+cm"]
+Kind = Literal["mm", "cm", "mm+cm", "named"]
+"""Teachers of a student: the multimodal one, those of all other modalities, both, or only those that a setup names."""
 
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -58,14 +63,24 @@ class ExperimentSetup(BaseModel):
     the intermediate and the late layer that masks and hints act on. `maps` names for each network, and each modality
     that it reads, the layers with spatial features, shallow first. Both are taps before the activation; `activated`
     maps each layer to its tap after the activation.
+    Without an entry, they are those of the table of models, or the last two taps of a `Network`.
+
+    `data` and networks may be objects of the running program.
+
+    Raises:
+        pydantic.ValidationError: a field of the wrong type, or two teachers of one name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: SerializeAsAny[DataConfig]
-    networks: Mapping[str, NetworkConfig]
-    multimodal: NetworkConfig
-    taps: Mapping[str, tuple[str, ...]]
+    data: SerializeAsAny[DataConfig] | InstanceOf[Dataset]
+    networks: Mapping[str, NetworkConfig | InstanceOf[Network]] = Field(min_length=1)
+    multimodal: NetworkConfig | InstanceOf[Network] | None = None
+    named_teachers: Mapping[str, NetworkConfig | InstanceOf[Network]] = Field(default_factory=dict)
+    """Further teachers of every student, by name; trained from labels, except for `frozen_teachers`."""
+    frozen_teachers: frozenset[str] = frozenset()
+    """Names of teachers that keep their weights, such as pre-trained ones."""
+    taps: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     maps: Mapping[str, Mapping[str, tuple[str, ...]]] = Field(default_factory=dict)
     activated: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
     penultimates: Mapping[str, str] = Field(default_factory=dict)
@@ -74,7 +89,7 @@ class ExperimentSetup(BaseModel):
     """For each network whose penultimate layer is flattened, the map before it: for averages over positions."""
     hints: Mapping[str, Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = Field(default_factory=dict)
     """For each student and teacher, the layers of both that the released FitNets compare; by default their `taps`."""
-    batch_size: int = 64
+    batch_size: int = Field(64, ge=1)
     channels_last: bool = False
     supervised: Length
     """Training from labels: teachers, and the student alone."""
@@ -92,25 +107,104 @@ class ExperimentSetup(BaseModel):
         """All modalities but this one, in the setup's order: the cross-modal teachers of its student (Eq. 5)."""
         return tuple(name for name in self.networks if name != modality)
 
-    def teachers(self, modality: str, kind: Kind) -> dict[str, NetworkConfig]:
+    @model_validator(mode="after")
+    def _names(self) -> "ExperimentSetup":
+        taken = {MULTIMODAL, *self.networks} & set(self.named_teachers)
+        if taken:
+            raise ValueError(f"named_teachers: {', '.join(sorted(taken))} is a teacher's name already")
+        unknown = self.frozen_teachers - {MULTIMODAL, *self.networks, *self.named_teachers}
+        if unknown:
+            known = [MULTIMODAL, *self.networks, *self.named_teachers]
+            raise ValueError(f"frozen_teachers: {nearest(sorted(unknown)[0], known)}")
+        return self
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of teachers that the setup has."""
+        several = len(self.networks) > 1
+        has: dict[Kind, bool] = {
+            "mm": self.multimodal is not None,
+            "cm": several,
+            "mm+cm": several and self.multimodal is not None,
+            "named": bool(self.named_teachers),
+        }
+        return tuple(kind for kind, there in has.items() if there)
+
+    def kind(self, wanted: Kind | None, default: Kind, others: Sequence[Kind]) -> Kind:
+        """The kind of teachers of a method: the `wanted` one, or the first of its kinds that the setup has.
+
+        Raises:
+            SettingError: the setup has no such teachers, or none at all.
+        """
+        if wanted is not None:
+            if wanted not in self.kinds:
+                raise SettingError(f"teachers={wanted}: this setup has {', '.join(self.kinds) or 'no teachers'}")
+            return wanted
+        possible: list[Kind] = [kind for kind in (default, *others, "named") if kind in self.kinds]
+        if not possible:
+            raise SettingError(
+                f"a method with {default} teachers has none here: the setup has "
+                f"{', '.join(self.kinds) or 'one modality and no named_teachers'}; name one with "
+                "--set teachers.NAME=NETWORK, or in named_teachers"
+            )
+        return possible[0]
+
+    def teachers(self, modality: str, kind: Kind) -> dict[str, NetworkConfig | Network]:
         """The teachers of a student of this modality, by name; a cross-modal teacher has the name of its modality."""
-        multimodal = {MULTIMODAL: self.multimodal} if "mm" in kind else {}
-        cross_modal = {name: self.networks[name] for name in self.others(modality)} if "cm" in kind else {}
-        return {**multimodal, **cross_modal}
+        teachers: dict[str, NetworkConfig | Network] = {}
+        if kind in ("mm", "mm+cm") and self.multimodal is not None:
+            teachers[MULTIMODAL] = self.multimodal
+        if kind in ("cm", "mm+cm"):
+            teachers |= {name: self.networks[name] for name in self.others(modality)}
+        return {**teachers, **self.named_teachers}
+
+    def trainable(self, teachers: Sequence[str]) -> tuple[str, ...]:
+        """The teachers among these that are trained."""
+        return tuple(name for name in teachers if name not in self.frozen_teachers)
+
+    def network(self, name: str) -> NetworkConfig | Network:
+        """A student or teacher by its name."""
+        networks = {**self.networks, **self.named_teachers}
+        return self.multimodal if name == MULTIMODAL and self.multimodal is not None else networks[name]
+
+    def layers(self, network: str) -> tuple[str, ...]:
+        """The intermediate and the late layer of a network, before their activation.
+
+        Raises:
+            SettingError: nothing names a layer of it.
+        """
+        member = self.network(network)
+        layers = self.taps.get(network)
+        if layers is None:
+            layers = member.taps[-2:] if isinstance(member, Network) else find_model(member.model).layers
+        if not layers:
+            raise SettingError(
+                f"nothing says which layers of {network!r} a method compares: give Network(..., taps=[...]), or the "
+                f"setup's taps={{{network!r}: (INTERMEDIATE, LATE)}}"
+            )
+        return layers
 
     def spatial(self, network: str, modality: str, activation: Activation) -> tuple[str, ...] | None:
         """A network's spatial layers, those of this modality where they exist; None: no spatial layers."""
         by_modality = self.maps.get(network, {})
         layers = by_modality.get(modality) or next(iter(by_modality.values()), None)
+        member = self.network(network)
+        if layers is None and isinstance(member, NetworkConfig):
+            layers = find_model(member.model).maps or None
         return None if layers is None else tuple(self.tap(network, layer, activation) for layer in layers)
 
     def tap(self, network: str, layer: str, activation: Activation) -> str:
         """The tap before or after a layer's activation; the layer itself where it has none."""
-        return layer if activation == "before" else self.activated.get(network, {}).get(layer, layer)
+        if activation == "before":
+            return layer
+        if network in self.activated:
+            return self.activated[network].get(layer, layer)
+        member = self.network(network)
+        return find_model(member.model).activated(layer) if isinstance(member, NetworkConfig) else layer
 
     def penultimate(self, network: str) -> str:
         """The tap at the input of a network's last layer."""
-        return self.penultimates.get(network) or self.tap(network, self.taps[network][-1], "after")
+        return self.penultimates.get(network) or self.tap(network, self.layers(network)[-1], "after")
 
     def optimizer(self, length: Length) -> OptimizerConfig:
         """Adam at a constant rate, as in all stages of the reference."""

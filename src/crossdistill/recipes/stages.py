@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from crossdistill.data.config import DataConfig
+from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, nearest
 from crossdistill.method import STUDENT, ActsOn, MethodConfig
 from crossdistill.methods import C2KD, DML, KD, METHODS, Hint, Salience
@@ -17,7 +18,7 @@ from crossdistill.methods.collaborate import Collaborate
 from crossdistill.methods.supervised import Supervised
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.mst_distill import MST_DISTILL
-from crossdistill.recipes.parts import MethodPlan, Stages, pretrained, stage_of
+from crossdistill.recipes.parts import MethodPlan, Stages, from_labels, stage_of
 from crossdistill.recipes.release import RELEASE
 from crossdistill.recipes.setup import ExperimentSetup, Kind, Length
 from crossdistill.stage import OptimizerConfig, Stage
@@ -39,7 +40,7 @@ def distilled(make: Make, **settings: Any) -> Stages:
     def stages(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
         method = make(setup, student, teachers)
         stage = stage_of(method.name, method, setup, setup.distil, teachers=tuple(teachers))
-        return (*pretrained(setup, teachers), stage.model_copy(update=settings))
+        return (*from_labels(setup, teachers), stage.model_copy(update=settings))
 
     return stages
 
@@ -81,7 +82,7 @@ def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
     """A method on the student's spatial layers and its late one."""
 
     def make(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> MethodConfig:
-        last = setup.tap(student, setup.taps[student][-1], method.activation)
+        last = setup.tap(student, setup.layers(student)[-1], method.activation)
         taps = dict.fromkeys([*(setup.spatial(student, student, method.activation) or ()), last])
         return _with_shared_settings(method, setup, {**settings, "taps": tuple(taps)})
 
@@ -90,19 +91,27 @@ def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
 
 def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels; then hints, which train all layers up to the hinted ones; then KD."""
-    taps = {name: tuple(setup.tap(name, tap, "after") for tap in setup.taps[name]) for name in (student, *teachers)}
+    taps = {name: tuple(setup.tap(name, tap, "after") for tap in setup.layers(name)) for name in (student, *teachers)}
     method = Hint(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
     # The published rate of the hint stage is ten times that of the other stages, which is 1e-4.
     rate = max(setup.distil.learning_rate, 1e-3)
     hint = stage_of(
         "hint", method, setup, Length(epochs=setup.distil.epochs, learning_rate=rate), teachers=tuple(teachers)
     )
-    return (*pretrained(setup, teachers), hint, stage_of("kd", setup.kd, setup, setup.distil, teachers=tuple(teachers)))
+    return (
+        *from_labels(setup, teachers),
+        hint,
+        stage_of("kd", setup.kd, setup, setup.distil, teachers=tuple(teachers)),
+    )
 
 
 def dml(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """All members train on labels and on each other's predictions; the student's best epoch is kept."""
-    return (stage_of("dml", DML(), setup, setup.distil, trains=(STUDENT, *teachers), teachers=tuple(teachers)),)
+    return (
+        stage_of(
+            "dml", DML(), setup, setup.distil, trains=(STUDENT, *setup.trainable(teachers)), teachers=tuple(teachers)
+        ),
+    )
 
 
 def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
@@ -110,18 +119,18 @@ def c2kd(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple
     # A proxy's size grows with its squared input width: instead of a flattened map it reads the map and averages it.
     taps = {name: (setup.unflattened.get(name) or setup.penultimate(name),) for name in (student, *teachers)}
     method = C2KD(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
-    stage = stage_of("c2kd", method, setup, setup.distil, trains=(STUDENT, *teachers))
+    stage = stage_of("c2kd", method, setup, setup.distil, trains=(STUDENT, *setup.trainable(teachers)))
     sgd = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9)
-    return (*pretrained(setup, teachers), stage.model_copy(update={"optimizer": sgd, "teachers": tuple(teachers)}))
+    return (*from_labels(setup, teachers), stage.model_copy(update={"optimizer": sgd, "teachers": tuple(teachers)}))
 
 
 def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Co-training of all members; teacher units that the student cannot match are replaced; KD of a new student."""
-    together: dict[str, Any] = {"trains": (STUDENT, *teachers), "select": "last"}
+    together: dict[str, Any] = {"trains": (STUDENT, *setup.trainable(teachers)), "select": "last"}
     agree = stage_of("agree", Collaborate(distance="mse"), setup, setup.collaborate, **together)
     # The published rate, 1e-3, is ten times the rate of Adam.
     sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
-    salience = Salience(taps={name: setup.taps[name][-1] for name in teachers})
+    salience = Salience(taps={name: setup.layers(name)[-1] for name in teachers})
     return (
         agree.model_copy(update={"optimizer": sgd}),
         stage_of("salience", salience, setup, Length(epochs=0, learning_rate=1e-3), trains=()),
@@ -129,8 +138,10 @@ def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
     )
 
 
-def _data(setup: ExperimentSetup, plan: MethodPlan) -> DataConfig:
+def _data(setup: ExperimentSetup, plan: MethodPlan) -> DataConfig | Dataset:
     """The setup's data, with those settings of the preset that this kind of data has."""
+    if isinstance(setup.data, Dataset):
+        return setup.data
     fields = type(setup.data).model_fields
     settings = {name: value for name, value in plan.data_settings().items() if name in fields}
     return setup.data.model_copy(update=settings)
@@ -209,12 +220,14 @@ def recipe(
     """A method's recipe for one student of a setup.
 
     Raises:
-        SettingError: there is no such method; the message names the nearest.
+        SettingError: there is no such method or student (the message names the nearest), or no such teachers.
     """
     if method not in PLANS:
         raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
+    if student not in setup.networks:
+        raise SettingError(f"no student is called {student!r}; {nearest(student, setup.networks)}")
     plan = PLANS[method]
-    kind = None if plan.kind is None else (teachers or plan.kind)
+    kind = None if plan.kind is None else setup.kind(teachers, plan.kind, plan.kinds)
     networks = setup.teachers(student, kind) if kind is not None else {}
     return Recipe.model_validate(
         {
