@@ -38,7 +38,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = (
     "torchvision", "timm", "open_clip", "torchaudio", "transformers", "torchmetrics", "sklearn", "scipy", "soundfile",
-    "soxr", "PIL", "tensorboard", "wandb", "mlflow", "espeakng_loader",
+    "soxr", "PIL", "tensorboard", "wandb", "mlflow", "espeakng_loader", "av", "pyarrow", "tokenizers",
 )  # fmt: skip
 
 # Words of data sets and of modalities: a method is about signals, and runs on any of these.

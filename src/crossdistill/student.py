@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch, InputSpec
+from crossdistill.batch import Batch, Input, InputSpec
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.decode import decode, prepare_array
+from crossdistill.data.rendering import padded, rendering_of, varies
 from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
 from crossdistill.models import MODELS, build_network, check_options, is_model
 from crossdistill.models.own_network import made
@@ -62,7 +63,7 @@ class Student:
         self.inputs = dict(inputs)
 
     @torch.no_grad()
-    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, inputs: Mapping[str, Input]) -> Tensor:
         """Logits (B, C) for prepared inputs, keyed by modality.
 
         Raises:
@@ -76,7 +77,8 @@ class Student:
                     f"{name!r} has the shape {tuple(value.shape)}; this student reads (rows, "
                     f"{', '.join(map(str, spec.shape))}), as in training"
                 )
-        rows = len(next(iter(inputs.values()), ()))
+        first = next(iter(inputs.values()), torch.empty(0))
+        rows = len(first if isinstance(first, Tensor) else next(iter(first.values())))
         outputs: Outputs = self.network(Batch(dict(inputs), torch.arange(rows)))
         return outputs.need(Signal.LOGITS)
 
@@ -116,8 +118,8 @@ class Student:
         ]
 
 
-def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Tensor:
-    """Prepared examples, stacked."""
+def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Input:
+    """Prepared examples, stacked; of varying length, padded."""
     if isinstance(examples, np.ndarray | Tensor):
         if examples.ndim == len(spec.shape) + 1 and tuple(examples.shape[1:]) == tuple(spec.shape):
             parts = [prepare_array(spec, example, f"row {row}") for row, example in enumerate(examples)]
@@ -131,7 +133,13 @@ def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Tensor:
             else decode(spec, Path(example))
             for number, example in enumerate(several)
         ]
-    return torch.stack(parts) if parts else torch.empty(0)
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if tensors and varies(rendering_of(spec, "student")):
+        return padded(tensors)
+    if len(tensors) == len(parts):
+        return torch.stack(tensors) if tensors else torch.empty(0)
+    named = [part for part in parts if not isinstance(part, Tensor)]
+    return {name: torch.stack([part[name] for part in named]) for name in named[0]}
 
 
 def save_student(path: Path, network: Network, source: NetworkConfig | Network, dataset: Dataset, card: str) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 DATA = {
     "av-digits": "crossdistill.data.sets.av_digits:AvDigitsConfig",
     "av-mnist": "crossdistill.data.sets.av_mnist:AvMnistConfig",
+    "folder": "crossdistill.data.folder:FolderConfig",
+    "table": "crossdistill.data.table:TableConfig",
 }
 
 ENTRY_POINTS = "crossdistill.data"

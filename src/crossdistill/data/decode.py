@@ -11,11 +11,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossdistill.batch import InputSpec
+from crossdistill.batch import Input, InputSpec
 from crossdistill.data.array_file import native, read_array
 from crossdistill.data.audio.sound_file import SOUND_SUFFIXES, read_sound
 from crossdistill.data.input_options import check_options, picture_size
+from crossdistill.data.picture_file import check_depth
 from crossdistill.data.prepare import example_shapes, fit_length, normalise, prepare_pictures, prepare_sound
+from crossdistill.data.rendered_example import decoded_array, decoded_file
+from crossdistill.data.rendering import rendering_of
 from crossdistill.errors import DataError, MissingExtraError
 from crossdistill.runtime.files import file_fault
 
@@ -30,17 +33,22 @@ _READS = {
 }
 
 
-def decode(spec: InputSpec, path: Path) -> Tensor:
+def decode(spec: InputSpec, path: Path) -> Input:
     """Read a file as the network's input: a tensor of shape `spec.shape`, without a batch dimension.
 
     Pictures become grey, or RGB if the network reads three channels, and are resized by area averaging. Sounds become
     mono, are resampled, and are cut or padded with silence at both ends. Then the preparation of the training data
-    applies. A `.npy` holds an array for `prepare_array`.
+    applies. A `.npy` holds an array for `prepare_array`. Where the specification holds a rendering, the file is decoded
+    and rendered as in training; a text, or a recording of a length that varies, is then a mapping of tensors.
 
     Raises:
         DataError: the file is missing, unreadable, truncated, of the wrong kind or shape, or holds NaN; names it.
         MissingExtraError: the package that reads such files is not installed; names its extra.
     """
+    rendering = rendering_of(spec, str(path))
+    if rendering is not None:
+        rendered: Input = rendering.apply(decoded_file(rendering, spec, path))
+        return rendered
     if spec.kind not in _READS:
         raise DataError(
             f"{path}: this student reads {spec.kind!r}, for which there is no file format; pass it a tensor"
@@ -62,7 +70,7 @@ def decode(spec: InputSpec, path: Path) -> Tensor:
     return prepare_sound(fit_length(torch.from_numpy(wave), spec.options["samples"])[None], spec)[0]
 
 
-def prepare_array(spec: InputSpec, array: NDArray[Any] | Tensor, who: str) -> Tensor:
+def prepare_array(spec: InputSpec, array: NDArray[Any] | Tensor, who: str) -> Input:
     """One example from an array, as a tensor of shape `spec.shape`.
 
     The array is the content of a file before the preparation: a picture (height, width), or (height, width, 3) for a
@@ -81,6 +89,10 @@ def prepare_array(spec: InputSpec, array: NDArray[Any] | Tensor, who: str) -> Te
                 "point"
             )
         return _numbers(array, who).float()
+    rendering = rendering_of(spec, who)
+    if rendering is not None:
+        rendered: Input = rendering.apply(decoded_array(rendering, spec, array, who))
+        return rendered
     if spec.kind == "image":
         check_options(spec, who)
         if shape == _raw_picture(input_shape):
@@ -164,7 +176,8 @@ def _read_picture(path: Path, spec: InputSpec) -> Float[Tensor, "*channels H W"]
     size = picture_size(tuple(spec.shape))
     assert size is not None
     channels, height, width = size
-    _check_depth(path)
+    with path.open("rb") as file:
+        check_depth(path, os.pread(file.fileno(), 26, 0))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -200,14 +213,3 @@ def _pixels(file: Any, channels: int) -> NDArray[np.float32]:
         return np.ascontiguousarray(colours)
     # Pillow's conversion to grey rounds to bytes, so it is not used.
     return np.tensordot(np.array(LUMINANCE, np.float32), colours, 1)[None].astype(np.float32)
-
-
-def _check_depth(path: Path) -> None:
-    """Reject PNG files with 16 bits and several channels, which Pillow reduces to eight bits without a warning."""
-    with path.open("rb") as file:
-        head = os.pread(file.fileno(), 26, 0)
-    if len(head) == 26 and head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] != 0:
-        raise DataError(
-            f"{path}: a colour picture, or one with transparency, of 16 bits, of which only eight can be read; save it "
-            "as 16-bit grey or with eight bits, or as a .npy"
-        )

@@ -207,12 +207,7 @@ class SoundRendering(_Rendering):
         waves = [self._wave(sound) for sound in decoded]
         if self.samples is not None:
             return self._rendered(torch.stack(waves)) if waves else torch.empty(0, *self.shape)
-        parts = [self._rendered(wave[None])[0] for wave in waves]
-        lengths = torch.tensor([part.shape[-1] for part in parts], dtype=torch.int64)
-        longest = int(lengths.max()) if len(parts) else 0
-        padded = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
-        values = torch.stack(padded) if padded else torch.empty(0, *self.shape)
-        return {"values": values, "lengths": lengths}
+        return padded([self._rendered(wave[None])[0] for wave in waves])
 
     def _wave(self, sound: Sound) -> Float[Tensor, " samples"]:
         wave = sound.wave
@@ -343,6 +338,19 @@ class ArrayRendering(_Rendering):
 Rendering = PictureRendering | SoundRendering | TextRendering | ArrayRendering
 
 _ANY: TypeAdapter[Rendering] = TypeAdapter(Annotated[Rendering, Field(discriminator="type")])
+
+
+def varies(rendering: Rendering | None) -> bool:
+    """Whether the length of the result is that of the recording."""
+    return isinstance(rendering, SoundRendering) and rendering.seconds is None
+
+
+def padded(parts: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """Tensors of varying length in their last dimension as one batch, with zeros after their ends, and the lengths."""
+    lengths = torch.tensor([part.shape[-1] for part in parts], dtype=torch.int64)
+    longest = int(lengths.max())
+    values = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+    return {"values": torch.stack(values), "lengths": lengths}
 
 
 def rendering_of(spec: InputSpec, who: str) -> Rendering | None:

@@ -1,0 +1,181 @@
+"""`table`: your own rows, named in a csv, tsv, jsonl or parquet file: files, texts and numbers."""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from crossdistill.data.content import OnProgress
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.input_column import InputColumn, type_of_cell, type_of_column
+from crossdistill.data.own_rows import OwnRowsConfig
+from crossdistill.data.own_splits import split_called
+from crossdistill.data.split import SPLITS
+from crossdistill.data.table_cells import Faults, Roles
+from crossdistill.data.table_file import Table, read_table
+from crossdistill.data.table_rows import RowsToLoad, dataset_of
+from crossdistill.errors import DataError
+
+TARGETS = ("label", "labels", "class", "target", "category", "y")
+"""Names of a column that is taken as the target."""
+SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
+NAMES = {"image": "image", "sound": "sound", "array": "array", "text": "text", "numbers": "numbers"}
+
+
+class TableConfig(OwnRowsConfig):
+    """Your own rows, named in a csv, tsv, jsonl or parquet file: files, texts and numbers."""
+
+    name: Literal["table"] = "table"
+    files: Path | None = Field(default=None, description="folder of the files; null: that of the table")
+    inputs: Mapping[str, InputColumn] = Field(
+        default_factory=dict,
+        description="modality -> its column, as in data.inputs.image=FILE_COLUMN; empty: guessed",
+        json_schema_extra={"grows": True},
+    )
+    target: str | None = Field(default=None, description="column of the classes; null: one called label, class, ...")
+    unlabelled: bool = Field(default=False, description="read no targets")
+    classes: tuple[str, ...] = Field(default=(), description="names of all classes in their order; empty: those found")
+    split: str | None = Field(default=None, description="column that names each row's split")
+    splits: Mapping[Literal["train", "validation", "test"], tuple[str, ...]] = Field(
+        default_factory=dict, description="ids of each split (needs `id`)"
+    )
+    group: tuple[str, ...] = Field(
+        default=(), description="columns of what rows share (a speaker): never in two splits"
+    )
+    domain: str | None = Field(default=None, description="column of each row's domain")
+    id: str | None = Field(default=None, description="column of each row's id")
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="between fields; null: guessed")
+    encoding: str = Field(default="utf-8", description="of the table's text")
+
+    @field_validator("group", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """One name is one column."""
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("files")
+    @classmethod
+    def _from_here(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    def about(self) -> str:
+        """What `path` is."""
+        return "a csv, tsv, jsonl or parquet file"
+
+    def build(self, progress: OnProgress) -> Dataset:
+        """The rows of the table, of which files are decoded when a batch needs them.
+
+        Raises:
+            DataError: all faults of the table and its files.
+            MissingExtraError: a package that reads its files is not installed.
+        """
+        path = self.source()
+        table = read_table(path, self.encoding, self.delimiter)
+        faults = Faults(path)
+        roles, notes = self._roles(table, faults)
+        inputs = self.inputs
+        if not inputs and not faults:
+            inputs = _guessed(table, roles, faults)
+            notes.append(
+                "data.inputs is not set: " + ", ".join(f"{name} = {_shown(one)}" for name, one in inputs.items())
+            )
+        faults.check()
+        table = self.limited(table, roles.target, roles.split)
+        ids = (str(roles.id), self.splits) if self.splits else None
+        return dataset_of(
+            RowsToLoad(
+                name=path.stem,
+                table=table,
+                folder=Path(os.path.normpath(self.files or path.parent)),
+                inputs=inputs,
+                roles=roles,
+                split=functools.partial(self.drawn, split=roles.split, ids=ids),
+                classes=self.classes,
+                on_bad=self.on_bad,
+                notes=notes,
+            ),
+            progress,
+        )
+
+    def _roles(self, table: Table, faults: Faults) -> tuple[Roles, list[str]]:
+        """The columns that are no input; those that were guessed are said."""
+        notes = []
+        target, split = None if self.unlabelled else self.target, self.split
+        inputs = {column for one in self.inputs.values() for column in (one.column, *one.columns)}
+        if target is None and not self.unlabelled:
+            target = _called(table, TARGETS, inputs)
+            notes += [f"data.target is not set: column {target!r}"] if target else []
+        if split is None and not self.splits and self.folds is None:
+            split = _called(table, SPLIT_COLUMNS, inputs)
+            if split and not all(map(split_called, table.columns[split])):
+                split = None
+            notes += [f"data.split is not set: column {split!r}"] if split else []
+        named: dict[str, tuple[str | None, ...]] = {
+            "target": (target,),
+            "split": (split,),
+            "group": self.group,
+            "domain": (self.domain,),
+            "id": (self.id,),
+        }
+        named |= {f"inputs.{name}": (one.column, *one.columns) for name, one in self.inputs.items()}
+        for setting, columns in named.items():
+            for column in columns:
+                if column is not None:
+                    try:
+                        table.column(column, f"data.{setting}")
+                    except DataError as error:
+                        faults.add(str(error))
+        if self.splits and (self.id is None or set(self.splits) != set(SPLITS)):
+            faults.add(f"data.splits holds lists of ids for {', '.join(SPLITS)}, and data.id names the column of ids")
+        return Roles(target, self.group, self.domain, self.id, split), notes
+
+
+def _called(table: Table, names: Sequence[str], taken: set[str | None]) -> str | None:
+    lower = {column.lower(): column for column in table.columns if column not in taken}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _guessed(table: Table, roles: Roles, faults: Faults) -> dict[str, InputColumn]:
+    """Columns of files, each a modality; without any, all columns of numbers together, else the longest text."""
+    taken = {roles.target, roles.split, roles.domain, roles.id, *roles.groups}
+    kinds = {}
+    for column, cells in table.columns.items():
+        if column in taken or all(cell is None for cell in cells):
+            continue
+        # A column that holds a file at all is checked as one.
+        files = [kind for cell in cells if (kind := type_of_cell(cell)) in ("image", "sound", "array", "pickled")]
+        try:
+            kinds[column] = type_of_column(cells, f"column {column!r}", table.lines)
+        except DataError as error:
+            if len(files) > len(cells) // 2:
+                faults.add(str(error))
+    found = {}
+    for kind in ("image", "sound", "array"):
+        columns = [column for column, other in kinds.items() if other == kind]
+        for column in columns:
+            found[NAMES[kind] if len(columns) == 1 else _name(column)] = InputColumn(column=column)
+    numbers = tuple(column for column, kind in kinds.items() if kind == "numbers")
+    texts = [column for column, kind in kinds.items() if kind == "text"]
+    if not found and numbers:
+        found["numbers"] = InputColumn(columns=numbers)
+    elif not found and texts:
+        longest = max(texts, key=lambda column: sum(len(str(cell)) for cell in table.columns[column] if cell))
+        found["text"] = InputColumn(column=longest)
+    if not found and not faults:
+        faults.add(
+            f"no column looks like an input; name one, as in --set data.inputs.image=COLUMN; known: "
+            f"{', '.join(table.columns)}"
+        )
+    return found
+
+
+def _name(column: str) -> str:
+    """A column's name as that of a modality, which holds no dot, slash or `@`."""
+    return "".join(c if c.isalnum() or c in "_-" else "_" for c in column)
+
+
+def _shown(one: InputColumn) -> str:
+    return one.column or f"{len(one.columns)} columns of numbers"

@@ -1,0 +1,219 @@
+"""Makes a data set of a table's rows, of which every cell and file was checked."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossdistill.batch import MISSING_TARGET
+from crossdistill.data.content import OnProgress
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.file_facts import FileKind
+from crossdistill.data.file_source import Files, FileSource, TextSource, mapped_array
+from crossdistill.data.input_column import InputColumn, measured, rendering_for, unmeasured
+from crossdistill.data.rendering import ArrayRendering, TextRendering
+from crossdistill.data.table_cells import (
+    Faults,
+    Modality,
+    OnBad,
+    Roles,
+    absent,
+    check_ids,
+    check_numbers,
+    examine,
+    filled,
+    leave_out,
+    modalities_of,
+    resolve,
+    targets_of,
+)
+from crossdistill.data.table_file import Table
+from crossdistill.errors import CrossdistillError, DataError, ShapeError
+
+Splitter = Callable[[Tensor, Mapping[str, Tensor], Table], tuple[dict[str, Tensor], str]]
+"""From targets, groups and the table to the splits and a sentence about them."""
+
+
+@dataclass(frozen=True)
+class RowsToLoad:
+    """What `dataset_of` makes a data set from: a table, the folder of its files, and the settings."""
+
+    name: str
+    table: Table
+    folder: Path
+    inputs: Mapping[str, InputColumn]
+    roles: Roles
+    split: Splitter
+    classes: Sequence[str] = ()
+    on_bad: OnBad = "refuse"
+    notes: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Rows that stay, with what was read of them."""
+
+    table: Table
+    kept: Sequence[int]
+    modalities: Sequence[Modality]
+    targets: list[Any] | None
+    classes: tuple[str, ...]
+    groups: Mapping[str, Tensor]
+    domain: list[str] | None
+
+
+def dataset_of(wanted: RowsToLoad, progress: OnProgress) -> Dataset:
+    """The data set of a table's rows.
+
+    Raises:
+        DataError: all faults of the table, its cells and files.
+        MissingExtraError: a package that reads its files is not installed.
+    """
+    rows = _checked(wanted, progress)
+    table = rows.table
+    try:
+        splits, how = wanted.split(numbers_of(rows.targets, rows.classes, len(table)), rows.groups, table)
+        train = splits["train"].tolist()
+        made = {one.name: _input(rows, wanted.folder, one, train) for one in rows.modalities}
+    except CrossdistillError as error:
+        raise DataError(f"{table.path}: {error}") from error
+    dataset = Dataset.from_arrays(
+        wanted.name,
+        {modality: one.values for modality, one in made.items()},
+        rows.targets,
+        splits=splits,
+        classes=rows.classes or None,
+        input_specs={modality: one.spec for modality, one in made.items() if one.spec is not None},
+        present={modality: one.present for modality, one in made.items() if one.present is not None},
+        domain=rows.domain,
+        groups=rows.groups,
+        about=f"{len(table):,} rows of {table.path.name}.",
+        progress=progress,
+    )
+    return replace(dataset, how_split="; ".join([*wanted.notes, *(one.said for one in made.values()), how]))
+
+
+def _checked(wanted: RowsToLoad, progress: OnProgress) -> _Checked:
+    """Check all cells and files, and leave out the rows that are skipped.
+
+    Raises:
+        DataError: all faults.
+    """
+    table, roles = wanted.table, wanted.roles
+    faults = Faults(table.path)
+    modalities = modalities_of(table, wanted.inputs, faults)
+    for modality in modalities:
+        if modality.of_files:
+            resolve(table, wanted.folder, modality, faults)
+        elif modality.kind == "numbers":
+            check_numbers(table, modality)
+    # Files outside the folder are not even looked at.
+    for modality in () if faults else modalities:
+        if modality.of_files:
+            examine(modality, progress)
+    kept = leave_out(table, modalities, roles, wanted.on_bad, faults) if modalities else []
+    if not kept and not faults:
+        faults.add("no row is left")
+    targets, classes = targets_of(table, roles.target, wanted.classes, faults)
+    groups = {column: filled(table, column, "data.group", faults) for column in roles.groups}
+    domain = None if roles.domain is None else filled(table, roles.domain, "data.domain", faults)
+    if roles.id is not None:
+        check_ids(table, roles.id, faults)
+    faults.check()
+    for modality in modalities:
+        modality.paths = [modality.paths[row] for row in kept] if modality.paths else []
+        modality.facts = [modality.facts[row] for row in kept] if modality.facts else []
+    numbers = {kind: np.unique([names[row] for row in kept], return_inverse=True)[1] for kind, names in groups.items()}
+    return _Checked(
+        table=table.rows(kept),
+        kept=kept,
+        modalities=modalities,
+        targets=None if targets is None else [targets[row] for row in kept],
+        classes=classes,
+        groups={kind: torch.from_numpy(ids.astype(np.int64)) for kind, ids in numbers.items()},
+        domain=None if domain is None else [domain[row] for row in kept],
+    )
+
+
+def numbers_of(targets: list[Any] | None, classes: Sequence[str], rows: int) -> Tensor:
+    """Targets as class numbers (N,)."""
+    number = {name: i for i, name in enumerate(classes)} | {MISSING_TARGET: MISSING_TARGET}
+    values = [MISSING_TARGET] * rows if targets is None else [number[target] for target in targets]
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One input: a tensor or a row source, its specification, the rows that have it, and a sentence about it."""
+
+    values: Any
+    spec: Any
+    present: list[bool] | None
+    said: str
+
+
+def _input(rows: _Checked, folder: Path, modality: Modality, train: Sequence[int]) -> _Input:
+    """One input of the data set.
+
+    Raises:
+        DataError: the rendering does not fit the files.
+        ShapeError: an array file has another number of rows than the table.
+    """
+    table, settings = rows.table, modality.settings
+    if settings.file is not None:
+        tensor = mapped_array(Path(os.path.normpath(folder / settings.file)))
+        last = max(rows.kept)
+        if len(tensor) <= last:
+            raise ShapeError(f"{settings.file} has {len(tensor):,} rows, and the table at least {last + 1:,}")
+        whole = len(tensor) == len(rows.kept)
+        return _Input(
+            tensor if whole else tensor[torch.tensor(rows.kept)],
+            None,
+            None,
+            f"{modality.name}: rows of {settings.file}",
+        )
+    there = [not absent(table, modality, row) for row in range(len(table))]
+    present = None if all(there) else there
+    shown = ", ".join(map(repr, modality.columns[:3])) + (", ..." if len(modality.columns) > 3 else "")
+    where = f"{modality.name}: {'column' if len(modality.columns) == 1 else 'columns'} {shown}"
+    if modality.of_files:
+        source = _files(modality, folder, train)
+        shape = " x ".join(map(str, source.spec.shape))
+        return _Input(source, source.spec, present, f"{where}, {modality.kind} files as {source.spec.kind} {shape}")
+    if modality.kind == "text":
+        texts = [None if cell is None else str(cell) for cell in table.columns[modality.columns[0]]]
+        chosen = rendering_for(settings, "text", [])
+        assert isinstance(chosen, TextRendering)
+        reads = "bytes" if chosen.tokenizer is None else f"tokens of {chosen.tokenizer}"
+        text_source = TextSource(texts, chosen)
+        return _Input(text_source, text_source.spec, present, f"{where}, text as {chosen.length} {reads}")
+    values, numbers = _numbers(table, modality, train)
+    said = f"{where}, {len(modality.columns)} numbers" + (", standardised on training rows" if numbers.mean else "")
+    return _Input(values, numbers.spec((len(modality.columns),)), present, said)
+
+
+def _files(modality: Modality, folder: Path, train: Sequence[int]) -> FileSource:
+    kind: FileKind = modality.kind  # type: ignore[assignment]
+    files = Files(kind, str(folder), modality.paths, modality.facts)
+    shapes = [one.shape for one in modality.facts if one is not None]
+    rendering = rendering_for(modality.settings, modality.kind, shapes)
+    if modality.settings.normalise and unmeasured(rendering):
+        rendering = measured(rendering, files, train)
+    return FileSource(files, rendering)
+
+
+def _numbers(table: Table, modality: Modality, train: Sequence[int]) -> tuple[Tensor, ArrayRendering]:
+    cells = [table.columns[column] for column in modality.columns]
+    values = np.array([[np.nan if cell is None else float(cell) for cell in one] for one in cells]).T
+    own = values[list(train)]
+    own = own[~np.isnan(own).any(1)]
+    rendering = ArrayRendering()
+    if modality.settings.normalise and len(own):
+        spread = tuple(float(f"{value:.6g}") if value > 1e-9 else 1.0 for value in own.std(0))
+        rendering = ArrayRendering(mean=tuple(float(f"{value:.6g}") for value in own.mean(0)), deviation=spread)
+    return rendering.apply(torch.from_numpy(values)).nan_to_num(0.0), rendering
