@@ -58,3 +58,8 @@ def picture_rows(folder: Path, count: int = 12) -> list[dict[str, Any]]:
         }
         for n in range(count)
     ]
+
+
+def damage(path: Path) -> None:
+    """Cut a file."""
+    path.write_bytes(path.read_bytes()[:60])
