@@ -1,7 +1,7 @@
 """Cost of reading rows from files by workers: rows per second, memory, and an epoch of banked distillation.
 
-The files are JPEGs of 64 x 64 pixels that this script draws. The plain side is a DataLoader over the same decoding, with
-the same batches and the same number of workers.
+The files are JPEGs of 64 x 64 pixels that this script draws. The plain side is a DataLoader over the same decoding,
+with the same batches and the same number of workers.
 """
 
 import gc
@@ -150,7 +150,6 @@ def main() -> None:
     script = Script(__file__)
     folder = draw(script.scratch / "pictures")
     rates(script, folder)
-    if os.environ.get("ONLY"): return
     few, many = (child(__file__, "--measure", str(folder), repeat)["mb"] for repeat in ("1", "50"))
     print(f"  private memory: {few:.0f} MB with 1,000 files, {many:.0f} MB with 50,000", flush=True)
     script.value("private memory with its workers, 50,000 files / 1,000 files", many / few, MEMORY_LIMIT)

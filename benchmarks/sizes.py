@@ -89,9 +89,9 @@ class Course:
     def epoch(self) -> dict[str, float]:
         """Run one epoch with its validation; returns the values of `validate`."""
         job = self.job
-        for step, rows in enumerate(job.order.epoch(self._epoch)):
+        for step, (rows, parts) in enumerate(self.training.batches(job.order.epoch(self._epoch), self._epoch)):
             progress = Progress(self._epoch, job.stage.epochs, step, job.order.steps, self._devices.gather)
-            if self._monitor.add(rows, progress, self.training.step(rows, progress)):
+            if self._monitor.add(rows, progress, self.training.step(rows, progress, parts)):
                 self._monitor.check()
         self._monitor.check()
         losses = validate(job, self.training, self._devices)

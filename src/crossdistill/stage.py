@@ -173,6 +173,8 @@ class Stage(BaseModel):
     """Largest L2 norm of the gradient of a step; None: no clipping."""
     steps: int | None = Field(None, ge=1)
     """Maximum number of steps in an epoch; None: all rows."""
+    length_buckets: int = Field(0, ge=0)
+    """Batches hold rows of similar length: so many batches of rows are sorted by length at a time; 0: random rows."""
     fresh: bool = False
     """Start the learner from its initial weights again, instead of the weights from earlier stages."""
     precision: PrecisionName = "float32"
@@ -241,7 +243,7 @@ class Stage(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("ema",))
+        return _without_defaults(self, handler(self), ("ema", "length_buckets"))
 
     @property
     def trained(self) -> tuple[str, ...]:

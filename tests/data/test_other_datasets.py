@@ -15,7 +15,8 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendering import PictureRendering
 from crossdistill.data.variable_length import Cropped, Padded
 from crossdistill.data.workers import end_workers
-from crossdistill.errors import DataError, SettingError, ShapeError
+from crossdistill.errors import DataError, RecipeError, SettingError, ShapeError
+from crossdistill.planning.plan import prepare
 from crossdistill.stage import Stage
 
 ROWS = 60
@@ -149,12 +150,18 @@ class Recurrent(torch.nn.Module):
 def test_lengths_reach_a_network_that_trains(tmp_path: Path) -> None:
     torch.manual_seed(0)
     networks = [Network(Recurrent(), ("sound",)) for _ in range(2)]
-    stage = Stage(method="kd", epochs=1, batch_size=16)
+    stage = Stage(method="kd", epochs=1, batch_size=16, length_buckets=2)
     recipe = toy_recipe(stage, data=pairs()).model_copy(
         update={"student": networks[0], "teachers": {"big": networks[1]}, "student_name": "small"}
     )
     run(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_length_buckets_need_lengths() -> None:
+    recipe = toy_recipe(Stage(method="kd", epochs=1, length_buckets=2))
+    with raises(RecipeError, "length_buckets", "first", "kd"):
+        prepare(recipe, recipe.data, torch.device("cpu"))
 
 
 def _shard(path: Path, samples: dict[str, dict[str, bytes]]) -> None:

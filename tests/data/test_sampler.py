@@ -77,3 +77,18 @@ def test_seeds_are_the_same_on_every_machine() -> None:
     found = {derived_seed("order", 0, 1), derived_seed("order", 1, 0), derived_seed("order", "0", 11), derived_seed()}
     assert len(found) == 4
     assert all(0 <= seed < 2**63 for seed in found)
+
+
+def test_batches_of_similar_length_have_every_row_once_and_can_be_entered_anywhere() -> None:
+    lengths = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    made = Order(torch.arange(103), 103, 5, 0, buckets=10, lengths=lengths)
+    steps = [step.tolist() for step in made.epoch(1)]
+    assert sorted(torch.cat(list(made.epoch(1))).tolist()) == list(range(103))
+    assert [len(step) for step in steps] == [5] * 20 + [3]
+    assert [step.tolist() for step in made.epoch(1, 7)] == steps[7:]
+    assert [step.tolist() for step in made.epoch(2)] != steps
+    plain = Order(torch.arange(103), 103, 5, 0)
+    similar, random = (sum(float(lengths[s].amax() - lengths[s].amin()) for s in o.epoch(1)) for o in (made, plain))
+    assert similar < 0.3 * random
+    firsts = [float(lengths[step].mean()) for step in made.epoch(1)]
+    assert firsts != sorted(firsts), "long batches are not all at the end"

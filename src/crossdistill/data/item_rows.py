@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from crossdistill.batch import Input, InputSpec
 from crossdistill.data.rendering import Rendering
@@ -137,7 +138,9 @@ def _stacked(values: Any, rows: Tensor, rendering: Rendering | None, length: Len
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
         raise ShapeError(unequal(tensors, rows.tolist()))
-    return torch.stack([tensor.reshape(1) if tensor.ndim == 0 else tensor for tensor in tensors])
+    # In a worker this stacks into shared memory, which saves a copy.
+    stacked: Tensor = default_collate([tensor.reshape(1) if tensor.ndim == 0 else tensor for tensor in tensors])
+    return stacked
 
 
 def _decoded(value: Any) -> Any:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from crossdistill.batch import Input, InputSpec
-from crossdistill.errors import CrossdistillError, DataError, ShapeError
+from crossdistill.errors import CrossdistillError, DataError, SettingError, ShapeError
 
 
 @runtime_checkable
@@ -193,6 +193,24 @@ def tensors_in_memory(inputs: Mapping[str, Rows], who: str) -> dict[str, Tensor]
 def bytes_in_memory(rows: Rows) -> int:
     """Bytes of a tensor, memory-mapped or not; 0 of a source, whose rows are read when a batch needs them."""
     return rows.numel() * rows.element_size() if isinstance(rows, Tensor) else 0
+
+
+def row_lengths(inputs: Mapping[str, Rows], who: str) -> Float[Tensor, " N"]:
+    """The length of each row, of several sources the sum of their lengths / their means.
+
+    Raises:
+        SettingError: no source has lengths; `who` begins the text.
+    """
+    known = [lengths for source in inputs.values() if isinstance(lengths := getattr(source, "lengths", None), Tensor)]
+    if not known:
+        raise SettingError(
+            f"{who}: length_buckets is for rows of different lengths, and no input of {', '.join(inputs)} has lengths; "
+            "leave it at 0"
+        )
+    total = torch.zeros(len(known[0]))
+    for lengths in known:
+        total += lengths / lengths.double().mean().clamp(min=1)
+    return total
 
 
 @contextmanager

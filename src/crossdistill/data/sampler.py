@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from crossdistill.runtime.hashing import derived_seed
@@ -16,7 +16,9 @@ class Order:
 
     An epoch has `num_rows` rows, drawn from `rows` without repetition until all are used, then again: with few labelled
     rows, a supervised epoch has as many steps as one over all rows. With `joins`, a last batch of one row is added to
-    the batch before it, for networks with batch normalisation. `limit` is the largest number of steps per epoch.
+    the batch before it, for networks with batch normalisation. `limit` is the largest number of steps per epoch. With
+    `lengths`, batches hold rows of similar length: each `buckets` batches of the drawn order are sorted by it, and the
+    batches are shuffled.
     """
 
     rows: Int64[Tensor, " N"]
@@ -25,6 +27,9 @@ class Order:
     seed: int
     limit: int | None = None
     joins: bool = False
+    buckets: int = 0
+    lengths: Float[Tensor, " M"] | None = None
+    """The length of every row of the data set."""
 
     @property
     def joined(self) -> bool:
@@ -43,9 +48,25 @@ class Order:
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
         rounds = -(-self.num_rows // len(self.rows))
         drawn = torch.cat([torch.randperm(len(self.rows), generator=generator) for _ in range(rounds)])[: self.num_rows]
+        if self.buckets and self.lengths is not None:
+            drawn = self._of_similar_length(drawn, self.lengths[self.rows[drawn]], generator)
         for step in range(start, self.steps):
             end = None if self.joined and step == self.steps - 1 else (step + 1) * self.batch_size
             yield self.rows[drawn[step * self.batch_size : end]]
+
+    def _of_similar_length(
+        self, drawn: Int64[Tensor, " N"], lengths: Float[Tensor, " N"], generator: torch.Generator
+    ) -> Int64[Tensor, " N"]:
+        # The rows of the last, smaller batch stay where they are.
+        whole = len(drawn) // self.batch_size * self.batch_size
+        size = self.buckets * self.batch_size
+        parts = zip(drawn[:whole].split(size), lengths[:whole].split(size), strict=True)
+        ordered = [part[length.argsort(stable=True)] for part, length in parts]
+        if not ordered:
+            return drawn
+        batches = torch.cat(ordered).view(-1, self.batch_size)
+        batches = batches[torch.randperm(len(batches), generator=generator)]
+        return torch.cat([batches.flatten(), drawn[whole:]])
 
 
 def share_of(rows: Int64[Tensor, " B"], rank: int, ranks: int, parts: int) -> list[Int64[Tensor, " S"]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset, rows_with_label
+from crossdistill.data.row_source import row_lengths
 from crossdistill.data.sampler import Order
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.method import STUDENT, Method
@@ -348,7 +349,9 @@ class _Planner:
                     ],
                 )
         joins = any(map(batch_statistics, trained))
-        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps, joins)
+        buckets = stage.length_buckets
+        lengths = row_lengths(dataset.inputs, f"stage {stage.name!r}") if buckets else None
+        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps, joins, buckets, lengths)
 
     def _partners(self) -> Tensor:
         """Each training row's partner under the control's permutation; other rows are their own partners."""
