@@ -46,9 +46,11 @@ class Dataset:
         classes: names of the classes 0, 1, ...
         splits: "train", "validation", "test" -> row numbers.
         input_specs: modality -> shape and format of an example.
-        fingerprint: a hash of the content. Hidden labels and `augmentation` do not change it.
-        labelled: the rows whose target the *student* may use (None: every row that has one).
-        present: modality -> the rows in which it is present; a modality without an entry always is.
+        fingerprint: a hash of the content, part of the keys of stages and banks. `hide_labels` and `augmentation` do
+            not change it. "" before it is computed.
+        labelled: mask (N,) of the rows whose target the *student* may use (None: every row that has one); teachers use
+            all targets.
+        present: modality -> mask (N,) of the rows in which it is present; a modality without an entry is in all rows.
         domain: the domain of each row, such as "speech".
         groups: kind ("voice", "handwriting") -> group of each row. Rows of one group share a source, so they are not
             independent.
@@ -90,6 +92,14 @@ class Dataset:
         rows = len(self.targets)
         if not self.inputs:
             raise ShapeError(f"dataset {self.name!r} has no inputs; it needs at least one modality")
+        self._check_rows(rows)
+        self._check_specs()
+        check_described(self.classes, self.input_specs, f"dataset {self.name!r}")
+        check_splits(self.splits, rows, self.name)
+        _check_targets(self.targets, self.classes, self.name)
+
+    def _check_rows(self, rows: int) -> None:
+        """Check that every tensor has this number of rows, and that masks are of booleans."""
         rowwise: dict[str, Any] = {**self.inputs, "labelled": self.labelled, "domain": self.domain}
         rowwise |= {f"present[{k!r}]": v for k, v in self.present.items()}
         rowwise |= {f"groups[{k!r}]": v for k, v in self.groups.items()}
@@ -100,8 +110,11 @@ class Dataset:
             for mask in masks:
                 if mask is not None and (mask.dtype, mask.ndim) != (torch.bool, 1):
                     raise DataError(
-                        f"dataset {self.name!r}: {what} is {mask.dtype} {tuple(mask.shape)}; wanted one bool a row"
+                        f"dataset {self.name!r}: {what} is {mask.dtype} {tuple(mask.shape)}; wanted one bool per row"
                     )
+
+    def _check_specs(self) -> None:
+        """Check that every modality has a specification of its shape, and that no other modality is named."""
         for field_name in ("present", "input_specs"):
             for modality in set(getattr(self, field_name)) - set(self.inputs):
                 raise DataError(
@@ -115,11 +128,8 @@ class Dataset:
             if tuple(tensor.shape[1:]) != tuple(self.input_specs[modality].shape):
                 raise ShapeError(
                     f"dataset {self.name!r}: an example of {modality!r} has shape {tuple(tensor.shape[1:])}, "
-                    f"but its specification says {tuple(self.input_specs[modality].shape)}"
+                    f"but its specification has {tuple(self.input_specs[modality].shape)}"
                 )
-        check_described(self.classes, self.input_specs, f"dataset {self.name!r}")
-        check_splits(self.splits, rows, self.name)
-        _check_targets(self.targets, self.classes, self.name)
 
     def __len__(self) -> int:
         """Number of rows, those outside all splits included."""
@@ -198,7 +208,7 @@ class Dataset:
             classes=names,
             splits=chosen,
             input_specs=specs,
-            fingerprint="",
+            fingerprint="",  # computed below, from the checked data
             labelled=None if labelled is None else as_mask(name, "labelled", labelled, rows),
             present={k: as_mask(name, f"present[{k!r}]", v, rows) for k, v in (present or {}).items()},
             domain=None if domain is None else as_domain(name, domain),
@@ -299,7 +309,7 @@ class Dataset:
             targets=self.targets[rows],
             labelled=None if self.labelled is None else self.labelled[rows],
             present={modality: mask[rows] for modality, mask in self.present.items()},
-            domain=None if self.domain is None else _pick(self.domain, rows),
+            domain=None if self.domain is None else _select_names(self.domain, rows),
             total_rows=total_rows or len(rows),
         )
 
@@ -354,7 +364,7 @@ def content_fingerprint(dataset: Dataset, progress: OnProgress | None = None) ->
     )
 
 
-def _pick(names: tuple[str, ...], rows: Tensor) -> list[str]:
+def _select_names(names: tuple[str, ...], rows: Tensor) -> list[str]:
     index = rows.tolist()
     # itemgetter of one index returns an item, not a tuple.
     return list(operator.itemgetter(*index)(names)) if len(index) > 1 else [names[i] for i in index]
@@ -367,9 +377,9 @@ def _check_targets(targets: Tensor, classes: tuple[str, ...], name: str) -> None
         known = targets[targets != MISSING_TARGET]
         from_one = int(known.min()) == 1 and int(known.max()) == len(classes)
         raise DataError(
-            f"dataset {name!r}: {len(wrong)} targets name no class, first in row {row}: {int(targets[row])}; "
-            f"wanted 0 to {len(classes) - 1}, or {MISSING_TARGET} for none"
-            + ("; they count from 1: subtract 1" if from_one else "")
+            f"dataset {name!r}: {len(wrong)} targets are not classes, first in row {row}: {int(targets[row])}; "
+            f"wanted 0 to {len(classes) - 1}, or {MISSING_TARGET} for a row without a target"
+            + ("; the targets start at 1: subtract 1" if from_one else "")
         )
 
 

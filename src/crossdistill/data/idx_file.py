@@ -29,8 +29,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     header = 4 + 4 * dimensions
     if len(content) < header:
         raise DataError(f"{path}: truncated: {len(content)} bytes are too few for an IDX header of {header}")
-    zero, kind, found = struct.unpack(">HBB", content[:4])
-    if zero != 0 or kind != UNSIGNED_BYTES or found != dimensions:
+    zero, kind, number = struct.unpack(">HBB", content[:4])
+    if zero != 0 or kind != UNSIGNED_BYTES or number != dimensions:
         raise DataError(
             f"{path}: its first four bytes are {content[:4].hex()}; wanted 000008{dimensions:02x}, "
             f"an IDX file of unsigned bytes in {dimensions} dimensions"

@@ -92,7 +92,7 @@ def mel_settings(options: Mapping[str, Any]) -> MelSettings:
     )
 
 
-def fit_length(wave: Float[Tensor, " found"], samples: int) -> Float[Tensor, " wanted"]:
+def fit_length(wave: Float[Tensor, " samples"], samples: int) -> Float[Tensor, " wanted"]:
     """A waveform of `samples` samples: the middle of a longer one, or a shorter one padded with zeros at both ends."""
     spare = len(wave) - samples
     if spare >= 0:

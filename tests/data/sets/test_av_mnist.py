@@ -239,7 +239,7 @@ def test_arrays_that_cannot_be_used(tmp_path: Path, root: Path) -> None:
         chosen.load()
     audio.write_bytes(content)
     np.save(tmp_path / "avmnist" / "train_labels.npy", np.arange(59))
-    with raises(DataError, 60, "train_labels.npy 59"):
+    with raises(DataError, 60, "train_labels.npy has 59 labels"):
         chosen.load()
     np.save(tmp_path / "avmnist" / "train_labels.npy", np.arange(60) % 10)
     np.save(audio, np.zeros((60, 28, 28)))

@@ -68,12 +68,12 @@ def _check_promise(path: Path, rate: int, samples: int) -> None:
         DataError: one is out of range, or the length is unknown.
     """
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise DataError(f"{path}: says that it has {rate:,} Hz; wanted {LOWEST_RATE:,} to {HIGHEST_RATE:,}")
+        raise DataError(f"{path}: its header has a rate of {rate:,} Hz; wanted {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz")
     if path.suffix.lower() == ".mp3" or samples <= MOST_SAMPLES:
         return
     if samples >= 2**62:
-        raise DataError(f"{path}: does not say how long it is, as files from a stream do; write it to a file again")
-    raise DataError(f"{path}: promises {samples:,} samples; at most {MOST_SAMPLES:,} are read: cut it into parts")
+        raise DataError(f"{path}: its header has no length, as in files from a stream; save the recording again")
+    raise DataError(f"{path}: its header has {samples:,} samples; at most {MOST_SAMPLES:,} are read: cut it into parts")
 
 
 def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
@@ -88,7 +88,7 @@ def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
         parts.append(block.mean(1, dtype=np.float32))
         held += len(block)
         if held > MOST_SAMPLES:
-            raise DataError(f"{path}: holds more than {MOST_SAMPLES:,} samples: cut it into parts")
+            raise DataError(f"{path}: more than {MOST_SAMPLES:,} samples; cut it into parts")
         with np.errstate(all="ignore"):
             loud += float(np.square(block, dtype=np.float64).mean(1).sum())
             left += float(np.square(parts[-1], dtype=np.float64).sum())
@@ -103,16 +103,16 @@ def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-def resample(wave: NDArray[np.float32], found: int, wanted: int) -> NDArray[np.float32]:
-    """The sound at another rate in hertz (soxr, high quality).
+def resample(wave: NDArray[np.float32], rate: int, new_rate: int) -> NDArray[np.float32]:
+    """The sound at another sample rate; rates are in hertz (soxr, high quality).
 
     Raises:
         MissingExtraError: soxr is not installed.
     """
-    if found == wanted:
+    if rate == new_rate:
         return wave
     soxr = _import("soxr", "resampling")
-    return np.asarray(soxr.resample(wave, found, wanted), dtype=np.float32)
+    return np.asarray(soxr.resample(wave, rate, new_rate), dtype=np.float32)
 
 
 def _import(package: str, what: str) -> ModuleType:

@@ -76,7 +76,7 @@ def list_variants() -> tuple[str, ...]:
 
 def synthesise(
     speakers: Sequence[Speaker],
-    said: Callable[[int], None],
+    progress: Callable[[int], None],
     *,
     most_workers: int = MOST_WORKERS,
     worker: str = WORKER,
@@ -84,7 +84,7 @@ def synthesise(
     """All utterances of all speakers in order, as 16-bit samples, and their rate in hertz.
 
     A few child processes share the speakers. Each loads its own library, so the samples do not depend on the number of
-    processes. `said` is called with the number of finished utterances.
+    processes. `progress` is called with the number of finished utterances.
 
     Raises:
         MissingExtraError: the synthesiser is not installed.
@@ -102,7 +102,7 @@ def synthesise(
         def add(clip: tuple[NDArray[np.int16], int]) -> None:
             results[number].append(clip)
             counts[number] += 1
-            said(sum(counts))
+            progress(sum(counts))
 
         try:
             _speak(shares[number], add, worker)
@@ -192,5 +192,5 @@ def _parse(content: bytes) -> tuple[NDArray[np.int16], int]:
 def _failure(code: int, errors: bytes) -> DataError:
     lines = errors.decode(errors="replace").strip().splitlines()[-3:]
     return DataError(
-        f"speech synthesis: the child process ended with {code}: {' | '.join(lines) or '(it said nothing)'}"
+        f"speech synthesis: the child process ended with {code}: {' | '.join(lines) or '(no error output)'}"
     )

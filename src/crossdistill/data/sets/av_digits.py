@@ -32,12 +32,13 @@ SAMPLES = 6200
 MEL = {"sample_rate": SAMPLE_RATE, "n_fft": 256, "hop": 200, "bands": 32, "top_db": 80.0, "samples": SAMPLES}
 LEVEL = 0.1
 NOISE_TILT = (0.0, 2.0)
-"""Noise power falls with frequency to the power of minus this, drawn for each clip: from white to brown."""
+"""Range of the exponent, drawn for each clip: noise power is frequency ** -exponent, from white to brown noise."""
 LOWEST_TILTED_HZ = 50.0
 PICTURE_SHARES = (0.5, 1 / 6)
-"""Of each digit's pictures, how many train and validate; the rest test."""
+"""Shares of each digit's pictures for training and validation; the rest is for the test."""
 BLOCK_ROWS = 500
 
+# These texts are part of the fingerprint of the data: other words would make stored stages and banks unusable.
 ABOUT = (
     "Handwritten digits (8x8, scikit-learn) of which only the {components} leading principal components of the "
     "training pictures are kept ({energy:.0%} of their energy), and spoken digits ({speech}) in noise at {snr:g} dB. "
@@ -65,18 +66,18 @@ class AvDigitsConfig(DataConfig):
     name: Literal["av-digits"] = "av-digits"
     snr_db: float = Field(default=-2.0, description="speech power over noise power, decibels")
     energy: float = Field(default=0.25, gt=0, le=1, description="share of the pictures' variance that is kept")
-    train_clips: int = Field(default=3000, ge=20, description="pairs that train")
-    validation_clips: int = Field(default=1000, ge=20, description="pairs that validate")
-    test_clips: int = Field(default=3000, ge=20, description="pairs that test")
+    train_clips: int = Field(default=3000, ge=20, description="number of training pairs")
+    validation_clips: int = Field(default=1000, ge=20, description="number of validation pairs")
+    test_clips: int = Field(default=3000, ge=20, description="number of test pairs")
     speech: Path | None = Field(
         default=None, description="folder of recordings {digit}_{speaker}_{n}.wav to use instead of synthesised speech"
     )
 
     def build(self, progress: OnProgress) -> Dataset:
-        """The data with every label, from the cache or built.
+        """The data with all labels, from the cache, or else built and stored in it.
 
         Raises:
-            MissingExtraError: scikit-learn, the synthesiser or soxr is not installed; says the extra.
+            MissingExtraError: scikit-learn, the synthesiser or soxr is not installed; names the extra.
             DataError: a recording is unreadable, or there are fewer than three speakers.
         """
 
@@ -87,7 +88,7 @@ class AvDigitsConfig(DataConfig):
         return open_stored(cache.keep(self.name, self.recipe(), build))
 
     def cached(self) -> cache.CacheEntry | None:
-        """Where these data are kept; None when they have to be built first."""
+        """The cache entry of these data; None if they are not built yet."""
         return cache.find(self.name, self.recipe())
 
     def tiny(self) -> "AvDigitsConfig":
@@ -95,14 +96,14 @@ class AvDigitsConfig(DataConfig):
         return self.model_copy(update={"train_clips": 300, "validation_clips": 100, "test_clips": 200})
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that the content depends on: the key under which it is cached."""
+        """Everything that the content depends on; the cache entry is named by a hash of it."""
         settings = self.model_dump(mode="json", include={"seed", "snr_db", "energy"})
         sounds = synthesis_key() if self.speech is None else recordings_key(self.speech)
         sources = {"speech": sounds, "pictures": _pictures_key()}
         return {"code": cache.code_key(), **settings, "clips": self.clips(), **sources}
 
     def clips(self) -> dict[str, int]:
-        """Pairs of each split."""
+        """The number of pairs of each split."""
         return dict(zip(SPLITS, (self.train_clips, self.validation_clips, self.test_clips), strict=True))
 
 
@@ -151,7 +152,7 @@ def _build(config: AvDigitsConfig, progress: OnProgress) -> Dataset:
 def _pictures(
     config: AvDigitsConfig, digits: Int64[Tensor, " N"], splits: dict[str, Tensor]
 ) -> tuple[Float[Tensor, "N 1 8 8"], InputSpec, float, Int64[Tensor, " N"]]:
-    """A picture for every clip, its specification, the energy kept, and which of the 1,797 it is."""
+    """A picture for each clip, their specification, the share of energy kept, and each picture's number of 1,797."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -161,9 +162,9 @@ def _pictures(
     cuts = [np.cumsum([round(share * len(order)) for share in PICTURE_SHARES]) for order in orders]
     source = torch.full_like(digits, -1)
     for number, split in enumerate(SPLITS):
-        own = np.concatenate([np.split(order, cut)[number] for order, cut in zip(orders, cuts, strict=True)])
+        pool = np.concatenate([np.split(order, cut)[number] for order, cut in zip(orders, cuts, strict=True)])
         rows = splits[split]
-        source[rows] = torch.from_numpy(own)[pair_by_class(digits[rows], loaded.target[own], rng, "pictures")]
+        source[rows] = torch.from_numpy(pool)[pair_by_class(digits[rows], loaded.target[pool], rng, "pictures")]
     training = raw[source[splits["train"]].unique()]
     principal = fit_principal(training.flatten(1), energy=config.energy)
     parameters = {"mean": principal.mean, "basis": principal.basis}

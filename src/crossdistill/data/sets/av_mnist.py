@@ -38,12 +38,13 @@ MEL = {"sample_rate": SAMPLE_RATE, "n_fft": 512, "hop": HOP, "bands": BANDS, "to
 SHARES = (0.6, 0.2)
 BLOCK_ROWS = 250
 AUDIBLE = 0.1
-"""Share of a noise clip's loudest excerpt below which an excerpt is a pause, not noise."""
+"""Amplitude, relative to a noise clip's loudest excerpt, below which an excerpt counts as a pause."""
 IDX_FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 
+# These texts are part of the fingerprint of the data: other words would make stored stages and banks unusable.
 ABOUT = (
     "MNIST digits (28x28) of which only the {components} leading principal components are kept ({energy:.0%} of their "
     "energy, fitted on {fitted}), and spoken digits of {speakers} speakers in recorded noise at {snr:g} dB (112x112 "
@@ -63,11 +64,11 @@ LICENCES = (
 
 
 class AvMnistConfig(DataConfig):
-    """MNIST and spoken digits in noise, from downloaded files or as the reference's arrays.
+    """MNIST and spoken digits in noise, built from downloaded files or read from the reference's arrays.
 
-    Under `root` it looks for `mnist`, `free-spoken-digit-dataset/recordings` and `esc10`, each of which can be set by
-    itself; or for the arrays of the reference, `avmnist/{image,audio}/{train,test}_data.npy` and
-    `avmnist/{train,test}_labels.npy`, which go first where they are.
+    The folder `root` contains the arrays of the reference, `avmnist/{image,audio}/{train,test}_data.npy` and
+    `avmnist/{train,test}_labels.npy`, which take precedence; or the downloaded `mnist`,
+    `free-spoken-digit-dataset/recordings` and `esc10`, whose folders can also be set one by one.
     """
 
     name: Literal["av-mnist"] = "av-mnist"
@@ -77,7 +78,7 @@ class AvMnistConfig(DataConfig):
     rows: int | None = Field(default=None, ge=20, description="pairs; None: one for each picture (70,000 in MNIST)")
     split: Literal["speaker", "sample"] = Field(
         default="speaker",
-        description="no speaker in two splits, or random over pairs as in the paper (seed: its column)",
+        description="speaker: no speaker is in two splits; sample: random, as in the paper (seed: its column)",
     )
     snr_db: float = Field(default=10.0, description="speech power over noise power, decibels")
     energy: float = Field(default=0.25, gt=0, le=1, description="share of the pictures' variance that is kept")
@@ -85,11 +86,11 @@ class AvMnistConfig(DataConfig):
     release_compat: bool = Field(default=False, description="measure statistics over all rows, test rows included")
 
     def build(self, progress: OnProgress) -> Dataset:
-        """The data with every label, from the cache or built.
+        """The data with all labels, from the cache, or else built and stored in it.
 
         Raises:
             DataError: a file is missing, unreadable or truncated (names it), or there are fewer than three speakers.
-            SettingError: the arrays of the reference were found, but they name no speakers to split by.
+            SettingError: the split is by speaker, and `root` has the reference's arrays, which name no speakers.
         """
 
         def build(folder: Path) -> None:
@@ -105,7 +106,7 @@ class AvMnistConfig(DataConfig):
         return open_stored(cache.keep(self.name, self.recipe(), build))
 
     def cached(self) -> cache.CacheEntry | None:
-        """Where these data are kept; None when they have to be built first."""
+        """The cache entry of these data; None if they are not built yet."""
         return cache.find(self.name, self.recipe())
 
     def tiny(self) -> "AvMnistConfig":
@@ -113,7 +114,7 @@ class AvMnistConfig(DataConfig):
         return self.model_copy(update={"rows": 200})
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that the content depends on: the key under which it is cached."""
+        """Everything that the content depends on; the cache entry is named by a hash of it."""
         fields = {"seed", "rows", "split", "snr_db", "energy", "components", "release_compat"}
         arrays = self.arrays()
         if arrays is not None:
@@ -128,26 +129,37 @@ class AvMnistConfig(DataConfig):
         return {"code": cache.code_key(), **self.model_dump(mode="json", include=fields), **sources}
 
     def arrays(self) -> list[Path] | None:
-        """The reference's arrays under `root`, unless folders of raw material are named."""
+        """The reference's arrays under `root`; None if there are none, or if folders of downloaded files are set.
+
+        Raises:
+            SettingError: the split is by speaker, which the arrays do not name.
+        """
         if self.images or self.speech or self.noise:
             return None
-        found = array_paths(self.folder())
-        if found is not None and self.split == "speaker":
+        paths = array_paths(self.folder())
+        if paths is not None and self.split == "speaker":
             raise SettingError(
-                f"av-mnist: {found[0].parent.parent} holds ready arrays, which name no speakers to split by: set "
-                "data.split=sample, or name data.images, data.speech and data.noise to build from recordings"
+                f"av-mnist: data.split='speaker', and the arrays in {paths[0].parent.parent} name no speakers: set "
+                "data.split=sample, or set data.images, data.speech and data.noise to build from recordings"
             )
-        return found
+        return paths
 
     def image_paths(self) -> list[tuple[Path, Path]]:
-        """Pictures and labels, the 60,000 before the 10,000; gzipped or not."""
+        """The files of pictures and labels, gzipped or not: MNIST's training part, then its test part.
+
+        Raises:
+            DataError: a file is missing; names it.
+        """
         folder = self.images or self.folder() / "mnist"
         pairs = []
         for names in IDX_FILES:
-            found = [next((p for p in (folder / f"{n}.gz", folder / n) if p.is_file()), None) for n in names]
-            if found[0] is None or found[1] is None:
+            images, labels = (
+                next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+                for name in names
+            )
+            if images is None or labels is None:
                 raise DataError(f"av-mnist: {folder} lacks {names[0]}.gz or {names[1]}.gz (data.images or data.root)")
-            pairs.append((found[0], found[1]))
+            pairs.append((images, labels))
         return pairs
 
     def speech_folder(self) -> Path:
@@ -155,19 +167,23 @@ class AvMnistConfig(DataConfig):
         return self.speech or self.folder() / "free-spoken-digit-dataset" / "recordings"
 
     def noise_paths(self) -> list[Path]:
-        """All noise clips, in the order of their paths."""
+        """All noise clips, sorted by path.
+
+        Raises:
+            DataError: there are none.
+        """
         folder = self.noise or self.folder() / "esc10"
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES)
-        if not found:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES)
+        if not paths:
             raise DataError(
                 f"av-mnist: no noise clips ({', '.join(SOUND_SUFFIXES)}) in {folder} (data.noise or data.root)"
             )
-        return found
+        return paths
 
 
 @dataclass(frozen=True, slots=True)
 class _Sounds:
-    """Waveforms with what they are (a digit, or nothing) and whose."""
+    """Waveforms, each with its digit (-1 for noise) and its source: a speaker or a noise clip."""
 
     waves: list[NDArray[np.float32]]
     digits: NDArray[np.int64]
@@ -190,9 +206,9 @@ def _build(config: AvMnistConfig, folder: Path, progress: OnProgress) -> None:
     clip = torch.full_like(digits, -1)
     background = torch.full_like(digits, -1)
     for split, rows in splits.items():
-        own = pools[split]
-        chosen = pair_by_class(digits[rows], speech.digits[own], rng, f"recordings that may {split}")
-        clip[rows] = torch.from_numpy(own)[chosen]
+        pool = pools[split]
+        chosen = pair_by_class(digits[rows], speech.digits[pool], rng, f"recordings of the {split} split")
+        clip[rows] = torch.from_numpy(pool)[chosen]
         background[rows] = torch.from_numpy(noises[split][rng.integers(len(noises[split]), size=len(rows))])
     train = torch.arange(len(digits)) if config.release_compat else splits["train"]
     image, image_spec, energy = _weakened(config, pictures, train)
@@ -226,14 +242,18 @@ def _build(config: AvMnistConfig, folder: Path, progress: OnProgress) -> None:
 
 
 def _read_pictures(config: AvMnistConfig) -> tuple[Float[Tensor, "N 28 28"], Int64[Tensor, " N"], Int64[Tensor, " N"]]:
-    """Pictures in [0, 1], their digits, and their places in the canonical order."""
+    """Pictures in [0, 1], their digits, and their positions in MNIST's order.
+
+    Raises:
+        DataError: files of pictures and labels do not fit each other.
+    """
     parts, labels = [], []
     for image_path, label_path in config.image_paths():
         images, numbers = read_idx(image_path, 3), read_idx(label_path, 1)
         if len(images) != len(numbers) or images.shape[1:] != (SIDE, SIDE) or numbers.max(initial=0) >= len(DIGITS):
             raise DataError(
-                f"{image_path} holds {images.shape}, {label_path} {numbers.shape} up to {numbers.max(initial=0)}; "
-                f"wanted as many pictures of {SIDE}x{SIDE} as labels from 0 to 9"
+                f"{image_path} has shape {images.shape}, {label_path} has shape {numbers.shape} and labels up to "
+                f"{numbers.max(initial=0)}; wanted pictures of {SIDE}x{SIDE}, and for each a label from 0 to 9"
             )
         parts.append(images)
         labels.append(numbers)
@@ -268,9 +288,9 @@ def _read_noise(config: AvMnistConfig, progress: OnProgress) -> _Sounds:
 
 
 def _share_out(sources: list[str], seed: int, what: str) -> dict[str, NDArray[np.int64]]:
-    """Which sounds each split may use, by whole sources."""
+    """The numbers of the sounds of each split; all sounds of a source are in one split."""
     shares = split_sources(sources, seed, SHARES, what)
-    return {split: np.array([i for i, s in enumerate(sources) if s in set(own)]) for split, own in shares.items()}
+    return {split: np.array([i for i, s in enumerate(sources) if s in set(names)]) for split, names in shares.items()}
 
 
 def _weakened(
@@ -310,7 +330,7 @@ def _write_spectrograms(
 
 
 def _excerpt(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A window of noise from anywhere but the clip's pauses."""
+    """A random window of a noise clip, outside its pauses."""
     energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
     windows = energy[SAMPLES:] - energy[:-SAMPLES]
     audible = np.flatnonzero(windows >= AUDIBLE**2 * windows.max())

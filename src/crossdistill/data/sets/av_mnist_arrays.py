@@ -23,6 +23,7 @@ PARTS = ("train", "test")
 SHAPES = {"image": (1, 28, 28), "audio": (1, 112, 112)}
 BLOCK_ROWS = 1000
 
+# These texts are part of the fingerprint of the data: other words would make stored stages and banks unusable.
 ABOUT = (
     "AV-MNIST from ready arrays ({folder}): weakened MNIST digits and 112x112 spectrograms of spoken digits. Pairs are "
     "matched by digit, so pairing itself carries the class: a teacher that hears tells the student what it sees. The "
@@ -31,10 +32,12 @@ ABOUT = (
 
 
 def array_paths(root: Path) -> list[Path] | None:
-    """Image, audio and labels, training part before test part, in `root/avmnist` or `root`; None when there are none.
+    """The files of images, audio and labels, each training part before test part, in `root/avmnist` or `root`.
+
+    None if there is no such file.
 
     Raises:
-        DataError: some of the six are there and others are not; names those.
+        DataError: only some of the six files exist; names the missing ones.
     """
     for folder in (root / "avmnist", root):
         paths = [folder / kind / f"{part}_data.npy" for kind in SHAPES for part in PARTS]
@@ -50,13 +53,13 @@ def array_paths(root: Path) -> list[Path] | None:
 def build_from_arrays(
     paths: Sequence[Path], folder: Path, *, rows: int | None, seed: int, over_all: bool, progress: OnProgress
 ) -> None:
-    """Write the data set into a folder of the cache.
+    """Write the data set to a folder of the cache.
 
-    Arrays without a channel dimension are normalised example by example, those with one by the limits of the training
-    rows (`over_all`: of all rows), as the reference decides by the number of dimensions.
+    As in the reference, arrays without a channel dimension are normalised for each example, arrays with one by the
+    limits of the training rows (`over_all`: of all rows).
 
     Raises:
-        DataError: an array is unreadable, truncated, holds NaN or Inf, or has another shape than the reference's.
+        DataError: an array is unreadable, truncated, contains NaN or Inf, or has another shape than the reference's.
     """
     image, audio, label = ([read_array(path, mapped=True) for path in paths[i : i + 2]] for i in (0, 2, 4))
     for kind, parts, names in (("image", image, paths[:2]), ("audio", audio, paths[2:4])):
@@ -64,10 +67,10 @@ def build_from_arrays(
             _check(kind, part, targets, path, target_path)
         if parts[0].ndim != parts[1].ndim:
             raise DataError(
-                f"{names[0]} holds {parts[0].shape}, {names[1]} {parts[1].shape}: the number of dimensions says how "
-                "pictures are normalised, so both parts need the same"
+                f"{names[0]} has shape {parts[0].shape}, {names[1]} has shape {parts[1].shape}; wanted the same number "
+                "of dimensions, which determines the normalisation"
             )
-    # (N,) in one part may stand beside (N, 1) in the other.
+    # The labels of one part may have the shape (N,), those of the other (N, 1).
     digits = torch.from_numpy(np.concatenate([part.reshape(-1).astype(np.int64) for part in label]))
     chosen = choose_rows(len(digits), rows, seed)
     splits = paper_split(len(chosen), seed)
@@ -102,20 +105,20 @@ def _check(kind: str, part: NDArray[Any], targets: NDArray[Any], path: Path, tar
     if part.shape[1:] not in allowed:
         raise DataError(f"{path}: examples have shape {part.shape[1:]}; wanted one of {', '.join(map(str, allowed))}")
     if targets.size != len(part):
-        raise DataError(f"{path} holds {len(part):,} examples, but {target_path} {targets.size:,} labels")
-    found = f"{targets.dtype} from {targets.min(initial=0)} to {targets.max(initial=0)}"
+        raise DataError(f"{path} has {len(part):,} examples, but {target_path} has {targets.size:,} labels")
     if targets.dtype.kind not in "iu" or targets.min(initial=0) < 0 or targets.max(initial=0) > 9:
-        raise DataError(f"{target_path}: wanted whole numbers from 0 to 9, found {found}")
+        values = f"{targets.dtype} from {targets.min(initial=0)} to {targets.max(initial=0)}"
+        raise DataError(f"{target_path}: wanted whole numbers from 0 to 9, found {values}")
 
 
 def _reader(
     kind: str, parts: list[NDArray[Any]], paths: Sequence[Path]
 ) -> Callable[[NDArray[np.int64]], Float[Tensor, "B 1 H W"]]:
-    """Rows of both parts as one array, training part first."""
+    """A function that reads rows, in ascending order, of both parts as of one array, training part first."""
     border = len(parts[0])
 
     def read(rows: NDArray[np.int64]) -> Tensor:
-        # Rows ascend, so those of the first part come first.
+        # Rows are in ascending order, so rows of the first part come first.
         first, second = rows[rows < border], rows[rows >= border] - border
         block = np.concatenate([parts[0][first], parts[1][second]]).astype(np.float32)
         bad = rows[~np.isfinite(block.reshape(len(rows), -1)).all(1)]

@@ -26,18 +26,18 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 RECORDING = re.compile(r"(?P<digit>\d)_(?P<speaker>.+)_(?P<number>\d+)\.wav")
 
 VOICE_SHARES = (0.42, 0.15)
-"""Of the voices, how many train and validate; the rest test."""
+"""Shares of the voices for training and validation; the rest is for the test."""
 WORDS_PER_MINUTE = (120, 220)
 PITCH = (15, 85)
 VARIATION = (15, 8)
-"""Words per minute and pitch by which a speaker departs from its own."""
+"""Largest deviation of an utterance from its speaker's words per minute and pitch."""
 QUIET = 0.02
 """Share of the peak below which the ends of a clip are silence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One spoken digit, its ends trimmed; `voice` is a speaker's, or a synthesised one whatever its accent."""
+    """One spoken digit without silence at its ends; `voice` is a speaker, or a synthesised voice of any accent."""
 
     digit: int
     voice: str
@@ -46,7 +46,7 @@ class Clip:
 
 
 def synthesis_key() -> dict[str, Any]:
-    """What synthesised speech depends on."""
+    """The part of a data set's key for synthesised speech."""
     return {
         "espeakng-loader": synthesiser_version(),
         "accents": list(ACCENTS),
@@ -56,15 +56,15 @@ def synthesis_key() -> dict[str, Any]:
 
 
 def recordings_key(folder: Path) -> dict[str, Any]:
-    """What recordings depend on: the names and the content of the files."""
+    """The part of a data set's key for recordings: the names and content of the files."""
     return {**content_key(find_recordings(folder)), "shares": list(VOICE_SHARES)}
 
 
 def find_recordings(folder: Path) -> list[Path]:
-    """The files `{digit}_{speaker}_{n}.wav` of a folder, in the order of their names.
+    """The files `{digit}_{speaker}_{n}.wav` of a folder, sorted by name.
 
     Raises:
-        DataError: there is no such folder, or none of its files is named so.
+        DataError: there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise DataError(f"recordings: the folder {folder} does not exist")
@@ -77,17 +77,17 @@ def find_recordings(folder: Path) -> list[Path]:
 
 
 def parse_recording(path: Path) -> tuple[int, str]:
-    """The digit and the speaker that a recording's name says."""
-    found = RECORDING.fullmatch(path.name)
-    assert found is not None, path
-    return int(found["digit"]), found["speaker"]
+    """The digit and the speaker in a recording's name."""
+    match = RECORDING.fullmatch(path.name)
+    assert match is not None, path
+    return int(match["digit"]), match["speaker"]
 
 
 def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progress: OnProgress) -> list[Clip]:
-    """So many clips for each split, digits in turn; no voice variant speaks in two splits.
+    """`counts` clips for each split, with the digits in turn; no voice variant is in two splits.
 
-    A voice variant with an accent is a speaker with a rate and a pitch of its own, from which each clip departs a
-    little. Speakers say all digits once before any says them again.
+    A voice variant with an accent is a speaker, with a rate and a pitch from which each clip deviates by at most
+    `VARIATION`. Each speaker of a split says all digits once before a speaker repeats them.
     """
     voices = split_sources(list_variants(), seed, VOICE_SHARES, "synthesised voices")
     planned = [
@@ -96,16 +96,16 @@ def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progr
         for speaker in _plan(voices[split], counts[split], np.random.default_rng([seed, 3, number]))
     ]
     total = sum(counts.values())
-    clips, found_rate = synthesise(
+    clips, clip_rate = synthesise(
         [speaker for _, speaker in planned], lambda done: progress("synthesising speech", done, total)
     )
     result = []
-    heard = iter(clips)
+    waves = iter(clips)
     for split, speaker in planned:
         for utterance in speaker.utterances:
-            wave = trim(next(heard).astype(np.float32) / np.float32(32768))
+            wave = trim(next(waves).astype(np.float32) / np.float32(32768))
             result.append(
-                Clip(WORDS.index(utterance.text), speaker.variant, split, resample(wave, found_rate, sample_rate))
+                Clip(WORDS.index(utterance.text), speaker.variant, split, resample(wave, clip_rate, sample_rate))
             )
     return result
 
@@ -113,7 +113,7 @@ def synthesised_clips(counts: dict[str, int], seed: int, sample_rate: int, progr
 def recorded_clips(
     folder: Path, counts: dict[str, int], seed: int, sample_rate: int, progress: OnProgress
 ) -> list[Clip]:
-    """At most so many recordings for each split, drawn by `seed`; no speaker is in two splits.
+    """At most `counts` recordings for each split, drawn by `seed`; no speaker is in two splits.
 
     Raises:
         DataError: a file is unreadable or truncated, or there are fewer than three speakers.
@@ -123,8 +123,8 @@ def recorded_clips(
     rng = np.random.default_rng([seed, 4])
     chosen = []
     for split in SPLITS:
-        own = [path for path in paths if parse_recording(path)[1] in speakers[split]]
-        chosen += [(split, own[i]) for i in sorted(rng.permutation(len(own))[: counts[split]])]
+        pool = [path for path in paths if parse_recording(path)[1] in speakers[split]]
+        chosen += [(split, pool[i]) for i in sorted(rng.permutation(len(pool))[: counts[split]])]
     result = []
     for done, (split, path) in enumerate(chosen, start=1):
         digit, speaker = parse_recording(path)
@@ -134,7 +134,7 @@ def recorded_clips(
 
 
 def trim(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Without the silence at both ends."""
+    """A waveform without the silence at both ends."""
     loud = np.flatnonzero(np.abs(wave) > QUIET * np.abs(wave).max(initial=0.0))
     return wave[loud[0] : loud[-1] + 1] if len(loud) else wave
 
@@ -147,9 +147,11 @@ def _plan(variants: list[str], clips: int, rng: np.random.Generator) -> list[Spe
         said[clip // len(WORDS) % len(names)].append(WORDS[clip % len(WORDS)])
     speakers = []
     for (accent, variant), words in zip(names, said, strict=True):
-        own = rng.integers([WORDS_PER_MINUTE[0], PITCH[0]], [WORDS_PER_MINUTE[1] + 1, PITCH[1] + 1])
-        departures = rng.integers([-VARIATION[0], -VARIATION[1]], [VARIATION[0] + 1, VARIATION[1] + 1], (len(words), 2))
+        of_speaker = rng.integers([WORDS_PER_MINUTE[0], PITCH[0]], [WORDS_PER_MINUTE[1] + 1, PITCH[1] + 1])
+        deviations = rng.integers([-VARIATION[0], -VARIATION[1]], [VARIATION[0] + 1, VARIATION[1] + 1], (len(words), 2))
         if words:
-            utterances = [Utterance(w, int(r), int(p)) for w, (r, p) in zip(words, own + departures, strict=True)]
+            utterances = [
+                Utterance(w, int(r), int(p)) for w, (r, p) in zip(words, of_speaker + deviations, strict=True)
+            ]
             speakers.append(Speaker(accent, variant, tuple(utterances)))
     return speakers
