@@ -10,7 +10,7 @@ from builders import toy_recipe
 from facts import raises, states
 from torch import Tensor
 
-from crossdistill import Network, run
+from crossdistill import Network, load_student, run
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendering import PictureRendering
 from crossdistill.data.variable_length import Cropped, Padded
@@ -155,7 +155,10 @@ def test_lengths_reach_a_network_that_trains(tmp_path: Path) -> None:
         update={"student": networks[0], "teachers": {"big": networks[1]}, "student_name": "small"}
     )
     run(recipe, tmp_path / "run")
-    assert (tmp_path / "run" / "results.json").is_file()
+    student = load_student(tmp_path / "run", recipe.student)
+    sound = recipe.data.batch(torch.tensor([0, 3])).inputs["sound"]
+    assert student.logits({"sound": sound}).shape == (2, 3)
+    assert student.inputs["sound"].shape == (7,)
 
 
 def test_length_buckets_need_lengths() -> None:

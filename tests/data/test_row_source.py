@@ -1,3 +1,5 @@
+import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,14 @@ from crossdistill.data.augmentation import OwnAugmentation, Variation, Variation
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.hidden_labels import hide_labels
 from crossdistill.data.row_source import RowSource
+from crossdistill.data.workers import Workers, end_workers
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
 from crossdistill.planning.sources import unkeyed_views
 from crossdistill.recipe import Recipe
 from crossdistill.stage import Stage
 from crossdistill.testing import toy_dataset
+from crossdistill.testing.rehearsal import with_absent
+from crossdistill.training.evaluation import evaluate_folder
 
 VALUES = torch.arange(120.0).view(40, 3)
 
@@ -130,12 +135,18 @@ def test_rows_that_differ_each_time_are_not_banked() -> None:
     assert not unkeyed_views(from_rows(toy_dataset()))
 
 
-def _recipe(dataset: Dataset) -> Recipe:
-    return toy_recipe(Stage(method="kd", epochs=2, batch_size=48), data=dataset)
+def _recipe(dataset: Dataset, **fields: object) -> Recipe:
+    return toy_recipe(Stage(method="kd", epochs=2, batch_size=48), data=dataset, **fields)
 
 
 def test_a_run_has_the_same_numbers_as_from_memory(tmp_path: Path) -> None:
-    run(_recipe(toy_dataset()), tmp_path / "memory")
-    run(_recipe(from_rows(toy_dataset())), tmp_path / "rows")
+    memory = replace(hide_labels(with_absent(toy_dataset(), 0.0), 0.5), sample="")
+    for name, dataset in (("memory", memory), ("rows", replace(from_rows(memory), workers=Workers(2)))):
+        run(_recipe(dataset, control="shuffled"), tmp_path / name)
     one, other = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("memory", "rows"))
     assert one == other
+    recipe = _recipe(from_rows(memory), control="shuffled")
+    found = evaluate_folder(tmp_path / "rows", recipe, "validation")
+    end_workers()
+    assert found == evaluate_folder(tmp_path / "memory", _recipe(memory), "validation")
+    assert not multiprocessing.active_children()

@@ -81,7 +81,9 @@ class Content:
 
     def _update(self, block: Tensor) -> None:
         # A dimension of one element may have any stride, even in a tensor that PyTorch calls contiguous.
-        flat = block.reshape(-1).clone(memory_format=torch.contiguous_format)
+        flat = block.reshape(-1)
+        if flat.numel() < 2 or not flat.is_contiguous():
+            flat = flat.clone(memory_format=torch.contiguous_format)
         self._digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
@@ -189,7 +191,8 @@ def _in_blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _not_finite(block: Tensor, present: Tensor | None, start: int) -> list[int]:
-    if not block.is_floating_point():
+    # A sum is NaN or Inf if one value is, and an order of magnitude faster than a look at each of them.
+    if not block.is_floating_point() or bool(block.sum().isfinite()):
         return []
     finite = block.isfinite().flatten(1).all(1)
     if present is not None:
