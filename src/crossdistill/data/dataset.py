@@ -18,7 +18,7 @@ from crossdistill.data.input_options import check_described
 from crossdistill.data.labels import as_targets
 from crossdistill.data.other_datasets import from_huggingface, from_shards, from_torch
 from crossdistill.data.remarks import described, remarks
-from crossdistill.data.row_source import Rows, checked, is_row_source, read_rows, sources_in
+from crossdistill.data.row_source import Rows, checked, is_row_source, read_by_workers, read_rows, sources_in
 from crossdistill.data.split import check_splits, default_split
 from crossdistill.data.workers import Ready, Request, Workers
 from crossdistill.errors import DataError, SettingError, ShapeError, nearest
@@ -324,11 +324,11 @@ class Dataset:
             return self.batch(request.rows, request.total_rows, request.only, request.view, ready).to(device)
 
         who, pinned = f"dataset {self.name!r}", device.type == "cuda"
-        return self.workers.batches(requests, sources_in(self.inputs), self.read, batch, who, pinned)
+        return self.workers.batches(requests, read_by_workers(self.inputs), self.read, batch, who, pinned)
 
     def facts(self) -> list[str]:
         """Lines that a run begins with: who reads the rows, how the splits were drawn, irregularities."""
-        read = self.workers.note(sources_in(self.inputs))
+        read = self.workers.note(read_by_workers(self.inputs))
         return [line for line in (self.how_split, *self.remarks(), read) if line]
 
     def read(self, modality: str, rows: Int64[Tensor, " B"]) -> Input:

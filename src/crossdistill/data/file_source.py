@@ -26,6 +26,7 @@ from crossdistill.data.rendering import (
     SoundRendering,
     TextRendering,
 )
+from crossdistill.data.workers import reading
 from crossdistill.errors import DataError, ShapeError
 from crossdistill.runtime.hashing import key_hash
 
@@ -93,7 +94,10 @@ class Files:
         key = tuple(rows)
         if self._last is not None and self._last[0] == key:
             return self._last[1]
-        decoded = [self._decode(row) for row in rows]
+        decoded = []
+        for row in rows:
+            reading(row)
+            decoded.append(self._decode(row))
         self._last = (key, decoded) if self.readers > 1 else None
         return decoded
 
@@ -211,6 +215,7 @@ class TextSource:
     """A row source: texts in memory, as the ids of a tokenizer; a row without a text holds None."""
 
     deterministic = True
+    in_memory = True
     dtype = torch.int64
 
     def __init__(self, texts: Sequence[str | None], rendering: TextRendering) -> None:

@@ -22,7 +22,8 @@ class RowSource(Protocol):
 
     A source may have further methods: `name_of(row) -> str`, such as the row's file, for errors; `row_key(row) ->
     bytes`, equal for rows with equal values, which saves decoding them; `check_unchanged()`, which raises a DataError
-    if the files have changed; and the attribute `lengths`, the length of each row (N,).
+    if the files have changed; and the attributes `lengths`, the length of each row (N,), and `in_memory`, true where
+    reading rows is so cheap that no worker is worth it.
     """
 
     def __len__(self) -> int:
@@ -175,6 +176,12 @@ def read_one(source: Rows, row: int, where: str) -> bytes:
 def sources_in(inputs: Mapping[str, Rows]) -> dict[str, RowSource]:
     """The modalities that are read when a batch needs them."""
     return {name: rows for name, rows in inputs.items() if not isinstance(rows, Tensor)}
+
+
+def read_by_workers(inputs: Mapping[str, Rows]) -> dict[str, RowSource]:
+    """The modalities whose rows take time to read."""
+    sources = sources_in(inputs).items()
+    return {name: source for name, source in sources if not getattr(source, "in_memory", False)}
 
 
 def tensors_in_memory(inputs: Mapping[str, Rows], who: str) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ class UnequalRows:
                 )
         self._values, self._length = list(values), length
         self.lengths = torch.tensor([len(value) for value in values], dtype=torch.int64)
-        self.dtype, self.deterministic = first.dtype, True
+        self.dtype, self.deterministic, self.in_memory = first.dtype, True, True
         shape = length.shape((int(self.lengths.max()), *first.shape[1:]))
         self.spec = InputSpec("array", shape, {"length": length.model_dump(mode="json")})
         self.shape = (len(values), *shape)
