@@ -9,12 +9,14 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from crossdistill.batch import Batch, Input
 from crossdistill.errors import SettingError, ShapeError, SignalError, nearest
+from crossdistill.runtime.code_key import Keyed
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -62,6 +64,19 @@ def detached_values(module: nn.Module) -> dict[int, Tensor]:
             elif not value.is_leaf:
                 replacements[id(value)] = value.detach().clone()
     return replacements
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradient inside the context; each layer's mode is restored after it."""
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 @contextmanager
@@ -145,6 +160,34 @@ def default_give(result: Any, who: str) -> Mapping[str, Tensor | None]:
         f"network {who!r} returned a {type(result).__name__}, out of which no logits or embedding could be read; "
         "pass output_adapter=, a function from that result to {'logits': tensor, 'embedding': tensor}"
     )
+
+
+class FunctionModule(nn.Module):
+    """A Python function as a frozen module without weights, such as a call of a model on a server.
+
+    The function gets one array for each modality that the network reads (numpy, rows first), in that order, and returns
+    an array of logits, or a mapping with `logits`, `embedding`, and further arrays by the names in `taps`.
+    """
+
+    def __init__(self, function: Callable[..., Any], key: str, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        if not isinstance(key, str) or not key:
+            raise SettingError(f"key: wanted a text such as 'v1', which changes when the function does; found {key!r}")
+        self.function = Keyed(function, key)
+        for tap in taps:
+            self.add_module(tap, nn.Identity())
+
+    def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """The function's arrays as tensors, without gradient."""
+        device = next((one.device for one in (*values, *named.values())), torch.device("cpu"))
+        arrays = {name: one.detach().cpu().numpy() for name, one in named.items()}
+        result = self.function.call(*(one.detach().cpu().numpy() for one in values), **arrays)
+        found = dict(result) if isinstance(result, Mapping) else {"logits": result}
+        for name, value in found.items():
+            tensor = torch.as_tensor(np.array(value), device=device)
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
+            found[name] = self.get_submodule(name)(tensor) if name in self._modules else tensor
+        return found
 
 
 def check_arguments(

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -9,18 +10,22 @@ from torch import Tensor, nn
 
 from crossdistill.adapters import (
     LOW,
+    FunctionModule,
     activated,
     cast,
     check_arguments,
     closures_of_copy,
     default_give,
     detached_values,
+    evaluated,
     first_rows,
     refused_input,
     renamed,
     usable,
 )
 from crossdistill.batch import Batch
+from crossdistill.data.dataset import Licence
+from crossdistill.data.rendering import Rendering
 from crossdistill.errors import CrossdistillError, SettingError, SplitError, TapError, nearest
 from crossdistill.network_split import CutGraph, ReplayedCut
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, same_values
@@ -52,6 +57,7 @@ class Network(nn.Module):
     (by modality a tensor of one row's shape; by default zeros). By default ("all") such a row is left out.
 
     A module in lower precision than float32 receives its inputs in that precision; its outputs become float32.
+    `renderings` prepare inputs such as "image@clip", a name of `reads`, from the modality before the "@".
 
     Raises:
         SettingError: neither or both of a module and a factory, no `reads`, or `absent` for a modality not in `reads`.
@@ -70,6 +76,8 @@ class Network(nn.Module):
         factory: Callable[[], nn.Module] | None = None,
         needs: Literal["all", "any"] = "all",
         absent: Mapping[str, Tensor] | None = None,
+        renderings: Mapping[str, Rendering] | None = None,
+        licence: Licence | None = None,
         call: InputAdapter | None = None,
         give: OutputAdapter | None = None,
     ) -> None:
@@ -79,6 +87,7 @@ class Network(nn.Module):
         self.factory = factory
         self.needs = needs
         self.absent = dict(absent or {})
+        self.renderings, self.licence = dict(renderings or {}), licence
         self.taps = tuple(taps)
         self.spec = spec
         self._input_adapter = renamed("call", call, "input_adapter", input_adapter)
@@ -95,6 +104,12 @@ class Network(nn.Module):
             for tap in self.taps:
                 if tap not in known or not tap:
                     raise TapError(f"{type(module).__name__} has no layer {tap!r}; {nearest(tap, filter(None, known))}")
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], key: str, reads: Sequence[str], **options: Any) -> "Network":
+        """A frozen network that calls a function; see `FunctionModule`. Equal keys promise equal outputs."""
+        module = FunctionModule(function, key, options.get("taps", ()))
+        return cls(module, reads, **options)
 
     @property
     def is_made(self) -> bool:
@@ -129,12 +144,13 @@ class Network(nn.Module):
         rest = (self.reads, self.taps if taps is None else taps, self._input_adapter, self._output_adapter)
         make = factory if module is None else None
         network = Network(module, *rest, factory=make, needs=self.needs, absent=self.absent)
-        network.factory = factory
+        network.renderings, network.licence, network.factory = self.renderings, self.licence, factory
         return network
 
     def wiring(self) -> list[Any] | None:
         """Everything besides weights that determines the outputs, as JSON; None where a part has no key."""
-        return None if self.unkeyed() else [structure(self.module), list(self.reads), self.code_text()]
+        own = [self.renderings[name].key for name in sorted(self.renderings)]
+        return None if self.unkeyed() else [structure(self.module), list(self.reads), self.code_text(), *own]
 
     def code_text(self) -> str:
         """A hash of the code and of the modules' attributes, as far as they have keys: see `unkeyed`."""
@@ -191,19 +207,13 @@ class Network(nn.Module):
 
         The second part runs twice on the same cut, which it must not change.
         """
-        modes = {module: module.training for module in self.module.modules()}
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                whole = self.outputs(self.module(*args, **named))
-                (live,) = graph.stem((tap,))(*args, **named)
-                if isinstance(graph, ReplayedCut):
-                    # Other rows in between: a replayed layer that keeps state of its last pass fails the comparison.
-                    self.module(*map(first_rows, args), **{name: first_rows(value) for name, value in named.items()})
-                parts = [self.outputs(graph.tail(tap)(*live)) for _ in range(2)]
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with evaluated(self.module):
+            whole = self.outputs(self.module(*args, **named))
+            (live,) = graph.stem((tap,))(*args, **named)
+            if isinstance(graph, ReplayedCut):
+                # Other rows in between: a replayed layer that keeps state of its last pass fails the comparison.
+                self.module(*map(first_rows, args), **{name: first_rows(value) for name, value in named.items()})
+            parts = [self.outputs(graph.tail(tap)(*live)) for _ in range(2)]
         for name in ("logits", "embedding"):
             if not all(same_values(getattr(whole, name), getattr(part, name)) for part in parts):
                 raise SplitError(
@@ -258,11 +268,8 @@ class Network(nn.Module):
 
     def probe(self, batch: Batch) -> OutputSpec:
         """Sizes of all outputs, measured by a dry run in eval mode; kept in `spec`."""
-        was = self.training
-        self.eval()
-        with torch.no_grad():
+        with evaluated(self):
             outputs = self(batch, {Signal.LOGITS, *map(Signal.feature, self.taps)})
-        self.train(was)
 
         def shape(value: Tensor | None) -> tuple[int, ...] | None:
             return None if value is None else tuple(value.shape[1:])
@@ -288,20 +295,15 @@ class Network(nn.Module):
 
     def edited(self, batch: Batch, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Outputs:
         """A whole pass in which each function of `edits` replaces the value at its tap."""
-        handles = []
-        try:
+        with ExitStack() as hooks:
             for tap, edit in edits.items():
                 self._layer(tap)
-                layer = self.module.get_submodule(tap)
-                handles.append(
-                    layer.register_forward_hook(
+                hooks.enter_context(
+                    self.module.get_submodule(tap).register_forward_hook(
                         lambda _m, _a, result, edit=edit: edit(self._whole(result)).to(result.dtype)
                     )
                 )
             return self.outputs(self._run(batch))
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def split(self, tap: str) -> tuple[Stem, Tail]:
         """The network as two parts: up to and including `tap`, and from there to the end.
@@ -376,16 +378,12 @@ class Network(nn.Module):
             value = value.clone() if tap in self._overwritten else value
             seen[tap] = (value, value._version)
 
-        handles = []
-        try:
+        with ExitStack() as hooks:
             for tap in taps:
                 self._layer(tap)
                 layer = self.module.get_submodule(tap)
-                handles.append(layer.register_forward_hook(lambda _m, _a, result, tap=tap: keep(tap, result)))
+                hooks.enter_context(layer.register_forward_hook(lambda _m, _a, out, tap=tap: keep(tap, out)))
             result = self._run(batch, compiled=not taps)
-        finally:
-            for handle in handles:
-                handle.remove()
         missing = [tap for tap in taps if tap not in seen]
         if missing:
             raise TapError(

@@ -15,17 +15,20 @@ from pydantic import (
     ValidationError,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from torch.nn.parameter import is_lazy
 
+from crossdistill.backends.names import Dtype, check_name, modalities
+from crossdistill.backends.tune import check_tune
 from crossdistill.bank.bank import BankSettings
 from crossdistill.data import find_data
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.method import STUDENT
-from crossdistill.models import build_network, find_model
+from crossdistill.models import build_network
 from crossdistill.models.own_network import as_network
 from crossdistill.network import Network
 from crossdistill.overrides import overridden, parse_override, sentences
@@ -44,24 +47,40 @@ LIVE = "live"
 
 
 class NetworkConfig(BaseModel):
-    """A network from the table of models."""
+    """A network by name: of the table of models, or of another library. A plain text is its `model`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    """A name of the table of models, or of another package."""
+    """A name of the table of models or of another package, or `timm:NAME`, `transformers:ID_OR_FOLDER`,
+    `open_clip:NAME`, `onnx:FILE`, `package.module:Class`."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Arguments of the model, except the number of classes."""
     reads: tuple[str, ...] | None = None
     """Modalities of the data, where their names differ from those in the table of models."""
     weights: Path | None = None
     """A safetensors file of initial weights, instead of the seeded ones."""
+    tune: str | None = None
+    """The weights that can train: all, last-N (layers), head (the last layer), lora, lora-RANK, or frozen; by default
+    all of a student, and of a teacher of another library none if it knows the classes of the data, else its head."""
+    dtype: Dtype = "float32"
+    """Precision of the weights of a network of another library."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
 
     @field_validator("model")
     @classmethod
     def _known(cls, value: str) -> str:
-        find_model(value)
+        check_name(value)
         return value
+
+    @field_validator("tune")
+    @classmethod
+    def _known_tune(cls, value: str | None) -> str | None:
+        return value if value is None else check_tune(value)
 
     @field_validator("options")
     @classmethod
@@ -73,10 +92,16 @@ class NetworkConfig(BaseModel):
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the network reads."""
-        return self.reads or find_model(self.model).modalities
+        return self.reads or modalities(self.model, self.options)
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Any) -> dict[str, Any]:
+        # Newer settings at their defaults are left out, so that keys and files of older recipes stay equal.
+        found: dict[str, Any] = handler(self)
+        return {name: one for name, one in found.items() if (name, one) not in (("tune", None), ("dtype", "float32"))}
 
     def build(self, classes: int) -> Network:
-        """The network, initialised from the current random state."""
+        """A network of the table, initialised from the current random state."""
         return build_network(self.model, self.reads, classes=classes, **self.options)
 
 
@@ -227,7 +252,7 @@ class Recipe(BaseModel):
     @property
     def learner(self) -> str:
         """The student's name among the members."""
-        return "+".join(self.reads) if self.student_name is None else self.student_name
+        return ("+".join(self.reads) or "network") if self.student_name is None else self.student_name
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The saved student: a folder that contains the student alone, and loads without teachers, recipe or run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from crossdistill.backends.names import backend_of
+from crossdistill.backends.saved import is_saved_backend, rebuilt, saved_options
 from crossdistill.batch import Batch, Input, InputSpec
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.decode import decode, prepare_array
@@ -149,8 +152,11 @@ def save_student(path: Path, network: Network, source: NetworkConfig | Network, 
         NonFiniteError: a weight is NaN or infinite; nothing is written.
         StorageError: it could not be written.
     """
-    if isinstance(source, NetworkConfig):
-        model: dict[str, Any] = {"name": source.model, "options": {"classes": len(dataset.classes), **source.options}}
+    other = saved_options(network, len(dataset.classes))
+    if other is not None and isinstance(source, NetworkConfig):
+        model: dict[str, Any] = {"name": backend_of(source.model), "options": other}
+    elif isinstance(source, NetworkConfig) and backend_of(source.model) is None:
+        model = {"name": source.model, "options": {"classes": len(dataset.classes), **source.options}}
     else:
         kind = type(network.module)
         model = {"class": f"{kind.__module__}.{kind.__qualname__}"}
@@ -231,7 +237,7 @@ def student_folder(path: Path) -> Path:
 def _of_table(path: Path, config: StudentConfig) -> Network:
     """The network that a config names, built after a check of its options and of the weights' sizes."""
     model = config.model
-    if isinstance(model, ForeignModel) or not is_model(model.name):
+    if isinstance(model, ForeignModel) or not (is_model(model.name) or is_saved_backend(model.name)):
         what = model.class_name if isinstance(model, ForeignModel) else model.name
         raise SettingError(
             f"the student in {path} is a {what!r}, which is not in the table of models; a class that a folder names "
@@ -243,15 +249,22 @@ def _of_table(path: Path, config: StudentConfig) -> Network:
             f"{path / CONFIG} is damaged: the model has {model.options.get('classes')!r} classes, and "
             f"{len(config.classes)} have names"
         )
-    check_options(model.name, model.options)
+    other = is_saved_backend(model.name)
+    if not other:
+        check_options(model.name, model.options)
+    make: Callable[[], Network] = (
+        partial(rebuilt, model.name, model.options, config.reads)
+        if other
+        else partial(build_network, model.name, config.reads, **model.options)
+    )
     # First without memory: sizes from the folder have to match its weights before anything is allocated.
     with torch.device("meta"):
-        empty = build_network(model.name, config.reads, **model.options)
+        empty = make()
     check_weights(empty.module, path / WEIGHTS, empty.name)
     if model.name in MODELS:
         # A network of another package may depend on values, which tensors on "meta" lack.
         _check_inputs(path, config, empty)
-    network = build_network(model.name, config.reads, **model.options)
+    network = make()
     if not set(config.taps) <= set(network.taps):
         raise RunError(f"{path / CONFIG} is damaged: {model.name} has the taps {network.taps}, not {config.taps}")
     # The model may have gained taps since the folder was written.
@@ -310,12 +323,15 @@ def model_card(
     *,
     foreign: bool = False,
     ema: float | None = None,
+    of_networks: Sequence[Licence] = (),
 ) -> str:
     """The student's README: description, results, data and licences.
 
     A `foreign` student's module is not in the table of models and has to be passed in to load it. `ema` is the decay
-    of the moving average; None: the weights are not an average.
+    of the moving average; None: the weights are not an average. `of_networks` are the licences of pretrained networks.
     """
+    own = "\n".join(_licence(licence) for licence in of_networks)
+    networks = f"## Licences of pretrained networks\n\n{own}\n\n" if own else ""
     licences = "\n".join(_licence(licence) for licence in dataset.licences)
     argument = ", module=YourModule()" if foreign else ""
     classes = ", ".join(markdown(name) for name in dataset.classes[:SHOWN])
@@ -338,7 +354,7 @@ Test split of {markdown(dataset.name)}; model selection saw the validation split
 
 {licences or "- not stated by whoever gave the data"}
 
-## Use
+{networks}## Use
 
 ```python
 from crossdistill import load_student
@@ -352,5 +368,5 @@ student.predict(["a file"])
 def _licence(licence: Licence) -> str:
     said = f"- {markdown(licence.name)}: {markdown(licence.licence)} ({visible(licence.source)})"
     if licence.commercial is None:
-        return f"{said}. **Whether it allows commercial use is not known**: look where the data come from."
+        return f"{said}. **Whether it allows commercial use is not known**: look where it comes from."
     return said if licence.commercial else f"{said}. **Forbids commercial use.**"

@@ -62,6 +62,8 @@ PACKAGES = (
     Package("transformers", "transformers", "transformers", "teachers", attribute="BertModel"),
     Package("timm", "timm", "timm", "teachers, students"),
     Package("open_clip", "open_clip_torch", "clip", "CLIP teachers"),
+    Package("onnxruntime", "onnxruntime", "onnx", "teachers from ONNX files"),
+    Package("peft", "peft", "lora", "LoRA adapters"),
     Package("ray", "ray", "ray", "grids of runs on Ray"),
     Package("submitit", "submitit", "slurm", "grids of runs on Slurm"),
     Package("torchvision", "torchvision", "", "used by timm and open_clip only"),

@@ -301,7 +301,7 @@ class Dataset:
                 inputs[name] = self.read(name, rows)
         inputs = {name: inputs[name] for name in self.inputs if name in inputs}
         if view is not None and self.augmentation is not None:
-            inputs = dict(in_views(self.augmentation, inputs, rows, view))
+            inputs = self._in_views(inputs, rows, view)
         return Batch(
             inputs=inputs,
             ids=rows,
@@ -335,6 +335,15 @@ class Dataset:
         """The input of some rows, without augmentation."""
         where = f"dataset {self.name!r}: {modality!r}"
         return read_rows(self.inputs[modality], rows, where, self.present.get(modality))
+
+    def _in_views(self, inputs: Mapping[str, Input], rows: Tensor, view: Tensor) -> dict[str, Input]:
+        """Inputs in their views; a rendering of a modality in memory is computed from that modality's view."""
+        assert self.augmentation is not None
+        made: dict[str, Any] = {name: self.inputs[name] for name in inputs if hasattr(self.inputs[name], "base")}
+        plain = {name: value for name, value in inputs.items() if name not in made}
+        plain |= {one.base: self.read(one.base, rows) for one in made.values() if one.base not in plain}
+        varied = in_views(self.augmentation, plain, rows, view)
+        return {name: made[name].apply(varied[made[name].base]) if name in made else varied[name] for name in inputs}
 
     def views(self, rows: Int64[Tensor, " B"], seed: int, epoch: int) -> Int64[Tensor, " B"] | None:
         """The augmented view of each training row in an epoch; None without augmentation."""

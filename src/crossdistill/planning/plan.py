@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from crossdistill.backends.names import backend_of
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset, rows_with_label
 from crossdistill.data.row_source import row_lengths
 from crossdistill.data.sampler import Order
 from crossdistill.errors import CrossdistillError, RecipeError, nearest
 from crossdistill.method import STUDENT, Method
-from crossdistill.models.own_network import complete, draw, frozen_weights, watch
 from crossdistill.nets.batch_statistics import batch_statistics
 from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.planning.networks import build_members
 from crossdistill.planning.preflight import (
     Trained,
     check_data,
@@ -40,7 +41,6 @@ from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.run_folder.checkpoint import flatten
 from crossdistill.runtime.code_key import code_key
 from crossdistill.runtime.hashing import derived_seed
-from crossdistill.runtime.tensor_file import load_weights
 from crossdistill.stage import Stage
 from crossdistill.teacher import Live, Shuffled, Teacher, TeacherBase
 
@@ -99,6 +99,16 @@ class Plan:
     jobs: tuple[Job, ...]
     teachers: Mapping[str, Teacher]
     """All teachers of all stages, masked ones included, for the final table."""
+    notes: tuple[str, ...] = ()
+    """Lines that say what was decided for networks of other libraries, and which stages are left out."""
+
+    @property
+    def noted(self) -> frozenset[str]:
+        """Members that a note describes: networks of other libraries."""
+        given = {self.recipe.learner: self.recipe.student, **self.recipe.teachers}
+        return frozenset(
+            name for name, one in given.items() if isinstance(one, NetworkConfig) and backend_of(one.model) is not None
+        )
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each member."""
@@ -122,21 +132,18 @@ def prepare(
         RecipeError: there are faults; lists those of all stages.
     """
     dataset, faults = check_data(dataset)
-    members: dict[str, Network] = {}
-    for name, config in {recipe.learner: recipe.student, **recipe.teachers}.items():
-        try:
-            members[name] = _member(name, config, dataset, recipe.seed).to(device)
-            if recipe.channels_last:
-                # PyTorch's annotations lack this form of `to`.
-                members[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        except CrossdistillError as error:
-            faults += _faults("student" if name == recipe.learner else f"teachers.{name}", error)
+    built = build_members(recipe, dataset, device)
+    members, dataset = built.networks, built.dataset
+    faults += built.faults
     if len(members) <= len(recipe.teachers):
         raise RecipeError(recipe.name, faults)  # a network is missing, so no stage can be checked
     faults += check_tested(members[recipe.learner], dataset)
     planner = _Planner(recipe, dataset, members, device, choices or {}, ranks)
-    jobs = []
+    jobs, notes = [], list(built.notes)
     for index, stage in enumerate(recipe.stages):
+        if _is_frozen(stage, recipe, members):
+            notes.append(f"{stage.name}: left out, since every weight of {stage.learner!r} is frozen")
+            continue
         try:
             jobs.append(planner.job(index, stage))
         except CrossdistillError as error:
@@ -145,39 +152,16 @@ def prepare(
                 break  # later stages need the teachers that this stage makes
     if faults:
         raise RecipeError(recipe.name, faults)
-    return Plan(recipe, dataset, members, tuple(jobs), planner.known)
+    return Plan(recipe, dataset, members, tuple(jobs), planner.known, tuple(notes))
 
 
-def _member(name: str, config: NetworkConfig | Network, dataset: Dataset, seed: int) -> Network:
-    """A member's network, built or completed with seeded weights, run once on two rows, and its frozen weights noted.
-
-    Raises:
-        RecipeError: it reads modalities that the data do not have.
-        CrossdistillError: it cannot be built, its weights cannot be loaded, or it fails on the rows.
-    """
-    if isinstance(config, Network):
-        network = config if config.factory is None or config.is_made else draw(config, seed, name)
-        complete(network, dataset.example(), derived_seed("member", seed, name))
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed("member", seed, name))
-            network = config.build(len(dataset.classes))
-        if config.weights is not None:
-            load_weights(network.module, config.weights, network.name)
-    missing = [modality for modality in network.reads if modality not in dataset.inputs]
-    if missing:
-        who = f"{network.name} reads"
-        known = f"which data {dataset.name!r} does not have"
-        raise RecipeError(name, [f"{who} {m!r}, {known}; {nearest(m, dataset.inputs)}" for m in missing])
-    device = next(iter(network.parameters()), torch.zeros(0)).device
-    network.probe(dataset.example().to(device))
-    network.frozen = frozen_weights(network.module)
-    if network.has_own_code():
-        train = dataset.splits["train"]
-        watch(
-            network, (dataset.batch(rows, only=network.reads).to(device) for rows in (train[:2], train[-2:], train[:3]))
-        )
-    return network
+def _is_frozen(stage: Stage, recipe: Recipe, members: Mapping[str, Network]) -> bool:
+    """Whether a stage would only train a teacher by name whose weights are all frozen."""
+    given = recipe.teachers.get(stage.learner)
+    alone = stage.method.name == "supervised" and stage.trained_with(()) == (stage.learner,)
+    if not isinstance(given, NetworkConfig) or not alone:
+        return False
+    return not any(one.requires_grad for one in members[stage.learner].parameters())
 
 
 def _faults(where: str, error: CrossdistillError) -> list[str]:

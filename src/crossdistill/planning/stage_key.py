@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from crossdistill import __version__
+from crossdistill.backends.names import backend_of
 from crossdistill.batch import Input
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.sampler import Order
@@ -120,10 +121,15 @@ def initial_key(recipe: Recipe, name: str, network: Network) -> str:
         key = [network.code_text(), network.reads, network.taps, fingerprint(network)]
         return key_hash([*key, sorted(network.frozen)] if network.frozen else key)
     settings: dict[str, Any] = config.model_dump(mode="json", exclude={"weights"})
-    if network.has_own_code() or not find_model(config.model).source.startswith("crossdistill."):
-        settings["code"] = network.code_text()
     if network.frozen:
         settings["frozen"] = sorted(network.frozen)
+    if backend_of(config.model) is not None:
+        # The folder's place and the library's name of it are no part: the weights, the code and the preparation are.
+        renderings = [network.renderings[key].key for key in sorted(network.renderings)]
+        own = [network.code_text(), network.reads, renderings, sorted(network.frozen), fingerprint(network)]
+        return key_hash([*own, settings["options"]])
+    if network.has_own_code() or not find_model(config.model).source.startswith("crossdistill."):
+        settings["code"] = network.code_text()
     if config.weights is not None:
         return key_hash([settings, fingerprint(network)])
     return key_hash([name, recipe.seed, settings])

@@ -13,9 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError, validate_call
 
+from crossdistill.backends.names import backend_of
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.overrides import below, explained, parse_override, sentences
 from crossdistill.recipe import Recipe
+from crossdistill.recipes.named_networks import with_names
 from crossdistill.recipes.own_setup import LIVE, maker, setup_of
 from crossdistill.recipes.recipe_file import load_file
 from crossdistill.recipes.setup import ExperimentSetup
@@ -125,7 +127,8 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
             faults.append(f"--set {text}: {error}")
             continue
         head = key.partition(".")[0]
-        if key in parameters:
+        named = key == "student" and isinstance(value, str) and backend_of(value) is not None
+        if key in parameters and not named:
             arguments[key], texts[key] = value, text
         elif head in Recipe.model_fields:
             rest.append(text)
@@ -144,7 +147,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     ]
     recipe = recipe.model_copy(update={"origin": " ".join(origin)})
     try:
-        recipe = recipe.overridden(rest)
+        recipe = with_names(recipe, recipe.overridden(rest))
     except RecipeError as error:
         faults += error.faults
     if faults:

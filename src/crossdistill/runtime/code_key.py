@@ -81,6 +81,16 @@ class CodeKey:
         return [path for path in both if self.parts.get(path) != other.parts.get(path)]
 
 
+class Keyed:
+    """A callable with a key that its user gives, in place of the key of its code."""
+
+    def __init__(self, call: Callable[..., Any], key: str) -> None:
+        self.call, self.key = call, key
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Keyed":
+        return self
+
+
 def code_key(**things: Any) -> CodeKey:
     """The key of functions, classes and objects, each under its own name.
 
@@ -147,6 +157,7 @@ class _Walk:
 
     def _structured(self, value: Any, path: str) -> Any:
         followed: list[tuple[Any, Callable[[Any, str], Any]]] = [
+            (Keyed, lambda v, _: ["keyed", v.key]),
             (types.ModuleType, self._module),
             (type, self._class),
             (types.FunctionType, self._function),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.rendered import rendered, renderings_of
 from crossdistill.data.workers import Request
 from crossdistill.errors import SettingError, nearest
 from crossdistill.network import Network
@@ -139,6 +140,7 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accura
     dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
     if split not in dataset.splits:
         raise SettingError(f"data {dataset.name!r} has no split {split!r}; {nearest(split, dataset.splits)}")
+    dataset = rendered(dataset, renderings_of(student.inputs, dataset), student.network.name)
     rows = dataset.splits[split]
     predictions = predict(student.network, dataset, rows, torch.device("cpu"), only=student.network.reads)
     if metric == "accuracy":

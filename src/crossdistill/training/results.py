@@ -17,7 +17,7 @@ from crossdistill.run_folder.student_files import STUDENT_FOLDER
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.files import atomic_file, remove_folder, storage_error
 from crossdistill.student import model_card, save_student
-from crossdistill.teacher import Live
+from crossdistill.teacher import Live, TeacherBase
 from crossdistill.training.evaluation import Predictions, chance, predict
 
 
@@ -46,6 +46,8 @@ def finish(
     with_target = _fraction(dataset.targets != MISSING_TARGET, dataset)
     results = [table.row("chance", chance(dataset, split), labelled=with_target)]
     for name, teacher in plan.teachers.items():
+        if TeacherBase.of(teacher).spec.logits != (len(dataset.classes),):
+            continue  # an encoder, or one with other classes: accuracy is not defined
         predictions = predict(teacher.select({Signal.LOGITS}), dataset, rows, devices.device, only=teacher.modalities)
         # A teacher whose inputs are absent in the whole split has no row; the run has shown that before.
         if len(predictions.targets):
@@ -61,8 +63,16 @@ def finish(
         title = f"{recipe.learner} student of {recipe.name}"
         foreign = isinstance(recipe.student, Network)
         ema = next((job.stage.ema for job in reversed(plan.jobs) if recipe.learner in job.trained), None)
+        of_networks = [network.licence for network in plan.members.values() if network.licence is not None]
         card = model_card(
-            dataset, title, report.markdown(), list(recipe.teachers), parameters, foreign=foreign, ema=ema
+            dataset,
+            title,
+            report.markdown(),
+            list(recipe.teachers),
+            parameters,
+            foreign=foreign,
+            ema=ema,
+            of_networks=list(dict.fromkeys(of_networks)),
         )
         _remove(out / STUDENT_FOLDER)
         save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)

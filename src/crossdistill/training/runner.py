@@ -144,8 +144,8 @@ def _prepare(
     weighted = with_initial_weights(recipe, dataset, out, devices, display.say)
     choices = load_choices(out) if resume else None
     plan = prepare(weighted, dataset, devices.device, choices, devices.ranks)
-    trained = {name for job in plan.jobs for name in job.trained}
-    for line in (*absent_inputs(dataset, plan.members), *frozen_parameters(plan.members, trained)):
+    trained = {name for job in plan.jobs for name in job.trained} - plan.noted
+    for line in (*plan.notes, *absent_inputs(plan.dataset, plan.members), *frozen_parameters(plan.members, trained)):
         display.say(line)
     take(out, recipe, devices)
     for job in plan.jobs:

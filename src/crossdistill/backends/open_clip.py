@@ -1,0 +1,105 @@
+"""The picture side of CLIP models of open_clip, by `NAME/WEIGHTS` such as `ViT-B-32/laion2b_s34b_b79k`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.backends.pretrained import Body, Kind, Loaded, blocks_of
+from crossdistill.backends.processors import own_rendering
+from crossdistill.backends.timm import needed
+from crossdistill.data.rendering import PictureRendering
+from crossdistill.errors import SettingError, nearest
+
+OPTIONS = ("rendering", "weights", "prompt")
+
+
+def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> Loaded:
+    """A model by name and weights; `NAME` alone has random weights, and a file's path may be given as `weights`.
+
+    Options: `prompt` such as "a photo of a {}" makes logits of the names of the classes; `rendering` replaces the
+    preparation of pictures; `weights` is a safetensors file.
+
+    Raises:
+        SettingError: no such model, weights or option.
+        MissingExtraError: open_clip is not installed, or cannot be imported beside this torch.
+    """
+    open_clip = needed("open_clip", "clip")
+    name, _, tag = source.partition("/") if ":" not in source else (source, "", "")
+    unknown = [key for key in options if key not in OPTIONS]
+    if unknown:
+        raise SettingError(f"open_clip:{source} has no option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
+    if ":" not in source and name not in open_clip.list_models():
+        raise SettingError(f"open_clip has no model {name!r}; {nearest(name, open_clip.list_models())}")
+    weights = options.get("weights") or tag or None
+    if weights and str(weights).endswith((".pt", ".pth", ".bin")):
+        raise SettingError(f"open_clip:{source}: {weights} is pickled, which is never read; wanted a safetensors file")
+    try:
+        model = open_clip.create_model(name, pretrained=weights, precision="fp32")
+    except Exception as error:  # open_clip and the hub's client raise errors of several packages
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise SettingError(f"open_clip:{source} cannot be built: {said}") from error
+    prompt = options.get("prompt")
+    body = OpenClipBody(model).to(dtype)
+    own = options.get("rendering")
+    return Loaded(
+        body=body,
+        kind="image",
+        rendering=_rendering(model) if own is None else own_rendering(own, f"open_clip:{source}"),
+        classes=None,
+        named=False,
+        pretrained=weights is not None or ":" in source,
+        describe=None if prompt is None else _describer(model, open_clip.get_tokenizer(name), str(prompt)),
+    )
+
+
+def modality_of(source: str, options: Mapping[str, Any]) -> Kind:
+    """The kind of input: pictures."""
+    return "image"
+
+
+class OpenClipBody(Body):
+    """The picture side of a CLIP model."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.visual: nn.Module = model.visual
+        with torch.no_grad():
+            size = model.visual.image_size
+            shape = (size, size) if isinstance(size, int) else tuple(size)
+            self.width = int(model.visual.eval()(torch.zeros(1, 3, *shape)).shape[-1])
+
+    def layers(self) -> list[nn.Module]:
+        """See `Body`."""
+        return blocks_of(self.visual)
+
+    def forward(self, values: Tensor) -> dict[str, Tensor]:
+        """The embedding in the space that pictures and texts share."""
+        return {"embedding": self.visual(values)}
+
+
+def _describer(model: Any, tokenizer: Any, prompt: str) -> Callable[[Sequence[str]], Tensor]:
+    @torch.no_grad()
+    def describe(classes: Sequence[str]) -> Tensor:
+        texts = model.encode_text(tokenizer([prompt.replace("{}", name) for name in classes]))
+        return nn.functional.normalize(texts.float(), dim=1) * float(model.logit_scale.exp())
+
+    return describe
+
+
+def _rendering(model: Any) -> PictureRendering:
+    config = dict(getattr(model.visual, "preprocess_cfg", None) or {})
+    size = config.get("size", model.visual.image_size)
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    mode = config.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise SettingError(f"open_clip: the preparation {mode!r} is no rendering; give options.rendering")
+    return PictureRendering(
+        size=(height, width),
+        shortest=max(height, width) if mode == "shortest" else None,
+        interpolation="bicubic" if config.get("interpolation", "bicubic") == "bicubic" else "bilinear",
+        rounded=True,
+        mean=tuple(config.get("mean", (0.48145466, 0.4578275, 0.40821073))),
+        deviation=tuple(config.get("std", (0.26862954, 0.26130258, 0.27577711))),
+    )

@@ -1,0 +1,172 @@
+"""A network of another library as one module: its body, numbered layers as taps, its embedding, and its logits."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.data.dataset import Licence
+from crossdistill.data.rendering import Rendering
+from crossdistill.errors import SettingError, TapError
+
+Kind = Literal["image", "audio", "text", "any"]
+"""Kind of input: the name of the modality that a network reads by default."""
+
+
+class Body(nn.Module):
+    """The network of the other library behind one interface; a subclass implements `forward` and `last`."""
+
+    width: int
+    """Size of the embedding."""
+
+    def last(self) -> tuple[nn.Module, str] | None:
+        """The module that holds the last linear layer of a classifier, and that layer's name in it; None: no logits."""
+        return None
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The blocks of the network, shallow first."""
+        return ()
+
+    def description(self) -> dict[str, Any]:
+        """Plain JSON from which the backend's `rebuilt` makes the architecture again; empty: it cannot."""
+        return {}
+
+
+class Pretrained(nn.Module):
+    """A body, a tap for each of its layers (`layer1`, `layer2`, ...), and logits over the classes of the data.
+
+    The body returns an embedding and, from a classifier, logits. `order` selects and permutes these logits: class i of
+    the data is class `order[i]` of the body. A `head` computes logits from the embedding instead.
+    """
+
+    order: Tensor | None
+    lora: int | None = None
+    """Rank of the adapters that were added."""
+
+    def __init__(
+        self,
+        body: Body,
+        *,
+        head: int | None = None,
+        order: Sequence[int] | None = None,
+        logits: bool = True,
+        texts: Tensor | None = None,
+    ) -> None:
+        """`head` is the number of classes of a new linear layer; with `logits` False there are none.
+
+        `texts` (C, D) are the weights of a layer that computes logits from embeddings of length 1.
+        """
+        super().__init__()
+        self.body = body
+        self.logits = logits
+        self.taps: tuple[str, ...] = ()
+        for number, layer in enumerate(body.layers(), 1):
+            tap = nn.Identity()
+            self.add_module(f"layer{number}", tap)
+            layer.register_forward_hook(Through(tap))
+            self.taps = (*self.taps, f"layer{number}")
+        self.head: nn.Linear | None = None
+        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
+        self.unit = texts is not None
+        if texts is not None:
+            self.head = nn.Linear(texts.shape[1], texts.shape[0], bias=False)
+            self.head.weight = nn.Parameter(texts.clone())
+        elif head is not None:
+            self._give_head(head)
+
+    def _give_head(self, classes: int) -> None:
+        place = self.body.last()
+        if place is None:
+            self.head = nn.Linear(self.body.width, classes)
+            return
+        parent, name = place
+        old = parent.get_submodule(name)
+        if not isinstance(old, nn.Linear):
+            raise SettingError(
+                f"the last layer of {type(self.body).__name__}, {name!r}, is a {type(old).__name__}, not a linear one, "
+                "so it cannot be replaced by one for the classes of the data"
+            )
+        setattr(parent, name, nn.Linear(old.in_features, classes, bias=old.bias is not None))
+
+    def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """`{"embedding": (B, D), "logits": (B, C)}`, the latter where there are any."""
+        found: Mapping[str, Tensor | None] = self.body(*values, **named)
+        embedding, logits = found["embedding"], found.get("logits")
+        if self.head is not None and embedding is not None:
+            logits = self.head(nn.functional.normalize(embedding, dim=1) if self.unit else embedding)
+        if logits is not None and self.order is not None:
+            logits = logits[:, self.order]
+        given = {"embedding": embedding, "logits": logits if self.logits else None}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def trainable_last(self) -> list[nn.Module]:
+        """The last linear layer: the head, or that of the body's classifier."""
+        if self.head is not None:
+            return [self.head]
+        place = self.body.last()
+        return [] if place is None else [place[0].get_submodule(place[1])]
+
+
+def read_before(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, Tensor]:
+    """The result of a call, and the input (B, D) that a layer got in it."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _layer, arguments: seen.append(arguments[0]))
+    try:
+        result = call()
+    finally:
+        handle.remove()
+    return result, seen[-1].flatten(1)
+
+
+class Through:
+    """A forward hook that passes a layer's output (of a tuple, its first part) through a tap, so it can be edited."""
+
+    def __init__(self, tap: nn.Module) -> None:
+        self.tap = tap
+
+    def __call__(self, layer: nn.Module, _arguments: Any, result: Any) -> Any:
+        """The layer's result after the tap."""
+        if isinstance(result, Tensor):
+            return self.tap(result)
+        if isinstance(result, tuple) and result and isinstance(result[0], Tensor):
+            return (self.tap(result[0]), *result[1:])
+        raise TapError(f"the layer {type(layer).__name__} gives a {type(result).__name__}, which no tap can read")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a backend found under a name."""
+
+    body: Body
+    kind: Kind
+    rendering: Rendering | None
+    """The preparation of the network's own processor; None: it reads the data as they are."""
+    classes: tuple[str, ...] | None
+    """Names of its classes; None: it is an encoder."""
+    named: bool
+    """Whether these names say something, unlike LABEL_0, LABEL_1."""
+    licence: Licence | None = None
+    describe: Callable[[Sequence[str]], Tensor] | None = None
+    """Weights (C, D) of logits from the names of classes, for embeddings of length 1: CLIP's text side."""
+    pretrained: bool = True
+    """Whether its weights were trained before, and not drawn from the recipe's seed."""
+
+
+def blocks_of(module: nn.Module, count: int | None = None) -> list[nn.Module]:
+    """The blocks of a network: its list of `count` layers, or else its outermost list with the most weights."""
+    lists = [
+        (path, one)
+        for path, one in module.named_modules()
+        if isinstance(one, nn.ModuleList | nn.Sequential) and len(one) > 1
+    ]
+    right = [one for _, one in lists if isinstance(one, nn.ModuleList) and len(one) == count]
+    if right:
+        return list(max(right, key=_weights))
+    outer = [one for path, one in lists if not any(path.startswith(f"{other}.") for other, _ in lists if other != path)]
+    return list(max(outer, key=_weights)) if outer else []
+
+
+def _weights(blocks: Iterable[nn.Module]) -> int:
+    return sum(one.numel() for block in blocks for one in block.parameters())

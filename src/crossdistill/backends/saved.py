@@ -1,0 +1,72 @@
+"""Students that are networks of other libraries: their architecture in a saved student's config, and back."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from crossdistill.backends.names import BACKENDS
+from crossdistill.backends.pretrained import Body, Pretrained
+from crossdistill.backends.tune import add_lora
+from crossdistill.errors import SettingError
+from crossdistill.network import Network
+from crossdistill.overrides import sentences
+
+
+class SavedArchitecture(BaseModel):
+    """The options of a saved student of another library; they may come from an untrusted file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    classes: int = Field(ge=0, le=1_000_000)
+    body: dict[str, Any]
+    head: int | None = Field(None, ge=1, le=1_000_000)
+    order: list[int] | None = None
+    logits: bool = True
+    unit: bool = False
+    lora: int | None = Field(None, ge=1, le=999)
+
+
+def saved_options(network: Network, classes: int) -> dict[str, Any] | None:
+    """The options from which `rebuilt` makes the architecture again; None for other networks."""
+    module = network.module
+    if not isinstance(module, Pretrained) or not module.body.description():
+        return None
+    found = SavedArchitecture(
+        classes=classes,
+        body=module.body.description(),
+        head=None if module.head is None else module.head.out_features,
+        order=None if module.order is None else module.order.tolist(),
+        logits=module.logits,
+        unit=module.unit,
+        lora=module.lora,
+    )
+    return found.model_dump(mode="json", exclude_defaults=True)
+
+
+def is_saved_backend(name: str) -> bool:
+    """Whether the model in a saved student's config is a network of another library."""
+    return name in BACKENDS and name != "onnx"
+
+
+def rebuilt(name: str, options: Mapping[str, Any], reads: tuple[str, ...]) -> Network:
+    """The network of a saved student, with weights that are to be overwritten.
+
+    Raises:
+        SettingError: an option is invalid, or the library cannot build the architecture.
+    """
+    try:
+        saved = SavedArchitecture.model_validate(dict(options))
+    except ValidationError as error:
+        raise SettingError(f"{name}: {'; '.join(sentences(error))}") from error
+    body: Body = importlib.import_module(BACKENDS[name]).rebuilt(saved.body)
+    texts = None if not saved.unit or saved.head is None else torch.zeros(saved.head, body.width)
+    own = body.last() is not None and saved.head is None
+    module = Pretrained(
+        body, head=None if own or saved.unit else saved.head, order=saved.order, logits=saved.logits, texts=texts
+    )
+    if saved.lora is not None:
+        add_lora(module, saved.lora, name)
+    return Network(module, reads, module.taps)

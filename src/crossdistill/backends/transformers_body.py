@@ -1,0 +1,150 @@
+"""A model of transformers as a body: one kind of input, an embedding, and a classifier's logits."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.backends.pretrained import Body, Kind, blocks_of, read_before
+
+INPUTS: Mapping[str, Kind] = {
+    "pixel_values": "image",
+    "input_values": "audio",
+    "input_features": "audio",
+    "input_ids": "text",
+}
+PROJECTIONS: Mapping[Kind, str] = {
+    "image": "get_image_features",
+    "text": "get_text_features",
+    "audio": "get_audio_features",
+    "any": "",
+}
+UNSAVED = ("_name_or_path", "name_or_path", "auto_map", "transformers_version", "dtype", "quantization_config")
+"""Fields of a configuration that a saved student does not need, or that could load other code."""
+TOWERS: Mapping[Kind, tuple[str, ...]] = {"image": ("vision",), "text": ("text",), "audio": ("audio",), "any": ()}
+"""Names, in models of two modalities, of the part that reads one."""
+
+
+class TransformersBody(Body):
+    """A model of transformers with one kind of input."""
+
+    def __init__(self, model: nn.Module, kind: Kind, *, classifier: bool, pooled: bool, projected: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.kind = kind
+        self.classifier = classifier
+        self.pooled, self.projected = pooled, projected
+        config: Any = model.config
+        self.input = str(model.main_input_name)
+        if projected:
+            self.input = next(name for name, one in INPUTS.items() if one == kind)
+        self._classes = int(config.num_labels) if classifier else 0
+        self.width = 0
+
+    def description(self) -> dict[str, Any]:
+        """See `Body`: the configuration, without places of files."""
+        model: Any = self.model
+        config = {key: value for key, value in model.config.to_dict().items() if key not in UNSAVED}
+        if self.classifier:
+            # The last layer may have been replaced.
+            place = self.last()
+            number = self._classes if place is None else model.get_submodule(place[1]).out_features
+            config["id2label"] = {str(one): f"LABEL_{one}" for one in range(number)}
+            config["label2id"] = {name: int(one) for one, name in config["id2label"].items()}
+        return {
+            "config": json.loads(json.dumps(config)),
+            "architecture": type(self.model).__name__,
+            "kind": self.kind,
+            "pooled": self.pooled,
+        }
+
+    def layers(self) -> list[nn.Module]:
+        """See `Body`."""
+        config: Any = self.model.config
+        side = next((getattr(config, f"{name}_config") for name in TOWERS[self.kind] if self.projected), config)
+        return blocks_of(self.model, getattr(side, "num_hidden_layers", None))
+
+    def last(self) -> tuple[nn.Module, str] | None:
+        """See `Body`: the last linear layer with as many outputs as classes."""
+        if not self.classifier:
+            return None
+        wide = [(name, one) for name, one in self.model.named_modules() if isinstance(one, nn.Linear)]
+        right = [name for name, one in wide if one.out_features == self._classes]
+        return (self.model, right[-1] if right else wide[-1][0]) if wide else None
+
+    def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """The embedding, and a classifier's logits."""
+        named = {**dict(zip([self.input], values, strict=False)), **_renamed(named, self.input)}
+        if self.projected:
+            return {"embedding": _pooled(getattr(self.model, PROJECTIONS[self.kind])(**named))}
+        if not self.classifier:
+            return {"embedding": self._embedding(self.model(**named, return_dict=True), named)}
+        place = self.last()
+        if place is None:
+            return {"logits": self.model(**named, return_dict=True).logits}
+        layer = place[0].get_submodule(place[1])
+        result, embedding = read_before(layer, lambda: self.model(**named, return_dict=True))
+        return {"logits": result.logits, "embedding": embedding}
+
+    def _embedding(self, result: Any, named: Mapping[str, Tensor]) -> Tensor:
+        pooler = getattr(result, "pooler_output", None)
+        if self.pooled and pooler is not None:
+            return torch.as_tensor(pooler).flatten(1)
+        states = torch.as_tensor(result.last_hidden_state)
+        if states.ndim == 4:
+            return states.mean((2, 3))
+        mask = named.get("attention_mask")
+        if mask is not None and mask.shape == states.shape[:2]:
+            weights = mask[..., None].to(states)
+            return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        if any(name.endswith("cls_token") for name, _ in self.model.named_parameters()):
+            return states[:, 0]
+        return states.mean(1)
+
+
+def with_kind(model: Any, kind: Kind, *, classifier: bool, pooled: bool) -> TransformersBody:
+    """A model as a body; of one for two modalities, the side that reads this kind of input."""
+    projected = not classifier and bool(PROJECTIONS[kind]) and hasattr(model, PROJECTIONS[kind])
+    if projected:
+        _drop_other_tower(model, kind)
+    body = TransformersBody(model, kind, classifier=classifier, pooled=pooled, projected=projected)
+    body.width = _width(model, kind, projected)
+    return body
+
+
+def _renamed(named: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Arguments of a padded batch by the names of transformers: `values` and `lengths` become an attention mask."""
+    found = dict(named)
+    if "lengths" in found and "values" in found:
+        values, lengths = found.pop("values"), found.pop("lengths")
+        places = torch.arange(values.shape[-1], device=values.device)
+        found |= {name: values, "attention_mask": (places < lengths[:, None]).long()}
+    return found
+
+
+def _pooled(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else torch.as_tensor(result.pooler_output)
+
+
+def _drop_other_tower(model: Any, kind: Kind) -> None:
+    """Remove the parts of a model of two modalities that read the other one."""
+    kept = TOWERS[kind]
+    for name, _ in list(model.named_children()):
+        other = any(name.startswith(tower) for one, towers in TOWERS.items() if one != kind for tower in towers)
+        # CLIP's projections are named after their tower, vision's also "visual".
+        other = other or (name.startswith("visual") and "vision" not in kept)
+        if other:
+            setattr(model, name, None)
+
+
+def _width(model: Any, kind: Kind, projected: bool) -> int:
+    config = model.config
+    if projected:
+        return int(config.projection_dim)
+    for name in ("hidden_size", "d_model", "hidden_sizes", "embed_dim"):
+        value = getattr(config, name, None)
+        if value:
+            return int(value[-1] if isinstance(value, list | tuple) else value)
+    return 0

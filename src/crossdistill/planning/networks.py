@@ -1,0 +1,108 @@
+"""Builds the networks of a recipe for its data, and adds to the data the renderings that they read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from crossdistill.backends.names import Built, backend_of, build
+from crossdistill.backends.tune import tune
+from crossdistill.data.dataset import Dataset
+from crossdistill.data.rendered import rendered
+from crossdistill.errors import CrossdistillError, RecipeError, nearest
+from crossdistill.models.own_network import complete, draw, frozen_weights, watch
+from crossdistill.network import Network
+from crossdistill.recipe import NetworkConfig, Recipe
+from crossdistill.runtime.hashing import derived_seed
+from crossdistill.runtime.tensor_file import load_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The networks of a recipe, on their device, with the data that they read."""
+
+    networks: Mapping[str, Network]
+    dataset: Dataset
+    notes: tuple[str, ...]
+    """Lines that say what was decided for networks of other libraries."""
+    faults: tuple[str, ...]
+
+
+def build_members(recipe: Recipe, dataset: Dataset, device: torch.device) -> Members:
+    """All networks of a recipe; what is wrong with any of them is in `faults`."""
+    networks: dict[str, Network] = {}
+    notes: list[str] = []
+    faults: list[str] = []
+    for name, given in {recipe.learner: recipe.student, **recipe.teachers}.items():
+        try:
+            built = _built(name, given, dataset, recipe)
+            network = built.network
+            new = {key: one for key, one in network.renderings.items() if key not in dataset.inputs}
+            dataset = rendered(dataset, new, network.name) if new else dataset
+            _examined(network, name, dataset)
+            networks[name] = network.to(device)
+            if recipe.channels_last:
+                # PyTorch's annotations lack this form of `to`.
+                networks[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            notes += [f"{name!r}: {note}" for note in (*built.notes, *_licence_notes(network))]
+        except CrossdistillError as error:
+            where = "student" if name == recipe.learner else f"teachers.{name}"
+            faults += [f"{where}: {one}" for one in (error.faults if isinstance(error, RecipeError) else [str(error)])]
+    return Members(networks, dataset, tuple(notes), tuple(faults))
+
+
+def _licence_notes(network: Network) -> list[str]:
+    if network.licence is None or network.licence.commercial is not False:
+        return []
+    return [
+        f"its licence, {network.licence.licence}, forbids commercial use, and a student that learns from it may fall "
+        "under it; the student's card says so"
+    ]
+
+
+def _built(name: str, given: NetworkConfig | Network, dataset: Dataset, recipe: Recipe) -> Built:
+    if isinstance(given, Network):
+        network = given if given.factory is None or given.is_made else draw(given, recipe.seed, name)
+        complete(network, dataset.example(), derived_seed("member", recipe.seed, name))
+        return Built(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("member", recipe.seed, name))
+        if backend_of(given.model) is None:
+            built = Built(given.build(len(dataset.classes)))
+            if given.tune is not None:
+                tune(built.network.module, given.tune, given.model)
+        else:
+            built = build(
+                given.model,
+                given.options,
+                given.reads,
+                given.tune,
+                given.dtype,
+                member=name,
+                dataset=dataset,
+                student=name == recipe.learner,
+            )
+    if given.weights is not None:
+        load_weights(built.network.module, given.weights, built.network.name)
+    return built
+
+
+def _examined(network: Network, name: str, dataset: Dataset) -> None:
+    """Run the network on a few rows, for its sizes and for what a pass changes.
+
+    Raises:
+        RecipeError: it reads modalities that the data do not have.
+    """
+    missing = [modality for modality in network.reads if modality not in dataset.inputs]
+    if missing:
+        who = f"{network.name} reads"
+        known = f"which data {dataset.name!r} does not have"
+        raise RecipeError(name, [f"{who} {m!r}, {known}; {nearest(m, dataset.inputs)}" for m in missing])
+    device = next(iter(network.parameters()), torch.zeros(0)).device
+    network.probe(dataset.example().to(device))
+    network.frozen = frozen_weights(network.module)
+    if network.has_own_code():
+        train = dataset.splits["train"]
+        watch(
+            network, (dataset.batch(rows, only=network.reads).to(device) for rows in (train[:2], train[-2:], train[:3]))
+        )
