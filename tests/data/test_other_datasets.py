@@ -224,6 +224,10 @@ def test_pictures_in_shards_are_rendered(tmp_path: Path) -> None:
     dataset = Dataset.from_shards("pictures", tmp_path, {"image": "png", "target": "cls"}, **settings)
     assert dataset.batch(torch.tensor([5])).inputs["image"].shape == (1, 3, 6, 6)
     assert dataset.input_specs["image"].kind == "image"
+    source = dataset.inputs["image"]
+    large = source.rendered(PictureRendering(size=(12, 12)))
+    assert large.fetch(torch.tensor([5])).shape == (1, 3, 12, 12)
+    assert len({source.fingerprint, large.fingerprint, source.rendered(source.rendering).fingerprint}) == 2
     with raises(ShapeError, "renderings", "(3, 9, 10)"):
         Dataset.from_shards("pictures", tmp_path, {"image": "png"}, workers=0).batch(torch.arange(3))
     states(repr(dataset), "ItemRows")

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from crossdistill.batch import Input, InputSpec
-from crossdistill.data.rendering import Rendering
+from crossdistill.data.rendering import Rendering, Sound, TextRendering
 from crossdistill.data.row_source import said
 from crossdistill.data.variable_length import Length, told_lengths
 from crossdistill.data.workers import reading
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
+from crossdistill.runtime.hashing import key_hash
 
 TARGET = "target"
 """The column of the class."""
@@ -69,7 +70,8 @@ class ItemRows:
     deterministic: bool = True
     rendering: Rendering | None = None
     length: Length | None = None
-    fingerprint: str = ""
+    content: str = ""
+    """A hash of the content of the column, whatever its rendering."""
     lengths: Int64[Tensor, " N"] | None = None
     there: Int64[Tensor, " R"] = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64), repr=False)
     """The rows that can be read."""
@@ -82,6 +84,22 @@ class ItemRows:
     def shape(self) -> tuple[int, ...]:
         """(N, *example)."""
         return (len(self), *self.spec.shape)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of content and preparation."""
+        made = [self.rendering and self.rendering.key, self.length and self.length.key]
+        return key_hash(["items", self.content, len(self), str(self.column), made])
+
+    def rendered(self, rendering: Rendering) -> "ItemRows":
+        """The same column in another rendering; a batch that reads both reads each item once.
+
+        Raises:
+            DataError: the column cannot be rendered so.
+        """
+        other = source_of(self.items, self.column, self.there, "a rendering", rendering, None)
+        other.deterministic, other.content, other.digests = self.deterministic, self.content, self.digests
+        return other
 
     def fetch(self, rows: Int64[Tensor, " B"]) -> Input:
         """The column in some rows."""
@@ -130,8 +148,7 @@ def _stacked(values: Any, rows: Tensor, rendering: Rendering | None, length: Len
     if isinstance(values, Tensor) or (isinstance(values, Mapping) and not rendering):
         return values
     if rendering is not None:
-        decoded = values if rendering.input_kind == "text" else [_decoded(value) for value in values]
-        return rendering.apply_all(decoded)
+        return rendering.apply_all([decoded(value, rendering) for value in values])
     tensors = [as_value(value, f"row {row}") for value, row in zip(values, rows.tolist(), strict=True)]
     if length is not None:
         return length.batch(tensors, rows)
@@ -143,10 +160,10 @@ def _stacked(values: Any, rows: Tensor, rendering: Rendering | None, length: Len
     return stacked
 
 
-def _decoded(value: Any) -> Any:
-    """A value as renderings take it: a sound with its rate, else a tensor."""
-    from crossdistill.data.rendering import Sound
-
+def decoded(value: Any, rendering: Rendering) -> Any:
+    """A value as a rendering takes it: a text, a sound with its rate, or a tensor."""
+    if isinstance(rendering, TextRendering):
+        return str(value)
     if isinstance(value, Mapping) and "sampling_rate" in value:
         wave = as_value(value["array"], "a recording").float()
         return Sound(wave if wave.ndim == 1 else wave.mean(0), int(value["sampling_rate"]))
@@ -181,6 +198,8 @@ def source_of(
     row = there[:1]
     try:
         read = _stacked(items.values(row, column), row, rendering, length)
+    except (DataError, ShapeError) as error:
+        raise type(error)(f"{where}: {error}") from error
     except CrossdistillError:
         raise
     except Exception as error:

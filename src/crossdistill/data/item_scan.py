@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from crossdistill.data.content import OnProgress
-from crossdistill.data.item_rows import Column, ItemRows, Items, as_value, parts_of, unequal
+from crossdistill.data.item_rows import Column, ItemRows, Items, as_value, decoded, parts_of, unequal
+from crossdistill.data.rendering import Sound
 from crossdistill.data.row_source import named_row, said
 from crossdistill.data.workers import Workers
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
@@ -67,7 +68,10 @@ class _Scan:
                 if name in lengths:
                     lengths[name].append(0)
                 continue
-            if source.length is not None:
+            if source.rendering is not None:
+                (value,) = source.items.values(index, source.column)
+                parts = _raw(decoded(value, source.rendering))
+            elif source.length is not None:
                 (value,) = source.items.values(index, source.column)
                 tensor = as_value(value, f"row {row}")
                 lengths[name].append(len(tensor))
@@ -89,6 +93,15 @@ class _Scan:
         if self.target is not None:
             (value,) = self.items.values(index, self.target)
             targets.append(value.item() if isinstance(value, Tensor | np.generic) and not value.ndim else value)
+
+
+def _raw(value: Any) -> dict[str, Tensor]:
+    """A decoded value as tensors, before its rendering."""
+    if isinstance(value, str):
+        return {"": torch.frombuffer(bytearray(value.encode() or b" "), dtype=torch.uint8)[None]}
+    if isinstance(value, Sound):
+        return {"": value.wave[None], "rate": torch.tensor([value.rate])}
+    return {"": value[None]}
 
 
 def scanned(

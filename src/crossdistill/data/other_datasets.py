@@ -23,7 +23,7 @@ from crossdistill.data.tar_shards import TarShards, shard_paths
 from crossdistill.data.variable_length import Length
 from crossdistill.data.workers import Workers
 from crossdistill.errors import CrossdistillError, DataError, MissingExtraError, SettingError, nearest
-from crossdistill.runtime.hashing import bytes_hash, key_hash
+from crossdistill.runtime.hashing import bytes_hash
 
 Made = TypeVar("Made")
 Make = Callable[..., Made]
@@ -252,9 +252,7 @@ def item_rows(
     scan = key is None or (targets is None and target is not None) or any(s.length for s in sources.values())
     found = scanned(name, items, sources, target, workers or Workers(), progress or quiet) if scan else None
     for modality, source in sources.items():
-        made = [source.rendering and source.rendering.key, source.length and source.length.key]
-        content = key if key is not None or found is None else bytes_hash(found.digests[modality].tobytes())
-        source.fingerprint = key_hash(["items", content, len(items), str(source.column), list(source.shape), made])
+        source.content = key if key is not None else bytes_hash(found.digests[modality].tobytes()) if found else ""
         if found is not None and deterministic:
             source.digests, source.lengths = found.digests[modality], found.lengths.get(modality)
         if source.length is not None and source.lengths is not None:

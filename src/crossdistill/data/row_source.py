@@ -241,12 +241,13 @@ def said(error: BaseException) -> str:
 def _named(source: RowSource, rows: Tensor, where: str, error: Exception) -> CrossdistillError:
     """The error for rows that cannot be read, with the first row that fails alone."""
     if isinstance(error, CrossdistillError):
-        return error
+        own_words = where in str(error) or type(error) not in (DataError, ShapeError)
+        return error if own_words else type(error)(f"{where}: {error}")
     for row in rows.tolist() if len(rows) > 1 and not isinstance(error, MemoryError) else []:
         try:
             source.fetch(torch.tensor([row]))
         except CrossdistillError as own:
-            return own
+            return _named(source, torch.tensor([row]), where, own)
         except Exception as own:
             return DataError(f"{where}: {named_row(source, row)} cannot be read: {said(own)}")
     shown = _some(source, rows.tolist())
