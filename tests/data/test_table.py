@@ -125,6 +125,18 @@ def test_several_renderings_decode_a_file_once(tmp_path: Path, monkeypatch: pyte
     assert small.fingerprint != source.fingerprint
 
 
+def test_copies_and_gaps_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = picture_rows(tmp_path)
+    for number, row in enumerate(rows):
+        row |= {"label": number % 3 * 2, "split": ("train", "val", "test")[number % 3]}
+    (tmp_path / rows[5]["file"]).write_bytes((tmp_path / rows[3]["file"]).read_bytes())
+    data = TableConfig(path=write_table(tmp_path / "t.csv", rows)).load()
+    assert data.classes == ("0", "2", "4")
+    assert "1, 3" in data.how_split
+    for said in ("1 files", "two splits", "two classes", "03.png", "05.png"):
+        assert said in caplog.text
+
+
 def test_jsonl_and_semicolons_are_read(tmp_path: Path) -> None:
     rows = picture_rows(tmp_path)
     lines = tmp_path / "t.jsonl"

@@ -48,8 +48,10 @@ class Files:
     def __init__(self, kind: FileKind, root: str, paths: Sequence[str | None], facts: Sequence[Facts | None]) -> None:
         self.kind = kind
         self.root = root
-        # Relative texts: paths of Python take ten times the memory.
-        self._names = [None if path is None else path.removeprefix(root + os.sep) for path in paths]
+        # One block of bytes: as objects, the names would take ten times the memory, also in each worker.
+        names = [b"" if path is None else os.fsencode(path.removeprefix(root + os.sep)) for path in paths]
+        self._names = b"".join(names)
+        self._ends = np.cumsum([0, *map(len, names)])
         hashes = b"".join(bytes(32) if one is None else bytes.fromhex(one.sha256) for one in facts)
         self._hashes = np.frombuffer(hashes, dtype=np.uint8).reshape(len(facts), 32)
         self._shapes = _shapes([() if one is None else one.shape for one in facts])
@@ -61,7 +63,7 @@ class Files:
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self._names)
+        return len(self._ends) - 1
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the last batch."""
@@ -69,8 +71,8 @@ class Files:
 
     def path(self, row: int) -> Path | None:
         """The file of a row."""
-        name = self._names[row]
-        return None if name is None else Path(self.root, name)
+        name = self._names[self._ends[row] : self._ends[row + 1]]
+        return Path(self.root, os.fsdecode(name)) if name else None
 
     def shape(self, row: int) -> tuple[int, ...]:
         """The decoded shape of a row's file, as in `Facts`."""
@@ -80,10 +82,16 @@ class Files:
         """SHA-256 of the content of a row's file."""
         return bytes(self._hashes[row])
 
+    def contents(self) -> NDArray[np.int64]:
+        """A number for each row, equal for files of equal content; -1 for a row without a file."""
+        whole = np.ascontiguousarray(self._hashes).view("V32").reshape(-1)
+        numbers = np.unique(whole, return_inverse=True)[1].astype(np.int64)
+        return np.where(np.diff(self._ends) > 0, numbers, -1)
+
     def content(self) -> str:
         """A hash of the content of all files, in the order of the rows."""
-        there = [name is not None for name in self._names]
-        return key_hash([self.kind, file_facts.VERSION, self._hashes.tobytes().hex(), there])
+        there = np.diff(self._ends) > 0
+        return key_hash([self.kind, file_facts.VERSION, self._hashes.tobytes().hex(), there.tobytes().hex()])
 
     def decoded(self, rows: Sequence[int]) -> list[Any]:
         """The decoded files of some rows.

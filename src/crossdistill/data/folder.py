@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -99,15 +100,15 @@ def listed(folder: Path, wanted: FileKind | None) -> tuple[Table, FileKind, list
         raise DataError(f"{folder}: no {WORDS[kind]} ({', '.join(SUFFIXES[kind])}){found}")
     skipped = len(names) - len(paths) + sum(others.values())
     notes = [f"{skipped:,} other files are not read"] if skipped else []
-    parts = [path.split(os.sep) for path in paths]
     columns: dict[str, list[object]] = {FILE: list(paths)}
-    tops = {part[0] for part in parts if len(part) > 1}
+    top = [_part(path, 0) for path in paths]
+    names_of_splits = {name: split_called(name) for name in dict.fromkeys(top)}
     depth = 0
-    if len(tops) > 1 and all(map(split_called, tops)) and all(len(part) > 1 for part in parts):
-        columns[SPLIT] = [split_called(part[0]) for part in parts]
+    if len(names_of_splits) > 1 and None not in top and None not in names_of_splits.values():
+        columns[SPLIT] = [names_of_splits[name] for name in top]
         depth = 1
-        notes.append(f"the folders {', '.join(sorted(tops))} are splits")
-    labels = [part[depth] if len(part) > depth + 1 else None for part in parts]
+        notes.append(f"the folders {', '.join(sorted(map(str, names_of_splits)))} are splits")
+    labels = [_part(path, depth) for path in paths]
     classes = {label for label in labels if label is not None}
     if classes and None in labels:
         first = paths[labels.index(None)]
@@ -120,6 +121,12 @@ def listed(folder: Path, wanted: FileKind | None) -> tuple[Table, FileKind, list
     else:
         notes.append("without a folder for each class: no labels")
     return Table(folder, columns, list(range(1, len(paths) + 1))), kind, notes
+
+
+def _part(path: str, depth: int) -> str | None:
+    """The folder at a depth of a path, one object for all of that name; None: the file itself is there."""
+    parts = path.split(os.sep, depth + 1)
+    return sys.intern(parts[depth]) if len(parts) > depth + 1 else None
 
 
 def _files(folder: Path) -> tuple[list[tuple[FileKind, str]], Counter[str]]:

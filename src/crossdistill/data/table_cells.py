@@ -143,11 +143,15 @@ def resolve(table: Table, folder: Path, modality: Modality, faults: Faults) -> N
 def examine(modality: Modality, progress: OnProgress) -> None:
     """Read the facts of all files, and note the rows whose file cannot be read."""
     rows = [row for row, path in enumerate(modality.paths) if path is not None]
-    unique = {path: None for row in rows if (path := modality.paths[row]) is not None}
+    # A file may belong to several rows.
+    unique = list(dict.fromkeys(path for path in modality.paths if path is not None))
     kind: FileKind = modality.kind  # type: ignore[assignment]
-    read = facts_of(kind, list(unique), lambda done, due: progress(f"checking files of {modality.name}", done, due))
-    known = dict(zip(unique, read, strict=True))
-    modality.facts = [None if path is None else known[path] for path in modality.paths]
+    read = facts_of(kind, unique, lambda done, due: progress(f"checking files of {modality.name}", done, due))
+    if len(unique) == len(modality.paths):
+        modality.facts = list(read)
+    else:
+        known = dict(zip(unique, read, strict=True))
+        modality.facts = [None if path is None else known[path] for path in modality.paths]
     shape: tuple[int, ...] | None = None
     for row in rows:
         facts, path = modality.facts[row], modality.paths[row]
@@ -178,7 +182,8 @@ def duplicates(table: Table, modalities: Sequence[Modality], roles: Roles) -> di
     named += [column for column in (roles.target, roles.split) if column is not None]
     first: dict[tuple[Any, ...], int] = {}
     found: dict[int, int] = {}
-    if not any(one.of_files for one in modalities):
+    of_files = [table.columns[one.columns[0]] for one in modalities if one.of_files]
+    if not of_files or any(len(set(cells)) == len(cells) for cells in of_files):
         return found
     for row in range(len(table)):
         key = tuple(table.columns[column][row] for column in named)

@@ -1,5 +1,6 @@
 """Makes a data set of a table's rows, of which every cell and file was checked."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ from crossdistill.data.table_cells import (
 )
 from crossdistill.data.table_file import Table
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
+
+log = logging.getLogger("crossdistill")
 
 Splitter = Callable[[Tensor, Mapping[str, Tensor], Table], tuple[dict[str, Tensor], str]]
 """From targets, groups and the table to the splits and a sentence about them."""
@@ -95,7 +98,43 @@ def dataset_of(wanted: RowsToLoad, progress: OnProgress) -> Dataset:
         about=f"{len(table):,} rows of {table.path.name}.",
         progress=progress,
     )
-    return replace(dataset, how_split="; ".join([*wanted.notes, *(one.said for one in made.values()), how]))
+    for one in made.values():
+        for remark in copies(one.values.files, dataset.targets, splits) if isinstance(one.values, FileSource) else ():
+            log.warning("dataset %r: %s", wanted.name, remark)
+    said = [*wanted.notes, *gaps(rows.classes), *(one.said for one in made.values()), how]
+    return replace(dataset, how_split="; ".join(said))
+
+
+def copies(files: Files, targets: Tensor, splits: Mapping[str, Tensor]) -> list[str]:
+    """Sentences about files, or files of equal content, that are in two splits or have two classes."""
+    content = files.contents()
+    place = torch.full((len(files),), -1)
+    for number, rows in enumerate(splits.values()):
+        place[rows] = number
+    found = []
+    for what, values in (("are in two splits, so the test is not of new files", place), ("have two classes", targets)):
+        known = np.flatnonzero((values.numpy() >= 0) & (content >= 0))
+        lowest, highest = np.full(len(files), len(files)), np.full(len(files), -1)
+        np.minimum.at(lowest, content[known], values.numpy()[known])
+        np.maximum.at(highest, content[known], values.numpy()[known])
+        wrong = np.flatnonzero(lowest < highest)
+        if len(wrong):
+            rows_of_first = np.flatnonzero(content == wrong[0])
+            first = " and ".join(dict.fromkeys(str(files.path(int(row))) for row in rows_of_first[:2]))
+            found.append(f"{len(wrong):,} files, or copies of equal content, {what}: {first}")
+    return found
+
+
+def gaps(classes: Sequence[str]) -> list[str]:
+    """A sentence about whole numbers that are missing among the names of classes."""
+    if len(classes) < 2 or not all(name.isdecimal() for name in classes):
+        return []
+    numbers = {int(name) for name in classes}
+    missing = [number for number in range(min(numbers), max(numbers)) if number not in numbers]
+    if not missing:
+        return []
+    shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+    return [f"the {len(classes)} classes are the numbers that occur; between them {shown} do not"]
 
 
 def _checked(wanted: RowsToLoad, progress: OnProgress) -> _Checked:
