@@ -26,6 +26,7 @@ from crossdistill.losses.salience import least_salient, min_max
 from crossdistill.losses.sp import similarity_preserving
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.losses.standardise import standardised
+from crossdistill.losses.translate import feature_distance
 from crossdistill.losses.vid import gaussian_nll
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "contrast_nce",
     "cross_entropy",
     "distillation_kl",
+    "feature_distance",
     "gaussian_nll",
     "hierarchical_context",
     "kendall_tau_b",

@@ -29,6 +29,7 @@ from crossdistill.methods.salience import Salience as Salience
 from crossdistill.methods.sp import SP as SP
 from crossdistill.methods.specialise import Specialise as Specialise
 from crossdistill.methods.supervised import Supervised as Supervised
+from crossdistill.methods.translate import Translate as Translate
 from crossdistill.methods.vid import VID as VID
 
 METHODS: Mapping[str, type[MethodConfig]] = {
