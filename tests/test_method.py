@@ -1,6 +1,6 @@
 """A method's step: how terms are reduced, whose labels count, and how settings become a method."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pytest
@@ -10,11 +10,12 @@ from facts import raises, warned
 from pydantic import ValidationError
 
 from crossdistill import Outputs, OutputSpec, Signal, Teacher
-from crossdistill.batch import MISSING_TARGET
+from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
 from crossdistill.methods import KD, METHODS, Route, Specialise, Supervised, method_config
 from crossdistill.methods.logit_shapes import require_same_logits
+from crossdistill.network import Network
 from crossdistill.testing import FakeTeacher
 
 SPEC = OutputSpec(logits=(4,), features={"fc": (12,)})
@@ -190,4 +191,15 @@ def test_old_names_of_methods_that_make_teachers_work_with_a_warning() -> None:
             graduating: ClassVar[bool] = True
 
     assert Old.makes_next_teachers
+    with warned(DeprecationWarning, "choose_layers"):
+
+        class Chooses(KD):
+            def settled(
+                self, networks: Mapping[str, Network], batch: Batch
+            ) -> tuple[MethodConfig, Mapping[str, Sequence[str]]]:
+                return self, {"t": ("fc1",)}
+
+    assert Chooses().choose_layers({}, Batch({}, torch.arange(1)))[1] == {"t": ("fc1",)}
+    with warned(DeprecationWarning, "choose_layers"):
+        assert KD().settled({}, Batch({}, torch.arange(1)))[1] == {}
     assert not KD.makes_next_teachers

@@ -151,9 +151,9 @@ def test_live_data_stay_as_they_are_in_tiny() -> None:
     [
         ({"teachers": {"student": {"model": "small-mm"}}}, ["'student' means the student itself"]),
         ({"teachers": {"image": {"model": "small-mm"}}}, ["'image' is the student's name already; set student_name"]),
-        ({"teachers": {"../mm": {"model": "small-mm"}}}, ["members: '../mm' cannot be a name"]),
-        ({"teachers": {"a:b": {"model": "small-mm"}}}, ["members: 'a:b' cannot be a name"]),
-        ({"student_name": "method"}, ["members: 'method' cannot be a name"]),
+        ({"teachers": {"../mm": {"model": "small-mm"}}}, ["members: '../mm' is no valid name"]),
+        ({"teachers": {"a:b": {"model": "small-mm"}}}, ["members: 'a:b' is no valid name"]),
+        ({"student_name": "method"}, ["members: 'method' is no valid name"]),
         ({"stages": [{"method": "kd", "epochs": 1}] * 2}, ["the name 'kd' is given twice"]),
         (
             {"stages": [{"method": "kd", "epochs": 1, "learner": "mn", "trains": ["mm:fc1", "imagee", "imagee:x"]}]},

@@ -203,6 +203,6 @@ def test_the_card_names_licences_and_warns() -> None:
     assert "- voices: CC-BY-NC-4.0 (https://example.org/voices). **Forbids commercial use.**" in card
     bare = model_card(dataset(), "A title", "", [], 1)
     assert "none, labels alone" in bare
-    assert "not stated by whoever gave the data" in bare
+    assert "- not stated" in bare
     assert 'load_student("this folder")\n' in bare
     assert 'load_student("this folder", module=' in model_card(dataset(), "A title", "", [], 1, foreign=True)

@@ -152,7 +152,7 @@ def test_what_cannot_be_cut_runs_whole_again_and_says_so_once(
     wanted = base.network.edited(batch(), {"first": lambda value: 0.5 * cut.value}).need(Signal.LOGITS)
     assert torch.equal(found, wanted)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "all of it runs again" in caplog.text
+    assert "runs the whole network" in caplog.text
 
 
 def test_the_fallback_carries_gradient_to_the_cut() -> None:

@@ -132,7 +132,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "Want":
-        warnings.warn("Want is called Signal now; the old name goes with version 0.2", DeprecationWarning, 2)
+        warnings.warn("Want is called Signal now; the old name will be removed in version 0.2", DeprecationWarning, 2)
         name = "Signal"
     if name in _MODULES:
         return importlib.import_module(f"crossdistill.{name}")

@@ -41,7 +41,9 @@ def renamed(before: str, old: Adapter | None, name: str, new: Adapter | None) ->
         return new
     if new is not None:
         raise SettingError(f"{before} is the old name of {name}; give {name} alone")
-    warnings.warn(f"{before}= is called {name}= now; the old name goes with version 0.2", DeprecationWarning, 3)
+    warnings.warn(
+        f"{before}= is called {name}= now; the old name will be removed in version 0.2", DeprecationWarning, 3
+    )
     return old
 
 
@@ -205,15 +207,15 @@ def check_arguments(
     who = type(module).__name__ if module is not None else getattr(factory, "__qualname__", "a network")
     faults = []
     if (module is None) == (factory is None):
-        faults.append("wanted a module or a factory, one of the two: Network(module, reads=...)")
+        faults.append("wanted either a module or a factory: Network(module, reads=...)")
     elif not (isinstance(module, nn.Module) if factory is None else callable(factory)):
         faults.append(f"wanted a torch module, found a {type(module or factory).__name__}")
     if not reads:
-        faults.append("nothing says what it reads: Network(module, reads=...) with modalities of the data")
+        faults.append("`reads` is empty: name modalities of the data, as in Network(module, reads=...)")
     if needs not in {"all", "any"}:
         faults.append(f"needs: wanted 'all' or 'any', found {needs!r}")
     if absent and needs != "any":
-        faults.append("absent: it is read where needs is 'any'")
+        faults.append("absent: it is used only with needs='any'")
     faults += [f"absent: it does not read {name!r}; {nearest(name, reads)}" for name in absent if name not in reads]
     if faults:
         raise SettingError(f"network {who!r}: {'; '.join(faults)}")

@@ -312,7 +312,7 @@ class Distiller(nn.Module):
     def _fitted(self, networks: Mapping[str, Network], batch: Batch) -> Method:
         """The method for networks of these sizes, after one step in eval mode as a check."""
         others = {name: network for name, network in networks.items() if name != STUDENT}
-        config, layers = self.settings.settled(others, batch)
+        config, layers = self.settings.choose_layers(others, batch)
         others |= {name: others[name].showing(layers[name], batch) for name in layers}
         sources: dict[str, Teacher] = {
             name: Live(name, others[name], trained=name in self.trains) if isinstance(member, nn.Module) else member

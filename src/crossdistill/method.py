@@ -159,7 +159,7 @@ class Method(nn.Module, abc.ABC):
 
 
 def _warn_of_old_name(cls: type, old: str, name: str) -> None:
-    text = f"{cls.__name__}.{old} is called {name} now; the old name goes with version 0.2"
+    text = f"{cls.__name__}.{old} is called {name} now; the old name will be removed in version 0.2"
     warnings.warn(text, DeprecationWarning, stacklevel=3)
 
 
@@ -196,6 +196,9 @@ class MethodConfig(BaseModel, abc.ABC):
         if "graduating" in vars(cls):
             _warn_of_old_name(cls, "graduating", "makes_next_teachers")
             cls.makes_next_teachers = cls.graduating
+        if "settled" in vars(cls):
+            _warn_of_old_name(cls, "settled", "choose_layers")
+            cls.choose_layers = vars(cls)["settled"]  # type: ignore[method-assign]
 
     @abc.abstractmethod
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
@@ -206,7 +209,7 @@ class MethodConfig(BaseModel, abc.ABC):
             SignalError: a network lacks a needed tap or output.
         """
 
-    def settled(
+    def choose_layers(
         self, networks: Mapping[str, Network], batch: Batch
     ) -> tuple["MethodConfig", Mapping[str, Sequence[str]]]:
         """The settings with open choices made from the teachers' networks, and the layers that these choices name.
@@ -217,6 +220,13 @@ class MethodConfig(BaseModel, abc.ABC):
             ApplicabilityError: a teacher has no candidate; names the teacher.
         """
         return self, {}
+
+    def settled(
+        self, networks: Mapping[str, Network], batch: Batch
+    ) -> tuple["MethodConfig", Mapping[str, Sequence[str]]]:
+        """The old name of `choose_layers`, until version 0.2."""
+        _warn_of_old_name(type(self), "settled", "choose_layers")
+        return self.choose_layers(networks, batch)
 
     def chosen_besides(self, given: "MethodConfig") -> str:
         """A description of the choices that the given settings left open; empty if there are none."""

@@ -374,7 +374,7 @@ class Network(nn.Module):
 
         def keep(tap: str, value: Any) -> None:
             if not isinstance(value, Tensor):
-                raise TapError(f"{self.name}: the layer {tap!r} gives a {type(value).__name__}; a tap gives one tensor")
+                raise TapError(f"{self.name}: the layer {tap!r} returns a {type(value).__name__}; wanted a tensor")
             value = value.clone() if tap in self._overwritten else value
             seen[tap] = (value, value._version)
 

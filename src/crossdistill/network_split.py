@@ -268,7 +268,7 @@ class _Recorder:
             result = forward(*args, **named)
             self.times += 1
             if not isinstance(result, Tensor):
-                raise SplitError(f"the layer {self.tap!r} gives a {type(result).__name__}; a cut is one tensor")
+                raise SplitError(f"the layer {self.tap!r} returns a {type(result).__name__}; wanted a tensor")
             if self.times == 1:
                 self.value = result.clone()
             if over():

@@ -73,7 +73,7 @@ class OutputSpec:
             SignalError: the network has no logits.
         """
         if self.logits is None:
-            raise SignalError("the number of classes was asked of a network that gives no logits")
+            raise SignalError("the network has no logits, so its number of classes is unknown")
         return self.logits[0]
 
     def feature(self, tap: str, who: str) -> tuple[int, ...]:

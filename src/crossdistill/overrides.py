@@ -87,7 +87,7 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
     if isinstance(node, list | tuple):
         index = _position(node, head, here)
         return tuple(_changed(item, rest, value, (*above, head)) if i == index else item for i, item in enumerate(node))
-    raise SettingError(f"{here} is {node!r}, which has nothing below it that {head!r} could name")
+    raise SettingError(f"{here} is {node!r}, a value without fields, so {head!r} cannot be set")
 
 
 def below(node: BaseModel, path: str) -> str:
@@ -133,7 +133,7 @@ def _position(items: Sequence[Any], head: str, here: str) -> int:
         return int(head)
     if head in names:
         return names.index(head)
-    raise SettingError(f"{here} has none called {head!r}; {nearest(head, names)}, or by position 0 to {len(items) - 1}")
+    raise SettingError(f"{here} has no item {head!r}; {nearest(head, names)}, or a position from 0 to {len(items) - 1}")
 
 
 def sentences(error: ValidationError, model: type[BaseModel] | None = None, values: Any = None) -> list[str]:

@@ -86,7 +86,7 @@ class NetworkConfig(BaseModel):
     @classmethod
     def _no_classes(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         if "classes" in value:
-            raise ValueError("leave `classes` out: as many as the data have are given to the model")
+            raise ValueError("leave `classes` out: the model gets the number of the data's classes")
         return value
 
     @property
@@ -228,14 +228,14 @@ class Recipe(BaseModel):
         """Check everything that depends on the recipe alone; report all faults together."""
         faults: list[str] = []
         if STUDENT in self.teachers:
-            faults.append(f"teachers: {STUDENT!r} means the student itself; call the teacher otherwise")
+            faults.append(f"teachers: {STUDENT!r} means the student itself; give the teacher another name")
         if self.learner in self.teachers:
             faults.append(f"teachers: {self.learner!r} is the student's name already; set student_name to another")
         for name in (self.learner, *self.teachers):
             if name in RESERVED or not re.fullmatch(r"\w[\w.@+-]*", name):
                 faults.append(
-                    f"members: {name!r} cannot be a name; it names a file and stands in `member:tap`, so it is made of "
-                    f"letters, digits and . _ @ + -, and is none of {', '.join(sorted(RESERVED))}"
+                    f"members: {name!r} is no valid name (names occur in files and in `member:tap`): wanted letters, "
+                    f"digits and . _ @ + -, and none of {', '.join(sorted(RESERVED))}"
                 )
         names = [stage.name for stage in self.stages]
         faults += [f"stages: the name {name!r} is given twice" for name in sorted(set(names)) if names.count(name) > 1]

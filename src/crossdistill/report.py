@@ -75,11 +75,11 @@ class Report:
         out = Path(out)
         path = out / RESULTS
         if not path.is_file():
-            raise RunError(f"{out} holds no finished run: {RESULTS} is not there; finish it with --resume")
+            raise RunError(f"{out} holds no finished run: {RESULTS} is missing; finish it with --resume")
         try:
             return cls(out, _sound_rows(out))
         except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}; mend it with --resume") from error
+            raise RunError(f"{path} is damaged: {error}; repair it with --resume") from error
 
     @classmethod
     def of(cls, *folders: Path | str) -> "Report":
@@ -131,7 +131,7 @@ def fault(out: Path) -> str | None:
     if unreadable is not None:
         return f"{predictions}: {unreadable}"
     changed = PREDICTIONS in hashes and file_hash(predictions) != hashes[PREDICTIONS]
-    return f"{predictions} is damaged: it is not what was written" if changed else foreign(out)
+    return f"{predictions} is damaged: its content is not what was written" if changed else foreign(out)
 
 
 def foreign(out: Path) -> str | None:
@@ -146,7 +146,7 @@ def foreign(out: Path) -> str | None:
     for name in BELONGING:
         path = out / name
         if name in hashes and file_fault(path) is None and file_hash(path) != hashes[name]:
-            return f"{path} is not the one of this run: its hash is not the one in {FILES}"
+            return f"{path} belongs to another run: its hash is not the one in {FILES}"
     return None
 
 

@@ -77,9 +77,7 @@ class OptimizerConfig(BaseModel):
         momentum = {"momentum": self.momentum} if self.name == "sgd" else {}
         faults = argument_faults(self.name, self.arguments, lr=self.learning_rate, **momentum)
         if self.moments == "disk" and not self.in_parts:
-            why = (
-                "its arguments are others than betas and eps" if self.name in ("adam", "adamw") else "not adam or adamw"
-            )
+            why = "it has arguments other than betas and eps" if self.name in ("adam", "adamw") else "not adam or adamw"
             faults.append(f"moments: {self.name} has none to keep on disk ({why}); leave moments in memory")
         if self.weight_decay and not takes(self.name, "weight_decay"):
             faults.append(f"weight_decay: {self.name} has none; set it to 0")

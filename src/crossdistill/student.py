@@ -345,14 +345,14 @@ Classes: {classes}{more}.
 
 ## Measured
 
-Test split of {markdown(dataset.name)}; model selection saw the validation split only.
+Test split of {markdown(dataset.name)}; model selection used the validation split only.
 
 {table}
 {visible(dataset.about, lines=True)}
 
 ## Licences of the data
 
-{licences or "- not stated by whoever gave the data"}
+{licences or "- not stated"}
 
 {networks}## Use
 
@@ -368,5 +368,5 @@ student.predict(["a file"])
 def _licence(licence: Licence) -> str:
     said = f"- {markdown(licence.name)}: {markdown(licence.licence)} ({visible(licence.source)})"
     if licence.commercial is None:
-        return f"{said}. **Whether it allows commercial use is not known**: look where it comes from."
+        return f"{said}. **Whether it allows commercial use is not known**: check its source."
     return said if licence.commercial else f"{said}. **Forbids commercial use.**"

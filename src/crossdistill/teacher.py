@@ -185,7 +185,7 @@ class Live(TeacherBase):
 
     def _of_batch(self) -> list[str]:
         layers = batch_statistics(self.network, train=False)
-        return [f"{', '.join(layers)} normalises by the batch, whichever rows are in it"] if layers else []
+        return [f"{', '.join(layers)} normalises by the statistics of the batch"] if layers else []
 
     def modules(self) -> list[nn.Module]:
         """See `TeacherBase`."""
@@ -232,7 +232,7 @@ class Live(TeacherBase):
     def _run_whole(self, tap: str, reason: SplitError) -> None:
         if tap not in self._uncut:
             log.warning(
-                "%s: %s; so each time something goes on from its layer %r, all of it runs again", self.name, reason, tap
+                "%s: %s; each continuation from its layer %r therefore runs the whole network", self.name, reason, tap
             )
             self._uncut.add(tap)
 
@@ -268,7 +268,7 @@ class Masked(TeacherBase):
         self.name = name
         self._base = TeacherBase.of(base)
         if self.base.network is None:
-            raise ApplicabilityError(f"{name!r} masks layers of a network, and {base.name!r} is not one by itself")
+            raise ApplicabilityError(f"{name!r} masks layers of a network, and {base.name!r} is no plain network")
         self._network = self.base.network
         self.masks = dict(masks)
         self.masked_tap = next(iter(self.masks)) if len(self.masks) == 1 else None
@@ -334,7 +334,7 @@ class Filled(Masked):
     def unkeyed(self) -> list[str]:
         """See `TeacherBase`; also given if a row's output depends on the other rows of its batch."""
         alone = all(isinstance(fill, Fill) and fill.by_row for fill in self.masks.values())
-        return [*super().unkeyed(), *([] if alone else ["what it gives for a row depends on the rest of the batch"])]
+        return [*super().unkeyed(), *([] if alone else ["its output for a row depends on the rest of the batch"])]
 
     def _rewritten(self, value: Tensor, mask: nn.Module) -> Tensor:
         """The value after its `Fill`."""

@@ -297,7 +297,7 @@ def test_faults_of_all_stages_are_found_at_once() -> None:
         "stages.a": "no teacher is called 'teacher-7' here; did you mean",
         "stages.b": "member 'first' has no tap 'hiden'; did you mean 'hidden'",
         "stages.c": "nothing trains here",
-        "stages.d": "route chooses 1 of several teachers",
+        "stages.d": "route selects 1 of at least two teachers",
     }
     assert len(caught.value.faults) == len(wanted)
     for fault, (where, words) in zip(caught.value.faults, wanted.items(), strict=True):

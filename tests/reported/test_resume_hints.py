@@ -51,7 +51,7 @@ def hinted(said: str, where: Path) -> None:
     done = subprocess.run(words, cwd=where, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     # A stage that had its end only just before the signal is not begun again; the next one then starts from nothing.
-    assert "goes on from" in done.stderr or finished, done.stderr
+    assert "resumes from" in done.stderr or finished, done.stderr
     assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
 
 

@@ -89,7 +89,7 @@ def test_a2_shared_stages_and_banks_of_other_code_are_not_taken(
         monkeypatch.setattr(sys.modules[__name__], "SCALE", scale)
         says = Heard()
         run(recipe, tmp_path / name, share=tmp_path / "share", display=says)
-        taken = any("taken over" in line for line in says.lines)
+        taken = any("reused from another run" in line for line in says.lines)
         found.append(((tmp_path / name / "student" / "model.safetensors").read_bytes(), taken))
     monkeypatch.setattr(sys.modules[__name__], "SCALE", 25.0)
     run(recipe, tmp_path / "alone")
@@ -111,7 +111,7 @@ def test_a2_a_teacher_of_random_answers_is_not_banked(tmp_path: Path) -> None:
     recipe = Recipe(data=DATASET, student=Network(nn.Linear(6, 4), "first"), teachers=teachers, stages=(stage,))
     says = Heard()
     run(recipe, tmp_path / "out", share=tmp_path / "share", display=says)
-    assert any("t logits: live" in line and "one and the same row" in line for line in says.lines)
+    assert any("t logits: live" in line and "its output for the same row" in line for line in says.lines)
     assert not [path for path in (tmp_path / "share").glob("*") if path.name not in {"banks", "locks"}]
 
 

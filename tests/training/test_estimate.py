@@ -47,4 +47,4 @@ def test_columns_stay_apart(step: float, said: str) -> None:
 
 @pytest.mark.parametrize(("size", "said"), [(3_000, "2.9 kB"), (5 * 2**20, "5.0 MB")])
 def test_a_small_bank_is_not_said_to_be_nothing(size: int, said: str) -> None:
-    assert f"if all were kept: {said}" in forecast(1.0, size).text()
+    assert f"if all are stored: {said}" in forecast(1.0, size).text()

@@ -300,12 +300,12 @@ AT_ONCE = "stopped at once; go on with the same command and --resume"
 
 def _at_once(folder: Path, recipe: "Recipe", dry_run: bool) -> str:
     """The message after a run stopped without saving: what exists, and the command to resume."""
-    from crossdistill.run_folder.folder import RECIPE, go_on
+    from crossdistill.run_folder.folder import RECIPE, resume_command
 
     if dry_run or not (folder / RECIPE).is_file():
         return "stopped at once; nothing was saved"
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return f"stopped at once, without a new checkpoint; go on with: {go_on(folder, recipe, ranks)}"
+    return f"stopped at once, without a new checkpoint; go on with: {resume_command(folder, recipe, ranks)}"
 
 
 def _ended(why: str, status: int) -> typer.Exit:

@@ -61,7 +61,7 @@ class Variation(BaseModel):
     @classmethod
     def _renamed(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and "hide" in value and "mask" not in value:
-            warnings.warn("hide is called mask now; the old name goes with version 0.2", DeprecationWarning, 4)
+            warnings.warn("hide is called mask now; the old name will be removed in version 0.2", DeprecationWarning, 4)
             value = {("mask" if name == "hide" else name): setting for name, setting in value.items()}
         return value
 

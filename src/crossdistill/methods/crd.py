@@ -83,7 +83,7 @@ class _CRD(Method):
         self.labelled_fraction = data.labelled_fraction
         labels = torch.full((data.rows,), MISSING_TARGET) if data.targets is None else data.targets.cpu()
         if labels.ndim > 1:
-            raise ApplicabilityError("crd draws negatives by class, and here a row has many labels (dense)")
+            raise ApplicabilityError("crd draws negatives by class, and here a row has many labels (dense targets)")
         self.mine, self.theirs, self.memories = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, (*_, last) in pairs.items():
             key = module_key(name)

@@ -51,7 +51,8 @@ class DKD(LogitConfig):
         self.check(student, teachers, dense=False)
         if student.classes < 3:
             raise ApplicabilityError(
-                f"dkd distils what the classes besides the target share; with {student.classes} classes that is nothing"
+                "dkd distils the distribution over the classes other than the target, which takes 3 classes; here are "
+                f"{student.classes}: take kd"
             )
         return _DKD(self, teachers, data.labelled_fraction)
 

@@ -58,7 +58,7 @@ class FeatureConfig(MethodConfig):
             if self.taps is not None and name in self.teacher_taps and len(mine) != len(theirs):
                 raise SettingError(
                     f"{self.name}: {len(mine)} layers of the student are named ({', '.join(map(str, mine))}) and "
-                    f"{len(theirs)} of teacher {name!r} ({', '.join(map(str, theirs))}); they are compared one by one"
+                    f"{len(theirs)} of teacher {name!r} ({', '.join(map(str, theirs))}); name as many"
                 )
             count = min(len(mine), len(theirs))
             ends = zip(list(mine.items())[-count:], list(theirs.items())[-count:], strict=True)
@@ -74,8 +74,8 @@ class FeatureConfig(MethodConfig):
             wrong = [f"{signal.tap} {shape}" for signal, shape in named.items() if strict and not is_map(shape)]
             if wrong or not named:
                 raise ApplicabilityError(
-                    f"{self.name} compares spatial features (more than one position); of {who} are named: "
-                    f"{', '.join(wrong) or 'none'}"
+                    f"{self.name} compares spatial features (more than one position); found for {who}: "
+                    f"{', '.join(wrong) or 'no layer'}; name spatial layers in taps and teacher_taps"
                 )
             return named
         features = chosen(choice, spec, self.activation)
@@ -83,7 +83,7 @@ class FeatureConfig(MethodConfig):
             kind = "spatial features (more than one position)" if choice == "maps" else "features besides its logits"
             shown = ", ".join(f"{tap} {shape}" for tap, shape in spec.features.items()) or "none"
             raise ApplicabilityError(
-                f"{self.name} needs {least} or more {kind}, and {who} shows {len(features)}; its taps are: {shown}"
+                f"{self.name} needs {least} or more {kind}, and {who} has {len(features)}; its taps are: {shown}"
             )
         return features
 

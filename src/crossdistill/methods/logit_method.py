@@ -56,14 +56,14 @@ class LogitConfig(MethodConfig):
             )
         if not dense and student.logits is not None and len(student.logits) > 1:
             raise ApplicabilityError(
-                f"{self.name} compares one prediction a row, and here each has {student.logits[1:]} of them (dense "
-                "labels); kd, fitnets, mgdfr and c2kd have a form for those"
+                f"{self.name} compares one prediction for each row, and here a row has {student.logits[1:]} of them "
+                "(dense labels); take kd, fitnets, mgdfr or c2kd, which have a form for dense labels"
             )
         for name in self.teacher_weights:
             if name not in teachers:
                 raise SettingError(f"{self.name}: teacher_weights: no teacher {name!r}; {nearest(name, teachers)}")
         if self.combine == "weighted" and not any(self.teacher_weights.get(name, 1.0) for name in teachers):
-            raise SettingError(f"{self.name}: teacher_weights give every teacher 0; one at least has to count")
+            raise SettingError(f"{self.name}: teacher_weights are 0 for all teachers; set at least one above 0")
 
 
 def logits_of(teachers: Iterable[str]) -> dict[str, frozenset[Signal]]:

@@ -62,7 +62,10 @@ class OFA(LogitConfig):
         taps = self.taps if self.taps is not None else [signal.tap for signal in chosen("all", student)]
         shapes = {tap: student.feature(tap, "the student") for tap in taps}
         if not shapes:
-            raise ApplicabilityError("ofa needs one stage of the student at least; it shows no tap besides its logits")
+            raise ApplicabilityError(
+                "ofa needs at least one stage of the student, which has no tap besides its logits; name layers with "
+                "Network(taps=...)"
+            )
         return _OFA(self, shapes, student.classes, teachers, data.labelled_fraction)
 
     def loss_weights(self) -> AlphaDecay:

@@ -67,7 +67,8 @@ class Route(MethodConfig):
         require_same_logits(self.name, student, teachers)
         if self.routing != "mean" and (len(teachers) < 2 or self.k > len(teachers)):
             raise ApplicabilityError(
-                f"route chooses {self.k} of several teachers for each row; here are {len(teachers)}: {sorted(teachers)}"
+                f"route selects {self.k} of at least two teachers for each row; this stage has {len(teachers)}: "
+                f"{sorted(teachers)}"
             )
         if self.routing == "mean":
             return _Mean(self, tuple(teachers), data.labelled_fraction)

@@ -52,7 +52,10 @@ class Salience(MethodConfig):
         for name, spec in teachers.items():
             last = [signal.tap for signal in chosen("all", spec)][-1:]
             if name not in self.taps and not last:
-                raise ApplicabilityError(f"salience fills units of a layer, and teacher {name!r} shows no tap")
+                raise ApplicabilityError(
+                    f"salience replaces units of a layer, and teacher {name!r} has no tap besides its logits; name "
+                    "layers with Network(taps=...)"
+                )
             taps[name] = self.taps.get(name) or last[0]
         shapes = {name: spec.feature(taps[name], f"teacher {name!r}") for name, spec in teachers.items()}
         return _Salience(self, taps, shapes)

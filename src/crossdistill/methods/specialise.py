@@ -50,7 +50,7 @@ class Specialise(MethodConfig):
     stacked: bool = False
     """Apply the masks of preceding masked teachers to each one as well (an error of the released code)."""
 
-    def settled(
+    def choose_layers(
         self, networks: Mapping[str, Network], batch: Batch
     ) -> tuple[MethodConfig, Mapping[str, Sequence[str]]]:
         """The intermediate and the penultimate layer of each teacher, if `taps` is None.
@@ -85,15 +85,15 @@ class Specialise(MethodConfig):
             SignalError: a teacher has no such tap.
         """
         if self.rank is not None and self.masknet != "low_rank":
-            raise SettingError(f"specialise: rank = {self.rank} is of low-rank masks; set masknet to 'low_rank'")
+            raise SettingError(f"specialise: rank = {self.rank} needs low-rank masks; set masknet to 'low_rank'")
         if self.taps is None:
-            raise SettingError("specialise: `taps` are chosen from networks (`settled`), and here are only sizes")
+            raise SettingError("specialise: `taps` is None; name layers, or call `choose_layers` before `build`")
         if not self.taps or not all(self.taps.values()):
             raise SettingError("specialise: `taps` has to name at least one layer for each teacher that it names")
         absent = sorted(set(self.taps) - set(teachers))
         if absent:
             raise ApplicabilityError(
-                f"specialise masks teachers that are not there: {absent}; there are {sorted(teachers)}"
+                f"specialise: `taps` name teachers that this stage does not have: {absent}; it has {sorted(teachers)}"
             )
         chosen = {name: teachers[name] for name in self.taps}
         require_same_logits(self.name, student, chosen)

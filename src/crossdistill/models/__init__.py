@@ -104,7 +104,7 @@ MODELS: Mapping[str, Model] = {
             *_activated("audio_conv1", "audio_conv2", "audio_conv3"),
             *("concat_identity", *_activated("fc1")),
         ),
-        "both of them in one, for av-digits",
+        "a small network of two branches for av-digits' images and spectrograms",
     ),
     "cifar-resnet8": Model(
         "crossdistill.models.cifar_resnet:CifarResNet",

@@ -34,7 +34,7 @@ class Fusion(nn.Module):
         if without:
             raise ValueError(f"encoders: {', '.join(without)}: a model without an embedding cannot be fused")
         if sum(isinstance(module, TextCNN) for module in modules.values()) > 1:
-            raise ValueError("encoders: two modalities are tokens; one can be")
+            raise ValueError("encoders: two modalities are tokens; at most one can be")
         self.encoders = nn.ModuleDict(modules)
         self.concat = nn.Identity()
         self.fc1 = nn.Linear(sum(filter(None, widths.values())), width)

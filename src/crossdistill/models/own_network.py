@@ -65,7 +65,7 @@ def _reads(who: str, how: str, modalities: Sequence[str]) -> Sequence[str]:
     if len(modalities) == 1:
         return modalities
     known = f"; the data have {', '.join(modalities)}" if modalities else ""
-    raise ValueError(f"nothing says what {who} reads; wrap it in Network({how}, reads=...){known}")
+    raise ValueError(f"the modalities that {who} reads are not given; wrap it in Network({how}, reads=...){known}")
 
 
 def frozen_weights(module: nn.Module) -> frozenset[str]:
@@ -112,7 +112,7 @@ def draw(network: Network, seed: int, name: str) -> Network:
     module = fresh.module if isinstance(fresh, Network) else fresh
     before = _BEFORE.get(id(module))
     if before is not None and before() is module:
-        raise SettingError(f"the factory of {name!r} gives one and the same module each time; wanted a new one")
+        raise SettingError(f"the factory of {name!r} returned the same module again; wanted a new one at each call")
     _BEFORE[id(module)] = weakref.ref(module)
     return network.holding(module, network.factory)
 
@@ -133,10 +133,10 @@ def _made(make: Callable[[], Any], seed: int) -> nn.Module:
             made = make()
     except Exception as error:  # the user's code may raise any error
         raise SettingError(
-            f"the factory {who} fails: {type(error).__name__}: {' '.join(str(error).split())}"
+            f"the factory {who} failed: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     if not isinstance(made, nn.Module):
-        raise SettingError(f"the factory {who} gives a {type(made).__name__}; wanted a torch module or a Network")
+        raise SettingError(f"the factory {who} returned a {type(made).__name__}; wanted a torch module or a Network")
     return made
 
 
@@ -192,5 +192,5 @@ def watch(network: Network, batches: Iterable[Batch]) -> None:
         network.changing |= {RANDOM}
 
 
-RANDOM = "what it gives for one and the same row"
+RANDOM = "its output for the same row"
 """Entry of `changing` for random outputs, such as with dropout that is active in evaluation."""

@@ -178,8 +178,8 @@ class _Forward:
         if received.device.type == "cpu" and bool((received[:, 0] != received[0, 0]).any()):
             raise RunError(
                 "the processes run the batch norms of one step in different orders, or not equally often "
-                f"(at {type(self.norm).__name__}({self.norm.num_features})): what a network runs depends on its rows; "
-                "train it in one process"
+                f"(at {type(self.norm).__name__}({self.norm.num_features})): the layers that a network runs depend on "
+                "its rows; train it in one process"
             )
         return received[:, 1:2], received[:, 2 : 2 + channels], received[:, 2 + channels : 2 + 2 * channels]
 

@@ -2,7 +2,7 @@
 
 Each network keeps its parameters under their names; they are stacked for the pass, and each parameter gets its
 gradient. On an accelerator, the cost of small masks is their kernel launches, which one pass reduces to those of one
-mask. A large mask uses the whole device, and stacked copies would only need memory: large masks run one by one.
+mask. A large mask uses the whole device, and stacked copies would only need memory: large masks run one after another.
 
 Shapes: G networks, B rows, L units, d width, h heads.
 """

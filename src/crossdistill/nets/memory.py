@@ -58,7 +58,7 @@ class Memory(nn.Module):
         order, start, class_size = _by_class(labels)
         if rows and int(class_size.max()) == rows:
             raise ApplicabilityError(
-                f"contrast needs negatives: all {rows} training rows are of one class; it takes two classes at least"
+                f"contrast needs negatives: all {rows} training rows are of one class; at least two classes are needed"
             )
         for name, value in (("order", order), ("start", start), ("class_size", class_size)):
             self.register_buffer(name, value, persistent=False)

@@ -258,7 +258,7 @@ class _Planner:
         candidates = {name: TeacherBase.of(teacher).network for name, teacher in teachers.items()}
         networks = {name: network for name, network in candidates.items() if network is not None}
         batch = self.dataset.example().to(self.device)
-        method, layers = stage.method.settled(networks, batch)
+        method, layers = stage.method.choose_layers(networks, batch)
         if method is stage.method:
             return stage, teachers
         tapped = {name: Live(name, networks[name].showing(layers[name], batch)) for name in layers}

@@ -35,7 +35,9 @@ Maker = Callable[..., Recipe]
 def __getattr__(name: str) -> Any:
     if name != "family_kit":
         raise AttributeError(f"module 'crossdistill.recipes' has no attribute {name!r}")
-    warnings.warn("family_kit is called family_setup now; the old name goes with version 0.2", DeprecationWarning, 2)
+    warnings.warn(
+        "family_kit is called family_setup now; the old name will be removed in version 0.2", DeprecationWarning, 2
+    )
     return family_setup
 
 

@@ -121,7 +121,7 @@ def drop_leftover(out: Path) -> None:
             lock.release()
 
 
-def go_on(out: Path, recipe: Recipe, ranks: int = 1) -> str:
+def resume_command(out: Path, recipe: Recipe, ranks: int = 1) -> str:
     """The command that resumes this run, or the call in Python if no command can make the recipe."""
     command = "crossdistill" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m crossdistill"
     if not recipe.live:
@@ -151,7 +151,7 @@ def device_for(out: Path, recipe: Recipe, resume: bool) -> str:
     return recipe.device if before is None else str(before["device"]).partition(":")[0]
 
 
-def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[Report | None, str | None]:
+def check_folder(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[Report | None, str | None]:
     """Check that the folder is free or holds this run.
 
     Returns:
@@ -165,8 +165,8 @@ def examine(out: Path, recipe: Recipe, resume: bool, devices: Devices) -> tuple[
     if path.is_file():
         if not resume:
             raise RunError(
-                f"{out} holds a run already; go on with: {go_on(out, recipe)}. Or choose another folder with --out, or "
-                "remove it"
+                f"{out} holds a run already; go on with: {resume_command(out, recipe)}. Or choose another folder with "
+                "--out, or remove it"
             )
         # The command that made the recipe may differ.
         then, now = (plain | {"origin": None} for plain in (_read(path), parse_yaml(recipe.to_yaml())))
@@ -214,7 +214,7 @@ def unchanged(out: Path) -> None:
         )
 
 
-def take(out: Path, recipe: Recipe, devices: Devices) -> None:
+def start_run(out: Path, recipe: Recipe, devices: Devices) -> None:
     """Start a run in its folder, after all checks: remove temporary files, write the environment and the recipe.
 
     Raises:

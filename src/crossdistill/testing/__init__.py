@@ -45,5 +45,5 @@ def __getattr__(name: str) -> Any:
     if name not in _OLD_NAMES:
         raise AttributeError(f"module 'crossdistill.testing' has no attribute {name!r}")
     new = _OLD_NAMES[name]
-    warnings.warn(f"{name} is called {new} now; the old name goes with version 0.2", DeprecationWarning, 2)
+    warnings.warn(f"{name} is called {new} now; the old name will be removed in version 0.2", DeprecationWarning, 2)
     return globals()[new]

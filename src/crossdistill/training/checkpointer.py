@@ -162,7 +162,7 @@ class Saver:
         """A sentence that names the checkpoint from which the run can be resumed."""
         name = newest_name(self._folder)
         return (
-            "No checkpoint of this stage had been written yet; what earlier stages trained is kept"
+            "No checkpoint of this stage has been written yet; the results of earlier stages are kept"
             if name is None
             else f"The last good checkpoint is kept: {self._folder / name}"
         )
@@ -182,7 +182,7 @@ class Saver:
             raise ResumeError(
                 f"{self._folder} holds checkpoints of another stage {self._job.stage.name!r}: its recipe is the same, "
                 "but the data, the weights that it starts from, or the code of your networks or methods have changed. "
-                "Start anew in another folder"
+                "Start again in another folder"
             )
         restore(self._job.modules(), saved.tensors)
         self._training.load_state(saved.state["training"])

@@ -63,8 +63,8 @@ class Ema(nn.Module):
     def note(self, steps: int) -> str:
         """A line for the display about the average in a stage of `steps` steps."""
         initial = self.decay**steps
-        rest = f"; {initial:.0%} of it will be the weights of the stage's start" if initial >= 0.05 else ""
-        return f"validation judges, and the stage leaves, the average of weights with decay {self.decay:g}{rest}"
+        rest = f"; {initial:.0%} of its end value are the initial weights of the stage" if initial >= 0.05 else ""
+        return f"validation and the result use the moving average of the weights, decay {self.decay:g}{rest}"
 
     def state(self) -> dict[str, Any]:
         """The averages, by the network's parameter and buffer names."""

@@ -86,9 +86,9 @@ class Forecast:
             f"projected: {duration(self.seconds)} in all, from {counted(self.timed_steps, 'timed step')} of each stage "
             "(median)",
         ]
-        lines.append("memory: the peak of steps and validation; loading, filling banks and the final test come on top")
+        lines.append("memory: the peak of steps and validation, without loading, filling banks and the final test")
         size = f"{self.bank_bytes / 2**20:.1f} MB" if self.bank_bytes >= 2**20 else f"{self.bank_bytes / 2**10:.1f} kB"
-        lines.append(f"outputs of frozen networks, if all were kept: {size}")
+        lines.append(f"outputs of frozen networks, if all are stored: {size}")
         return "\n".join(lines)
 
 

@@ -65,7 +65,7 @@ class Monitor:
                 where = f"stage {self.stage!r}, epoch {progress.epoch}, step {progress.step}"
                 raise NonFiniteError(
                     f"{where}: NaN or Inf in {', '.join(bad)}; the batch holds the sample ids {shown(rows)}. "
-                    f"{self.kept()}. Look at these samples; if they are sound, lower the learning rate or set "
+                    f"{self.kept()}. Check these samples; if they are valid, lower the learning rate or set "
                     "clip_norm, and start again in another folder"
                 )
             self.loss = values["loss"]

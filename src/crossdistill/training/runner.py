@@ -26,7 +26,15 @@ from crossdistill.planning.sources import load_choices, save_choices
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
-from crossdistill.run_folder.folder import device_for, drop_leftover, examine, go_on, held_by_all, run_folders, take
+from crossdistill.run_folder.folder import (
+    check_folder,
+    device_for,
+    drop_leftover,
+    held_by_all,
+    resume_command,
+    run_folders,
+    start_run,
+)
 from crossdistill.run_folder.initial_weights import with_initial_weights
 from crossdistill.run_folder.loggers import Tracking, require
 from crossdistill.runtime import distributed
@@ -107,12 +115,12 @@ def run(
         devices = stack.enter_context(distributed.devices(device_for(out, recipe, resume)))
         if display is None:
             display = stack.enter_context(Terminal()) if progress and devices.is_main and attended() else Quiet()
-        report, _ = examine(out, recipe, resume, devices) if resume else (None, None)
+        report, _ = check_folder(out, recipe, resume, devices) if resume else (None, None)
         if report is None:
             waiting = _show_holder(display, str(out), "computes") if wait else None
             stack.enter_context(held_by_all(out, devices, waiting))
             # Again, now under the lock: the process that held it may have finished the run.
-            report, damage = examine(out, recipe, resume, devices)
+            report, damage = check_folder(out, recipe, resume, devices)
             if damage is not None:
                 display.say(f"{damage}; what the run wrote at its end is written again")
         if report is not None:
@@ -147,7 +155,7 @@ def _prepare(
     trained = {name for job in plan.jobs for name in job.trained} - plan.noted
     for line in (*plan.notes, *absent_inputs(plan.dataset, plan.members), *frozen_parameters(plan.members, trained)):
         display.say(line)
-    take(out, recipe, devices)
+    start_run(out, recipe, devices)
     for job in plan.jobs:
         chosen = job.stage.method.chosen_besides(recipe.stages[job.index].method)
         if chosen:
@@ -214,7 +222,7 @@ def _copied_from(share: Path | None, run: _Run, job: Job, tracking: Tracking) ->
     """Copy the outcome of a stage from the shared folder into this run; None if it is not there."""
     outcome = None if share is None else load_outcome(share / job.key, job.modules(), job.key)
     if outcome is not None:
-        run.display.say(f"{job.stage.name}: taken over from a run with the same {job.stage.name}")
+        run.display.say(f"{job.stage.name}: reused from another run")
         outcome |= {"metrics": tracking.position()}
         if run.devices.is_main:
             save_outcome(run.out / "stages" / job.folder, job.modules(), outcome)
@@ -257,7 +265,7 @@ def fit(
     pace = Pace(stage, monitor)
     first_epoch, first_step = saver.resume()
     if (first_epoch, first_step) != (0, 0):
-        display.say(f"{stage.name}: goes on from epoch {first_epoch}, step {first_step}")
+        display.say(f"{stage.name}: resumes from epoch {first_epoch}, step {first_step}")
     display.begin(stage.name, stage.epochs * steps)
     display.advance(first_epoch * steps + first_step)
     for epoch in range(first_epoch, stage.epochs):
@@ -276,7 +284,7 @@ def fit(
             if stopping:
                 raise StoppedError(
                     f"stopped in stage {stage.name!r}, epoch {epoch}, after step {step}, and saved; go on with: "
-                    f"{go_on(out, plan.recipe, devices.ranks)}"
+                    f"{resume_command(out, plan.recipe, devices.ranks)}"
                 )
         monitor.end_epoch(Progress(epoch, stage.epochs, steps, steps), job.method.epoch_logs)
         training.weighting.after_epoch(devices.add_up if devices.ranks > 1 else None)
@@ -287,7 +295,7 @@ def fit(
     state.bring_back(selected_parts(job))
     changed = [name for name, value in _frozen_fingerprints(plan, job).items() if value != before[name]]
     if changed:
-        raise FrozenError(f"stage {stage.name!r} moved {', '.join(map(repr, changed))}, which does not train in it")
+        raise FrozenError(f"stage {stage.name!r} changed {', '.join(map(repr, changed))}, which it does not train")
     display.end(state.note(saver.seconds()))
     return {
         "key": job.key,
@@ -361,7 +369,7 @@ def validate(job: Job, training: Training, devices: Devices) -> dict[str, float]
     if len(bad_ids):
         raise NonFiniteError(
             f"stage {job.stage.name!r}: NaN or Inf on the validation split, for the sample ids {shown(bad_ids)}; "
-            "look at these samples; if they are sound, lower the learning rate or set clip_norm"
+            "check these samples; if they are valid, lower the learning rate or set clip_norm"
         )
     if job.student.name in job.trained:
         totals["accuracy"] = student.counts.to(devices.device)

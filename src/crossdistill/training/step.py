@@ -75,7 +75,10 @@ class Training:
             for name in network.frozen:
                 network.module.get_parameter(name).requires_grad_(False)
         if stage.cuda_graphs and devices.ranks > 1:
-            raise SettingError(f"stage {stage.name!r}: cuda_graphs is for one process, and there are {devices.ranks}")
+            raise SettingError(
+                f"stage {stage.name!r}: cuda_graphs works in one process, and the run has {devices.ranks}; set it to "
+                "false"
+            )
         for network in self._networks():
             network.use_compiled(stage.compile)
         self.precision = Precision(stage.precision, devices.device, keeps_casts=not stage.cuda_graphs)

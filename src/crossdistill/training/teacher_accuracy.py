@@ -129,7 +129,7 @@ class TeacherCheck:
     def _warn_of_order(self, job: Job, name: str, accuracy: TeacherAccuracy) -> None:
         if self._devices.is_main:
             log.warning(
-                "stage %r: teacher %r (%s) is right about many more rows once its classes are permuted, so some of its "
+                "stage %r: teacher %r (%s) predicts many more rows correctly with its classes permuted, so some of its "
                 "logits seem to be in another order than the data's classes (%s, ...): put them into this order "
                 "(Network(output_adapter=...))",
                 job.stage.name, name, accuracy.text(), ", ".join(self._plan.dataset.classes[:4]),
@@ -139,8 +139,8 @@ class TeacherCheck:
         renamed = _renamed(predictions)
         if renamed is not None:
             return (
-                f"with its classes in another order it is right about {renamed:.3f} of them, so the order of its "
-                "logits is not that of the data's classes "
+                f"with its classes in another order its accuracy is {renamed:.3f}, so the order of its logits is not "
+                "that of the data's classes "
                 f"({', '.join(self._plan.dataset.classes[:4])}, ...): put them into this order "
                 "(Network(output_adapter=...))"
             )
@@ -153,13 +153,13 @@ class TeacherCheck:
         cure = f"train it first (Stage(method='supervised', learner={base!r}, ...)) or let it train here (trains=...)"
         if isinstance(member, Network):
             return (
-                f"{fresh}, and it came as a network of your own: if its weights are trained, its input is prepared "
-                f"otherwise here than it was for its training (scaling, normalisation, channels); else {cure}"
+                f"{fresh}, and it is a network of your own: if its weights are trained, its input is prepared in "
+                f"another way here than in its training (scaling, normalisation, channels); else {cure}"
             )
         if member.weights is None:
             return f"{fresh}, and the recipe names no weights; {cure}, or set its weights (teachers.{base}.weights)"
         return (
-            f"{fresh}; its weights are from {member.weights}: its input may be prepared otherwise here than it was for "
+            f"{fresh}; its weights are from {member.weights}: its input may be prepared in another way here than in "
             "their training (scaling, normalisation, channels), or they are of other classes"
         )
 

@@ -86,5 +86,7 @@ class DotConfig(WeightingConfig):
 
     name: Literal["dot"] = "dot"
     momentum: float = Field(0.9, ge=0, lt=1, description="m, dimensionless")
-    delta: float = Field(0.075, ge=0, lt=1, description="what distillation has more and the task less, dimensionless")
+    delta: float = Field(
+        0.075, ge=0, lt=1, description="added to m for distillation, subtracted for the task; dimensionless"
+    )
     weight_decay: float = Field(0.0, ge=0, description="of the task's gradient")

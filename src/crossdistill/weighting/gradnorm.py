@@ -64,5 +64,7 @@ class GradNormConfig(WeightingConfig):
 
     makes: ClassVar[type[Weighting]] = GradNorm
     name: Literal["gradnorm"] = "gradnorm"
-    alpha: float = Field(1.5, ge=0, description="dimensionless; how strongly slow groups are pulled along")
+    alpha: float = Field(
+        1.5, ge=0, description="exponent of the training rates; higher favours slow groups more; dimensionless"
+    )
     learning_rate: float = Field(0.025, gt=0, description="of the weights; dimensionless")

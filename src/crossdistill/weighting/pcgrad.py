@@ -53,4 +53,4 @@ class PCGradConfig(WeightingConfig):
 
     makes: ClassVar[type[Weighting]] = PCGrad
     name: Literal["pcgrad"] = "pcgrad"
-    seed: int = Field(0, ge=0, description="of the order in which gradients meet")
+    seed: int = Field(0, ge=0, description="of the order in which gradients are compared")

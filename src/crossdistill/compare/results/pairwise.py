@@ -47,7 +47,9 @@ class PairedDifference:
     @property
     def found(self) -> Difference:
         """The old name of `difference`."""
-        warnings.warn("found is called difference now; the old name goes with version 0.2", DeprecationWarning, 2)
+        warnings.warn(
+            "found is called difference now; the old name will be removed in version 0.2", DeprecationWarning, 2
+        )
         return self.difference
 
     @property

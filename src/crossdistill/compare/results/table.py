@@ -38,7 +38,9 @@ class Findings:
     @property
     def verdicts(self) -> PairwiseResults:
         """The old name of `pairwise`."""
-        warnings.warn("verdicts is called pairwise now; the old name goes with version 0.2", DeprecationWarning, 2)
+        warnings.warn(
+            "verdicts is called pairwise now; the old name will be removed in version 0.2", DeprecationWarning, 2
+        )
         return self.pairwise
 
 
