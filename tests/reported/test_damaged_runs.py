@@ -328,7 +328,7 @@ def test_a6_parts_of_another_run_are_not_this_runs(tmp_path: Path, taken: tuple[
         if own.is_dir():
             shutil.rmtree(own)
         (shutil.copytree if theirs.is_dir() else shutil.copy)(theirs, own)
-    with raises(RunError, "this run"):
+    with raises(RunError, "another run"):
         load_student(tmp_path / "0", torch.nn.Linear(6, 4))
     run(given, tmp_path / "0", resume=True)
     assert [file.read_bytes() for file in files] == kept

@@ -51,8 +51,8 @@ class DKD(LogitConfig):
         self.check(student, teachers, dense=False)
         if student.classes < 3:
             raise ApplicabilityError(
-                "dkd distils the distribution over the classes other than the target, which takes 3 classes; here are "
-                f"{student.classes}: take kd"
+                "dkd distils the distribution over the classes other than the target, of which "
+                f"{student.classes} classes leave only one; take kd"
             )
         return _DKD(self, teachers, data.labelled_fraction)
 

@@ -75,7 +75,7 @@ class FeatureConfig(MethodConfig):
             if wrong or not named:
                 raise ApplicabilityError(
                     f"{self.name} compares spatial features (more than one position); found for {who}: "
-                    f"{', '.join(wrong) or 'no layer'}; name spatial layers in taps and teacher_taps"
+                    f"{', '.join(wrong) or 'none'}; name spatial layers in taps and teacher_taps"
                 )
             return named
         features = chosen(choice, spec, self.activation)

@@ -63,7 +63,7 @@ class LogitConfig(MethodConfig):
             if name not in teachers:
                 raise SettingError(f"{self.name}: teacher_weights: no teacher {name!r}; {nearest(name, teachers)}")
         if self.combine == "weighted" and not any(self.teacher_weights.get(name, 1.0) for name in teachers):
-            raise SettingError(f"{self.name}: teacher_weights are 0 for all teachers; set at least one above 0")
+            raise SettingError(f"{self.name}: teacher_weights are 0 for each teacher; set at least one above 0")
 
 
 def logits_of(teachers: Iterable[str]) -> dict[str, frozenset[Signal]]:
