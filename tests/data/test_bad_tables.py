@@ -139,6 +139,14 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
         lambda f: {"rows": picture_rows(f, 24), "target": "file", "inputs": {"numbers": "age"}},
         ("'file'", "every line", "data.target"),
     ),
+    "a target that is a list": (
+        _file("t.jsonl", '{"x": 1, "label": "a"}\n{"x": 2, "label": ["a", "b"]}\n'),
+        ("'label'", "list", "line 2"),
+    ),
+    "a column of lists": (
+        lambda f: {**_file("t.jsonl", '{"x": [1], "label": "a"}\n')(f), "inputs": {"array": "x"}},
+        ("'x'", "list"),
+    ),
     "a target that is empty": (
         lambda f: {"rows": [{**row, "label": ""} for row in picture_rows(f)]},
         ("'label'", "unlabelled"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from own_files import class_folders, picture_rows, write_picture, write_sound, write_table
 
+from crossdistill.data.audio.any_sound import decode_sound
 from crossdistill.data.folder import FolderConfig
 from crossdistill.data.rendering import PictureRendering
 from crossdistill.data.table import TableConfig
@@ -172,6 +173,36 @@ def test_splits_by_column_and_by_ids(tmp_path: Path) -> None:
     data = TableConfig.model_validate({"path": path, "id": "name", "splits": wanted}).load()
     assert data.splits["test"].tolist() == [5, 4]
     assert len(TableConfig(path=path).tiny().model_copy(update={"rows": 8}).load()) == 8
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pip install 'crossdistill[parquet]'")
+    from pyarrow import parquet
+
+    rows = picture_rows(tmp_path)
+    path = tmp_path / "t.parquet"
+    parquet.write_table(arrow.table({name: [row[name] for row in rows] for name in rows[0]}), path)
+    comma = TableConfig(path=write_table(tmp_path / "t.csv", rows)).load()
+    assert TableConfig(path=path).load().fingerprint == comma.fingerprint
+
+
+def test_sound_of_other_files_is_read(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="pip install 'crossdistill[video]'")
+    path, rate = tmp_path / "a.m4a", 16000
+    wave = 0.3 * np.sin(2 * np.pi * 500 * np.arange(rate) / rate)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=rate)
+        stream.layout = "stereo"
+        frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]).astype(np.float32), format="fltp", layout="stereo")
+        frame.rate, frame.pts = rate, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    found, found_rate = decode_sound(path)
+    assert found_rate == rate
+    assert np.argmax(np.abs(np.fft.rfft(found[2000:14000]))) * rate / 12000 == pytest.approx(500, abs=2)
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(DataError, match=r"a\.m4a"):
+        decode_sound(path)
 
 
 def test_without_a_package_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class OwnRowsConfig(DataConfig):
         """The table, with at most `rows` rows."""
         if self.rows is None or len(table) <= self.rows:
             return table
-        columns = [table.columns[column] for column in (target, split) if column is not None]
+        columns = [list(map(str, table.columns[name])) for name in (target, split) if name is not None]
         strata = list(zip(*columns, strict=True)) if columns else [()] * len(table)
         return table.rows(few_rows(strata, self.rows, self.seed))
 

@@ -87,7 +87,7 @@ def of_column(
     Raises:
         DataError: a cell names no split, or there is no row for training or test.
     """
-    cells = table.columns[column]
+    cells = [None if cell is None else str(cell) for cell in table.columns[column]]
     names = {cell: split_called(cell) for cell in dict.fromkeys(cells)}
     unknown = [cell for cell, split in names.items() if split is None]
     if unknown:

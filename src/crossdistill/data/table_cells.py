@@ -248,6 +248,11 @@ def targets_of(
     if not known:
         faults.add(f"column {column!r} is empty in every line; --set data.unlabelled=true reads no targets")
         return None, ()
+    nested = next((row for row, cell in enumerate(cells) if isinstance(cell, list | dict)), None)
+    if nested is not None:
+        held = type(cells[nested]).__name__
+        faults.add(f"column {column!r} holds a {held} in line {table.lines[nested]}; wanted one class a row")
+        return None, ()
     names = {cell: _class_name(cell) for cell in dict.fromkeys(known)}
     distinct = set(names.values())
     if len(distinct) == len(known) > MOST_DISTINCT:
