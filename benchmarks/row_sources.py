@@ -6,6 +6,7 @@ with the same batches and the same number of workers.
 
 import gc
 import os
+import statistics
 import sys
 from pathlib import Path
 
@@ -150,7 +151,10 @@ def main() -> None:
     script = Script(__file__)
     folder = draw(script.scratch / "pictures")
     rates(script, folder)
-    few, many = (child(__file__, "--measure", str(folder), repeat)["mb"] for repeat in ("1", "50"))
+    few, many = (
+        statistics.median(child(__file__, "--measure", str(folder), repeat)["mb"] for _ in range(3))
+        for repeat in ("1", "50")
+    )
     print(f"  private memory: {few:.0f} MB with 1,000 files, {many:.0f} MB with 50,000", flush=True)
     script.value("private memory with its workers, 50,000 files / 1,000 files", many / few, MEMORY_LIMIT)
     epochs(script, folder)

@@ -103,6 +103,8 @@ def test_nan_is_found_when_a_row_is_read() -> None:
     values[6, 1] = torch.nan
     with raises(DataError, "image", "row 6", "file-6.jpg"):
         own(TensorRows(values)).batch(torch.arange(10))
+    large = torch.full((40, 3), 3e38)
+    assert own(TensorRows(large)).batch(torch.arange(10)).inputs["image"].equal(large[:10]), "the sum alone overflows"
 
 
 def test_a_source_that_breaks_its_word_is_refused() -> None:
