@@ -14,7 +14,7 @@ EXTRAS := demo,audio,image,tensorboard,dev
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := $(wildcard src tests examples benchmarks .ci)
 
-.PHONY: setup demo test test-slow test-oldest test-newest fmt lint types bench tables docs clean help
+.PHONY: setup demo test test-slow test-oldest test-newest test-backends fmt lint types bench tables docs clean help
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ test-oldest test-newest: test-%:
 	$(ONE_THREAD) .venv-$*/bin/python -m pytest -n 2 -m "not slow" --timeout 600
 	.venv-$*/bin/python .ci/dependencies.py passed $*
 
+# timm and open_clip need the torchvision of their torch: pip picks both together, in an environment of their own.
+test-backends: ## the tests of timm, open_clip, ONNX and LoRA, with the real packages
+	@$(FIND_PYTHON); echo "test-backends: making .venv-backends with $$found"; "$$found" -m venv --clear .venv-backends
+	.venv-backends/bin/python -m pip install --quiet --disable-pip-version-check -e '.[transformers,timm,clip,onnx,lora,image,audio,demo,dev]' onnx
+	$(ONE_THREAD) .venv-backends/bin/python -m pytest -n 2 tests/backends --timeout 600
+
 fmt: $(STAMP) ## format, and repair what ruff can repair
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
@@ -82,5 +88,5 @@ docs: $(STAMP) ## check what the pages link to and quote
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 clean: ## remove .venv, caches and build products (runs/ stays)
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-backends build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

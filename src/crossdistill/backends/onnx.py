@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from crossdistill.backends.names import Built
 from crossdistill.backends.processors import own_rendering
+from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.rendered import rendered
 from crossdistill.errors import DataError, MissingExtraError, SettingError, nearest
 from crossdistill.network import Network
 from crossdistill.runtime.code_key import Keyed
@@ -69,6 +71,7 @@ def build(
     if "rendering" in options:
         renderings = {f"{reads[0]}@{member}": own_rendering(options["rendering"], name)}
         reads = (*renderings, *reads[1:])
+    module.keep_outputs_of_rows(rendered(dataset, renderings, name).example(), reads)
     return Built(Network(module, reads, module.taps, renderings=renderings), ("it is frozen",))
 
 
@@ -95,28 +98,44 @@ class OnnxModule(nn.Module):
         self._classes = classes
         self._roles = {role: options.get(role) for role in ("logits", "embedding")}
         self._session = Keyed(session.run, key_hash(["onnx", digest]))
-        self.taps = tuple(_tap(name) for name in self._outputs)
-        for tap in self.taps:
-            self.add_module(tap, nn.Identity())
+        for name in self._outputs:
+            self.add_module(_tap(name), nn.Identity())
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The names of the outputs, as those of submodules."""
+        return tuple(_tap(name) for name in self._outputs)
+
+    def keep_outputs_of_rows(self, batch: Batch, reads: Sequence[str]) -> None:
+        """Leave out outputs without a row for each row of the input, such as a state; two lengths of a batch tell."""
+        arrays = [torch.as_tensor(batch.read(name)).cpu().numpy() for name in reads]
+        try:
+            found = [self._run([one[list(rows)] for one in arrays]) for rows in ((0, 1), (0, 1, 0))]
+        except Exception:  # the trial pass of the plan reports it, with the shapes
+            return
+        two, three = found
+        kept = [name for name in self._outputs if two[name].shape[:1] == (2,) and three[name].shape[:1] == (3,)]
+        for name in set(self._outputs) - set(kept):
+            delattr(self, _tap(name))
+        self._outputs = kept
 
     def forward(self, *values: Tensor) -> dict[str, Tensor]:
         """Logits and embedding, as far as the outputs have them; every output passes its tap."""
         device = values[0].device
-        arrays = [value.detach().cpu().numpy() for value in values]
-        if self._one_by_one and len(arrays[0]) > 1:
-            rows = [self._run([one[row : row + 1] for one in arrays]) for row in range(len(arrays[0]))]
-            results = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        else:
-            results = self._run(arrays)
-        count, found = len(arrays[0]), {}
-        for name, array in results.items():
-            if array.ndim == 0 or len(array) != count:
-                continue  # such as a state, whose rows come second
+        found = {}
+        for name, array in self._run([value.detach().cpu().numpy() for value in values]).items():
             tensor = torch.from_numpy(np.array(array)).to(device)
             found[name] = self.get_submodule(_tap(name))(tensor.float() if tensor.is_floating_point() else tensor)
         return self._in_roles(found)
 
     def _run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs for a batch; a file for one row runs for each row."""
+        if not self._one_by_one or len(arrays[0]) == 1:
+            return self._run_at_once(arrays)
+        rows = [self._run_at_once([one[row : row + 1] for one in arrays]) for row in range(len(arrays[0]))]
+        return {name: np.concatenate([np.atleast_1d(row[name]) for row in rows]) for name in rows[0]}
+
+    def _run_at_once(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         feed = dict(zip(self._names, arrays, strict=True))
         for name, shape in self._rest.items():
             if name in self._constants:
