@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,6 @@ def test_the_rendering_is_pillow_s_resizing(folder: Folder, size: tuple[int, int
 
 
 def test_pictures_in_memory_are_rendered_from_their_views(digits: Dataset) -> None:
-    from dataclasses import replace
-
     from crossdistill.data.augmentation import Variation, Variations
     from crossdistill.data.rendering import PictureRendering
 
@@ -156,6 +155,41 @@ def test_a_folder_teaches(folder: Folder, digits: Dataset, tmp_path: Path) -> No
     assert "teachers on the validation split: big accuracy" in said
     card = (tmp_path / "out" / "student" / "README.md").read_text()
     assert "apache-2.0" in card
+
+
+def test_a_teacher_at_chance_is_refused_where_that_is_wanted(folder: Folder, digits: Dataset, tmp_path: Path) -> None:
+    teacher = f"transformers:{folder('vit')}"
+    first = Stage(method="supervised", epochs=1, batch_size=16)
+    stages = (first, Stage(method="kd", epochs=1, batch_size=16))
+    plain = Recipe(data=digits, student=NetworkConfig(model="small-image"), teachers={"big": teacher}, stages=stages)
+    display = Heard()
+    with pytest.raises(SettingError, match=r"'big'.*chance.*tune=head"):
+        run(plain, tmp_path / "out", display=display, strict=True)
+    # Before anything trained.
+    assert not (tmp_path / "out" / "stages").is_dir()
+    run(plain, tmp_path / "warned", display=display)
+    said = [line for line in display.lines if "teachers on the validation split" in line]
+    assert said[0].startswith("kd: teachers on the validation split: big accuracy")
+
+
+def test_without_labels_entropy_and_agreement_are_shown(folder: Folder, digits: Dataset, tmp_path: Path) -> None:
+    targets = digits.targets.clone()
+    targets[digits.splits["validation"]] = -100
+    data = replace(digits, targets=targets, sample="")
+    teacher = f"transformers:{folder('vit')}"
+    plain = Recipe(
+        data=data,
+        student=NetworkConfig(model="small-image"),
+        teachers={"one": teacher, "two": teacher, "three": f"transformers:{folder('resnet')}"},
+        stages=(Stage(method="kd", epochs=1, batch_size=16, select="last"),),
+    )
+    display = Heard()
+    run(plain, tmp_path / "out", display=display)
+    (line,) = [line for line in display.lines if "which has no labels" in line]
+    assert "one and two agree on 1.000 of 18 rows" in line
+    assert "three entropy" in line
+    with pytest.raises(SettingError, match="as uncertain as guesses"):
+        run(plain, tmp_path / "strict", display=display, strict=True)
 
 
 def test_a_folder_is_a_student_that_loads_without_it(folder: Folder, digits: Dataset, tmp_path: Path) -> None:

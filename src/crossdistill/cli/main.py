@@ -84,6 +84,9 @@ def run_command(
         typer.Option("--dry-run", help="Train nothing: print the stages, with projected time and memory."),
     ] = False,
     timed_steps: TimedSteps = 3,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a teacher that is no better than chance, instead of warning of it.")
+    ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use downloaded models only; send no request to a model hub.")
     ] = False,
@@ -113,7 +116,7 @@ def run_command(
             for line in preset_notes(made):
                 display.say(line)
             display.say(f"{made.name}: student {made.learner!r}, seed {made.seed}, into {folder}")
-            report = run(made, folder, resume=resume, display=display, stop=stop)
+            report = run(made, folder, resume=resume, display=display, stop=stop, strict=strict)
         except KeyboardInterrupt as error:
             raise _ended(_at_once(folder, made, dry_run), stop.status) from error
         except StoppedError as error:

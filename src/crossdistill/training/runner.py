@@ -71,6 +71,7 @@ def run(
     stop: Stop | None = None,
     split: str = "test",
     wait: bool = False,
+    strict: bool = False,
 ) -> Report:
     """Train all stages of a recipe, then evaluate once on the test split.
 
@@ -94,6 +95,7 @@ def run(
             does this, in the main thread and if the program does not handle SIGINT itself.
         split: the split for the results. With another one than "test", no row of the test split is read.
         wait: wait while another process computes in `out`, instead of raising RunError.
+        strict: refuse a teacher that is no better than chance on the validation split, instead of warning of it.
 
     Raises:
         RecipeError: lists every fault of the recipe, before any training.
@@ -131,7 +133,7 @@ def run(
         networks = [member for member in (recipe.student, *recipe.teachers.values()) if isinstance(member, Network)]
         with left_as_they_were(networks):
             plan = _prepare(recipe, out, resume, dataset, devices, display)
-            return _train(_Run(plan, out, share, banks, devices, display, stop), split)
+            return _train(_Run(plan, out, share, banks, devices, display, stop, strict), split)
 
 
 def _show_holder(display: Display, subject: str, activity: str) -> Callable[[Holder], None]:
@@ -176,6 +178,7 @@ class _Run:
     devices: Devices
     display: Display
     stop: Stop
+    strict: bool = False
 
 
 def _train(run: _Run, split: str) -> Report:
@@ -183,7 +186,9 @@ def _train(run: _Run, split: str) -> Report:
     plan, devices = run.plan, run.devices
     memory = devices.peak_memory()
     with Tracking(run.out, plan.recipe.tracking, plan.recipe.name, silent=not devices.is_main) as tracking:
-        check = TeacherCheck(plan, devices, run.display)
+        check = TeacherCheck(plan, devices, run.display, run.strict)
+        if not (run.out / "stages").is_dir():
+            check.at_start()
         outcomes = [_finished_stage(run, job, tracking, check) for job in plan.jobs]
     return finish(plan, run.out, outcomes, devices, split, memory)
 

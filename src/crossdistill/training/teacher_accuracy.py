@@ -3,12 +3,15 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crossdistill.backends.names import backend_of
+from crossdistill.batch import MISSING_TARGET
+from crossdistill.errors import SettingError
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Job, Plan
@@ -17,6 +20,7 @@ from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Display, counted
 from crossdistill.teacher import TeacherBase
 from crossdistill.training.evaluation import Predictions, predict
+from crossdistill.training.teacher_agreement import Unlabelled, agreement_text, faults_of, without_labels
 
 log = logging.getLogger("crossdistill")
 
@@ -57,18 +61,39 @@ def above_chance(right: int, rows: int, chance: float) -> bool:
 class TeacherCheck:
     """Measures each teacher of a run once before its first use, and again after a stage that trains it."""
 
-    def __init__(self, plan: Plan, devices: Devices, display: Display) -> None:
-        self._plan, self._devices, self._display = plan, devices, display
+    def __init__(self, plan: Plan, devices: Devices, display: Display, strict: bool = False) -> None:
+        """With `strict`, a teacher that is no better than chance ends the run instead of causing a warning."""
+        self._plan, self._devices, self._display, self._strict = plan, devices, display, strict
         self._known: dict[str, dict[str, Any]] = {}
         self._trained: set[str] = set()
+        self._unlabelled: set[str] = set()
+
+    def at_start(self) -> None:
+        """Measure, before any stage, the teachers of later stages that no stage trains."""
+        trained = {name for job in self._plan.jobs for name in job.trained}
+        for job in self._plan.jobs[1:]:
+            frozen = {
+                name: teacher
+                for name, teacher in job.teachers.items()
+                if name not in self._known and name in self._plan.members and self._network(name) not in trained
+            }
+            if frozen:
+                self.before(replace(job, teachers=frozen))
 
     def before(self, job: Job) -> dict[str, dict[str, Any]]:
         """The accuracy of every teacher of this stage that does not train in it, as plain data; shows and warns.
 
         Reads banked logits if there are any. Does not change random states. Leaves out teachers without logits, with
-        another number of classes than the data, or without a validation row that has a target and their inputs.
+        another number of classes than the data, or without a validation row that has their inputs. Where no validation
+        row has a target, it shows entropy and agreement instead.
+
+        Raises:
+            SettingError: a teacher is no better than chance, and the check is strict.
         """
         measured: dict[str, TeacherAccuracy] = {}
+        if not bool((job.dataset.targets[job.dataset.splits["validation"]] != MISSING_TARGET).any()):
+            self._without_labels(job)
+            return {}
         for name, teacher in job.teachers.items():
             base = TeacherBase.of(teacher).unshuffled
             if name in job.trained or not self._fits(base):
@@ -97,6 +122,35 @@ class TeacherCheck:
             if self._network(name) in job.trained:
                 self._known.pop(name, None)
 
+    def _without_labels(self, job: Job) -> None:
+        """Show the entropy and the agreement of the teachers of a stage, once for each of them."""
+        found: dict[str, Unlabelled] = {}
+        for name, teacher in job.teachers.items():
+            base = TeacherBase.of(teacher).unshuffled
+            if name in job.trained or name in self._unlabelled or not self._fits(base):
+                continue
+            for module in TeacherBase.of(self._plan.teachers.get(name, teacher)).modules():
+                module.eval()
+            with torch.random.fork_rng([self._devices.device] if self._devices.device.type == "cuda" else []):
+                found[name] = without_labels(base, job.dataset, job.dataset.splits["validation"], self._devices.device)
+        self._unlabelled |= set(found)
+        if found:
+            text = agreement_text(found)
+            self._display.say(f"{job.stage.name}: teachers on the validation split, which has no labels: {text}")
+        for name, fault in faults_of(found, self._plan.dataset.classes):
+            self._complain(f"stage {job.stage.name!r}: teacher {name!r}: {fault}")
+
+    def _complain(self, text: str) -> None:
+        """Warn of a teacher that is no better than chance, or refuse it.
+
+        Raises:
+            SettingError: the check is strict.
+        """
+        if self._strict:
+            raise SettingError(f"{text}; nothing that it teaches would be worth learning (--strict)")
+        if self._devices.is_main:
+            log.warning("%s", text)
+
     def _network(self, name: str) -> str:
         """The name of the network that a teacher runs; for a masked teacher, that of its base."""
         known = self._plan.teachers.get(name)
@@ -120,11 +174,10 @@ class TeacherCheck:
         return Predictions(ids, predicted, targets) if len(targets) else None
 
     def _warn(self, job: Job, name: str, accuracy: TeacherAccuracy, predictions: Predictions) -> None:
-        if self._devices.is_main:
-            log.warning(
-                "stage %r: teacher %r is no better than chance on the validation split (%s): %s",
-                job.stage.name, name, accuracy.text(), self._cause(name, predictions),
-            )  # fmt: skip
+        self._complain(
+            f"stage {job.stage.name!r}: teacher {name!r} is no better than chance on the validation split "
+            f"({accuracy.text()}): {self._cause(name, predictions)}"
+        )
 
     def _warn_of_order(self, job: Job, name: str, accuracy: TeacherAccuracy) -> None:
         if self._devices.is_main:
@@ -155,6 +208,12 @@ class TeacherCheck:
             return (
                 f"{fresh}, and it is a network of your own: if its weights are trained, its input is prepared in "
                 f"another way here than in its training (scaling, normalisation, channels); else {cure}"
+            )
+        if member.weights is None and backend_of(member.model) is not None:
+            return (
+                f"{fresh}, and its weights are those of {member.model}: they may be untrained, its input may be "
+                "prepared otherwise than for their training (options.rendering), or they know other classes; to train "
+                f"it here: teachers.{base}.tune=head"
             )
         if member.weights is None:
             return f"{fresh}, and the recipe names no weights; {cure}, or set its weights (teachers.{base}.weights)"
