@@ -23,7 +23,7 @@ PUBLIC = [
     "Augmentation", "Batch", "CrossdistillError", "Cut", "DataSpec", "Dataset", "Distiller", "ExperimentSetup",
     "InputSpec", "Live", "Masked", "Method", "MethodConfig", "Network", "NetworkConfig", "OptimizerConfig",
     "OutputSpec", "Outputs", "OwnAugmentation", "Progress", "Recipe", "Report", "Row", "Signal", "Stage", "Step",
-    "Student", "Teacher", "Term", "Variation", "Variations", "__version__", "compare", "list_methods",
+    "Student", "Teacher", "Term", "Variation", "Variations", "__version__", "compare", "distill", "list_methods",
     "list_models", "load_student", "losses", "methods", "run",
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 Train and compare:
 
+    distill(data, student, teachers=[...])  a table, a folder or arrays in, a trained student out
     run(recipe, folder)              train a Recipe's stages, evaluate the student, return a Report
     Distiller(student, teachers, method)   a loss for your own training loop
     compare(setup, methods=[...])    methods side by side on your own data and networks, with paired statistics
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from crossdistill.stage import OptimizerConfig, Stage
     from crossdistill.student import Student, load_student
     from crossdistill.teacher import Live, Masked, Teacher
+    from crossdistill.training.one_call import distill
     from crossdistill.training.runner import run
 
 _HOMES = {
@@ -79,6 +81,7 @@ _HOMES = {
     "Term": "method",
     "Variation": "data.augmentation",
     "Variations": "data.augmentation",
+    "distill": "training.one_call",
     "list_methods": "methods",
     "list_models": "models",
     "load_student": "student",
@@ -121,6 +124,7 @@ __all__ = [
     "Variations",
     "__version__",
     "compare",
+    "distill",
     "list_methods",
     "list_models",
     "load_student",

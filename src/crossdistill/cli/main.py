@@ -18,10 +18,14 @@ from crossdistill.cli.options import (
     Control,
     DataName,
     DryRun,
+    Epochs,
     Jobs,
     Labelled,
+    MethodName,
     Methods,
+    Minutes,
     Out,
+    OwnData,
     OwnRecipe,
     Place,
     Preset,
@@ -29,8 +33,10 @@ from crossdistill.cli.options import (
     Seed,
     Seeds,
     Settings,
+    StudentName,
     Students,
     Sweep,
+    TeacherNames,
     Teachers,
     TimedSteps,
     Tiny,
@@ -205,6 +211,7 @@ def compare_command(
     """
     from crossdistill.compare.grid import Grid
     from crossdistill.compare.run import compare
+    from crossdistill.recipes.own_files import short_name
 
     grid = Grid.parse(
         data,
@@ -225,9 +232,7 @@ def compare_command(
 
         typer.echo(dry_run_report(grid, jobs, on))
         return
-    # Of FILE.py:FUNCTION, which no folder can be called on every system, the names of both.
-    source, _, function = data.rpartition(":")
-    folder = out or Path("runs") / f"compare-{f'{Path(source).stem}-' if source else ''}{function}"
+    folder = out or Path("runs") / f"compare-{short_name(data)}"
     try:
         comparison = compare(grid, folder, jobs=jobs, resume=resume, on=on)
     except KeyboardInterrupt as error:
@@ -235,6 +240,56 @@ def compare_command(
     typer.echo(comparison.text())
     if comparison.findings.failed:
         raise typer.Exit(1)
+
+
+@app.command("distill")
+def distill_command(
+    data: OwnData,
+    student: StudentName = None,
+    teachers: TeacherNames = None,
+    method: MethodName = None,
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of weights and order.")] = 0,
+    out: Out = None,
+    resume: Resume = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never contact a model hub.")] = False,
+) -> None:
+    """Train a small student from your own data in one call; what you leave out is picked from the data.
+
+    The first lines say what was picked and why, with the projected time. Try it without data of your own:
+
+    crossdistill distill av-digits --minutes 1
+    """
+    _offline(offline)
+    from crossdistill.recipes.own_files import short_name
+    from crossdistill.report import Report
+    from crossdistill.runtime.progress import Quiet, Terminal
+    from crossdistill.training.one_call import distill
+
+    folder = out or Path("runs") / f"distill-{short_name(data)}"
+    with Terminal() as terminal:
+        try:
+            distill(
+                data,
+                student,
+                teachers=teachers or (),
+                method=method,
+                out=folder,
+                minutes=minutes,
+                epochs=epochs,
+                settings=settings or (),
+                seed=seed,
+                resume=resume,
+                display=terminal if _rank() == 0 else Quiet(),
+            )
+        except KeyboardInterrupt as error:
+            raise _ended(AT_ONCE, 130) from error
+        except StoppedError as error:
+            raise _ended(str(error), 130) from error
+    _say(Report.load(folder).markdown())
+    _say(f"student: {folder / 'student'}   results: {folder / 'results.json'}", err=True)
 
 
 @app.command("doctor")

@@ -76,6 +76,44 @@ DataName = Annotated[
         "function returns an ExperimentSetup: your own data and networks.",
     ),
 ]
+OwnData = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A table (csv, tsv, jsonl, parquet), a folder (with a folder for each class, or without labels), "
+        "FILE.py:FUNCTION that returns a Dataset or an ExperimentSetup, or a name of `crossdistill list data`.",
+    ),
+]
+StudentName = Annotated[
+    str | None,
+    typer.Option(
+        "--student",
+        metavar="NAME",
+        help="A modality of the data, or a network: a name of `crossdistill list models`, timm:NAME, "
+        "transformers:ID_OR_FOLDER, package.module:Class. By default a small one for the data.",
+    ),
+]
+TeacherNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        metavar="NAME",
+        help="A teacher, named as a student is. Can be given several times. By default the networks of all other "
+        "modalities and one that reads every modality; for data of one modality, a larger network.",
+    ),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option("--method", metavar="NAME", help="A name of `crossdistill list methods`; by default by the data."),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", min=0.01, metavar="N", help="Time for the training; epochs are picked to fit."),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", min=1, metavar="N", help="Epochs of every stage; by default by the number of rows."),
+]
 Methods = Annotated[
     str | None,
     typer.Option(

@@ -7,11 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from crossdistill.data.dataset import Dataset
-from crossdistill.errors import RecipeError, SettingError, nearest
+from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.overrides import sentences
 from crossdistill.recipe import Recipe
 from crossdistill.recipes import make, setup_by_name
-from crossdistill.recipes.setup import Kind
+from crossdistill.recipes.own_files import is_file_data
+from crossdistill.recipes.setup import ExperimentSetup, Kind
 from crossdistill.recipes.stages import PLANS
 
 SEED_LIMIT = 10_000
@@ -155,6 +156,7 @@ class Grid(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str
+    settings: tuple[str, ...] = ()
     methods: tuple[str, ...]
     students: tuple[str, ...] = Field((), validate_default=True)
     """Modalities of the students; empty: all."""
@@ -163,7 +165,6 @@ class Grid(BaseModel):
     seeds: int = Field(3, ge=1, le=SEED_LIMIT)
     labelled: tuple[float, ...] = (1.0,)
     control: Literal["shuffled"] | None = None
-    settings: tuple[str, ...] = ()
     tiny: bool = False
     sweep: tuple[str, ...] = ()
     """Tuned fields with their values (FIELD=a,b,c); every method gets the same number of trials."""
@@ -175,16 +176,22 @@ class Grid(BaseModel):
     @field_validator("data")
     @classmethod
     def _known_data(cls, value: str) -> str:
-        try:
-            setup_by_name(value)
-        except SettingError as error:
-            raise ValueError(str(error)) from error
+        # Of a table or folder, the settings belong to it, and they are validated next.
+        if not is_file_data(value):
+            _setup(value, ())
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _known_files(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's type is a protocol
+        if is_file_data(info.data.get("data", "")):
+            _setup(info.data["data"], value)
         return value
 
     @field_validator("teachers")
     @classmethod
     def _known_teachers(cls, value: tuple[Kind, ...], info: Any) -> tuple[Kind, ...]:  # pydantic's type is a protocol
-        known = setup_by_name(info.data["data"]).kinds if "data" in info.data else value
+        known = _setup(**_named(info)).kinds if _named(info) else value
         for kind in value:
             if kind not in known:
                 raise ValueError(f"these data have no {kind} teachers; they have {', '.join(known) or 'none'}")
@@ -202,7 +209,7 @@ class Grid(BaseModel):
     @classmethod
     def _known_students(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's own type is a protocol
         # Data that failed their own validation have no known students.
-        known = tuple(setup_by_name(info.data["data"]).networks) if "data" in info.data else value
+        known = tuple(_setup(**_named(info)).networks) if _named(info) else value
         for name in value:
             if name not in known:
                 raise ValueError(f"no modality is called {name!r}; {nearest(name, known)}")
@@ -279,7 +286,7 @@ class Grid(BaseModel):
     def _data_settings(self, method: str) -> dict[str, Any]:
         """The data settings of a method's preset that are not overridden for all methods."""
         overridden = {text.partition("=")[0].strip() for text in self.settings}
-        data = setup_by_name(self.data).data
+        data = setup_by_name(self.data, self.settings).data
         known = {} if isinstance(data, Dataset) else type(data).model_fields
         preset = PLANS[method].data_settings()
         return {name: value for name, value in preset.items() if name in known and f"data.{name}" not in overridden}
@@ -300,7 +307,7 @@ class Grid(BaseModel):
             return [None]
         if not self.teachers:
             # The kind that the setup has: data of one modality have only the teachers that their setup names.
-            return [setup_by_name(self.data).kind(None, plan.kind, plan.kinds)]
+            return [setup_by_name(self.data, self.settings).kind(None, plan.kind, plan.kinds)]
         if plan.kind == BOTH and {"mm", "cm"} <= set(self.teachers):
             return [BOTH]
         return [kind for kind in self.teachers if kind in (plan.kind, *plan.kinds, "named")]
@@ -316,6 +323,19 @@ def checked_grid(values: Mapping[str, Any]) -> Grid:
         return Grid.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"compare {values['data']}", sentences(error)) from error
+
+
+def _setup(data: str, settings: Sequence[str]) -> ExperimentSetup:
+    try:
+        return setup_by_name(data, settings)
+    except CrossdistillError as error:
+        raise ValueError(str(error)) from error
+
+
+def _named(info: Any) -> dict[str, Any]:
+    """The data and settings of a grid under validation; empty if one of them is faulty."""
+    named = {name: info.data[name] for name in ("data", "settings") if name in info.data}
+    return named if len(named) == 2 else {}
 
 
 def _words(text: str) -> tuple[str, ...]:

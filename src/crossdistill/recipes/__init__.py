@@ -9,15 +9,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError, validate_call
 
 from crossdistill.backends.names import backend_of
+from crossdistill.data.config import DataConfig
+from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.overrides import below, explained, parse_override, sentences
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.named_networks import with_names
+from crossdistill.recipes.own_files import config_of, from_files, is_file_data, setup_of_files
 from crossdistill.recipes.own_setup import LIVE, maker, setup_of
 from crossdistill.recipes.recipe_file import load_file
 from crossdistill.recipes.setup import ExperimentSetup
@@ -53,20 +56,57 @@ def is_own(data: str) -> bool:
     return ":" in data
 
 
-def setup_by_name(data: str) -> ExperimentSetup:
-    """The setup of a family, of `FILE.py:FUNCTION` or `package.module:FUNCTION`, or of a running program.
+def setup_by_name(data: str, settings: Sequence[str] = ()) -> ExperimentSetup:
+    """The setup of a family, of `FILE.py:FUNCTION`, of a table or folder, or of a running program.
+
+    `settings` are those of a comparison; of a table or folder, they name its columns and networks.
 
     Raises:
         SettingError: there is none; the message names the nearest.
+        RecipeError: a setting of a table or folder is invalid.
+        DataError: faults of the files.
     """
+    if is_file_data(data):
+        parameters = inspect.signature(setup_of_files).parameters
+        arguments, _, _, faults = _arguments(settings, parameters)
+        if faults:
+            raise RecipeError(data, faults)
+        return setup_of_files(data, **arguments)
     if is_own(data):
         return setup_of(data, None if data.startswith(LIVE) else _function(data))
     if data not in FAMILIES:
         raise SettingError(
-            f"no recipes are made for {data!r}; {nearest(data, FAMILIES)}. For your own data: FILE.py:FUNCTION, whose "
-            "function returns an ExperimentSetup"
+            f"no recipes are made for {data!r}; {nearest(data, FAMILIES)}. Your own data: a table (csv, tsv, jsonl, "
+            "parquet), a folder, or FILE.py:FUNCTION, whose function returns an ExperimentSetup"
         )
     return family_setup(data)
+
+
+def data_by_name(data: str, settings: Sequence[str] = ()) -> tuple[DataConfig | Dataset | ExperimentSetup, list[str]]:
+    """The data of a table, a folder, a name of the table of data, or a function that returns data or a setup.
+
+    Settings of a table or folder (`data.target=...`) are applied to it; the others are returned.
+
+    Raises:
+        SettingError: there is none, or the function returns something else.
+    """
+    if is_file_data(data):
+        own = [text for text in settings if text.lstrip().startswith("data.")]
+        arguments, _, _, faults = _arguments(own, inspect.signature(setup_of_files).parameters)
+        if faults:
+            raise RecipeError(data, faults)
+        return config_of(data, arguments.get("data", {})), [text for text in settings if text not in own]
+    if is_own(data):
+        made = _function(data)()
+        if not isinstance(made, DataConfig | Dataset | ExperimentSetup):
+            raise SettingError(f"{data} returned a {type(made).__name__}; wanted a Dataset or an ExperimentSetup")
+        return made, list(settings)
+    if data in FAMILIES:
+        return family_setup(data), list(settings)
+    raise SettingError(
+        f"{data!r} is no table (csv, tsv, jsonl, parquet) and no folder, and no data are called that; "
+        f"{nearest(data, FAMILIES)}"
+    )
 
 
 def names() -> list[str]:
@@ -83,9 +123,11 @@ def find(name: str) -> Maker:
         SettingError: there is no such recipe; the message names the nearest.
     """
     own, slash, method = name.rpartition("/")
-    if is_own(own) and slash and ":" not in method:
+    if slash and ":" not in method and (is_own(own) or is_file_data(own)):
         if method not in PLANS:
             raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
+        if is_file_data(own):
+            return functools.partial(from_files, own, method)
         return maker(own, None if own.startswith(LIVE) else _function(own), method)
     if ":" in name:
         return _function(name)
@@ -117,25 +159,11 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
         return Recipe.from_yaml(path).overridden([*settings, *seeded])
     make_recipe = find(name)
     parameters = inspect.signature(make_recipe).parameters
-    arguments: dict[str, Any] = {}
-    texts: dict[str, str] = {}
-    rest: list[str] = []
-    unknown: list[tuple[str, str]] = []
-    faults: list[str] = []
-    for text in [*settings, *seeded]:
-        try:
-            key, value = parse_override(text)
-        except SettingError as error:
-            faults.append(f"--set {text}: {error}")
-            continue
-        head = key.partition(".")[0]
-        named = key == "student" and isinstance(value, str) and backend_of(value) is not None
-        if key in parameters and not named:
-            arguments[key], texts[key] = value, text
-        elif head in Recipe.model_fields:
-            rest.append(text)
-        else:
-            unknown.append((text, key))
+    # A table or folder builds its networks by name; elsewhere a student of another library replaces the recipe's.
+    by_name = isinstance(make_recipe, functools.partial) and make_recipe.func is from_files
+    arguments, texts, others, faults = _arguments([*settings, *seeded], parameters, by_name=by_name)
+    rest = [text for text in others if others[text].partition(".")[0] in Recipe.model_fields]
+    unknown = [(text, path) for text, path in others.items() if text not in rest]
     known = [*parameters, *Recipe.model_fields]
     try:
         recipe = _call(name, make_recipe, arguments, texts, faults)
@@ -155,6 +183,50 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     if faults:
         raise RecipeError(name, faults)
     return recipe
+
+
+def _arguments(
+    settings: Sequence[str], parameters: Mapping[str, inspect.Parameter], *, by_name: bool = True
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str], list[str]]:
+    """The arguments of a function, and their texts; the paths of other settings, by text; and faults.
+
+    `by_name`: the function takes networks of other libraries by name.
+    """
+    arguments: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    others: dict[str, str] = {}
+    faults: list[str] = []
+    for text in settings:
+        try:
+            path, value = parse_override(text)
+        except SettingError as error:
+            faults.append(f"--set {text}: {error}")
+            continue
+        head = path.partition(".")[0]
+        foreign = path == "student" and isinstance(value, str) and backend_of(value) is not None
+        if path in parameters and (by_name or not foreign):
+            arguments[path], texts[path] = value, text
+        elif head in parameters and _takes_mapping(parameters[head].annotation):
+            _put(arguments, path.split("."), value)
+            texts[head] = text
+        else:
+            others[text] = path
+    return arguments, texts, others, faults
+
+
+def _takes_mapping(annotation: Any) -> bool:
+    """Whether a parameter is a mapping, so that `--set PARAMETER.KEY=VALUE` sets an entry of it."""
+    return any(get_origin(kind) is Mapping for kind in (annotation, *get_args(annotation)))
+
+
+def _put(arguments: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set an entry of nested mappings; on the way, a text `x` becomes {"column": x}, its short form."""
+    *above, last = path
+    for name in above:
+        inner = arguments.get(name)
+        arguments[name] = dict(inner) if isinstance(inner, Mapping) else {} if inner is None else {"column": inner}
+        arguments = arguments[name]
+    arguments[last] = value
 
 
 def _unknown(name: str, settings: Sequence[tuple[str, str]], known: Sequence[str], recipe: Recipe | None) -> list[str]:

@@ -1,0 +1,192 @@
+"""`distill`, and recipes of tables and folders: what is picked, and what is said about it."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import crossdistill
+from crossdistill import Dataset, Network, NetworkConfig
+from crossdistill.errors import DataError, RecipeError, SettingError
+from crossdistill.recipes import find, make, setup_by_name
+from crossdistill.recipes.own_data import default_epochs, default_network
+from crossdistill.report import Report
+from crossdistill.training.one_call import named, pick
+from tests.facts import raises
+
+COLUMNS = ("width", "height", "weight")
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    """A table of three measures of 120 flowers of three kinds, by 12 gardens."""
+    rng = np.random.default_rng(0)
+    with (tmp_path / "flowers.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "kind", "garden", "note"])
+        for row in range(120):
+            kind = row % 3
+            values = rng.normal(size=3) + 3 * np.eye(3)[kind]
+            writer.writerow([*np.round(values, 3), ("rose", "lily", "iris")[kind], row // 10, f"number {row}"])
+    return tmp_path / "flowers.csv"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of 60 small pictures in two classes."""
+    image = pytest.importorskip("PIL.Image", reason="needs the extra image")
+    rng = np.random.default_rng(0)
+    for kind in ("bright", "dark"):
+        (tmp_path / "pictures" / kind).mkdir(parents=True)
+        for number in range(30):
+            low = 128 if kind == "bright" else 0
+            pixels = rng.integers(low, low + 128, (8, 8, 3), dtype=np.uint8)
+            image.fromarray(pixels).save(tmp_path / "pictures" / kind / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def arrays(*modalities: str, targets: bool = True) -> Dataset:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    inputs = {name: rng.normal(size=(3, 4))[labels] + rng.normal(size=(90, 4)) for name in modalities}
+    return Dataset.from_arrays("arrays", inputs, labels if targets else None)
+
+
+def test_a_table_becomes_a_student_that_predicts(flowers: Path, tmp_path: Path) -> None:
+    student = crossdistill.distill(flowers, epochs=20, settings=["data.target=kind"], out=tmp_path / "out")
+    assert student.classes == ("iris", "lily", "rose")
+    rows = Report.load(tmp_path / "out").rows
+    assert [row.method for row in rows] == ["chance", "teacher:large", "kd"]
+    assert rows[-1].mean > 0.6
+    assert (tmp_path / "out" / "student").is_dir()
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_what_was_picked_is_said(flowers: Path) -> None:
+    picked = pick(flowers, settings=["data.target=kind", "stages.kd.epochs=7"])
+    said = "\n".join(picked.reasons)
+    for fact in ("120 rows", "3 classes", "mlp", "large", "kd", "epochs"):
+        assert fact in said
+    assert picked.recipe.kind == "named"
+    assert picked.recipe.stages[-1].epochs == 7
+
+
+def test_columns_of_a_table_are_settings_of_a_recipe(flowers: Path) -> None:
+    settings = [f"data.path={flowers}", "data.inputs.size=[width, height]", "data.target=kind", "data.group=garden"]
+    recipe = make("table/kd", [*settings, "epochs=2", "labelled=0.5"], seed=1)
+    assert recipe.learner == "size"
+    assert isinstance(recipe.student, NetworkConfig)
+    assert recipe.student.options == {"features": 2}
+    assert {stage.epochs for stage in recipe.stages} == {2}
+    assert recipe.seed == 1
+    assert make(f"{flowers}/kd", ["epochs=2", "data.target=kind"]).learner == "numbers"
+
+
+def test_a_short_column_and_its_settings_go_together(flowers: Path) -> None:
+    settings = [f"data.path={flowers}", "data.inputs.note=note", "data.inputs.note.length=16", "data.target=kind"]
+    recipe = make("table/supervised", settings)
+    assert isinstance(recipe.student, NetworkConfig)
+    assert (recipe.student.model, recipe.student.options["vocabulary"]) == ("text-cnn", 257)
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        (["data.target=kin"], ("kin", "kind")),
+        (["data.targt=kind"], ("targt", "target")),
+        (["student=mpl", "data.target=kind"], ("mpl", "mlp")),
+        (["labelled=2", "data.target=kind"], ("labelled", "1")),
+        (["epocs=2", "data.target=kind"], ("epocs", "epochs")),
+        (["teachers.big=cifar-resnet", "data.target=kind"], ("cifar-resnet",)),
+        ([], ("no labels", "data.target")),
+    ],
+)
+def test_wrong_settings_of_a_table_name_what_was_meant(
+    flowers: Path, settings: list[str], facts: tuple[str, ...]
+) -> None:
+    with raises((SettingError, RecipeError, DataError), *facts):
+        make("table/kd", [f"data.path={flowers}", *settings])
+
+
+def test_a_table_without_a_path_says_so() -> None:
+    with raises(SettingError, "data.path"):
+        make("table/kd", [])
+    with raises(SettingError, "kdd", "kd"):
+        find("table/kdd")
+
+
+def test_methods_are_compared_on_a_table(flowers: Path, tmp_path: Path) -> None:
+    from crossdistill.compare import Grid, compare
+
+    grid = Grid.parse(str(flowers), methods="supervised,kd", seeds=1, settings=("data.target=kind", "epochs=1"))
+    assert grid.students == ("numbers",)
+    comparison = compare(grid, tmp_path / "out", jobs=1)
+    assert not comparison.findings.failed
+    assert {line.title for line in comparison.table.lines} >= {"supervised", "kd (named)"}
+
+
+def test_a_comparison_refuses_columns_that_a_table_lacks(flowers: Path) -> None:
+    from crossdistill.compare import Grid
+
+    with raises(RecipeError, "kin", "kind"):
+        Grid.parse(str(flowers), settings=("data.target=kin",))
+
+
+def test_pictures_in_a_folder_become_a_student(pictures: Path, tmp_path: Path) -> None:
+    student = crossdistill.distill(str(pictures), teachers=["cifar-resnet14"], epochs=1, out=tmp_path / "out")
+    assert student.classes == ("bright", "dark")
+    predictions = student.predict([pictures / "dark" / "0.png", pictures / "bright" / "0.png"])
+    assert {one.label for one in predictions} <= {"bright", "dark"}
+    assert [row.method for row in Report.load(tmp_path / "out").rows] == ["chance", "teacher:cifar-resnet14", "kd"]
+
+
+def test_several_modalities_teach_by_routing() -> None:
+    picked = pick(arrays("left", "right", "top"), "right")
+    assert picked.recipe.method == "mst-distill"
+    assert picked.recipe.learner == "right"
+    assert list(picked.recipe.teachers) == ["mm", "left", "top"]
+
+
+def test_data_without_labels_need_a_teacher() -> None:
+    with raises(SettingError, "no labels", "teacher"):
+        pick(arrays("left", targets=False))
+    with raises(SettingError, "data.target"):
+        pick(arrays("left", "right", targets=False))
+
+
+def test_minutes_shorten_the_stages(tmp_path: Path) -> None:
+    crossdistill.distill(arrays("left"), minutes=0.02, epochs=2000, out=tmp_path / "out")
+    assert "epochs: 2000" not in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+def test_own_networks_are_students_and_teachers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = Network(factory=lambda: torch.nn.Linear(4, 3), reads=["left"])
+    student = crossdistill.distill(
+        arrays("left"), own, teachers={"given": torch.nn.Linear(4, 3)}, epochs=1, out=tmp_path / "out"
+    )
+    assert student.classes == ("0", "1", "2")
+
+
+def test_teachers_of_a_list_have_the_last_part_of_their_names() -> None:
+    assert list(named(["timm:resnet18", "transformers:/models/clip/", "cifar-resnet20"])) == [
+        "resnet18", "clip", "cifar-resnet20"
+    ]  # fmt: skip
+    assert len(named(["mlp", "mlp"])) == 2
+
+
+def test_an_unknown_name_of_data_says_what_can_be_given() -> None:
+    with raises(SettingError, "av-digts", "av-digits", "folder"):
+        pick("av-digts")
+    with raises(SettingError, "av-digts", "ExperimentSetup"):
+        setup_by_name("av-digts")
+
+
+def test_epochs_and_strides_follow_the_size_of_the_data() -> None:
+    assert default_epochs(100) > default_epochs(5_000) > default_epochs(100_000)
+    spec = crossdistill.InputSpec("image", (3, 128, 128))
+    assert default_network("image", spec).options == {"channels": 3, "stride": 4}
+    with raises(SettingError, "series", "(7, 9)"):
+        default_network("series", crossdistill.InputSpec("array", (7, 9)))
