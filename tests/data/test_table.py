@@ -10,6 +10,7 @@ from own_files import class_folders, picture_rows, write_picture, write_sound, w
 
 from crossdistill.data.audio.any_sound import decode_sound
 from crossdistill.data.folder import FolderConfig
+from crossdistill.data.rendered import rendered
 from crossdistill.data.rendering import PictureRendering
 from crossdistill.data.table import TableConfig
 from crossdistill.errors import CrossdistillError, DataError, MissingExtraError
@@ -124,6 +125,20 @@ def test_several_renderings_decode_a_file_once(tmp_path: Path, monkeypatch: pyte
     assert small.fetch(rows).shape == (3, 3, 6, 6)
     assert len(decoded) == 3
     assert small.fingerprint != source.fingerprint
+
+
+def test_renderings_of_files_have_the_views_of_their_modality(tmp_path: Path) -> None:
+    changes = {"inputs": {"image": {"flip": True, "shift": [0, 3, 3]}}, "views": 8}
+    config = FolderConfig.model_validate({"path": class_folders(tmp_path / "d"), "augmentation": changes})
+    plain = config.load()
+    same = plain.inputs["image"].rendering
+    data = rendered(plain, {"image@twice": same.model_copy(update={"size": (24, 24)}), "image@same": same}, "test")
+    rows = torch.arange(12)
+    batch = data.batch(rows, view=1 + rows % 8).inputs
+    assert torch.equal(batch["image"], batch["image@same"])
+    assert not torch.equal(batch["image"], data.batch(rows).inputs["image"])
+    halved = torch.nn.functional.avg_pool2d(batch["image@twice"], 2)
+    assert torch.corrcoef(torch.stack([halved.flatten(), batch["image"].flatten()]))[0, 1] > 0.9
 
 
 def test_copies_and_gaps_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

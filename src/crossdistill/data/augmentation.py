@@ -140,7 +140,9 @@ class Variations(BaseModel):
                     f"augmentation.inputs.{name}: an input of several tensors ({', '.join(value)}) is varied by a "
                     "function of yours: OwnAugmentation"
                 )
-            return variation(value, lambda what: RowRandom(derived_seed("view", self.seed, name, what), ids, view))
+            # A rendering "image@clip" varies as its modality does.
+            base = name.partition("@")[0]
+            return variation(value, lambda what: RowRandom(derived_seed("view", self.seed, base, what), ids, view))
 
         return {name: varied(name, value) for name, value in inputs.items()}
 

@@ -1,6 +1,6 @@
 """Renderings of modalities in memory, computed for the rows of each batch, after their augmentation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.batch import InputSpec
+from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendering import PictureRendering, Rendering, rendering_of
 from crossdistill.errors import DataError, nearest
@@ -78,7 +79,28 @@ def rendered(dataset: Dataset, renderings: Mapping[str, Rendering], who: str) ->
         specs[name] = inputs[name].spec
         if base in present:
             present[name] = present[base]
-    return replace(dataset, inputs=inputs, input_specs=specs, present=present)
+    made = replace(dataset, inputs=inputs, input_specs=specs, present=present)
+    if isinstance(made.augmentation, Variations):
+        return replace(made, augmentation=_with_renderings(made.augmentation, made, renderings))
+    return made
+
+
+def _with_renderings(augmentation: Variations, dataset: Dataset, names: Iterable[str]) -> Variations:
+    """The augmentation, with the changes of a modality for its renderings from files too, at their size.
+
+    Both have the same random numbers, so that a picture is mirrored in all its renderings, or in none.
+    """
+    added = {}
+    for name in names:
+        base = name.partition("@")[0]
+        variation, source = augmentation.inputs.get(base), dataset.inputs[name]
+        size, size_of_base = dataset.input_specs[name].shape, dataset.input_specs[base].shape
+        if variation is None or hasattr(source, "base") or len(size) != len(size_of_base):
+            continue
+        sides = zip(variation.shift, size[-len(variation.shift) :], size_of_base[-len(variation.shift) :], strict=True)
+        shift = tuple(round(most * side / before) for most, side, before in sides) if variation.shift else ()
+        added[name] = variation.model_copy(update={"shift": shift})
+    return augmentation.model_copy(update={"inputs": {**augmentation.inputs, **added}}) if added else augmentation
 
 
 def renderings_of(specs: Mapping[str, InputSpec], dataset: Dataset) -> dict[str, Rendering]:
