@@ -34,6 +34,19 @@ def test_own_models_trains_a_student_that_loads_again(tmp_path: Path) -> None:
         load_student(tmp_path / "runs/own-models")
 
 
+@pytest.mark.skipif(
+    not all(map(find_spec, ("PIL", "sklearn"))), reason="needs the extras image and demo: pillow and scikit-learn"
+)
+def test_a_folder_of_files_becomes_a_student_in_ten_lines(tmp_path: Path) -> None:
+    shown = _play("folder_to_student.py", tmp_path)
+    assert re.findall(r"label='(\d)'", shown) == ["7", "8"], shown
+    found = {row["method"]: row for row in json.loads((tmp_path / "runs/digits/results.json").read_text())}
+    assert found["kd"]["mean"] > 0.9
+    assert found["chance"]["mean"] < 0.2
+    body = (EXAMPLES / "folder_to_student.py").read_text().partition("\n\nfor ")[2]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 10
+
+
 def test_own_loop_trains_a_student_in_thirty_lines(tmp_path: Path) -> None:
     shown = _play("own_loop.py", tmp_path)
     found = dict(re.findall(r"^(\w+): (0\.\d{3})$", shown, re.MULTILINE))

@@ -17,7 +17,7 @@ from crossdistill.recipes.own_files import loaded
 from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.recipes.stages import PLANS, recipe
 from crossdistill.run_folder.folder import run_folder
-from crossdistill.runtime.progress import Display, Quiet, Terminal, attended
+from crossdistill.runtime.progress import Display, Quiet, Terminal
 from crossdistill.student import Student, load_student
 from crossdistill.training.estimate import Forecast, forecast
 from crossdistill.training.runner import run
@@ -68,7 +68,7 @@ def distill(
         settings: `a.b=c` for the recipe, as `--set` on the command line.
         seed: of weights and order.
         resume: continue the run in `out`.
-        display: where progress is shown; by default on a terminal.
+        display: where progress is shown; by default on standard error.
 
     Raises:
         SettingError: a name is unknown, or nothing can teach the student.
@@ -76,8 +76,7 @@ def distill(
         DataError: faults of the data.
         RunError: `out` holds a run and `resume` is False.
     """
-    display = display or (Terminal() if attended() else Quiet())
-    with display if isinstance(display, Terminal) else nullcontext():
+    with nullcontext(display) if display is not None else Terminal() as display:
         picked = pick(data, student, teachers=teachers, method=method, epochs=epochs, settings=settings, seed=seed)
         made = picked.recipe
         for line in picked.reasons:
