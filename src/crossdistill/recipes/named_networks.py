@@ -40,7 +40,8 @@ def _with_teachers(before: Recipe, after: Recipe, added: list[str]) -> Recipe:
 
 
 def _with(stage: Stage, all_teachers: tuple[str, ...], added: list[str]) -> Stage:
-    if stage.teachers is None or not stage.teachers or set(stage.teachers) != set(all_teachers):
+    # A teacher that is the learner of a stage, such as a proxy, is not among the teachers of it.
+    if not stage.teachers or set(stage.teachers) != set(all_teachers) - {stage.learner}:
         return stage
     return stage.model_copy(update={"teachers": (*stage.teachers, *added)})
 

@@ -1,10 +1,12 @@
 """Shared parts of the recipes of several methods: stages, and descriptions of recipes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from crossdistill.methods.supervised import Supervised
+from crossdistill.network import Network
+from crossdistill.recipe import NetworkConfig
 from crossdistill.recipes.setup import ExperimentSetup, Kind, Length
 from crossdistill.stage import Stage
 
@@ -34,6 +36,8 @@ class MethodPlan:
     differs: tuple[Difference, ...] | None = None
     """Differences of a preset from the paper (or from the form that `instead_of` describes); None: not a preset.
     `recipe` applies those of the data, where the data have such a setting."""
+    added: Callable[[ExperimentSetup], Mapping[str, NetworkConfig | Network]] | None = None
+    """Members besides student and teachers, such as a proxy, by name."""
 
     def data_settings(self) -> dict[str, Any]:
         """The settings of the data that belong to the preset."""

@@ -80,6 +80,9 @@ class ExperimentSetup(BaseModel):
     """Further teachers of every student, by name; trained from labels, except for `frozen_teachers`."""
     frozen_teachers: frozenset[str] = frozenset()
     """Names of teachers that keep their weights, such as pre-trained ones."""
+    proxy: NetworkConfig | InstanceOf[Network] | None = None
+    """The large network between teachers and student of the method `proxy`; by default one of the multimodal
+    architecture."""
     taps: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     maps: Mapping[str, Mapping[str, tuple[str, ...]]] = Field(default_factory=dict)
     activated: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
@@ -109,7 +112,7 @@ class ExperimentSetup(BaseModel):
 
     @model_validator(mode="after")
     def _names(self) -> "ExperimentSetup":
-        taken = {MULTIMODAL, *self.networks} & set(self.named_teachers)
+        taken = {MULTIMODAL, "proxy", *self.networks} & set(self.named_teachers)
         if taken:
             raise ValueError(f"named_teachers: {', '.join(sorted(taken))} is a teacher's name already")
         unknown = self.frozen_teachers - {MULTIMODAL, *self.networks, *self.named_teachers}

@@ -21,6 +21,7 @@ from crossdistill.recipes.mst_distill import MST_DISTILL
 from crossdistill.recipes.parts import MethodPlan, Stages, from_labels, stage_of
 from crossdistill.recipes.release import RELEASE
 from crossdistill.recipes.setup import ExperimentSetup, Kind, Length
+from crossdistill.recipes.translation import TRANSLATION
 from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.weighting import DotConfig
 
@@ -208,7 +209,7 @@ RIVALS: Mapping[str, MethodPlan] = {
 
 PLANS: Mapping[str, MethodPlan] = {
     "supervised": MethodPlan(supervised, None),
-    **dict(sorted({**RIVALS, **RELEASE}.items())),
+    **dict(sorted({**RIVALS, **RELEASE, **TRANSLATION}.items())),
     **MST_DISTILL,
 }
 """Methods by their name in recipes and tables."""
@@ -229,12 +230,13 @@ def recipe(
     plan = PLANS[method]
     kind = None if plan.kind is None else setup.kind(teachers, plan.kind, plan.kinds)
     networks = setup.teachers(student, kind) if kind is not None else {}
+    added = {} if plan.added is None else plan.added(setup)
     return Recipe.model_validate(
         {
             "name": f"{setup.data.name}/{method}",
             "data": _data(setup, plan),
             "student": setup.networks[student],
-            "teachers": networks,
+            "teachers": {**networks, **added},
             "stages": plan.stages(setup, student, tuple(networks)),
             "seed": seed,
             "channels_last": setup.channels_last,
