@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from crossdistill.errors import ApplicabilityError
 from crossdistill.outputs import OutputSpec
 
-ON_FEATURES = ("at", "crd", "hint", "kdsvd", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid")
+ON_FEATURES = ("at", "crd", "hint", "kdsvd", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "translate", "vid")
 """Methods that compare features only and do not use the teachers' logits."""
 
 
