@@ -10,12 +10,14 @@ from builders import toy_recipe
 from facts import raises, states
 from torch import Tensor
 
-from crossdistill import Network, load_student, run
+from crossdistill import Live, Network, Signal, load_student, run
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendering import PictureRendering
+from crossdistill.data.row_source import costliest
 from crossdistill.data.variable_length import Cropped, Padded
 from crossdistill.data.workers import end_workers
 from crossdistill.errors import DataError, RecipeError, SettingError, ShapeError
+from crossdistill.planning import sources
 from crossdistill.planning.plan import prepare
 from crossdistill.stage import Stage
 
@@ -159,6 +161,33 @@ def test_lengths_reach_a_network_that_trains(tmp_path: Path) -> None:
     sound = recipe.data.batch(torch.tensor([0, 3])).inputs["sound"]
     assert student.logits({"sound": sound}).shape == (2, 3)
     assert student.inputs["sound"].shape == (7,)
+
+
+class Steps(torch.nn.Module):
+    """A layer for each value, whose output is as long as the row, and the mean of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.last = torch.nn.Linear(1, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
+        return self.last(self.each(values[..., None]).sum(1) / lengths[:, None])
+
+
+def test_outputs_whose_shape_follows_the_lengths_are_not_banked() -> None:
+    dataset = pairs()
+    network = Network(Steps(), ("sound",), ("each", "last"))
+    network.probe(dataset.example())
+    teacher = Live("t", network)
+    states(sources._unbankable(teacher, Signal.feature("each"), dataset), "sound", "lengths")
+    assert sources._unbankable(teacher, Signal.feature("last"), dataset) is None
+    assert sources._unbankable(teacher, Signal.LOGITS, dataset) is None
+
+
+def test_memory_is_measured_with_the_longest_rows() -> None:
+    rows = torch.tensor([0, 4, 1, 9])
+    assert costliest(pairs().inputs, rows, 2).tolist() == [1, 3]
+    assert costliest(pairs(lengths={"sound": Cropped(length=4)}).inputs, rows, 2).tolist() == [0, 1]
 
 
 def test_length_buckets_need_lengths() -> None:

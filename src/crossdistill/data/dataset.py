@@ -321,7 +321,8 @@ class Dataset:
         """
 
         def batch(request: Request, ready: Ready | None) -> Batch:
-            return self.batch(request.rows, request.total_rows, request.only, request.view, ready).to(device)
+            more = {} if ready is None else {"ready": ready}
+            return self.batch(request.rows, request.total_rows, request.only, request.view, **more).to(device)
 
         who, pinned = f"dataset {self.name!r}", device.type == "cuda"
         return self.workers.batches(requests, read_by_workers(self.inputs), self.read, batch, who, pinned)

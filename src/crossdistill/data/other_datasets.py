@@ -20,7 +20,7 @@ from crossdistill.data.rendering import Rendering
 from crossdistill.data.row_source import named_row, said
 from crossdistill.data.split import SPLITS
 from crossdistill.data.tar_shards import TarShards, shard_paths
-from crossdistill.data.variable_length import Length
+from crossdistill.data.variable_length import Length, Padded
 from crossdistill.data.workers import Workers
 from crossdistill.errors import CrossdistillError, DataError, MissingExtraError, SettingError, nearest
 from crossdistill.runtime.hashing import bytes_hash
@@ -254,9 +254,11 @@ def item_rows(
     for modality, source in sources.items():
         source.content = key if key is not None else bytes_hash(found.digests[modality].tobytes()) if found else ""
         if found is not None and deterministic:
-            source.digests, source.lengths = found.digests[modality], found.lengths.get(modality)
-        if source.length is not None and source.lengths is not None:
-            longest = source.length.shape((int(source.lengths.max()), *source.spec.shape[1:]))
+            source.digests = found.digests[modality]
+        if source.length is not None and found is not None:
+            known = found.lengths[modality]
+            source.lengths = known if isinstance(source.length, Padded) else None
+            longest = source.length.shape((int(known.max()), *source.spec.shape[1:]))
             source.spec = InputSpec(source.spec.kind, longest, source.spec.options, source.spec.parameters)
     return sources, found.targets if targets is None and found is not None else targets
 

@@ -22,7 +22,8 @@ class RowSource(Protocol):
 
     A source may have further methods: `name_of(row) -> str`, such as the row's file, for errors; `row_key(row) ->
     bytes`, equal for rows with equal values, which saves decoding them; `check_unchanged()`, which raises a DataError
-    if the files have changed; and the attributes `lengths`, the length of each row (N,), and `in_memory`, true where
+    if the files have changed; and the attributes `lengths` (N,), where batches are padded to their longest row, else
+    None, and `in_memory`, true where
     reading rows is so cheap that no worker is worth it.
     """
 
@@ -221,6 +222,18 @@ def row_lengths(inputs: Mapping[str, Rows], who: str) -> Float[Tensor, " N"]:
     for lengths in known:
         total += lengths / lengths.double().mean().clamp(min=1)
     return total
+
+
+def costliest(inputs: Mapping[str, Rows], rows: Int64[Tensor, " R"], number: int) -> Int64[Tensor, " B"]:
+    """Places of the rows whose pass takes the most memory: the longest, or the first where all are of one length."""
+    if not varying(inputs):
+        return torch.arange(min(number, len(rows)))
+    return row_lengths(inputs, "data")[rows].argsort(descending=True, stable=True)[:number]
+
+
+def varying(inputs: Mapping[str, Rows]) -> list[str]:
+    """The modalities whose rows have different lengths."""
+    return [name for name, source in inputs.items() if isinstance(getattr(source, "lengths", None), Tensor)]
 
 
 @contextmanager

@@ -128,9 +128,10 @@ class UnequalRows:
                     "lengths, the first dimension, alone"
                 )
         self._values, self._length = list(values), length
-        self.lengths = torch.tensor([len(value) for value in values], dtype=torch.int64)
+        lengths = torch.tensor([len(value) for value in values], dtype=torch.int64)
+        self.lengths = lengths if isinstance(length, Padded) else None
         self.dtype, self.deterministic, self.in_memory = first.dtype, True, True
-        shape = length.shape((int(self.lengths.max()), *first.shape[1:]))
+        shape = length.shape((int(lengths.max()), *first.shape[1:]))
         self.spec = InputSpec("array", shape, {"length": length.model_dump(mode="json")})
         self.shape = (len(values), *shape)
         self.fingerprint = key_hash([length.key, [tensor_hash(value) for value in values]])

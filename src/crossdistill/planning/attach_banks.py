@@ -15,6 +15,7 @@ from crossdistill.bank.rows import BankRows
 from crossdistill.bank.teacher import Banked
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.row_source import costliest
 from crossdistill.data.workers import Request
 from crossdistill.errors import BankError, BankMissing
 from crossdistill.outputs import Outputs, Signal
@@ -210,8 +211,10 @@ class _Producer:
         """Determine the number of rows of one pass; it is equal in every process that fills these banks."""
 
         def few(number: int) -> Batch:
-            ids, view = rows.part(0, number)
-            return self._dataset.batch(ids, only=self._reads, view=view).to(self._device)
+            ids, view = rows.part(0, len(rows))
+            places = costliest(self._dataset.inputs, ids, number)
+            part = None if view is None else view[places]
+            return self._dataset.batch(ids[places], only=self._reads, view=part).to(self._device)
 
         self._rows = rows_at_once(self._of_batch, few, min(len(rows), BLOCK_ROWS), self._device)
 

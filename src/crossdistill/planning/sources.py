@@ -14,7 +14,7 @@ from crossdistill.bank.bank import BankSettings, StoredType, size_text
 from crossdistill.bank.rows import BankRows
 from crossdistill.data.augmentation import OwnAugmentation
 from crossdistill.data.dataset import Dataset
-from crossdistill.data.row_source import sources_in
+from crossdistill.data.row_source import row_lengths, sources_in, varying
 from crossdistill.data.sampler import Order
 from crossdistill.errors import SettingError, SplitError
 from crossdistill.method import STUDENT
@@ -175,6 +175,9 @@ def _never(stage: Stage, teacher: TeacherBase, moving: Collection[nn.Module]) ->
 
 def _unbankable(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> str | None:
     """The reason why this output cannot be stored as rows of numbers; None if it can."""
+    changing = _changing_shape(teacher, signal, dataset)
+    if changing:
+        return f"its shape changes with the lengths of the rows of {', '.join(changing)}"
     if signal.kind != "cut":
         return None
     network = teacher.network
@@ -191,6 +194,24 @@ def _unbankable(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> str |
     except SplitError as error:
         return f"{error}; its whole forward pass runs"
     return f"{others} more tensors are live across this cut (skips, indices)" if others else None
+
+
+def _changing_shape(teacher: TeacherBase, signal: Signal, dataset: Dataset) -> list[str]:
+    """The inputs whose lengths change the shape of this output, as of the rows that are padded least and most."""
+    names, network = varying({name: dataset.inputs[name] for name in teacher.modalities}), teacher.network
+    if not names or network is None or signal.kind not in ("feature", "cut"):
+        return []
+    rows = dataset.splits["train"]
+    order = row_lengths(dataset.inputs, "data")[rows].argsort()
+    device, was = next((p.device for p in network.parameters()), torch.device("cpu")), network.training
+    network.eval()
+    with torch.no_grad():
+        shapes = set()
+        for place in (order[0], order[-1]):
+            outputs = network(dataset.batch(rows[place][None]).to(device), {Signal.feature(signal.tap)})
+            shapes.add(tuple(outputs.features[signal.tap].shape))
+    network.train(was)
+    return names if len(shapes) > 1 else []
 
 
 def _others_at(network: Network, tap: str, dataset: Dataset) -> int:

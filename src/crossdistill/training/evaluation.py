@@ -12,6 +12,7 @@ from torch import Tensor
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendered import rendered, renderings_of
+from crossdistill.data.row_source import costliest
 from crossdistill.data.workers import Request
 from crossdistill.errors import SettingError, nearest
 from crossdistill.network import Network
@@ -75,7 +76,11 @@ def predict(
     are fetched).
     """
     ids, predicted, targets, softmax = [], [], [], []
-    size = rows_at_once(source, lambda n: dataset.batch(rows[:n], only=only).to(device), len(rows), device)
+
+    def few(number: int) -> Batch:
+        return dataset.batch(rows[costliest(dataset.inputs, rows, number)], only=only).to(device)
+
+    size = rows_at_once(source, few, len(rows), device)
     for batch in batches(dataset, rows, device, size, only=only):
         outputs = source(batch)
         assert batch.targets is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.row_source import costliest
 from crossdistill.data.workers import end_workers
 from crossdistill.errors import FrozenError, NonFiniteError, StoppedError
 from crossdistill.method import Method, Progress
@@ -331,8 +332,9 @@ def _measuring_pass(plan: Plan, job: Job, training: Training, devices: Devices) 
     view = job.dataset.views(rows, job.order.seed, 0)
 
     def first_rows(number: int) -> Batch:
-        part = None if view is None else view[:number]
-        return job.dataset.batch(rows[:number], only=job.reads, view=part).to(devices.device)
+        places = costliest(job.dataset.inputs, rows, number)
+        part = None if view is None else view[places]
+        return job.dataset.batch(rows[places], only=job.reads, view=part).to(devices.device)
 
     def all_outputs(batch: Batch) -> list[Outputs]:
         return [source(batch) for source in (job.student, *job.teachers.values())]
@@ -357,7 +359,9 @@ def validate(job: Job, training: Training, devices: Devices) -> dict[str, float]
     if training.part_rows is None:
         training.part_rows = rows_at_once(
             lambda batch: job.method.validate(batch, job.student, job.teachers),
-            lambda number: job.dataset.batch(rows[:number], only=job.reads).to(devices.device),
+            lambda number: job.dataset.batch(rows[costliest(job.dataset.inputs, rows, number)], only=job.reads).to(
+                devices.device
+            ),
             len(rows),
             devices.device,
             compiled=job.stage.compile,
