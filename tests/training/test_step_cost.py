@@ -130,7 +130,7 @@ def test_replayed_steps_are_the_steps() -> None:
     eager, graphed = rehearsal(method), rehearsal(method)
     graphs = Rerun()
     training = graphed.training
-    training._graphed = GraphedStep(lambda b, p: training._move([b], 1, len(b), p), graphs)
+    training._graphed = GraphedStep(lambda b, p: training._update([b], 1, len(b), p), graphs)
     for epoch in range(3):
         for case in (eager, graphed):
             case.progress = replace(case.progress, epoch=epoch, epochs=3)
