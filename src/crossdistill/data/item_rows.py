@@ -149,7 +149,10 @@ def _stacked(values: Any, rows: Tensor, rendering: Rendering | None, length: Len
         return values
     if rendering is not None:
         return rendering.apply_all([decoded(value, rendering) for value in values])
-    tensors = [as_value(value, f"row {row}") for value, row in zip(values, rows.tolist(), strict=True)]
+    tensors = [
+        value if isinstance(value, Tensor) and value.dtype == torch.float32 else as_value(value, f"row {row}")
+        for value, row in zip(values, rows.tolist(), strict=True)
+    ]
     if length is not None:
         return length.batch(tensors, rows)
     shapes = {tuple(tensor.shape) for tensor in tensors}
