@@ -60,6 +60,23 @@ def batches(
     )
 
 
+def few_rows(
+    dataset: Dataset,
+    rows: Tensor,
+    device: torch.device,
+    *,
+    only: Collection[str] | None = None,
+    view: Tensor | None = None,
+) -> Callable[[int], Batch]:
+    """A function that returns a batch of so many rows, the longest ones, from which memory is measured."""
+
+    def batch(number: int) -> Batch:
+        places = costliest(dataset.inputs, rows, number)
+        return dataset.batch(rows[places], only=only, view=None if view is None else view[places]).to(device)
+
+    return batch
+
+
 @torch.no_grad()
 def predict(
     source: Callable[[Batch], Outputs],
@@ -76,11 +93,7 @@ def predict(
     are fetched).
     """
     ids, predicted, targets, softmax = [], [], [], []
-
-    def few(number: int) -> Batch:
-        return dataset.batch(rows[costliest(dataset.inputs, rows, number)], only=only).to(device)
-
-    size = rows_at_once(source, few, len(rows), device)
+    size = rows_at_once(source, few_rows(dataset, rows, device, only=only), len(rows), device)
     for batch in batches(dataset, rows, device, size, only=only):
         outputs = source(batch)
         assert batch.targets is not None

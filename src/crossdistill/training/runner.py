@@ -12,7 +12,6 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
-from crossdistill.data.row_source import costliest
 from crossdistill.data.workers import end_workers
 from crossdistill.errors import FrozenError, NonFiniteError, StoppedError
 from crossdistill.method import Method, Progress
@@ -45,7 +44,7 @@ from crossdistill.runtime.interruption import Interruption
 from crossdistill.runtime.lock import Holder, Lock
 from crossdistill.runtime.progress import Display, Quiet, Terminal, attended
 from crossdistill.training.checkpointer import Saver, StageState, selected_parts
-from crossdistill.training.evaluation import WithAccuracy, batches
+from crossdistill.training.evaluation import WithAccuracy, batches, few_rows
 from crossdistill.training.monitor import Monitor, Pace, shown
 from crossdistill.training.results import Outcome, finish
 from crossdistill.training.step import Training
@@ -330,17 +329,13 @@ def _measuring_pass(plan: Plan, job: Job, training: Training, devices: Devices) 
     rows = train[torch.randperm(len(train), generator=generator)]
     # The augmented views of the first epoch.
     view = job.dataset.views(rows, job.order.seed, 0)
-
-    def first_rows(number: int) -> Batch:
-        places = costliest(job.dataset.inputs, rows, number)
-        part = None if view is None else view[places]
-        return job.dataset.batch(rows[places], only=job.reads, view=part).to(devices.device)
+    few = few_rows(job.dataset, rows, devices.device, only=job.reads, view=view)
 
     def all_outputs(batch: Batch) -> list[Outputs]:
         return [source(batch) for source in (job.student, *job.teachers.values())]
 
     training.eval_mode()
-    size = rows_at_once(all_outputs, first_rows, len(rows), devices.device, compiled=job.stage.compile)
+    size = rows_at_once(all_outputs, few, len(rows), devices.device, compiled=job.stage.compile)
     training.train_mode()
     return batches(job.dataset, rows, devices.device, size, only=job.reads, view=view)
 
@@ -359,9 +354,7 @@ def validate(job: Job, training: Training, devices: Devices) -> dict[str, float]
     if training.part_rows is None:
         training.part_rows = rows_at_once(
             lambda batch: job.method.validate(batch, job.student, job.teachers),
-            lambda number: job.dataset.batch(rows[costliest(job.dataset.inputs, rows, number)], only=job.reads).to(
-                devices.device
-            ),
+            few_rows(job.dataset, rows, devices.device, only=job.reads),
             len(rows),
             devices.device,
             compiled=job.stage.compile,
