@@ -1,5 +1,7 @@
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +62,19 @@ def test_a_pass_may_begin_before_the_last_has_ended() -> None:
     assert len(passed(dataset, parts)) == 24
     seen += [batch.ids.tolist() for batch in first]
     assert seen == [part.tolist() for part in parts]
+
+
+def test_workers_that_ended_between_two_passes_are_replaced() -> None:
+    dataset = with_workers()
+    parts = list(torch.arange(40).split(10))
+    thread = threading.Thread(target=passed, args=(dataset, parts))
+    thread.start()
+    thread.join()
+    assert len(passed(dataset, parts)) == 4
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    assert len(passed(dataset, parts)) == 4
 
 
 def test_the_random_state_of_training_is_untouched() -> None:

@@ -118,7 +118,7 @@ class Workers:
         if not count:
             return (assemble(request, None) for request in requests)
         key = (count, pinned, *((name, id(source)) for name, source in sources.items()))
-        if self._pool is None or self._pool.ended or self._pool.key != key:
+        if self._pool is None or self._pool.key != key or not self._pool.usable():
             if self._pool is not None:
                 self._pool.end()
             self._pool = _Pool(key, count, dict(sources), read, where, pinned)
@@ -163,7 +163,7 @@ class _Pool:
     def __init__(
         self, key: Any, count: int, sources: Mapping[str, RowSource], read: Read, where: str, pinned: bool
     ) -> None:
-        self.key, self.ended = key, False
+        self.key, self.ended, self._thread = key, False, threading.current_thread()
         self._sources, self._where = sources, where
         self._queue, self._pass = _Queue(), 0
         self._slots = torch.full((count, 3), -1, dtype=torch.int64).share_memory_()
@@ -215,6 +215,11 @@ class _Pool:
             yield assemble(request, ready)
         # Another pass has taken the workers over: this one goes on in this process.
         yield from (assemble(request, None) for request in [*(waited for _, waited in waiting), *rest])
+
+    def usable(self) -> bool:
+        """Whether the processes live; they end with the thread that started them."""
+        known = getattr(self._passes, "_workers", [])
+        return not self.ended and self._thread.is_alive() and all(worker.is_alive() for worker in known)
 
     def _begun(self) -> Iterator[Any]:
         main = threading.current_thread() is threading.main_thread()
