@@ -17,7 +17,7 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.method import Progress
 from crossdistill.methods.specialise import Specialise
 from crossdistill.nets.mask import MaskNet2d
-from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.attach_banks import attach_banks
 from crossdistill.planning.plan import Job, Plan
 from crossdistill.planning.sources import explained
 from crossdistill.recipe import Recipe
@@ -71,7 +71,7 @@ class Course:
     def __init__(self, plan: Plan, job: Job, device: torch.device, folder: Path) -> None:
         self._devices = Devices(device)
         folder.mkdir(parents=True, exist_ok=True)
-        self.job, self.bank_seconds = supply(job, plan.recipe.bank, folder / "banks", self._devices, Quiet())
+        self.job, self.bank_seconds = attach_banks(job, plan.recipe.bank, folder / "banks", self._devices, Quiet())
         frozen = [*plan.members.values(), *(other.method for other in plan.jobs)]
         self.training = Training(self.job, frozen, self._devices, folder)
         self._tracking = Tracking(folder)
@@ -96,7 +96,7 @@ class Course:
         self._monitor.check()
         losses = validate(job, self.training, self._devices)
         if job.stage.select == "best":
-            self._state.consider(self._epoch, losses, selected_parts(job))
+            self._state.keep_best(self._epoch, losses, selected_parts(job))
         self._epoch += 1
         return losses
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crossdistill import Batch, Dataset, Network, run
 from crossdistill.methods import Route
-from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.attach_banks import attach_banks
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
 from crossdistill.testing import toy_dataset
@@ -36,7 +36,7 @@ def test_a_block_is_computed_in_parts_that_change_nothing(
         plan = planned(recipe(masks("banked"), stage(Route(), "banked"), dataset=data))
         monkeypatch.setattr(Dataset, "batch", watched)
         sizes.clear()
-        supplied, _ = supply(
+        supplied, _ = attach_banks(
             plan.jobs[1], plan.recipe.bank, tmp_path / f"{size}", Devices(torch.device("cpu")), Quiet()
         )
         monkeypatch.setattr(Dataset, "batch", plain)

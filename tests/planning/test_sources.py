@@ -15,7 +15,7 @@ from crossdistill import Batch, Dataset, Live, Network, Signal, run
 from crossdistill.bank.bank import BankSettings
 from crossdistill.errors import BankDamaged, RecipeError
 from crossdistill.methods import KD, Collaborate, Route, Specialise, Supervised
-from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.attach_banks import attach_banks
 from crossdistill.planning.sources import BankChoice, choices_key, explained, load_choices
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Quiet
@@ -291,7 +291,7 @@ def test_the_student_of_a_teacher_that_is_asked_for_more(tmp_path: Path) -> None
     made = recipe(masks(), dataset=data, bank=BankSettings(budget=192 * 4 * 28))
     plan = planned(made)
 
-    job, _ = supply(plan.jobs[0], made.bank, tmp_path, Devices(torch.device("cpu")), Quiet())
+    job, _ = attach_banks(plan.jobs[0], made.bank, tmp_path, Devices(torch.device("cpu")), Quiet())
     batch = data.batch(data.splits["train"][:7], only=job.reads)
     assert job.reads == {"first", "second"}
     found = job.teachers["teacher-0"](batch)

@@ -106,7 +106,7 @@ def test_a4_measuring_moves_no_number(tmp_path: Path, monkeypatch: pytest.Monkey
         stages = (Stage(method="collaborate", epochs=1), Stage(method="kd", epochs=1))
         recipe = toy_recipe(*stages, data=data, normalised=True)
         if name == "without":
-            monkeypatch.setattr("crossdistill.training.teacher_accuracy.TeacherCheck.before", lambda *_: {})
+            monkeypatch.setattr("crossdistill.training.teacher_accuracy.TeacherCheck.measure", lambda *_: {})
         run(recipe, tmp_path / name)
         made.append((tmp_path / name / "metrics.jsonl").read_bytes())
     assert made[0] == made[1]
@@ -228,9 +228,9 @@ def test_a12_a_stages_peak_holds_its_bank(tmp_path: Path, monkeypatch: pytest.Mo
     from crossdistill.training import runner
 
     order: list[str] = []
-    plain, reset = runner.supply, Devices.reset_peak
+    plain, reset = runner.attach_banks, Devices.reset_peak
     monkeypatch.setattr(Devices, "reset_peak", lambda self: order.append("reset") or reset(self))
-    monkeypatch.setattr(runner, "supply", lambda *given: order.append("banks") or plain(*given))
+    monkeypatch.setattr(runner, "attach_banks", lambda *given: order.append("banks") or plain(*given))
     run(trained_first(), tmp_path / "run")
     assert order == ["reset", "reset", "banks", "reset", "banks", "reset"]
 

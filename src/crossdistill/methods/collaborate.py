@@ -12,7 +12,7 @@ from crossdistill.batch import Batch
 from crossdistill.losses.collaborative import collaborative_terms
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods.logit_method import logits_of
+from crossdistill.methods.logit_method import needs_logits
 from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.outputs import OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
@@ -58,7 +58,7 @@ class _Collaborate(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return logits_of(self.teachers)
+        return needs_logits(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config = self.config

@@ -14,7 +14,7 @@ from crossdistill.losses.kl import log_probabilities
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
 from crossdistill.methods.logit_method import (
     LogitConfig,
-    logits_of,
+    needs_logits,
     seen_everywhere,
     student_logits,
     teacher_predictions,
@@ -72,7 +72,7 @@ class _DIST(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return logits_of(self.teachers)
+        return needs_logits(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         teachers = {name: teachers[name] for name in self.teachers}

@@ -12,7 +12,7 @@ from crossdistill.losses.dkd import other_classes_kl, target_class_kl
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
 from crossdistill.methods.logit_method import (
     LogitConfig,
-    logits_of,
+    needs_logits,
     student_logits,
     student_targets,
     teacher_predictions,
@@ -69,7 +69,7 @@ class _DKD(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return logits_of(self.teachers)
+        return needs_logits(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         teachers = {name: teachers[name] for name in self.teachers}

@@ -8,7 +8,7 @@ from pydantic import Field
 from crossdistill.batch import Batch
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
-from crossdistill.methods.logit_method import LogitConfig, logits_of, student_logits, teacher_predictions
+from crossdistill.methods.logit_method import LogitConfig, needs_logits, student_logits, teacher_predictions
 from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
 from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.teacher import Teacher
@@ -51,9 +51,10 @@ class _KD(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return logits_of(self.teachers)
+        return needs_logits(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        """Runs student and teachers; returns the cross-entropy and the divergences, weighted for this epoch."""
         teachers = {name: teachers[name] for name in self.teachers}
         temperature = self.config.temperature
         outputs = student(batch)
@@ -61,6 +62,6 @@ class _KD(Method):
         logits = student_logits(self.config, outputs)
         terms = {}
         for prediction in teacher_predictions(self.config, outputs, batch, teachers):
-            rows = distillation_kl(logits, prediction.at(temperature), temperature)
-            terms[f"kd/{prediction.name}"] = prediction.term(rows)
+            divergence = distillation_kl(logits, prediction.at(temperature), temperature)
+            terms[f"kd/{prediction.name}"] = prediction.term(divergence)
         return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)

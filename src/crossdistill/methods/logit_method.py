@@ -66,8 +66,8 @@ class LogitConfig(MethodConfig):
             raise SettingError(f"{self.name}: teacher_weights are 0 for each teacher; set at least one above 0")
 
 
-def logits_of(teachers: Iterable[str]) -> dict[str, frozenset[Signal]]:
-    """The needs of a method that reads only the logits of the student and of these teachers."""
+def needs_logits(teachers: Iterable[str]) -> dict[str, frozenset[Signal]]:
+    """What `Method.needs` returns for a method that reads only the logits of the student and of these teachers."""
     return dict.fromkeys((STUDENT, *teachers), frozenset({Signal.LOGITS}))
 
 

@@ -15,7 +15,7 @@ from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_t
 from crossdistill.methods.logit_method import (
     LogitConfig,
     TeacherPrediction,
-    logits_of,
+    needs_logits,
     seen_everywhere,
     student_logits,
     teacher_predictions,
@@ -71,7 +71,7 @@ class _MLKD(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return logits_of(self.teachers)
+        return needs_logits(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         teachers = {name: teachers[name] for name in self.teachers}

@@ -15,7 +15,7 @@ from crossdistill.method import STUDENT, ActsOn, DataSpec, Method, Progress, Ste
 from crossdistill.methods.layer_choice import chosen
 from crossdistill.methods.logit_method import (
     LogitConfig,
-    logits_of,
+    needs_logits,
     student_logits,
     student_targets,
     teacher_predictions,
@@ -93,7 +93,7 @@ class _OFA(Method):
         self.projectors = nn.ModuleDict({module_key(tap): logit_projector(s, classes) for tap, s in shapes.items()})
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return {**logits_of(self.teachers), STUDENT: frozenset({Signal.LOGITS, *map(Signal.feature, self.taps)})}
+        return {**needs_logits(self.teachers), STUDENT: frozenset({Signal.LOGITS, *map(Signal.feature, self.taps)})}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         teachers = {name: teachers[name] for name in self.teachers}

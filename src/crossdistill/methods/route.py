@@ -12,7 +12,7 @@ from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.balance import balance_cv, balance_kl
 from crossdistill.losses.routing import picked_teachers, routed_kl, weighted_kl
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
-from crossdistill.methods.logit_method import logits_of
+from crossdistill.methods.logit_method import needs_logits
 from crossdistill.methods.logit_shapes import require_same_logits
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
@@ -98,7 +98,7 @@ class _Mean(Method):
         self.labelled_fraction = labelled_fraction
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return logits_of(self.teachers)
+        return needs_logits(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config, fraction = self.config, self.labelled_fraction
@@ -141,7 +141,7 @@ class _Route(Method):
         )
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return logits_of(self.teachers)
+        return needs_logits(self.teachers)
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         config, fraction = self.config, self.labelled_fraction

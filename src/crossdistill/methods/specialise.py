@@ -71,6 +71,7 @@ class Specialise(MethodConfig):
         return self.model_copy(update={"taps": layers}), layers
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a mask with these settings exists for a tap of this shape."""
         try:
             mask_width(mask_units(shape), self.heads, self.width_factor)
         except (SettingError, ShapeError):
@@ -168,23 +169,26 @@ class _Specialise(Method):
             if TeacherBase.of(teacher).trained:
                 raise SettingError(f"specialise masks frozen teachers, and {name!r} trains; leave it out of `trains`")
             outputs = teacher(batch)
-            seen, of_student, _ = shared_rows(outputs, student)
-            target = picked(student.need(Signal.LOGITS), of_student).detach()
+            teacher_rows, student_rows, _ = shared_rows(outputs, student)
+            target = picked(student.need(Signal.LOGITS), student_rows).detach()
             for tap in taps:
                 cut = outputs.cuts[tap]
-                loss = partial(self._divergence, cut, teacher.tail(tap), seen, target)
-                # Only the value crosses the cut, and each row has a target.
-                independent = seen is None and not cut.context and len(cut.value) > 0
+                loss = partial(self._divergence, cut, teacher.tail(tap), teacher_rows, target)
+                # A row's loss needs no other rows if each row has a target and only the value crosses the cut.
+                independent = teacher_rows is None and not cut.context and len(cut.value) > 0
                 masked_taps[masked_name(name, tap)] = MaskedTap(self.mask(name, tap), cut.value, loss, independent)
         rows = masked_losses(list(masked_taps.values()), batch.total_rows)
         return dict(zip(masked_taps, rows, strict=True))
 
     def _divergence(
-        self, cut: Cut, tail: Callable[[Cut], Outputs], seen: Tensor | None, target: Tensor, masked: Tensor, rows: slice
+        self, cut: Cut, tail: Callable[[Cut], Outputs], kept: Tensor | None, target: Tensor, masked: Tensor, rows: slice
     ) -> Float[Tensor, " R"]:
-        """KL(student ‖ teacher) of some rows, with the teacher continued from the masked tap."""
+        """KL(student ‖ teacher) of the batch's `rows`, with the teacher continued from the masked value at the tap.
+
+        `kept` are the teacher's rows that the student has too (None: all); `target` has the student's logits of them.
+        """
         outputs = tail(cut.rewritten(masked))
-        logits = picked(outputs.need(Signal.LOGITS), seen)
+        logits = picked(outputs.need(Signal.LOGITS), kept)
         return distillation_kl(logits, target[rows], self.config.temperature, squared=self.config.squared)
 
 

@@ -46,7 +46,9 @@ class _Item:
         return f"{self.name} {self.want}"
 
 
-def supply(job: Job, settings: BankSettings, folder: Path, devices: Devices, display: Display) -> tuple[Job, float]:
+def attach_banks(
+    job: Job, settings: BankSettings, folder: Path, devices: Devices, display: Display
+) -> tuple[Job, float]:
     """The same stage with its banked outputs read from banks, and the seconds spent on filling them.
 
     Banks are opened in the folder of all banks, and their missing blocks are computed. The choices, and an estimate of

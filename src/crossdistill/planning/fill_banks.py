@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from crossdistill.data.dataset import Dataset
-from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.attach_banks import attach_banks
 from crossdistill.planning.plan import prepare
 from crossdistill.planning.sources import load_choices
 from crossdistill.recipe import Recipe
@@ -39,7 +39,7 @@ def prefill(
             dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load(display.data)
         plan = prepare(recipe, dataset, placed.device, load_choices(out), placed.ranks)
         for number, job in enumerate(plan.jobs):
-            supply(job, recipe.bank, banks, placed, display)
+            attach_banks(job, recipe.bank, banks, placed, display)
             modules = job.modules()
             done = load_outcome(out / "stages" / job.folder, modules, job.key)
             if done is None and share is not None and not job.unkeyed:

@@ -32,8 +32,8 @@ from crossdistill.planning.preflight import (
     check_sources,
     check_tested,
     data_spec,
-    moving_parts,
-    rehearse,
+    training_parts,
+    trial_step,
 )
 from crossdistill.planning.sources import Choices, decide
 from crossdistill.planning.stage_key import StageKeys
@@ -210,9 +210,9 @@ class _Planner:
         control = self.recipe.control if distils else None
         if control == "shuffled":
             sources = {name: Shuffled(source, self._partners(), self._fetch) for name, source in sources.items()}
-        moving = moving_parts(trained)
-        order = self._order(stage, method, dataset, [*moving.values(), method])
-        groups = self._checked(stage, method, student, sources, moving, dataset, order)
+        training = training_parts(trained)
+        order = self._order(stage, method, dataset, [*training.values(), method])
+        groups = self._check_stage(stage, method, student, sources, training, dataset, order)
         choices = self.choices.get(folder_name(index, stage))
         if choices is None:
             networks = [network for network, _ in trained.values()]
@@ -228,16 +228,16 @@ class _Planner:
         if next_teachers.keys() != teachers.keys():
             self.current = next_teachers
         return Job(
-            index,
-            stage,
-            method,
-            student,
-            sources,
-            trained,
-            dataset,
-            order,
-            key,
-            groups,
+            index=index,
+            stage=stage,
+            method=method,
+            student=student,
+            teachers=sources,
+            trained=trained,
+            dataset=dataset,
+            order=order,
+            key=key,
+            groups=groups,
             initial=flatten({learner: network}) if stage.fresh else None,
             choices=choices,
             unkeyed=tuple(unkeyed),
@@ -283,13 +283,13 @@ class _Planner:
             specs = {name: teacher.spec for name, teacher in teachers.items()}
             return stage.method.build(_spec(self.members[learner]), specs, data_spec(dataset)).to(self.device)
 
-    def _checked(
+    def _check_stage(
         self,
         stage: Stage,
         method: Method,
         student: Live,
         teachers: Mapping[str, Teacher],
-        moving: Mapping[str, nn.Module],
+        training: Mapping[str, nn.Module],
         dataset: Dataset,
         order: Order,
     ) -> tuple[str, ...]:
@@ -299,14 +299,14 @@ class _Planner:
             RecipeError: the stage has faults; lists all of them.
             CrossdistillError: the trial step fails.
         """
-        moving = {**moving, "method": method}
-        faults = check_settings(stage, method, moving, teachers, self.device, self.ranks)
+        training = {**training, "method": method}
+        faults = check_settings(stage, method, training, teachers, self.device, self.ranks)
         faults += check_learner(stage, method, student, dataset)
         batch = dataset.example().to(self.device)
-        train = [self.members[name] for name in moving if name in self.members]
+        train = [self.members[name] for name in training if name in self.members]
         faults += check_sources(train, student, teachers, dataset, batch)
         learner = self.recipe.learner
-        if learner in moving and student.name != learner and self.dataset.labelled is not None:
+        if learner in training and student.name != learner and self.dataset.labelled is not None:
             faults.append(
                 f"{learner!r} trains here while {student.name!r} learns: teachers may use the labels that are hidden "
                 f"from {learner!r}; make it the learner, or leave it out of `trains`"
@@ -315,8 +315,8 @@ class _Planner:
             raise RecipeError(self.recipe.name, faults)
         for network in self.members.values():
             network.eval()
-        groups = rehearse(stage, method, batch, student, teachers)
-        check_lone_rows(method, moving, order, stage.epochs, batch, student, teachers, dataset)
+        groups = trial_step(stage, method, batch, student, teachers)
+        check_lone_rows(method, training, order, stage.epochs, batch, student, teachers, dataset)
         return groups
 
     def _order(self, stage: Stage, method: Method, dataset: Dataset, trained: Collection[nn.Module]) -> Order:

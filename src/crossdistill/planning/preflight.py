@@ -27,7 +27,7 @@ Trained = Mapping[str, tuple[Network, tuple[str, ...]]]
 """The trained members by name, each with the taps whose layers train (empty: the whole network)."""
 
 
-def moving_parts(trained: Trained) -> dict[str, nn.Module]:
+def training_parts(trained: Trained) -> dict[str, nn.Module]:
     """The trained modules of each member: the whole network, or its layers at some taps."""
     return {
         name: nn.ModuleList(network.module.get_submodule(tap) for tap in taps) if taps else network
@@ -38,13 +38,13 @@ def moving_parts(trained: Trained) -> dict[str, nn.Module]:
 def check_settings(
     stage: Stage,
     method: Method,
-    moving: Mapping[str, nn.Module],
+    training: Mapping[str, nn.Module],
     teachers: Mapping[str, Teacher],
     device: torch.device,
     ranks: int = 1,
 ) -> list[str]:
-    """Faults of a stage that do not depend on its method; `moving` are the modules, or parts, that it trains."""
-    faults = [*graph_faults(stage, method, device), *_statistics_faults(stage, moving, teachers, ranks)]
+    """Faults of a stage that do not depend on its method; `training` are the modules, or parts, that it trains."""
+    faults = [*graph_faults(stage, method, device), *_statistics_faults(stage, training, teachers, ranks)]
     if stage.cuda_graphs and ranks > 1:
         faults.append(f"cuda_graphs is for one process, and there are {ranks}; set cuda_graphs to false")
     if method.batch_relational and stage.micro_batches > 1:
@@ -57,7 +57,7 @@ def check_settings(
             f"{stage.method.name} compares the rows of a batch with each other and needs at least {method.least_rows}; "
             f"batch_size is {stage.batch_size}"
         )
-    parameters = [parameter for module in moving.values() for parameter in module.parameters()]
+    parameters = [parameter for module in training.values() for parameter in module.parameters()]
     if stage.epochs and not parameters:
         faults.append(
             "nothing trains here: `trains` names no member with parameters, and the method has no parameters of its "
@@ -65,7 +65,7 @@ def check_settings(
         )
     elif stage.epochs and not any(parameter.requires_grad for parameter in parameters):
         faults.append(
-            f"nothing trains here: all {len(parameters)} parameters of {', '.join(map(repr, moving))} have "
+            f"nothing trains here: all {len(parameters)} parameters of {', '.join(map(repr, training))} have "
             "requires_grad=False; set requires_grad=True on those that are to train"
         )
     if stage.optimizer.moments == "disk" and device.type != "cpu":
@@ -80,7 +80,7 @@ def check_settings(
             f"ema: weights are {names}, whose rounding is larger than a step of the average; give weights in float32, "
             "and set precision to compute in a lower one"
         )
-    known = [*moving, "weighting"]
+    known = [*training, "weighting"]
     faults += [
         f"optimizer.rates: no part that trains in this stage is called {name!r}; {nearest(name, known)}"
         for name in stage.optimizer.rates
@@ -148,12 +148,12 @@ def _rows_of(source: Teacher, dataset: Dataset) -> Bool[Tensor, " N"]:
 
 
 def _statistics_faults(
-    stage: Stage, moving: Mapping[str, nn.Module], teachers: Mapping[str, Teacher], ranks: int
+    stage: Stage, training: Mapping[str, nn.Module], teachers: Mapping[str, Teacher], ranks: int
 ) -> list[str]:
     """Faults: layers that normalise over the batch, while the batch is computed in parts."""
-    normalising = {name: batch_statistics(module) for name, module in moving.items()}
+    normalising = {name: batch_statistics(module) for name, module in training.items()}
     for name, teacher in teachers.items():
-        if name not in moving:
+        if name not in training:
             normalising[name] = {
                 key: layer
                 for module in TeacherBase.of(teacher).modules()
@@ -189,7 +189,7 @@ def _layers(where: str, layers: Mapping[str, nn.Module]) -> str:
 
 def check_lone_rows(
     method: Method,
-    moving: Mapping[str, nn.Module],
+    training: Mapping[str, nn.Module],
     order: Order,
     epochs: int,
     batch: Batch,
@@ -202,7 +202,7 @@ def check_lone_rows(
     Raises:
         SettingError: there is such a step; names the layer and the setting to change.
     """
-    normed = {name: module for name, module in moving.items() if batch_statistics(module)}
+    normed = {name: module for name, module in training.items() if batch_statistics(module)}
     if not normed or not epochs:
         return
     smallest = min(order.batch_size, order.num_rows)
@@ -230,14 +230,14 @@ def check_lone_rows(
 
 @torch.no_grad()
 def _refuses_one_row(
-    method: Method, moving: Mapping[str, nn.Module], batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
+    method: Method, training: Mapping[str, nn.Module], batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
 ) -> bool:
     single = replace(batch.select(torch.zeros(1, dtype=torch.long, device=batch.ids.device)), present={})
-    buffers = {buffer: buffer.clone() for module in moving.values() for buffer in module.buffers()}
-    modes = {layer: layer.training for module in moving.values() for layer in module.modules()}
+    buffers = {buffer: buffer.clone() for module in training.values() for buffer in module.buffers()}
+    modes = {layer: layer.training for module in training.values() for layer in module.modules()}
     with torch.random.fork_rng(devices=[]):
         try:
-            for module in moving.values():
+            for module in training.values():
                 module.train()
             method(single, student, teachers, Progress())
         except (ValueError, RuntimeError) as error:
@@ -314,7 +314,7 @@ def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:
 
 
 @torch.no_grad()
-def rehearse(
+def trial_step(
     stage: Stage, method: Method, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]
 ) -> tuple[str, ...]:
     """Run one step and one validation on a few rows and restore all state; returns the groups of the terms, in order.

@@ -18,7 +18,7 @@ from crossdistill.errors import ApplicabilityError
 from crossdistill.method import STUDENT, DataSpec, MethodConfig, Progress, Step
 from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec
-from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.attach_banks import attach_banks
 from crossdistill.planning.plan import Job, prepare
 from crossdistill.recipe import Recipe
 from crossdistill.run_folder.checkpoint import flatten
@@ -150,7 +150,7 @@ class Rehearsal:
     def read_banks(self, folder: Path) -> None:
         """Fill banks in a folder, and read from them according to the stage's choices, as a run does."""
         devices = self.training.devices
-        self.job, _ = supply(self.job, self.plan.recipe.bank, folder, devices, Quiet())
+        self.job, _ = attach_banks(self.job, self.plan.recipe.bank, folder, devices, Quiet())
         self.training = Training(self.job, self.plan.members.values(), devices)
 
     def forward(self, batch: Batch) -> Step:

@@ -55,7 +55,7 @@ class StageState:
     seconds: float = 0.0
     """Training time before the last resume."""
 
-    def consider(
+    def keep_best(
         self, epoch: int, validation: Mapping[str, float], parts: Mapping[str, Mapping[str, nn.Module]]
     ) -> None:
         """Keep the weights of each part whose validation value is strictly lower than in all earlier epochs."""
@@ -69,7 +69,7 @@ class StageState:
         self._keep({key: value for key, value in tensors.items() if key.startswith("best/")})
 
     @torch.no_grad()
-    def bring_back(self, parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
+    def load_best(self, parts: Mapping[str, Mapping[str, nn.Module]]) -> None:
         """Load the best weights into each part that has any."""
         for name in self.values:
             for key, target in moving(parts[name]).items():

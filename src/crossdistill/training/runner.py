@@ -18,7 +18,7 @@ from crossdistill.method import Method, Progress
 from crossdistill.models.own_network import left_as_they_were
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs
-from crossdistill.planning.attach_banks import supply
+from crossdistill.planning.attach_banks import attach_banks
 from crossdistill.planning.part_size import rows_at_once
 from crossdistill.planning.plan import Job, Plan, prepare
 from crossdistill.planning.remarks import absent_inputs, frozen_parameters
@@ -215,7 +215,7 @@ def _finished_stage(run: _Run, job: Job, tracking: Tracking, check: TeacherCheck
                         save_outcome(folder, modules, outcome)
                 run.devices.wait()
     tracking.finished_bytes = int(outcome["metrics"])
-    check.after(job, outcome)
+    check.update(job, outcome)
     if run.devices.is_main:
         drop_checkpoints(run.out / "checkpoints")
     for module in modules.values():
@@ -237,9 +237,9 @@ def _copied_from(share: Path | None, run: _Run, job: Job, tracking: Tracking) ->
 def _train_stage(run: _Run, job: Job, tracking: Tracking, check: TeacherCheck) -> dict[str, Any]:
     """Fill the banks of a stage, measure its teachers, and train it; returns its `outcome.json`."""
     run.devices.reset_peak()
-    banked, seconds = supply(job, run.plan.recipe.bank, run.banks, run.devices, run.display)
-    teachers = check.before(banked)
-    outcome = fit(run.plan, banked, run.out, run.devices, tracking, run.display, run.stop)
+    job, seconds = attach_banks(job, run.plan.recipe.bank, run.banks, run.devices, run.display)
+    teachers = check.measure(job)
+    outcome = fit(run.plan, job, run.out, run.devices, tracking, run.display, run.stop)
     outcome |= {"seconds": outcome["seconds"] + seconds, "bank_seconds": seconds, "teachers": teachers}
     return outcome if job.stage.ema is None else outcome | {"ema": job.stage.ema}
 
@@ -263,6 +263,7 @@ def fit(
     state = StageState(out)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", devices, tracking)
     if type(job.method).measure is not Method.measure:
+        # Some methods measure the training data before the first step, without training.
         job.method.measure(_measuring_pass(plan, job, training, devices), job.student, job.teachers)
     if training.ema is not None:
         display.say(f"{stage.name}: {training.ema.note(stage.epochs * steps)}")
@@ -296,8 +297,8 @@ def fit(
         pace.validated(epoch, steps, _validate_epoch(epoch, job, training, devices, state))
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
-    training.leave()
-    state.bring_back(selected_parts(job))
+    training.use_average()
+    state.load_best(selected_parts(job))
     changed = [name for name, value in _frozen_fingerprints(plan, job).items() if value != before[name]]
     if changed:
         raise FrozenError(f"stage {stage.name!r} changed {', '.join(map(repr, changed))}, which it does not train")
@@ -318,7 +319,7 @@ def _validate_epoch(epoch: int, job: Job, training: Training, devices: Devices, 
     with training.averaged():
         validation = validate(job, training, devices)
         state.history.append({"epoch": epoch, **validation})
-        state.consider(epoch, validation, selected_parts(job) if job.stage.select == "best" else {})
+        state.keep_best(epoch, validation, selected_parts(job) if job.stage.select == "best" else {})
     return validation
 
 

@@ -21,7 +21,7 @@ from crossdistill.method import Progress, Step, module_key
 from crossdistill.nets.batch_statistics import JointStatistics
 from crossdistill.network import Network
 from crossdistill.planning.plan import Job
-from crossdistill.planning.preflight import moving_parts
+from crossdistill.planning.preflight import training_parts
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.precision import Precision
 from crossdistill.stage import OptimizerConfig
@@ -171,7 +171,7 @@ class Training:
         """Copy the main rank's buffers to every rank."""
         self.devices.agree([*self.job.modules().values(), *([] if self.ema is None else [self.ema])])
 
-    def leave(self) -> None:
+    def use_average(self) -> None:
         """Replace the learner's weights by their average at the end of the stage."""
         if self.ema is not None:
             self.agree()
@@ -245,7 +245,7 @@ class Training:
 
     def _in_train_mode(self) -> list[nn.Module]:
         """Trained modules: the method, and networks (or only some layers of a network that trains at taps)."""
-        return [*moving_parts(self.job.trained).values(), self.job.method]
+        return [*training_parts(self.job.trained).values(), self.job.method]
 
     def _networks(self) -> list[Network]:
         """Networks of the student and the teachers of this stage, each once."""

@@ -80,7 +80,7 @@ class TeacherCheck:
             if frozen:
                 self.before(replace(job, teachers=frozen))
 
-    def before(self, job: Job) -> dict[str, dict[str, Any]]:
+    def measure(self, job: Job) -> dict[str, dict[str, Any]]:
         """The accuracy of every teacher of this stage that does not train in it, as plain data; shows and warns.
 
         Reads banked logits if there are any. Does not change random states. Leaves out teachers without logits, with
@@ -114,7 +114,7 @@ class TeacherCheck:
             self._display.say(f"{job.stage.name}: teachers on the validation split: {text}")
         return {name: asdict(accuracy) for name, accuracy in measured.items()}
 
-    def after(self, job: Job, about: Mapping[str, Any]) -> None:
+    def update(self, job: Job, about: Mapping[str, Any]) -> None:
         """Restore the accuracies stored with a finished stage, and drop those of teachers that it trained."""
         self._known |= about.get("teachers", {})
         self._trained |= set(job.trained)
