@@ -78,7 +78,7 @@ class TeacherCheck:
                 if name not in self._known and name in self._plan.members and self._network(name) not in trained
             }
             if frozen:
-                self.before(replace(job, teachers=frozen))
+                self.measure(replace(job, teachers=frozen))
 
     def measure(self, job: Job) -> dict[str, dict[str, Any]]:
         """The accuracy of every teacher of this stage that does not train in it, as plain data; shows and warns.
