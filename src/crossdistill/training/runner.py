@@ -263,7 +263,6 @@ def fit(
     state = StageState(out)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", devices, tracking)
     if type(job.method).measure is not Method.measure:
-        # Some methods measure the training data before the first step, without training.
         job.method.measure(_measuring_pass(plan, job, training, devices), job.student, job.teachers)
     if training.ema is not None:
         display.say(f"{stage.name}: {training.ema.note(stage.epochs * steps)}")
