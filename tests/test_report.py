@@ -35,6 +35,7 @@ def of(value: float, **changes: object) -> Row:
 
 def test_rows_have_the_fields_that_other_tools_rely_on() -> None:
     wanted = "data method teachers student labelled control metric mean std values test_rows seconds peak_memory_mb"
+    wanted += " metrics"
     assert [field.name for field in fields(Row)] == wanted.split()
 
 
@@ -44,7 +45,8 @@ def test_a_report_comes_back_from_its_folder(tmp_path: Path) -> None:
     assert Report.load(tmp_path) == Report(tmp_path, rows)
     plain = json.loads((tmp_path / "results.json").read_text())
     assert [row["values"] for row in plain] == [[0.5], [0.25]]
-    assert plain[0] == asdict(ROW) | {"values": [0.5]}
+    kept = {name: value for name, value in asdict(ROW).items() if name != "metrics"}
+    assert plain[0] == kept | {"values": [0.5]}
 
 
 def test_fields_of_a_later_version_are_passed_over(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int64
@@ -14,6 +14,10 @@ Input = Tensor | Mapping[str, Tensor]
 
 MISSING_TARGET = -100
 """The target of a row without one: PyTorch's default `ignore_index`."""
+
+
+Task = Literal["classes", "multi-label", "regression", "soft", "none"]
+"""The kind of targets: one class, any number of labels, numbers, a distribution over the classes, or none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ class Batch:
     row (None: view 0, the unchanged row). `targets` hold `MISSING_TARGET` in rows that have none; `labelled` marks the
     rows whose target the *student* may use (None: every row that has one). `present` marks the rows in which a modality
     is present; an unlisted modality always is. `total_rows` counts the rows of the whole optimizer step, over all ranks
-    and micro-batches: every loss is a sum over rows divided by it.
+    and micro-batches: every loss is a sum over rows divided by it. `task` is the kind of the targets; those of other
+    kinds than classes are (B, C) in float, NaN where missing, and those of a regression are standardised.
     """
 
     inputs: Mapping[str, Input]
@@ -51,6 +56,7 @@ class Batch:
     present: Mapping[str, Bool[Tensor, " B"]] = field(default_factory=dict)
     domain: Sequence[str] | None = None
     total_rows: int = 0
+    task: Task = "classes"
 
     def __post_init__(self) -> None:
         """Check that all tensors have the same number of rows; `total_rows` defaults to that number."""
@@ -119,6 +125,7 @@ class Batch:
             present={name: mask[rows] for name, mask in self.present.items()},
             domain=None if self.domain is None else [self.domain[i] for i in index.tolist()],
             total_rows=self.total_rows,
+            task=self.task,
         )
 
     def rendered(self, name: str) -> "Batch":

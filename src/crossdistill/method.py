@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
-from crossdistill.losses.cross_entropy import cross_entropy
+from crossdistill.batch import Batch, Task
+from crossdistill.losses.task import task_loss
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
@@ -88,7 +88,8 @@ class Step:
 class DataSpec:
     """Facts about the training data for a method: rows, classes, labelled fraction, and the ids and targets of rows.
 
-    `targets` are `MISSING_TARGET` in rows whose target is hidden from the student.
+    `task` is the kind of the targets, as in `Batch`. In rows whose target is hidden from the student, `targets` are
+    `MISSING_TARGET`, or NaN for other tasks than classes.
     """
 
     rows: int
@@ -96,6 +97,7 @@ class DataSpec:
     targets: Tensor | None = None
     ids: Int64[Tensor, " N"] | None = None
     labelled_fraction: float = 1.0
+    task: Task = "classes"
 
 
 class Method(nn.Module, abc.ABC):
@@ -104,6 +106,8 @@ class Method(nn.Module, abc.ABC):
     The student and the teachers are arguments, never attributes: they are not in a method's state.
     """
 
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes"})
+    """The kinds of targets that the method supports; a plan refuses the others before training."""
     batch_relational: ClassVar[bool] = False
     """Whether rows are compared with each other: ranks gather rows, and micro-batches are refused."""
     least_rows: ClassVar[int] = 1
@@ -130,11 +134,11 @@ class Method(nn.Module, abc.ABC):
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
         """Validation scores (lower is better): for each separately selected part, one number per scored row.
 
-        The default is the student's cross-entropy (nats) on all rows with a target, hidden ones included.
+        The default is the student's loss of the task (`task_loss`) on all rows with a target, hidden ones included.
         """
         outputs = student(batch)
         assert batch.targets is not None
-        rows = cross_entropy(outputs.need(Signal.LOGITS), outputs.of(batch.targets))
+        rows = task_loss(batch.task, outputs.need(Signal.LOGITS), outputs.of(batch.targets))
         return {STUDENT: rows[outputs.of(batch.has_target())]}
 
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
@@ -188,7 +192,16 @@ class MethodConfig(BaseModel, abc.ABC):
     activation: ClassVar[Activation] = "after"
     """The published position of features, for layers with taps both before and after their activation."""
 
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that recipes and run folders have only where they differ from their default: they came later."""
+
     name: str
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unset = {name for name in self.added if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in unset}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -241,8 +254,8 @@ class MethodConfig(BaseModel, abc.ABC):
 def task_term(
     outputs: Outputs, batch: Batch, *, hidden: bool = True, fraction: float = 1.0, weight: float = 1.0
 ) -> Term:
-    """Cross-entropy (nats) on labelled rows; with `hidden`, without the labels hidden from the student."""
+    """The loss of the task on labelled rows; with `hidden`, without the labels hidden from the student."""
     assert batch.targets is not None
-    rows: Float[Tensor, " R"] = cross_entropy(outputs.need(Signal.LOGITS), outputs.of(batch.targets))
+    rows: Float[Tensor, " R"] = task_loss(batch.task, outputs.need(Signal.LOGITS), outputs.of(batch.targets))
     known = outputs.of(batch.student_rows() if hidden else batch.has_target())
     return Term(rows.where(known, 0.0), weight, "task", fraction)

@@ -1,7 +1,7 @@
 """A whole experiment as typed, frozen data: data, student, teachers, stages."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,6 +162,8 @@ class Recipe(BaseModel):
     """Name of the method in tables; by default the last stage's method."""
     kind: Literal["mm", "cm", "mm+cm", "named"] | None = None
     """Kind of the teachers, for tables: multimodal, cross-modal, both, or those that a setup names."""
+    metrics: tuple[str, ...] = ()
+    """The metrics of results and tables, the main one first; by default those of the data's task."""
     origin: str | None = None
     """The command that builds this recipe again, where a function built it."""
 
@@ -200,10 +202,15 @@ class Recipe(BaseModel):
             raise ValueError(f"wanted auto, cpu, mps, cuda or cuda:NUMBER, found {value!r}")
         return value
 
-    @field_validator("tracking", mode="before")
+    @field_validator("tracking", "metrics", mode="before")
     @classmethod
     def _one_tracker(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Recipes written before the field existed stay equal.
+        return {name: value for name, value in handler(self).items() if name != "metrics" or value}
 
     @field_serializer("data", mode="wrap")
     def _plain_data(self, value: Any, handler: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +24,16 @@ PREDICTIONS = "predictions.npz"
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """One metric besides the main one: its values, one per seed, with their mean and deviation as in `Row`."""
+
+    metric: str
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of results: a method on a student, over one or more seeds.
 
@@ -30,7 +41,8 @@ class Row:
     test rows with a target and a prediction; a row whose modalities are absent has no prediction (of several seeds the
     smallest number). `labelled` is the fraction of all training rows whose label could be used. `seconds`
     is the mean training time of a run, `peak_memory_mb` the largest peak of any run, from loading the data over banks
-    and stages to the test. A reused stage counts with the time and memory of its training.
+    and stages to the test. A reused stage counts with the time and memory of its training. `metric` is the main metric,
+    `metrics` are the others of the run; the key is left out of `results.json` where there are none.
     """
 
     data: str
@@ -46,6 +58,12 @@ class Row:
     test_rows: int
     seconds: float
     peak_memory_mb: float
+    metrics: tuple[Measured, ...] = ()
+
+    def measured(self, metric: str) -> Measured | None:
+        """One metric of this row; None if it was not computed."""
+        main = Measured(self.metric, self.mean, self.std, self.values)
+        return next((found for found in (main, *self.metrics) if found.metric == metric), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +75,7 @@ class Report:
 
     def save(self) -> None:
         """Write `results.json` atomically; for a run, write the hashes of `FILES` before it."""
-        text = json.dumps([asdict(row) for row in self.rows], indent=2, allow_nan=False) + "\n"
+        text = json.dumps([_plain(row) for row in self.rows], indent=2, allow_nan=False) + "\n"
         predictions = self.out / PREDICTIONS
         if predictions.is_file():
             others = {name: file_hash(self.out / name) for name in BELONGING if (self.out / name).is_file()}
@@ -106,11 +124,21 @@ class Report:
 
     def markdown(self) -> str:
         """The rows as a Markdown table."""
+        # The last word, of names such as "validation accuracy".
+        mains = list(dict.fromkeys(row.metric.rpartition(" ")[2] for row in self.rows))
+        # In a table of runs of several tasks, each line names its metric.
+        main = mains[0] if len(mains) == 1 else "metric"
+        others = list(dict.fromkeys(other.metric for row in self.rows for other in row.metrics))
         head = (
-            "| data | student | labels | method | accuracy | rows | seconds | memory MB |\n"
-            "|---|---|--:|---|--:|--:|--:|--:|"
+            f"| data | student | labels | method | {' | '.join([main, *others])} | rows | seconds | memory MB |\n"
+            f"|---|---|--:|---|{'--:|' * (1 + len(others))}--:|--:|--:|"
         )
-        return "\n".join([head, *(_line(row) for row in self.rows)]) + "\n"
+        return "\n".join([head, *(_line(row, others, len(mains) > 1) for row in self.rows)]) + "\n"
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    plain = asdict(row)
+    return plain if row.metrics else {name: value for name, value in plain.items() if name != "metrics"}
 
 
 _ROWS = TypeAdapter(tuple[Row, ...])
@@ -217,12 +245,24 @@ def merged(rows: Sequence[Row]) -> list[Row]:
                 values=values,
                 mean=sum(values) / len(values),
                 std=spread_of(values),
+                metrics=_merged_metrics(group),
                 test_rows=min(row.test_rows for row in group),
                 seconds=sum(row.seconds for row in group) / len(group),
                 peak_memory_mb=max(row.peak_memory_mb for row in group),
             )
         )
     return combined
+
+
+def _merged_metrics(group: Sequence[Row]) -> tuple[Measured, ...]:
+    """The metrics besides the main one that every row of a group has."""
+    common = []
+    for first in group[0].metrics:
+        each = [row.measured(first.metric) for row in group]
+        values = tuple(value for one in each if one is not None for value in one.values)
+        if None not in each:
+            common.append(Measured(first.metric, sum(values) / len(values), spread_of(values), values))
+    return tuple(common)
 
 
 def spread_of(values: Sequence[float]) -> float | None:
@@ -233,16 +273,19 @@ def spread_of(values: Sequence[float]) -> float | None:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def number(row: Row) -> str:
+def number(row: Row | Measured) -> str:
     """Mean and standard deviation as text, such as "0.912 ± 0.004"."""
     return f"{row.mean:.3f}" if row.std is None else f"{row.mean:.3f} ± {row.std:.3f}"
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, others: Sequence[str], named: bool) -> str:
     method = markdown(f"{row.method} ({row.teachers})" if row.teachers else row.method)
     seconds = f"{row.seconds:.1f}" if row.seconds else ""
     memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""
+    measured = [row.measured(metric) for metric in others]
+    texts = [f"{row.metric} {number(row)}" if named else number(row)]
+    texts += [number(one) if one is not None else "" for one in measured]
     return (
-        f"| {markdown(row.data)} | {markdown(row.student)} | {row.labelled:.0%} | {method} | {number(row)} "
+        f"| {markdown(row.data)} | {markdown(row.student)} | {row.labelled:.0%} | {method} | {' | '.join(texts)} "
         f"| {row.test_rows:,} | {seconds} | {memory} |"
     )

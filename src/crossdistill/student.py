@@ -1,7 +1,7 @@
 """The saved student: a folder that contains the student alone, and loads without teachers, recipe or run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from crossdistill.backends.names import backend_of
 from crossdistill.backends.saved import is_saved_backend, rebuilt, saved_options
-from crossdistill.batch import Batch, Input, InputSpec
+from crossdistill.batch import Batch, Input, InputSpec, Task
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.decode import decode, prepare_array
+from crossdistill.data.prediction import Prediction, predictions_of
 from crossdistill.data.rendering import padded, rendering_of, varies
+from crossdistill.data.targets import TargetScale
 from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
 from crossdistill.models import MODELS, build_network, check_options, is_model
 from crossdistill.models.own_network import made
@@ -45,22 +47,25 @@ from crossdistill.runtime.tensor_file import check_weights, load_weights, read_w
 SHOWN = 100
 """Maximum number of class names in a model card."""
 
+COLUMNS = {"multi-label": "Labels", "regression": "Predicts"}
+"""What a model card calls the columns of other targets than classes."""
+
 Example = Path | str | NDArray[Any] | Tensor
 """A file, or an array or tensor of one example."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The student's prediction for one example: the class, and its probability (dimensionless)."""
-
-    label: str
-    probability: float
-
-
 class Student:
-    """A trained student: predicts classes for files or tensors."""
+    """A trained student: predicts classes, labels or numbers for files or tensors."""
 
-    def __init__(self, network: Network, classes: Sequence[str], inputs: Mapping[str, InputSpec]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        classes: Sequence[str],
+        inputs: Mapping[str, InputSpec],
+        task: Task = "classes",
+        scale: TargetScale | None = None,
+    ) -> None:
+        self.task, self.scale = task, scale
         self.network = network.eval()
         self.classes = tuple(classes)
         self.inputs = dict(inputs)
@@ -114,11 +119,7 @@ class Student:
         if not logits.isfinite().all():
             row = int((~logits.isfinite()).any(1).nonzero()[0, 0])
             raise NonFiniteError(f"{self.network.name} gives logits that are NaN or Inf for example {row} (from 0)")
-        best = logits.softmax(1).max(1)
-        return [
-            Prediction(self.classes[int(index)], float(value))
-            for index, value in zip(best.indices, best.values, strict=True)
-        ]
+        return predictions_of(self.task, logits, self.classes, self.scale)
 
 
 def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Input:
@@ -170,6 +171,8 @@ def save_student(path: Path, network: Network, source: NetworkConfig | Network, 
         "classes": list(dataset.classes),
         "inputs": {n: {"kind": s.kind, "shape": list(s.shape), "options": dict(s.options)} for n, s in specs.items()},
     }
+    if dataset.task != "classes":
+        config |= {"task": dataset.task, "scale": None if dataset.scale is None else asdict(dataset.scale)}
     parameters = {
         f"{name}/{key}": value.contiguous() for name, spec in specs.items() for key, value in spec.parameters.items()
     }
@@ -214,7 +217,8 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     wrong = _not_finite(network.module.state_dict(), network.module)
     if wrong:
         raise DataError(f"{weights}: {', '.join(wrong[:3])}{_more(wrong)}")
-    return Student(network, config.classes, specs)
+    scale = None if config.scale is None else TargetScale(config.scale.mean, config.scale.deviation)
+    return Student(network, config.classes, specs, config.task, scale)
 
 
 def student_folder(path: Path) -> Path:
@@ -341,7 +345,7 @@ def model_card(
 
 A student of {parameters:,} parameters, distilled with crossdistill.{averaged}
 Teachers: {", ".join(map(markdown, teachers)) or "none, labels alone"}.
-Classes: {classes}{more}.
+{COLUMNS.get(dataset.task, "Classes")}: {classes}{more}.
 
 ## Measured
 

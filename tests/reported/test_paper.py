@@ -27,6 +27,7 @@ from crossdistill.recipes.setup import ExperimentSetup, Length
 from crossdistill.recipes.stages import preset_notes, recipe
 from crossdistill.testing import FakeTeacher
 from crossdistill.training.metrics import measure
+from crossdistill.training.predictions import Predictions
 
 SPEC = OutputSpec(logits=(4,))
 ROWS = 8
@@ -125,7 +126,7 @@ def test_b5_balanced_accuracy_is_the_mean_recall_over_target_classes(occurring: 
     drawn = torch.randint(0, 6, (200,), generator=generator)
     predicted = torch.where(torch.rand(200, generator=generator) < 0.5, targets, drawn)
     wanted = balanced_accuracy_score(targets, predicted)
-    assert measure("balanced-accuracy", predicted, targets, 8) == pytest.approx(wanted)
+    assert measure("balanced-accuracy", Predictions(targets, predicted, targets, columns=8)) == pytest.approx(wanted)
 
 
 def test_b8_the_hard_share_of_each_teacher_by_hand() -> None:

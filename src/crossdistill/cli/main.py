@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,7 @@ from crossdistill.errors import CrossdistillError, RecipeError, StoppedError
 from crossdistill.runtime.escaping import visible
 
 if TYPE_CHECKING:
+    from crossdistill.data.prediction import Prediction
     from crossdistill.recipe import Recipe
 
 app = typer.Typer(
@@ -136,9 +138,15 @@ def eval_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="test, validation or train.")] = "test",
     metric: Annotated[
-        str,
-        typer.Option("--metric", metavar="NAME", help="accuracy, balanced-accuracy, macro-f1, kappa or matthews."),
-    ] = "accuracy",
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Of classes: accuracy, balanced-accuracy, macro-f1, kappa, matthews; of labels: map, micro-f1, "
+            "macro-f1, subset-accuracy; of numbers: r2, mae, rmse; of soft labels: those of classes, cross-entropy. "
+            "By default the run's main one.",
+        ),
+    ] = None,
     recipe: OwnRecipe = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -170,18 +178,25 @@ def predict_command(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the class of each file with a trained student."""
+    """Predict the class, the labels or the numbers of each file with a trained student."""
     from crossdistill.recipes.of_run import module_of_run
     from crossdistill.student import load_student
 
     student = load_student(run, module_of_run(recipe, settings or []))
     predictions = list(zip(files, student.predict(files), strict=True))
     if as_json:
-        rows = [{"file": str(f), "label": p.label, "probability": p.probability} for f, p in predictions]
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps([_prediction(file, prediction) for file, prediction in predictions]))
         return
     for file, prediction in predictions:
-        typer.echo(f"{visible(str(file))}: {visible(prediction.label)} ({prediction.probability:.3f})")
+        sure = "" if student.task == "regression" else f" ({prediction.probability:.3f})"
+        typer.echo(f"{visible(str(file))}: {visible(prediction.label)}{sure}")
+
+
+def _prediction(file: Path, prediction: "Prediction") -> dict[str, object]:
+    """One prediction as plain values; a regression has no probability."""
+    sure = {} if math.isnan(prediction.probability) else {"probability": prediction.probability}
+    values = {"values": dict(prediction.values)} if prediction.values else {}
+    return {"file": str(file), "label": prediction.label, **sure, **values}
 
 
 @app.command("compare")

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossdistill.data.row_source import Rows
+from crossdistill.data.row_source import Rows, checked, is_row_source
 from crossdistill.data.variable_length import told_lengths
 from crossdistill.errors import DataError, ShapeError
 
@@ -50,6 +50,14 @@ def as_input(name: str, modality: str, value: Any) -> Tensor:
     if len(tensor) and not tensor.numel():
         raise ShapeError(f"{where} has shape {tuple(tensor.shape)}: an example holds no number")
     return tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
+
+
+def as_inputs(name: str, inputs: Mapping[str, Any]) -> dict[str, Rows]:
+    """Every modality as a tensor on the CPU, or as the row source that it is; the errors are those of `as_input`."""
+    return {
+        modality: checked(value, name) if is_row_source(value) else as_input(name, modality, value)
+        for modality, value in inputs.items()
+    }
 
 
 def as_tensor(value: Any, where: str) -> Tensor:

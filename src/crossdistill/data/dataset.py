@@ -7,19 +7,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET, Batch, Input, InputSpec
-from crossdistill.data.arrays import as_domain, as_groups, as_input, as_mask, as_rows, rows_of
+from crossdistill.batch import Batch, Input, InputSpec, Task
+from crossdistill.data.arrays import as_domain, as_groups, as_inputs, as_mask, as_rows, rows_of
 from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
 from crossdistill.data.content import OnProgress, content_sample, hash_content
 from crossdistill.data.input_options import check_described
-from crossdistill.data.labels import as_targets
 from crossdistill.data.other_datasets import from_huggingface, from_shards, from_torch
 from crossdistill.data.remarks import described, remarks
-from crossdistill.data.row_source import Rows, checked, is_row_source, read_by_workers, read_rows, sources_in
-from crossdistill.data.split import check_splits, default_split
+from crossdistill.data.row_source import Rows, checked, read_by_workers, read_rows, sources_in
+from crossdistill.data.split import check_splits
+from crossdistill.data.targets import (
+    TargetScale,
+    check_targets,
+    has_target,
+    hashed_kind,
+    read_targets,
+    scale_of,
+    split_evenly,
+)
 from crossdistill.data.workers import Ready, Request, Workers
 from crossdistill.errors import DataError, SettingError, ShapeError, nearest
 
@@ -42,8 +50,8 @@ class Dataset:
 
     Attributes:
         inputs: modality -> tensor (N, ...), or a row source, whose rows are read when a batch needs them.
-        targets: class of each row, `MISSING_TARGET` for a row without one.
-        classes: names of the classes 0, 1, ...
+        targets: class of each row, `MISSING_TARGET` for a row without one; for other tasks (N, C), NaN where missing.
+        classes: names of the classes 0, 1, ..., or of the columns of `targets`.
         splits: "train", "validation", "test" -> row numbers.
         input_specs: modality -> shape and format of an example.
         fingerprint: a hash of the content, part of the keys of stages and banks. `hide_labels` and `augmentation` do
@@ -58,13 +66,15 @@ class Dataset:
         licences: of the parts of the data.
         augmentation: makes views of training rows.
         how_split: how the splits were drawn, if the library drew them.
+        task: the kind of the targets.
+        scale: for a regression, how batches have the targets standardised; None: as they are.
         workers: the processes that read the rows of sources.
         sample: a hash of some of the values at the time when `fingerprint` was computed; see `check_unchanged`.
     """
 
     name: str
     inputs: Mapping[str, Rows]
-    targets: Int64[Tensor, " N"]
+    targets: Int64[Tensor, " N"] | Float[Tensor, "N C"]
     classes: tuple[str, ...]
     splits: Mapping[str, Tensor]
     input_specs: Mapping[str, InputSpec]
@@ -77,6 +87,8 @@ class Dataset:
     licences: tuple[Licence, ...] = ()
     augmentation: Augmentation | None = None
     how_split: str = ""
+    task: Task = "classes"
+    scale: TargetScale | None = None
     workers: Workers = field(default_factory=Workers, compare=False)
     sample: str = field(default="", compare=False)
 
@@ -96,7 +108,7 @@ class Dataset:
         self._check_specs()
         check_described(self.classes, self.input_specs, f"dataset {self.name!r}")
         check_splits(self.splits, rows, self.name)
-        _check_targets(self.targets, self.classes, self.name)
+        check_targets(self.targets, self.classes, self.task, self.name)
 
     def _check_rows(self, rows: int) -> None:
         """Check that every tensor has this number of rows, and that masks are of booleans."""
@@ -154,6 +166,8 @@ class Dataset:
         licences: Sequence[Licence] = (),
         augmentation: Augmentation | None = None,
         progress: OnProgress | None = None,
+        task: Task | None = None,
+        standardise: bool = True,
     ) -> "Dataset":
         """A data set from your own arrays (numpy, torch, pandas, nested lists) and row sources.
 
@@ -163,7 +177,8 @@ class Dataset:
             name: for reports and errors.
             inputs: modality -> array, one example per row, or a `RowSource`. float64 becomes float32; other types stay.
             targets: integers from 0 on, class names, booleans, or None for unlabelled data; `MISSING_TARGET` (-100)
-                marks a row without a target.
+                marks a row without a target. With a `task`: for "multi-label" rows (N, C) of 0 and 1 or a list of names
+                for each row, for "regression" one or more numbers, for "soft" rows that sum to 1; NaN where missing.
             splits: "train", "validation", "test" -> row numbers or a boolean mask. By default 60 % of each class are
                 for training, 20 % for validation and 20 % for the test, with groups kept together (`default_split`).
             seed: of the default splits.
@@ -178,6 +193,9 @@ class Dataset:
             licences: of the parts of the data.
             augmentation: makes views of training rows.
             progress: called with the progress of reading; by default large data show a bar on a terminal.
+            task: the kind of the targets; by default one class a row, and other arrays are refused.
+            standardise: for a regression, networks learn numbers standardised on the training split; predictions are
+                given back in the unit. False: networks give the unit itself, as those of another library may.
 
         Raises:
             ShapeError: the arrays have different numbers of rows; lists them.
@@ -185,20 +203,16 @@ class Dataset:
                 groups that cannot be split.
             SettingError: the augmentation does not fit the inputs.
         """
-        tensors: dict[str, Rows] = {
-            modality: checked(value, name) if is_row_source(value) else as_input(name, modality, value)
-            for modality, value in inputs.items()
-        }
+        tensors = as_inputs(name, inputs)
         rows = rows_of(name, tensors, {"targets": targets, "domain": domain}, {"present": present, "groups": groups})
-        numbers, names = as_targets(name, targets, rows, classes)
-        specs = dict(input_specs or {})
-        for modality, tensor in tensors.items():
-            own = InputSpec(kind="array", shape=tuple(tensor.shape[1:])) if isinstance(tensor, Tensor) else tensor.spec
-            specs.setdefault(modality, own)
+        numbers, names, task = read_targets(name, targets, rows, classes, task)
+        specs = {
+            modality: InputSpec("array", tuple(value.shape[1:])) if isinstance(value, Tensor) else value.spec
+            for modality, value in tensors.items()
+        } | dict(input_specs or {})
         ids = {kind: as_groups(name, kind, value, rows) for kind, value in (groups or {}).items()}
         if splits is None:
-            _check_targets(numbers, names, name)
-            chosen, how = default_split(name, numbers, ids, seed)
+            chosen, how = split_evenly(name, numbers, names, task, ids, seed)
         else:
             chosen, how = {split: as_rows(name, split, index, rows) for split, index in splits.items()}, ""
         dataset = cls(
@@ -217,9 +231,10 @@ class Dataset:
             licences=tuple(licences),
             augmentation=augmentation,
             how_split=how,
+            task=task,
+            scale=scale_of(name, numbers, names, chosen["train"]) if task == "regression" and standardise else None,
         )
-        faults = augmentation.faults(tensors) if isinstance(augmentation, Variations) else []
-        if faults:
+        if isinstance(augmentation, Variations) and (faults := augmentation.faults(tensors)):
             raise SettingError(f"dataset {name!r}: {'; '.join(faults)}")
         dataset = replace(dataset, fingerprint=content_fingerprint(dataset, progress), sample=dataset._sample())
         for remark in dataset.remarks():
@@ -264,22 +279,16 @@ class Dataset:
 
     def remarks(self) -> tuple[str, ...]:
         """Irregularities of the data, one sentence each: missing classes, groups in two splits."""
-        return remarks(self.targets, self.classes, self.splits, self.groups, self.labelled)
+        return remarks(self.targets, self.classes, self.splits, self.groups, self.labelled, self.task)
 
     def __repr__(self) -> str:
         """A few lines: rows, modalities, classes, splits, groups, memory, and irregularities."""
-        return described(
-            self.name,
-            self.inputs,
-            self.targets,
-            self.classes,
-            self.splits,
-            groups=self.groups,
-            labelled=self.labelled,
-            present=self.present,
-            how_split=self.how_split,
-            remarks=self.remarks(),
-        )
+        return described(self)
+
+    def learnt(self, rows: Int64[Tensor, " B"]) -> Tensor:
+        """The targets of some rows as networks learn them: those of a regression are standardised."""
+        targets = self.targets[rows]
+        return targets if self.scale is None else self.scale.standardised(targets)
 
     def batch(
         self,
@@ -306,11 +315,12 @@ class Dataset:
             inputs=inputs,
             ids=rows,
             view=view,
-            targets=self.targets[rows],
+            targets=self.learnt(rows),
             labelled=None if self.labelled is None else self.labelled[rows],
             present={modality: mask[rows] for modality, mask in self.present.items()},
             domain=None if self.domain is None else _select_names(self.domain, rows),
             total_rows=total_rows or len(rows),
+            task=self.task,
         )
 
     def batches(self, requests: Iterable[Request], device: torch.device) -> Iterator[Batch]:
@@ -367,7 +377,7 @@ def content_fingerprint(dataset: Dataset, progress: OnProgress | None = None) ->
         dataset.present,
         dataset.splits,
         dataset.input_specs,
-        {"targets": dataset.targets, "labelled": dataset.labelled},
+        {"targets": dataset.targets, "labelled": dataset.labelled, **hashed_kind(dataset.task, dataset.scale)},
         dataset.classes,
         dataset.domain,
         progress,
@@ -380,20 +390,7 @@ def _select_names(names: tuple[str, ...], rows: Tensor) -> list[str]:
     return list(operator.itemgetter(*index)(names)) if len(index) > 1 else [names[i] for i in index]
 
 
-def _check_targets(targets: Tensor, classes: tuple[str, ...], name: str) -> None:
-    wrong = ((targets != MISSING_TARGET) & ((targets < 0) | (targets >= len(classes)))).nonzero().flatten()
-    if len(wrong):
-        row = int(wrong[0])
-        known = targets[targets != MISSING_TARGET]
-        from_one = int(known.min()) == 1 and int(known.max()) == len(classes)
-        raise DataError(
-            f"dataset {name!r}: {len(wrong)} targets are not classes, first in row {row}: {int(targets[row])}; "
-            f"wanted 0 to {len(classes) - 1}, or {MISSING_TARGET} for a row without a target"
-            + ("; the targets start at 1: subtract 1" if from_one else "")
-        )
-
-
 def rows_with_label(dataset: Dataset) -> Tensor:
     """A mask (N,) of the rows that have a target which the student may use."""
-    known = dataset.targets != MISSING_TARGET
+    known = has_target(dataset.targets)
     return known if dataset.labelled is None else known & dataset.labelled

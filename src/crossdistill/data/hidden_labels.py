@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from crossdistill.batch import MISSING_TARGET
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.targets import has_target, strata
 from crossdistill.errors import SettingError
 
 
@@ -26,12 +26,14 @@ def hide_labels(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
         return dataset
     train = dataset.splits["train"]
     before = torch.ones(len(dataset), dtype=torch.bool) if dataset.labelled is None else dataset.labelled
-    usable = train[before[train] & (dataset.targets[train] != MISSING_TARGET)]
+    usable = train[before[train] & has_target(dataset.targets[train])]
+    numbers, _ = strata(dataset.targets, dataset.task)
+    count_of = len(dataset.classes) if dataset.task == "classes" else int(numbers.max()) + 1
     kept = before.clone()
     kept[train] = False
-    at_least = 1 if fraction * len(usable) >= len(dataset.classes) else 0
-    for number in range(len(dataset.classes)):
-        of_class = usable[dataset.targets[usable] == number].numpy()
+    at_least = 1 if fraction * len(usable) >= count_of else 0
+    for number in range(count_of):
+        of_class = usable[numbers[usable] == number].numpy()
         order = np.random.default_rng([seed, number]).permutation(np.sort(of_class))
         count = min(len(of_class), max(at_least, round(fraction * len(of_class))))
         kept[torch.from_numpy(order[:count])] = True

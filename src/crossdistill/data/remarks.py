@@ -1,13 +1,18 @@
 """Description of a data set in a few lines, and remarks on its irregularities."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET
-from crossdistill.data.row_source import Rows, bytes_in_memory, sources_in
+from crossdistill.batch import MISSING_TARGET, Task
+from crossdistill.data.row_source import bytes_in_memory, sources_in
 from crossdistill.data.split import SPLITS
+from crossdistill.data.targets import has_target, text_of
+
+if TYPE_CHECKING:
+    from crossdistill.data.dataset import Dataset
 
 SHOWN = 8
 """Names that are listed; the rest are counted."""
@@ -26,8 +31,14 @@ def remarks(
     splits: Mapping[str, Tensor],
     groups: Mapping[str, Tensor],
     labelled: Tensor | None,
+    task: Task = "classes",
 ) -> tuple[str, ...]:
     """One sentence for each irregularity that limits the meaning of results."""
+    shared = _shared_groups(splits, groups)
+    if task == "multi-label":
+        return (*_label_remarks(targets, classes, splits), *shared)
+    if task in ("regression", "soft"):
+        return tuple(shared)
     sentences = []
     counts = class_counts(targets, len(classes), splits)
     total = torch.bincount(targets[targets != MISSING_TARGET], minlength=len(classes))
@@ -47,14 +58,27 @@ def remarks(
         hidden = (kept == 0) & (counts["train"] > 0)
         if bool(hidden.any()):
             sentences.append(f"the student has no label of {names(hidden)}")
-    for kind, ids in groups.items():
-        shared = _shared(ids, splits)
-        if shared:
-            sentences.append(
-                f"{shared} of {len(ids.unique())} groups of {kind!r} have rows in more than one split, so results say "
-                f"less about a new {kind}"
-            )
-    return tuple(sentences)
+    return (*sentences, *shared)
+
+
+def _shared_groups(splits: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> list[str]:
+    numbers = {kind: _shared(ids, splits) for kind, ids in groups.items()}
+    return [
+        f"{number} of {len(groups[kind].unique())} groups of {kind!r} have rows in more than one split, so results say "
+        f"less about a new {kind}"
+        for kind, number in numbers.items()
+        if number
+    ]
+
+
+def _label_remarks(targets: Tensor, classes: Sequence[str], splits: Mapping[str, Tensor]) -> list[str]:
+    """One sentence for each split in which some labels have no positive row, so that nothing is learnt or measured."""
+    without = {split: (targets[rows] == 1).sum(0) == 0 for split, rows in splits.items()}
+    return [
+        f"the {split} split has no row with {_names([classes[n] for n in none.nonzero().flatten().tolist()])}"
+        for split, none in without.items()
+        if bool(none.any())
+    ]
 
 
 def class_counts(targets: Tensor, classes: int, splits: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,40 +89,34 @@ def class_counts(targets: Tensor, classes: int, splits: Mapping[str, Tensor]) ->
     }
 
 
-def described(
-    name: str,
-    inputs: Mapping[str, Rows],
-    targets: Tensor,
-    classes: Sequence[str],
-    splits: Mapping[str, Tensor],
-    *,
-    groups: Mapping[str, Tensor],
-    labelled: Tensor | None,
-    present: Mapping[str, Tensor],
-    how_split: str,
-    remarks: Sequence[str],
-) -> str:
+def described(data: "Dataset") -> str:
     """The text of a data set's `repr`."""
-    sources = sources_in(inputs)
-    size = "" if len(sources) == len(inputs) else f", {_bytes(sum(map(bytes_in_memory, inputs.values())))}"
-    lines = [f"Dataset {name!r}: {len(targets):,} rows{size}"]
-    for modality, tensor in inputs.items():
-        absent = f", absent in {int((~present[modality]).sum()):,} rows" if modality in present else ""
+    sources = sources_in(data.inputs)
+    size = "" if len(sources) == len(data.inputs) else f", {_bytes(sum(map(bytes_in_memory, data.inputs.values())))}"
+    lines = [f"Dataset {data.name!r}: {len(data.targets):,} rows{size}"]
+    for modality, tensor in data.inputs.items():
+        absent = f", absent in {int((~data.present[modality]).sum()):,} rows" if modality in data.present else ""
         read = f", read row by row from {type(tensor).__name__}" if modality in sources else ""
         form = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}"
         lines.append(f"{modality}: {form}{read}{absent}")
-    without = int((targets == MISSING_TARGET).sum())
-    lines.append(f"{len(classes)} classes: {_names(classes)}" + (f"; {without:,} rows without" if without else ""))
-    lines.append("splits: " + ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items()))
-    if how_split:
-        lines.append(how_split)
-    if groups:
-        lines.append("groups: " + ", ".join(f"{kind} {len(ids.unique()):,}" for kind, ids in groups.items()))
-    if labelled is not None:
-        train = splits["train"]
-        known = labelled[train] & (targets[train] != MISSING_TARGET)
+    without = int((~has_target(data.targets)).sum())
+    rest = f"; {without:,} rows without" if without else ""
+    if data.task in ("classes", "none"):
+        lines.append(f"{len(data.classes)} classes: {_names(data.classes)}" + rest)
+    else:
+        words = text_of(data.task, data.targets, data.classes[:SHOWN], data.scale)
+        more = f" and {len(data.classes) - SHOWN:,} more" if len(data.classes) > SHOWN else ""
+        lines.append(f"{data.task}: " + ", ".join(f"{name!r} {text}" for name, text in words.items()) + more + rest)
+    lines.append("splits: " + ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items()))
+    if data.how_split:
+        lines.append(data.how_split)
+    if data.groups:
+        lines.append("groups: " + ", ".join(f"{kind} {len(ids.unique()):,}" for kind, ids in data.groups.items()))
+    if data.labelled is not None:
+        train = data.splits["train"]
+        known = data.labelled[train] & has_target(data.targets[train])
         lines.append(f"labels for the student: {int(known.sum()):,} of {len(train):,} training rows")
-    return "\n  ".join([*lines, *(f"note: {remark}" for remark in remarks)])
+    return "\n  ".join([*lines, *(f"note: {remark}" for remark in data.remarks())])
 
 
 def _names(names: Sequence[str]) -> str:

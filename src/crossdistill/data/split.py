@@ -27,8 +27,9 @@ def default_split(
     groups: Mapping[str, Tensor],
     seed: int,
     fractions: tuple[float, float] = (0.6, 0.2),
+    kind: str = "class",
 ) -> tuple[dict[str, Tensor], str]:
-    """A split stratified by class that keeps groups together; and a sentence that describes it.
+    """A split stratified by class, or by what `kind` names, that keeps groups together; and a sentence on it.
 
     `fractions` of every class are for training and validation, the rest for the test, rounded to whole rows: a class of
     three rows or more is in each split, a class of two rows in training and one other split, a single row in training.
@@ -52,7 +53,7 @@ def default_split(
     splits = {split: torch.from_numpy(np.flatnonzero(place == number)) for number, split in enumerate(SPLITS)}
     percent = ", ".join(f"{split} {len(rows) / max(1, len(targets)):.0%}" for split, rows in splits.items())
     known = len(targets.unique()) > 1
-    how = "by class" if known else "at random"
+    how = f"by {kind}" if known else "at random"
     kept = f"; no {' or '.join(repr(kind) for kind in groups)} is in two splits" if groups else ""
     return splits, f"rows were split {how}, by seed {seed}{kept}: {percent}"
 

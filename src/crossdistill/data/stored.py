@@ -16,6 +16,7 @@ from crossdistill.data.content import check_finite
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.row_source import tensors_in_memory
 from crossdistill.data.split import SPLITS
+from crossdistill.data.targets import TargetScale
 
 DESCRIPTION = "dataset.json"
 MAPPED_BYTES = 2**27
@@ -34,7 +35,7 @@ def store(folder: Path, dataset: Dataset) -> None:
             path = folder / f"{kind}.{name}.npy"
             if not path.exists():
                 np.save(path, tensor.numpy())
-    description = {
+    description: dict[str, Any] = {
         "name": dataset.name,
         "classes": dataset.classes,
         "about": dataset.about,
@@ -44,6 +45,9 @@ def store(folder: Path, dataset: Dataset) -> None:
             for modality, spec in dataset.input_specs.items()
         },
     }
+    if dataset.task != "classes":
+        description["task"] = dataset.task
+        description["scale"] = None if dataset.scale is None else asdict(dataset.scale)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
 
 
@@ -72,7 +76,13 @@ def open_stored(folder: Path) -> Dataset:
         groups=_read(folder, "group"),
         about=content["about"],
         licences=tuple(Licence(**licence) for licence in content["licences"]),
+        task=content.get("task", "classes"),
+        scale=_scale(content.get("scale")),
     )
+
+
+def _scale(plain: Mapping[str, Any] | None) -> TargetScale | None:
+    return None if plain is None else TargetScale(tuple(plain["mean"]), tuple(plain["deviation"]))
 
 
 def map_array(path: Path) -> Tensor:

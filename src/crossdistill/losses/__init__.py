@@ -23,9 +23,11 @@ from crossdistill.losses.review import hierarchical_context
 from crossdistill.losses.rkd import rkd_angle, rkd_distance
 from crossdistill.losses.routing import routed_kl, top_teachers, weighted_kl
 from crossdistill.losses.salience import least_salient, min_max
+from crossdistill.losses.sigmoid_kl import sigmoid_kl
 from crossdistill.losses.sp import similarity_preserving
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.losses.standardise import standardised
+from crossdistill.losses.task import task_loss
 from crossdistill.losses.translate import feature_distance
 from crossdistill.losses.vid import gaussian_nll
 
@@ -60,11 +62,13 @@ __all__ = [
     "routed_kl",
     "row_correlation",
     "selectivity_transfer",
+    "sigmoid_kl",
     "similarity_preserving",
     "singular_flow",
     "squared_error",
     "standardised",
     "target_class_kl",
+    "task_loss",
     "top_teachers",
     "weighted_kl",
 ]

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.collaborative import collaborative_terms
 from crossdistill.losses.squared_error import squared_error
 from crossdistill.method import DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
@@ -49,6 +49,7 @@ class Collaborate(MethodConfig):
 
 
 class _Collaborate(Method):
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes", "soft"})
     symmetric: ClassVar[bool] = True
 
     def __init__(self, config: Collaborate, teachers: tuple[str, ...], labelled_fraction: float) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.kl import log_probabilities
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
@@ -62,6 +62,7 @@ class DIST(LogitConfig):
 
 
 class _DIST(Method):
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes", "soft"})
     batch_relational: ClassVar[bool] = True
     least_rows: ClassVar[int] = 2
 

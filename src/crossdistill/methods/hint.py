@@ -1,13 +1,14 @@
 """FitNets' first stage: regression of the teachers' layers from the student's (Romero et al., ICLR 2015)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.squared_error import squared_error
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, module_key
 from crossdistill.methods.feature_method import FeatureConfig, PairedFeatures, paired_features, signals_of
 from crossdistill.methods.layer_choice import Pairs
@@ -34,6 +35,7 @@ class Hint(FeatureConfig):
 
 
 class _Hint(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     judged_by_targets = False
 
     def __init__(self, config: Hint, pairs: Pairs) -> None:

@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.kdsvd import singular_flow
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
 from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
 from crossdistill.methods.layer_choice import Pairs, require_positions
@@ -45,6 +46,8 @@ class KDSVD(FeatureConfig):
 
 
 class _KDSVD(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
+
     def __init__(self, config: KDSVD, pairs: Pairs, labelled_fraction: float) -> None:
         super().__init__()
         self.config = config

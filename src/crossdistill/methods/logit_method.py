@@ -10,9 +10,9 @@ from torch import Tensor
 
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
-from crossdistill.losses.cross_entropy import cross_entropy
 from crossdistill.losses.kl import log_probabilities
 from crossdistill.losses.standardise import standardised
+from crossdistill.losses.task import task_loss
 from crossdistill.method import STUDENT, MethodConfig, Progress, Term
 from crossdistill.methods.logit_shapes import ON_FEATURES, require_same_logits
 from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
@@ -40,14 +40,18 @@ class LogitConfig(MethodConfig):
             raise ValueError(f"weights of teachers are 0 or more; {wrong} are not")
         return value
 
-    def check(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], *, dense: bool = True) -> None:
+    def check(
+        self, student: OutputSpec, teachers: Mapping[str, OutputSpec], *, dense: bool = True, fewest: int = 2
+    ) -> None:
         """Refuse networks whose logits cannot be compared; `dense=False` refuses maps of logits too.
+
+        `fewest` is the smallest number of classes.
 
         Raises:
             ApplicabilityError: no teacher, no logits, different shapes (names the network), or too few classes.
             SettingError: `teacher_weights` name an unknown teacher, or all weights are 0.
         """
-        require_same_logits(self.name, student, teachers)
+        require_same_logits(self.name, student, teachers, fewest)
         if self.standardise and student.classes == 2:
             raise ApplicabilityError(
                 f"{self.name} with standardise: the z-scores of 2 logits are always -0.71 and 0.71, so a teacher's "
@@ -97,6 +101,17 @@ class TeacherPrediction:
         logs = torch.stack([log_probabilities(logits, temperature) for logits in self.logits])
         weights = self.log_weights.reshape(*self.log_weights.shape, *[1] * (logs.ndim - 2))
         return temperature * torch.logsumexp(logs + weights, dim=0)
+
+    def at_labels(self, temperature: float) -> Tensor:
+        """Logits whose sigmoid at this temperature is the prediction of each label (R, C)."""
+        if len(self.logits) == 1:
+            return self.logits[0]
+        weights = self.log_weights.exp().unsqueeze(2)
+        return temperature * torch.logit((self.logits.div(temperature).sigmoid() * weights).sum(0), eps=1e-6)
+
+    def mean(self) -> Tensor:
+        """The mean of the predicted numbers (R, C)."""
+        return self.logits[0] if len(self.logits) == 1 else (self.logits * self.log_weights.exp().unsqueeze(2)).sum(0)
 
     def term(self, loss: Tensor) -> Term:
         """A loss as a term: one value for each row (R,), zero in rows without a teacher's outputs; or a scalar."""
@@ -153,7 +168,7 @@ def _weights(
     for prediction, teacher in zip(logits, teachers.values(), strict=True):
         teacher_batch = teacher.sees(batch)
         assert teacher_batch.targets is not None
-        errors.append(cross_entropy(prediction, student.of(teacher_batch.targets)))
+        errors.append(task_loss(batch.task, prediction, student.of(teacher_batch.targets)))
         labelled.append(student.of(teacher_batch.student_rows()))
     best = torch.where(saw, torch.stack(errors), torch.inf).argmin(0)
     one_hot = torch.zeros_like(weights).scatter(0, best.unsqueeze(0), 1.0)

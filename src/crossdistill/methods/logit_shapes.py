@@ -8,9 +8,12 @@ from crossdistill.outputs import OutputSpec
 ON_FEATURES = ("at", "crd", "hint", "kdsvd", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "translate", "vid")
 """Methods that compare features only and do not use the teachers' logits."""
 
+FOR_ANY_TARGETS = tuple(name for name in ON_FEATURES if name != "crd")
+"""Those of them that read no classes; crd draws its negatives by class."""
 
-def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str, OutputSpec]) -> None:
-    """Refuse networks without logits or with logits of other shapes.
+
+def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str, OutputSpec], fewest: int = 2) -> None:
+    """Refuse networks without logits, with logits of other shapes, or of fewer classes than `fewest`.
 
     Raises:
         ApplicabilityError: no teacher, no logits, different shapes (names the network), or a single class.
@@ -25,7 +28,7 @@ def require_same_logits(method: str, student: OutputSpec, teachers: Mapping[str,
                 f"{method}: teacher {name!r} gives logits of shape {spec.logits}, the student {student.logits} "
                 f"(classes first, without the batch); they have to be the same. {_cure(name, spec, student)}"
             )
-    if student.classes < 2:
+    if student.classes < fewest:
         raise ApplicabilityError(
             f"{method} distils how probable each class is, and with {student.classes} class that is always 1; take a "
             f"method that compares features ({', '.join(ON_FEATURES)})"

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.correlation import class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl, log_probabilities
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
@@ -62,6 +62,7 @@ class MLKD(LogitConfig):
 
 
 class _MLKD(Method):
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes", "soft"})
     batch_relational: ClassVar[bool] = True
 
     def __init__(self, config: MLKD, teachers: Iterable[str], labelled_fraction: float) -> None:

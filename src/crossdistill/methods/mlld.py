@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.correlation import Reduction, class_correlation, row_correlation
 from crossdistill.losses.kl import distillation_kl
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
@@ -54,6 +54,7 @@ class MLLD(LogitConfig):
 
 
 class _MLLD(Method):
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes", "soft"})
     batch_relational: ClassVar[bool] = True
 
     def __init__(self, config: MLLD, teachers: Iterable[str], labelled_fraction: float) -> None:

@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.ofd import normal_margin, partial_distance
 from crossdistill.losses.spatial import as_map, same_space
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
 from crossdistill.methods.layer_choice import Pairs
@@ -50,6 +51,7 @@ class OFD(FeatureConfig):
 
 
 class _OFD(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     # The connectors normalise over the batch.
     batch_relational: ClassVar[bool] = True
 

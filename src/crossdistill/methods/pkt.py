@@ -5,9 +5,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.pkt import probabilistic_transfer
 from crossdistill.losses.spatial import as_vector
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
 from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
 from crossdistill.methods.layer_choice import Pairs
@@ -37,6 +38,7 @@ class PKT(FeatureConfig):
 
 
 class _PKT(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     batch_relational: ClassVar[bool] = True
     least_rows: ClassVar[int] = 2
 

@@ -7,9 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.review import hierarchical_context
 from crossdistill.losses.spatial import as_map, as_vector
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import Activation, ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
 from crossdistill.methods.layer_choice import Pairs, Shape
@@ -47,6 +48,7 @@ class ReviewKD(FeatureConfig):
 
 
 class _ReviewKD(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     # The fusion blocks normalise over the batch.
     batch_relational: ClassVar[bool] = True
 

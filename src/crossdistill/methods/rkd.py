@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.rkd import rkd_angle, rkd_distance
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import (
     FeatureConfig,
@@ -60,6 +61,7 @@ class RKD(FeatureConfig):
 
 
 class _RKD(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     batch_relational: ClassVar[bool] = True
     least_rows: ClassVar[int] = 3
 

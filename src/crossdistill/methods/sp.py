@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.sp import similarity_preserving
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, task_term
 from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
 from crossdistill.methods.layer_choice import Pairs
@@ -36,6 +37,7 @@ class SP(FeatureConfig):
 
 
 class _SP(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     batch_relational: ClassVar[bool] = True
     least_rows: ClassVar[int] = 2
 

@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.losses.translate import Distance, feature_distance
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, module_key
 from crossdistill.methods.feature_method import FeatureConfig, PairedFeatures, paired_features, signals_of
@@ -90,6 +91,7 @@ class Translate(FeatureConfig):
 
 
 class _Translate(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     judged_by_targets: ClassVar[bool] = False
 
     def __init__(self, config: Translate, pairs: Pairs) -> None:

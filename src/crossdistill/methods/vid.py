@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from crossdistill.batch import Batch
+from crossdistill.batch import Batch, Task
 from crossdistill.losses.spatial import as_map, same_space
+from crossdistill.losses.task import EVERY_TASK
 from crossdistill.losses.vid import gaussian_nll, log_scale_of
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import FeatureConfig, paired_features, signals_of
@@ -49,6 +50,8 @@ class VID(FeatureConfig):
 
 
 class _VID(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
+
     def __init__(self, config: VID, pairs: Pairs, labelled_fraction: float) -> None:
         super().__init__()
         self.config = config

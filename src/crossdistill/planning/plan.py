@@ -30,13 +30,12 @@ from crossdistill.planning.preflight import (
     check_lone_rows,
     check_settings,
     check_sources,
-    check_tested,
-    data_spec,
     training_parts,
     trial_step,
 )
 from crossdistill.planning.sources import Choices, decide
 from crossdistill.planning.stage_key import StageKeys
+from crossdistill.planning.task_checks import built_for_task, check_tested
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.run_folder.checkpoint import flatten
 from crossdistill.runtime.code_key import code_key
@@ -137,7 +136,7 @@ def prepare(
     faults += built.faults
     if len(members) <= len(recipe.teachers):
         raise RecipeError(recipe.name, faults)  # a network is missing, so no stage can be checked
-    faults += check_tested(members[recipe.learner], dataset)
+    faults += check_tested(members[recipe.learner], dataset, recipe.metrics)
     planner = _Planner(recipe, dataset, members, device, choices or {}, ranks)
     jobs, notes = [], list(built.notes)
     for index, stage in enumerate(recipe.stages):
@@ -281,7 +280,7 @@ class _Planner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("method", self.recipe.seed, stage.name))
             specs = {name: teacher.spec for name, teacher in teachers.items()}
-            return stage.method.build(_spec(self.members[learner]), specs, data_spec(dataset)).to(self.device)
+            return built_for_task(stage, _spec(self.members[learner]), specs, dataset).to(self.device)
 
     def _check_stage(
         self,

@@ -9,11 +9,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from crossdistill.adapters import LOW
-from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.batch import Batch
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset, rows_with_label
 from crossdistill.data.remarks import untrained
 from crossdistill.data.sampler import Order
+from crossdistill.data.targets import has_target, hidden
 from crossdistill.errors import CrossdistillError, SettingError, ShapeError, nearest
 from crossdistill.method import DataSpec, Method, Progress, Step
 from crossdistill.models.own_network import weights_outside
@@ -91,6 +92,8 @@ def check_settings(
 
 def _class_faults(dataset: Dataset) -> list[str]:
     """Faults: classes of the validation or test rows without a training row."""
+    if dataset.task != "classes":
+        return []
     classes = untrained(dataset.targets, dataset.classes, dataset.splits)
     if not classes:
         return []
@@ -105,8 +108,8 @@ def data_spec(dataset: Dataset) -> DataSpec:
     """The facts about the training data for a method; targets hidden from the student are missing."""
     train = dataset.splits["train"]
     known = rows_with_label(dataset)[train]
-    targets = dataset.targets[train].where(known, MISSING_TARGET)
-    return DataSpec(len(train), len(dataset.classes), targets, train, float(known.double().mean()))
+    targets = hidden(dataset.learnt(train), known)
+    return DataSpec(len(train), len(dataset.classes), targets, train, float(known.double().mean()), dataset.task)
 
 
 def check_sources(
@@ -284,7 +287,7 @@ def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset)
     rows = dataset.splits["validation"]
     judging = seen_rows(dataset, network)[rows]
     if method.judged_by_targets:
-        judging &= dataset.targets[rows] != MISSING_TARGET
+        judging &= has_target(dataset.targets[rows])
     if stage.select == "best" and stage.epochs and not bool(judging.any()):
         wanted = " and that has a target" if method.judged_by_targets else ""
         faults.append(
@@ -292,17 +295,6 @@ def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset)
             "be compared; put such rows there, or set select='last'"
         )
     return faults
-
-
-def check_tested(network: Network, dataset: Dataset) -> list[str]:
-    """Faults: no test row with a target and outputs of the student."""
-    rows = dataset.splits["test"]
-    if bool((seen_rows(dataset, network) & (dataset.targets != MISSING_TARGET))[rows].any()):
-        return []
-    return [
-        f"data: no row of the test split is one that {network.name} reads and that has a target, so the student cannot "
-        "be evaluated; put such rows there"
-    ]
 
 
 def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:

@@ -45,7 +45,9 @@ class TrainingData:
     def spec(self, classes: int) -> DataSpec:
         """The `DataSpec` for a method whose student has this number of classes."""
         known = self._known or DataSpec(0, classes)
-        spec = _Watched(known.rows, known.classes or classes, known.targets, known.ids, known.labelled_fraction)
+        spec = _Watched(
+            known.rows, known.classes or classes, known.targets, known.ids, known.labelled_fraction, known.task
+        )
         object.__setattr__(spec, "data", self)
         return spec
 

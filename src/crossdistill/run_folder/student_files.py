@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from crossdistill.batch import Task
 from crossdistill.data.input_options import MOST_CLASSES, MOST_LABEL, MOST_NAME, MOST_NUMBERS, check_plain
 from crossdistill.errors import DataError, RunError
 from crossdistill.runtime.files import file_fault
@@ -65,6 +66,13 @@ class InputConfig(_Part):
         return self
 
 
+class ScaleConfig(_Part):
+    """The `TargetScale` of a regression."""
+
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(max_length=MOST_CLASSES)
+    deviation: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(max_length=MOST_CLASSES)
+
+
 class StudentConfig(_Part):
     """`config.json`: the network, its inputs and classes, and the SHA-256 of every file that predictions depend on.
 
@@ -77,6 +85,8 @@ class StudentConfig(_Part):
     reads: tuple[Name, ...] = Field(min_length=1, max_length=64)
     taps: tuple[Annotated[str, StringConstraints(max_length=1000)], ...] = Field(max_length=10_000)
     classes: tuple[Label, ...] = Field(max_length=MOST_CLASSES)
+    task: Task = "classes"
+    scale: ScaleConfig | None = None
     inputs: dict[Name, InputConfig] = Field(max_length=64)
     files: dict[Literal["model.safetensors", "preparation.safetensors"], Hash]
 
@@ -86,6 +96,8 @@ class StudentConfig(_Part):
             raise ValueError(f"reads {list(self.reads)}, but inputs describe {sorted(self.inputs)}")
         if WEIGHTS not in self.files:
             raise ValueError(f"files name no {WEIGHTS}")
+        if self.scale is not None and {len(self.scale.mean), len(self.scale.deviation)} != {len(self.classes)}:
+            raise ValueError(f"scale has {len(self.scale.mean)} numbers for {len(self.classes)} columns")
         return self
 
 

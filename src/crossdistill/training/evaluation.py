@@ -1,18 +1,18 @@
 """Evaluation on a split: predictions without gradient, and a metric over all of them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET, Batch
+from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.metric_names import METRICS, chosen_metrics
 from crossdistill.data.rendered import rendered, renderings_of
 from crossdistill.data.row_source import costliest
+from crossdistill.data.targets import decoded, has_target
 from crossdistill.data.workers import Request
 from crossdistill.errors import SettingError, nearest
 from crossdistill.network import Network
@@ -21,24 +21,8 @@ from crossdistill.planning.part_size import rows_at_once
 from crossdistill.recipe import Recipe
 from crossdistill.student import load_student
 from crossdistill.teacher import Teacher
-from crossdistill.training.metrics import METRICS, measure
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """A network's predictions, one per row of a split that has a target and for which its inputs are present.
-
-    `ids`, `predicted` and `targets` have shape (N,), `probabilities` (N, C) or None.
-    """
-
-    ids: Int64[Tensor, " N"]
-    predicted: Int64[Tensor, " N"]
-    targets: Int64[Tensor, " N"]
-    probabilities: Float[Tensor, "N C"] | None = None
-
-    def accuracy(self) -> float:
-        """Fraction of correct predictions; NaN without rows."""
-        return float((self.predicted == self.targets).double().mean()) if len(self.targets) else float("nan")
+from crossdistill.training.metrics import measure
+from crossdistill.training.predictions import Predictions
 
 
 def batches(
@@ -87,30 +71,32 @@ def predict(
     only: Collection[str] | None = None,
     probabilities: bool = False,
 ) -> Predictions:
-    """Predicted classes of all rows that have a target and whose modalities are present.
+    """Predictions of all rows that have a target and whose modalities are present.
 
-    With `probabilities`, the softmax over the classes too. `only` names the modalities that the source reads (None: all
-    are fetched).
+    With `probabilities`, those of classes too; other tasks always have theirs. `only` names the modalities that the
+    source reads (None: all are fetched).
     """
-    ids, predicted, targets, softmax = [], [], [], []
+    ids, predicted, targets, likely = [], [], [], []
+    task, columns = dataset.task, len(dataset.classes)
     size = rows_at_once(source, few_rows(dataset, rows, device, only=only), len(rows), device)
     for batch in batches(dataset, rows, device, size, only=only):
         outputs = source(batch)
         assert batch.targets is not None
-        known = outputs.of(batch.targets)
-        keep = known != MISSING_TARGET
+        keep = has_target(outputs.of(batch.targets))
         logits = outputs.need(Signal.LOGITS)
-        predicted.append(logits.argmax(1)[keep])
-        targets.append(known[keep])
+        values, each = decoded(task, logits[keep], dataset.scale)
+        predicted.append(values)
         ids.append(outputs.of(batch.ids)[keep])
-        if probabilities:
-            softmax.append(logits.movedim(1, -1)[keep].softmax(-1).cpu())
+        targets.append(dataset.targets[ids[-1].cpu()])
+        if each is not None and (probabilities or task != "classes"):
+            likely.append(each.cpu())
     empty = torch.zeros(0, dtype=torch.int64)
 
     def joined(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts).cpu() if parts else empty
 
-    return Predictions(joined(ids), joined(predicted), joined(targets), torch.cat(softmax) if softmax else None)
+    each = torch.cat(likely) if likely else None
+    return Predictions(joined(ids), joined(predicted), joined(targets), each, task, columns)
 
 
 class WithAccuracy:
@@ -125,9 +111,10 @@ class WithAccuracy:
     def __call__(self, batch: Batch) -> Outputs:
         """The outputs of the source."""
         outputs = self._source(batch)
-        if outputs.logits is not None and batch.targets is not None:
+        if outputs.logits is not None and batch.targets is not None and batch.task in ("classes", "soft"):
             known = outputs.of(batch.targets)
-            right, keep = outputs.logits.argmax(1) == known, known != MISSING_TARGET
+            keep = has_target(known)
+            right = outputs.logits.argmax(1) == (known.argmax(1) if batch.task == "soft" else known)
             counts = torch.stack([(right & keep).sum(), keep.sum()]).double()
             self.counts = self.counts.to(counts.device) + counts
         return outputs
@@ -145,15 +132,16 @@ class WithAccuracy:
         return self._source.tail(tap)
 
 
-def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accuracy") -> dict[str, Any]:
-    """A metric of a finished run's saved student on a split of its data.
+def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str | None = None) -> dict[str, Any]:
+    """A metric of a finished run's saved student on a split of its data; by default the main one of the run.
 
     Raises:
         SettingError: the recipe's data has no such split, or there is no such metric.
         RunError: the folder holds no student.
     """
-    if metric not in METRICS:
-        raise SettingError(f"there is no metric {metric!r}; {nearest(metric, METRICS)}")
+    every = dict.fromkeys(name for names in METRICS.values() for name in names)
+    if metric is not None and metric not in every:
+        raise SettingError(f"there is no metric {metric!r}; {nearest(metric, every)}")
     student = load_student(run, recipe.student if isinstance(recipe.student, Network) else None)
     dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
     if split not in dataset.splits:
@@ -161,20 +149,6 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str = "accura
     dataset = rendered(dataset, renderings_of(student.inputs, dataset), student.network.name)
     rows = dataset.splits[split]
     predictions = predict(student.network, dataset, rows, torch.device("cpu"), only=student.network.reads)
-    if metric == "accuracy":
-        # In double precision, as the run computed it; torchmetrics computes in single precision.
-        value = predictions.accuracy()
-    else:
-        value = measure(metric, predictions.predicted, predictions.targets, len(dataset.classes))
-    return {"split": split, "metric": metric, "value": value, "rows": len(predictions.targets), "of": len(rows)}
-
-
-def chance(dataset: Dataset, split: str = "test") -> Predictions:
-    """Predictions of the most frequent class of the training split, for all rows with a target."""
-    train = dataset.targets[dataset.splits["train"]]
-    train = train[train != MISSING_TARGET]
-    best = torch.bincount(train, minlength=len(dataset.classes)).argmax()
-    rows = dataset.splits[split]
-    rows = rows[dataset.targets[rows] != MISSING_TARGET]
-    targets = dataset.targets[rows]
-    return Predictions(rows, best.expand_as(targets), targets)
+    metric = metric or chosen_metrics(dataset.task, recipe.metrics)[0]
+    value = measure(metric, predictions)
+    return {"split": split, "metric": metric, "value": value, "rows": len(predictions), "of": len(rows)}

@@ -1,5 +1,6 @@
 """The end of a run: test results, predictions, and the student's folder."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,18 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET
-from crossdistill.data.dataset import Dataset
+from crossdistill.data.dataset import Dataset, rows_with_label
+from crossdistill.data.metric_names import chosen_metrics
+from crossdistill.data.targets import has_target
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Plan
-from crossdistill.report import PREDICTIONS, Report, Row
+from crossdistill.report import PREDICTIONS, Measured, Report, Row
 from crossdistill.run_folder.student_files import STUDENT_FOLDER
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.files import atomic_file, remove_folder, storage_error
 from crossdistill.student import model_card, save_student
 from crossdistill.teacher import Live, TeacherBase
-from crossdistill.training.evaluation import Predictions, chance, predict
+from crossdistill.training.evaluation import predict
+from crossdistill.training.metrics import measure
+from crossdistill.training.predictions import Predictions, chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ def finish(
     devices.reset_peak()
     learner = Live(recipe.learner, plan.members[recipe.learner])
     method = recipe.method or recipe.stages[-1].method.name
-    table = _Table(plan, "accuracy" if split == "test" else f"{split} accuracy")
-    with_target = _fraction(dataset.targets != MISSING_TARGET, dataset)
+    table = _Table(plan, split)
+    with_target = _fraction(has_target(dataset.targets), dataset)
     results = [table.row("chance", chance(dataset, split), labelled=with_target)]
     for name, teacher in plan.teachers.items():
         if TeacherBase.of(teacher).spec.logits != (len(dataset.classes),):
@@ -84,15 +88,18 @@ def finish(
 class _Table:
     """Makes the result rows of one run, which share most of their fields."""
 
-    def __init__(self, plan: Plan, metric: str) -> None:
+    def __init__(self, plan: Plan, split: str) -> None:
         self._plan = plan
-        self._metric = metric
+        self._split = "" if split == "test" else f"{split} "
+        self._metrics = chosen_metrics(plan.dataset.task, plan.recipe.metrics)
         data = plan.recipe.data
         self._labelled = labelled_fraction(data) if isinstance(data, Dataset) else data.labelled
 
     def row(self, method: str, predictions: Predictions, *, labelled: float | None = None) -> Row:
         """The row of one source's predictions."""
-        accuracy = predictions.accuracy()
+        values = [(metric, measure(metric, predictions)) for metric in self._metrics]
+        # A metric may be undefined, such as R2 of rows with equal targets.
+        main, *others = [pair for pair in values if math.isfinite(pair[1])] or [("rows", float(len(predictions)))]
         return Row(
             data=self._plan.dataset.name,
             method=method,
@@ -100,20 +107,20 @@ class _Table:
             student=self._plan.recipe.learner,
             labelled=self._labelled if labelled is None else labelled,
             control=None,
-            metric=self._metric,
-            mean=accuracy,
+            metric=self._split + main[0],
+            mean=main[1],
             std=None,
-            values=(accuracy,),
+            values=(main[1],),
             test_rows=len(predictions.targets),
             seconds=0.0,
             peak_memory_mb=0.0,
+            metrics=tuple(Measured(self._split + name, value, None, (value,)) for name, value in others),
         )
 
 
 def labelled_fraction(dataset: Dataset) -> float:
     """Fraction of the training rows whose label the student may use, to four digits."""
-    known = dataset.targets != MISSING_TARGET
-    return _fraction(known if dataset.labelled is None else known & dataset.labelled, dataset)
+    return _fraction(rows_with_label(dataset), dataset)
 
 
 def _fraction(rows: Tensor, dataset: Dataset) -> float:
@@ -133,12 +140,11 @@ def _remove(student: Path) -> None:
 def _save_predictions(path: Path, predictions: Predictions) -> None:
     import numpy as np
 
-    assert predictions.probabilities is not None
+    values = {"ids": predictions.ids, "predicted": predictions.predicted, "targets": predictions.targets}
+    if predictions.probabilities is not None:
+        values["probabilities"] = predictions.probabilities
+    if predictions.task != "classes":
+        values["scores"] = predictions.scores()
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            ids=predictions.ids.numpy(),
-            predicted=predictions.predicted.numpy(),
-            targets=predictions.targets.numpy(),
-            probabilities=predictions.probabilities.numpy(),
-        )
+        np.savez_compressed(file, **arrays)

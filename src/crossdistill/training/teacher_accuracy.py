@@ -1,4 +1,4 @@
-"""Teachers' accuracy on the validation split before a stage uses them, with a warning at chance level."""
+"""Teachers' accuracy, or the metric of another task, on the validation split, with a warning at chance level."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.backends.names import backend_of
-from crossdistill.batch import MISSING_TARGET
+from crossdistill.data.targets import TargetScale, has_target
 from crossdistill.errors import SettingError
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
@@ -19,7 +19,9 @@ from crossdistill.planning.sources import masked_base
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Display, counted
 from crossdistill.teacher import TeacherBase
-from crossdistill.training.evaluation import Predictions, predict
+from crossdistill.training.evaluation import predict
+from crossdistill.training.metrics import measure
+from crossdistill.training.predictions import Predictions
 from crossdistill.training.teacher_agreement import Unlabelled, agreement_text, faults_of, without_labels
 
 log = logging.getLogger("crossdistill")
@@ -32,20 +34,25 @@ ABOVE_CHANCE = 1.645
 class TeacherAccuracy:
     """A teacher's accuracy on the validation split, over the `rows` rows that have a target and an output of it.
 
-    `chance` is the accuracy of predicting the most frequent class of these rows.
+    `chance` is the accuracy of predicting the most frequent class of these rows. For other tasks than classes,
+    `accuracy` is the value of `metric`: R2 of a regression with chance 0, and the mean average precision of
+    multi-label, whose chance is the mean frequency of the labels.
     """
 
     accuracy: float
     rows: int
     chance: float
+    metric: str = "accuracy"
 
     def text(self) -> str:
         """One line for the display."""
-        return f"accuracy {self.accuracy:.3f} on {counted(self.rows, 'row')}, chance {self.chance:.3f}"
+        return f"{self.metric} {self.accuracy:.3f} on {counted(self.rows, 'row')}, chance {self.chance:.3f}"
 
     @property
     def at_chance(self) -> bool:
         """Whether the accuracy is not significantly above chance."""
+        if self.metric != "accuracy":
+            return not self.accuracy > self.chance
         return not above_chance(round(self.accuracy * self.rows), self.rows, self.chance)
 
 
@@ -91,7 +98,7 @@ class TeacherCheck:
             SettingError: a teacher is no better than chance, and the check is strict.
         """
         measured: dict[str, TeacherAccuracy] = {}
-        if not bool((job.dataset.targets[job.dataset.splits["validation"]] != MISSING_TARGET).any()):
+        if not bool(has_target(job.dataset.targets[job.dataset.splits["validation"]]).any()):
             self._without_labels(job)
             return {}
         for name, teacher in job.teachers.items():
@@ -103,16 +110,18 @@ class TeacherCheck:
                 if predictions is None:
                     continue
                 accuracy = _measured(predictions)
-                self._known[name] = asdict(accuracy)
+                plain = asdict(accuracy)
+                # Outcomes of classes are written as before there were other metrics.
+                self._known[name] = {k: v for k, v in plain.items() if k != "metric" or v != "accuracy"}
                 if accuracy.at_chance:
                     self._warn(job, name, accuracy, predictions)
-                elif _is_out_of_order(predictions):
+                elif predictions.task == "classes" and _is_out_of_order(predictions):
                     self._warn_of_order(job, name, accuracy)
             measured[name] = TeacherAccuracy(**self._known[name])
         if measured:
             text = "; ".join(f"{name} {accuracy.text()}" for name, accuracy in measured.items())
             self._display.say(f"{job.stage.name}: teachers on the validation split: {text}")
-        return {name: asdict(accuracy) for name, accuracy in measured.items()}
+        return {name: self._known[name] for name in measured}
 
     def update(self, job: Job, about: Mapping[str, Any]) -> None:
         """Restore the accuracies stored with a finished stage, and drop those of teachers that it trained."""
@@ -169,9 +178,13 @@ class TeacherCheck:
         with torch.random.fork_rng([devices.device] if devices.device.type == "cuda" else []):
             needed = source.inputs_needed
             share = predict(source, job.dataset, rows[devices.rank :: devices.ranks], devices.device, only=needed)
-        parts = devices.everyone((share.ids, share.predicted, share.targets))
-        ids, predicted, targets = (torch.cat(values) for values in zip(*parts, strict=True))
-        return Predictions(ids, predicted, targets) if len(targets) else None
+        each = [share.ids, share.predicted, share.targets]
+        parts = devices.everyone(tuple(each if share.probabilities is None else [*each, share.probabilities]))
+        # A rank without rows has no probabilities.
+        ids, predicted, targets, *rest = (torch.cat(values) for values in zip(*parts, strict=False))
+        likely = rest[0] if rest else None
+        whole = Predictions(ids, predicted, targets, likely, share.task, share.columns)
+        return whole if len(whole) else None
 
     def _warn(self, job: Job, name: str, accuracy: TeacherAccuracy, predictions: Predictions) -> None:
         self._complain(
@@ -189,7 +202,15 @@ class TeacherCheck:
             )  # fmt: skip
 
     def _cause(self, name: str, predictions: Predictions) -> str:
-        renamed = _renamed(predictions)
+        scale = self._plan.dataset.scale
+        if scale is not None and _measured(replace(predictions, predicted=_undone(scale, predictions))).accuracy > 0:
+            return (
+                "its outputs are in the unit of the targets, and networks give standardised numbers here: wrap it in "
+                "Network(output_adapter=...), which subtracts the mean "
+                f"({', '.join(f'{value:.4g}' for value in scale.mean)}) and divides by the deviation "
+                f"({', '.join(f'{value:.4g}' for value in scale.deviation)}), or make the data with standardise=False"
+            )
+        renamed = _renamed(predictions) if predictions.task == "classes" else None
         if renamed is not None:
             return (
                 f"with its classes in another order its accuracy is {renamed:.3f}, so the order of its logits is not "
@@ -223,8 +244,19 @@ class TeacherCheck:
         )
 
 
+def _undone(scale: TargetScale, predictions: Predictions) -> Tensor:
+    """The outputs of a network as they were, from numbers in the unit of the targets."""
+    return scale.standardised(predictions.predicted)
+
+
 def _measured(predictions: Predictions) -> TeacherAccuracy:
-    rows = len(predictions.targets)
+    rows = len(predictions)
+    if predictions.task == "regression":
+        return TeacherAccuracy(measure("r2", predictions), rows, 0.0, "r2")
+    if predictions.task == "multi-label":
+        frequency = predictions.targets.nanmean(0)
+        return TeacherAccuracy(measure("map", predictions), rows, float(frequency[frequency > 0].mean()), "map")
+    predictions = replace(predictions, targets=predictions.classes(), task="classes")
     return TeacherAccuracy(predictions.accuracy(), rows, float(predictions.targets.bincount().max()) / rows)
 
 
