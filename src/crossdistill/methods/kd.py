@@ -86,7 +86,7 @@ class KD(LogitConfig):
             raise ApplicabilityError(f"kd: standardise is for form='softmax', and the form here is {form!r}")
         return _KD(self, teachers, data.labelled_fraction, form)
 
-    def settled(
+    def choose_layers(
         self, networks: Mapping[str, Network], batch: Batch
     ) -> tuple[MethodConfig, Mapping[str, Sequence[str]]]:
         """The settings with the form for the batch's kind of targets, where that is not the published one."""

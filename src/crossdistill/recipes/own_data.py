@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from crossdistill.batch import MISSING_TARGET, InputSpec
+from crossdistill.batch import InputSpec
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendering import TextRendering, rendering_of
+from crossdistill.data.targets import has_target
 from crossdistill.errors import SettingError, nearest
 from crossdistill.models import MODELS, find_model
 from crossdistill.models.own_network import as_network
@@ -194,7 +195,7 @@ def setup_for(
 
 def has_labels(dataset: Dataset) -> bool:
     """Whether any training row has a target."""
-    return bool((dataset.targets[dataset.splits["train"]] != MISSING_TARGET).any())
+    return bool(has_target(dataset.targets[dataset.splits["train"]]).any())
 
 
 def check_labels(dataset: Dataset, teachers: Mapping[str, Any]) -> None:
