@@ -181,6 +181,8 @@ class Stage(BaseModel):
     """Run networks through torch.compile. On a CPU this needs a C++ compiler."""
     cuda_graphs: bool = False
     """Replay each step as one CUDA graph: for students so small that kernel launches take longer than the kernels."""
+    select_by: str | None = None
+    """The metric on the validation split by which the student's best epoch is chosen; None: the lowest loss."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the learner's weights and buffers, such as 0.999, updated after
     each step. Validation uses the averaged network, and it is the result of the stage."""
@@ -241,7 +243,7 @@ class Stage(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("ema", "length_buckets"))
+        return _without_defaults(self, handler(self), ("ema", "length_buckets", "select_by"))
 
     @property
     def trained(self) -> tuple[str, ...]:

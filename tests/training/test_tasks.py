@@ -131,6 +131,26 @@ def test_what_does_not_fit_is_refused_before_training(
         prepare(made, made.data, CPU)
 
 
+@pytest.mark.parametrize(("task", "metric"), [("regression", "mae"), ("classes", "macro-f1")])
+def test_the_best_epoch_is_that_of_the_metric(task: str, metric: str, tmp_path: Path) -> None:
+    made = recipe(task, "supervised")
+    stage = made.stages[0].model_copy(update={"select_by": metric})
+    run(made.model_copy(update={"stages": (stage,)}), tmp_path / "run")
+    outcome = json.loads((tmp_path / "run" / "stages" / "00-supervised" / "outcome.json").read_text())
+    values = [epoch[metric] for epoch in outcome["history"]]
+    best = min(values) if metric == "mae" else max(values)
+    assert outcome["selected"]["student"]["epoch"] == values.index(best)
+    assert "select_by" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_a_metric_of_another_task_selects_nothing() -> None:
+    made = recipe("regression", "supervised")
+    stage = made.stages[0].model_copy(update={"select_by": "accuracy"})
+    with raises(RecipeError, "select_by", "accuracy", "r2"):
+        assert isinstance(made.data, Dataset)
+        prepare(made.model_copy(update={"stages": (stage,)}), made.data, CPU)
+
+
 @pytest.mark.parametrize("task", ["regression", "multi-label", "soft"])
 @pytest.mark.parametrize("method", ["rkd", "pkt", "hint"])
 def test_methods_on_features_train_on_every_kind(task: str, method: str, tmp_path: Path) -> None:

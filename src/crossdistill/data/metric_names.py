@@ -19,6 +19,7 @@ METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The metrics of each task, the main one first."""
+NAMES = frozenset(name for names in METRICS.values() for name in names)
 DEFAULTS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     {**METRICS, "classes": ("accuracy",), "soft": ("accuracy", "cross-entropy")}
 )

@@ -27,6 +27,12 @@ def built_for_task(stage: Stage, student: OutputSpec, teachers: Mapping[str, Out
         if dataset.task == "classes":
             raise
         raise ApplicabilityError(f"{error} ({kind})") from error
+    if stage.select_by is not None:
+        if stage.select != "best" or student.logits is None:
+            raise ApplicabilityError(
+                "select_by chooses the student's best epoch: set select='best', and give it logits"
+            )
+        chosen_metrics(dataset.task, (stage.select_by,), "select_by")
     if dataset.task not in method.tasks:
         offer = {"multi-label": "kd (form='sigmoid')", "none": "kd with frozen teachers"}.get(dataset.task, "kd")
         raise ApplicabilityError(

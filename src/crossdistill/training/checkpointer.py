@@ -54,6 +54,8 @@ class StageState:
     """Sums of the values logged by the steps of the running epoch."""
     seconds: float = 0.0
     """Training time before the last resume."""
+    select_by: str | None = None
+    """The metric by which the student is selected; None: its loss. A value of a rising metric is kept negated."""
 
     def keep_best(
         self, epoch: int, validation: Mapping[str, float], parts: Mapping[str, Mapping[str, nn.Module]]
@@ -93,7 +95,8 @@ class StageState:
             f"{name} {chosen['value']:.4f} (epoch {chosen['epoch']}{self._accuracy(name, chosen['epoch'])})"
             for name, chosen in self.chosen().items()
         )
-        kind = f"lowest validation loss: {values}" if values else f"last validation: {metrics_text(self.history[-1])}"
+        by = "lowest validation loss" if self.select_by is None else f"best validation {self.select_by}"
+        kind = f"{by}: {values}" if values else f"last validation: {metrics_text(self.history[-1])}"
         return f"{counted(len(self.history), 'epoch')} in {seconds:.1f} s, {kind}"
 
     def _accuracy(self, name: str, epoch: int | float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from crossdistill.data.metric_names import NAMES
 from crossdistill.errors import NonFiniteError
 from crossdistill.method import Progress
 from crossdistill.run_folder.loggers import Tracking
@@ -110,10 +111,11 @@ class Pace:
 
 def metrics_text(validation: Mapping[str, int | float]) -> str:
     """Validation values as text: losses by part, and the accuracy."""
-    losses = {name: value for name, value in validation.items() if name not in ("epoch", "accuracy")}
+    metrics = {name: value for name, value in validation.items() if name in NAMES}
+    losses = {name: value for name, value in validation.items() if name != "epoch" and name not in metrics}
     # A single part is shown without its name.
     parts = [f"loss {name if len(losses) > 1 else ''}".strip() + f" {value:.4f}" for name, value in losses.items()]
-    parts += [f"accuracy {validation['accuracy']:.3f}"] if "accuracy" in validation else []
+    parts += [f"{name} {value:.3f}" for name, value in metrics.items()]
     return ", ".join(parts)
 
 

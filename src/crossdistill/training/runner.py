@@ -47,6 +47,7 @@ from crossdistill.training.checkpointer import Saver, StageState, selected_parts
 from crossdistill.training.evaluation import WithAccuracy, batches, few_rows
 from crossdistill.training.monitor import Monitor, Pace, shown
 from crossdistill.training.results import Outcome, finish
+from crossdistill.training.selection import with_metric
 from crossdistill.training.step import Training
 from crossdistill.training.teacher_accuracy import TeacherCheck
 
@@ -260,7 +261,7 @@ def fit(
         restore({job.student.name: plan.members[job.student.name]}, job.initial)
     before = _frozen_fingerprints(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices, out)
-    state = StageState(out)
+    state = StageState(out, select_by=stage.select_by)
     saver = Saver(plan.recipe, job, training, state, out / "checkpoints", devices, tracking)
     if type(job.method).measure is not Method.measure:
         job.method.measure(_measuring_pass(plan, job, training, devices), job.student, job.teachers)
@@ -316,9 +317,9 @@ def fit(
 def _validate_epoch(epoch: int, job: Job, training: Training, devices: Devices, state: StageState) -> dict[str, float]:
     """Validate after an epoch, and keep the best weights so far."""
     with training.averaged():
-        validation = validate(job, training, devices)
+        validation, judged = with_metric(job, training, devices, validate(job, training, devices))
         state.history.append({"epoch": epoch, **validation})
-        state.keep_best(epoch, validation, selected_parts(job) if job.stage.select == "best" else {})
+        state.keep_best(epoch, judged, selected_parts(job) if job.stage.select == "best" else {})
     return validation
 
 

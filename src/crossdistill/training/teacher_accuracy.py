@@ -22,6 +22,7 @@ from crossdistill.teacher import TeacherBase
 from crossdistill.training.evaluation import predict
 from crossdistill.training.metrics import measure
 from crossdistill.training.predictions import Predictions
+from crossdistill.training.selection import of_all_ranks
 from crossdistill.training.teacher_agreement import Unlabelled, agreement_text, faults_of, without_labels
 
 log = logging.getLogger("crossdistill")
@@ -178,12 +179,7 @@ class TeacherCheck:
         with torch.random.fork_rng([devices.device] if devices.device.type == "cuda" else []):
             needed = source.inputs_needed
             share = predict(source, job.dataset, rows[devices.rank :: devices.ranks], devices.device, only=needed)
-        each = [share.ids, share.predicted, share.targets]
-        parts = devices.everyone(tuple(each if share.probabilities is None else [*each, share.probabilities]))
-        # A rank without rows has no probabilities.
-        ids, predicted, targets, *rest = (torch.cat(values) for values in zip(*parts, strict=False))
-        likely = rest[0] if rest else None
-        whole = Predictions(ids, predicted, targets, likely, share.task, share.columns)
+        whole = of_all_ranks(share, devices)
         return whole if len(whole) else None
 
     def _warn(self, job: Job, name: str, accuracy: TeacherAccuracy, predictions: Predictions) -> None:

@@ -15,10 +15,13 @@ from crossdistill.report import PREDICTIONS, Report, Row, finished, merged
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One cell's predictions: the ids of the test rows, and whether each prediction is right."""
+    """One cell's predictions: the ids of the test rows, and whether each prediction is right.
+
+    For other tasks than classes `right` is the score of each row (`Predictions.scores`): larger is better.
+    """
 
     ids: NDArray[np.int64]
-    right: NDArray[np.bool_]
+    right: NDArray[np.bool_] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,11 @@ def _answers(path: Path) -> Answers:
     try:
         with np.load(path, allow_pickle=False) as file:
             ids, predicted, targets = (file[name] for name in ("ids", "predicted", "targets"))
+            scores = file["scores"] if "scores" in file.files else None
+        if scores is not None:
+            if ids.dtype != np.int64 or scores.dtype != np.float64 or scores.shape != (len(ids),):
+                raise ValueError("wanted a vector of scores, one for each of the ids")
+            return Answers(ids, scores)
         if any(array.dtype != np.int64 or array.shape != (len(ids),) for array in (ids, predicted, targets)):
             raise ValueError("wanted three int64 vectors of equal length: ids, predicted, targets")
     except Exception as error:  # damage can make zip, zlib and NumPy raise anything

@@ -9,6 +9,7 @@ from crossdistill.compare.budget import Pick
 from crossdistill.compare.grid import Cell, Grid, Setting
 from crossdistill.compare.results.collect import Collected
 from crossdistill.compare.results.pairwise import PairwiseResults
+from crossdistill.data.metric_names import LOWER_IS_BETTER
 from crossdistill.report import Row
 
 Mark = Literal["best", "second", ""]
@@ -120,6 +121,11 @@ class ResultTable:
         return marks.count("best"), marks.count("second")
 
 
+def falls(row: Row) -> bool:
+    """Whether a lower value of a row's metric is better."""
+    return row.metric.rpartition(" ")[2] in LOWER_IS_BETTER
+
+
 def table_rows(findings: Findings) -> int:
     """The number of test rows with a target, over which most accuracies of the table are."""
     return max((row.test_rows for row in findings.collected.rows), default=0)
@@ -157,7 +163,8 @@ def _marked(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
             for i, line in enumerate(lines)
             if line.kind == "method" and (entry := line.entries.get(column)) is not None and entry.row is not None
         }
-        ranked = sorted(set(means.values()), reverse=True)
+        fall = any(entry.row is not None and falls(entry.row) for line in lines for entry in line.entries.values())
+        ranked = sorted(set(means.values()), reverse=not fall)
         for i, mean in means.items():
             if mean in ranked[:2] and len(means) > 1:
                 marks[i, column] = "best" if mean == ranked[0] else "second"
