@@ -201,6 +201,13 @@ def _not_finite(block: Tensor, present: Tensor | None, start: int) -> list[int]:
 
 
 @contextmanager
+def on_terminal() -> Iterator[OnProgress]:
+    """A progress display that is a bar on a terminal, and elsewhere shows nothing."""
+    with _shown(None, BAR_BYTES) as told:
+        yield told
+
+
+@contextmanager
 def _shown(progress: OnProgress | None, size: int) -> Iterator[OnProgress]:
     if progress is not None or size < BAR_BYTES or not sys.stderr.isatty():
         yield progress or quiet

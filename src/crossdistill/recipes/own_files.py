@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from crossdistill.data import find_data
 from crossdistill.data.config import DataConfig
-from crossdistill.data.content import quiet
+from crossdistill.data.content import on_terminal
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.overrides import sentences
@@ -36,7 +36,9 @@ def loaded(config: DataConfig) -> Dataset:
     if key not in _LOADED:
         while len(_LOADED) >= LOADED_LIMIT:
             del _LOADED[next(iter(_LOADED))]
-        _LOADED[key] = config.load(quiet)
+        # The first start checks every file.
+        with on_terminal() as progress:
+            _LOADED[key] = config.load(progress)
     return _LOADED[key]
 
 
