@@ -93,6 +93,28 @@ def wav2vec2(folder: Path) -> Path:
     return _saved(folder, Wav2Vec2Model(Wav2Vec2Config(**BLOCKS, **sizes, **positions)), SOUND)
 
 
+def whisper(folder: Path) -> Path:
+    """An encoder and decoder of speech, of which the encoder is used; 2 seconds."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    tokens = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = WhisperConfig(**sizes, **heads, **tokens, num_mel_bins=16, max_source_positions=100)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=2).save_pretrained(folder)
+    return _saved(folder, WhisperModel(config), None)
+
+
+def ast(folder: Path, classes: Sequence[str] = DIGITS) -> Path:
+    """A sound classifier that reads Kaldi's filter bank."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    config = ASTConfig(**BLOCKS, num_mel_bins=16, max_length=64, patch_size=16, frequency_stride=8, time_stride=8)
+    config.update(named(classes))
+    ASTFeatureExtractor(num_mel_bins=16, max_length=64).save_pretrained(folder)
+    return _saved(folder, ASTForAudioClassification(config), None)
+
+
 def tokenizer(folder: Path) -> Path:
     """Writes a tokenizer of a few words into a folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -114,7 +136,7 @@ def _saved(folder: Path, model: Any, processor: Mapping[str, Any] | None, licenc
 
 
 MODELS: Mapping[str, Callable[[Path], Path]] = {
-    one.__name__: one for one in (vit, dinov2, resnet, swin, clip, bert, wav2vec2)
+    one.__name__: one for one in (vit, dinov2, resnet, swin, clip, bert, wav2vec2, whisper, ast)
 }
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Folder = Callable[[str], Path]
 
 INPUTS: dict[str, Any] = {
     "image": torch.randn(3, 3, 32, 32),
-    "audio": torch.randn(3, 2000),
+    "audio": torch.randn(3, 32000),
     "text": {"input_ids": torch.tensor([[2, 4, 5, 3]] * 3), "attention_mask": torch.ones(3, 4, dtype=torch.int64)},
 }
 
@@ -47,6 +47,8 @@ def network_of(folder: Path, **options: Any) -> Network:
         ("clip", "image", None, 3, 24),
         ("bert", "text", None, 3, 32),
         ("wav2vec2", "audio", None, 3, 32),
+        ("whisper", "audio", None, 2, 32),
+        ("ast", "audio", 10, 3, 32),
     ],
 )
 def test_a_folder_has_an_embedding_numbered_layers_and_a_key(
@@ -86,6 +88,29 @@ def test_a_layer_can_be_rewritten(folder: Folder) -> None:
     assert before is not None
     assert after is not None
     assert not torch.allclose(before, after)
+
+
+def test_spectrograms_are_those_of_the_library(folder: Folder) -> None:
+    from transformers import AutoFeatureExtractor, WhisperModel
+
+    waves = [torch.randn(samples) * 0.1 for samples in (32000, 8000)]
+    theirs = AutoFeatureExtractor.from_pretrained(folder("whisper"))
+    wanted = theirs([wave.numpy() for wave in waves], sampling_rate=16000, return_tensors="pt").input_features
+    network = network_of(folder("whisper"))
+    padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    found = network.module.get_submodule("body.frontend")(padded)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    model = WhisperModel.from_pretrained(folder("whisper")).eval()
+    with torch.no_grad():
+        embedding = network(Batch({"audio": padded}, torch.arange(2))).embedding
+        states = model.get_encoder()(wanted).last_hidden_state
+    torch.testing.assert_close(embedding, states.mean(1), atol=1e-3, rtol=1e-3)
+    kaldi = AutoFeatureExtractor.from_pretrained(folder("ast"))
+    filters = network_of(folder("ast")).module.get_submodule("body.frontend")
+    bank = filters(padded, torch.tensor([32000, 8000]))
+    for row, wave in enumerate(waves):
+        own = kaldi(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values[0]
+        torch.testing.assert_close(bank[row], own, atol=2e-3, rtol=1e-3)
 
 
 def test_both_sides_of_clip(folder: Folder) -> None:

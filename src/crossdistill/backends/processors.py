@@ -108,8 +108,9 @@ def sound_rendering(config: Mapping[str, Any], who: str, seconds: float | None =
     if not isinstance(rate, int):
         kind = config.get("feature_extractor_type", "its feature extractor")
         raise SettingError(f"{who}: {kind} has no sampling_rate; give options.rendering")
-    spectrogram = "feature_size" in config and config["feature_size"] != 1
-    whole = config.get("do_normalize", True) and not spectrogram
+    kind = str(config.get("feature_extractor_type", ""))
+    whole = config.get("do_normalize", True) and not kind.startswith(("Whisper", "AST"))
+    seconds = float(config.get("chunk_length", 30)) if kind.startswith("Whisper") else seconds
     return SoundRendering(
         rate=rate, kind="wave", seconds=seconds, align="start", normalise="example" if whole else "none"
     )

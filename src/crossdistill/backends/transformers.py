@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from crossdistill.backends.classes import has_names
+from crossdistill.backends.frontends import frontend_of
 from crossdistill.backends.model_card import licence_of
 from crossdistill.backends.pretrained import Kind, Loaded
 from crossdistill.backends.processors import (
@@ -53,6 +54,9 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
     who = f"transformers:{source}"
     config = checked_config(folder, who, weights=options.get("pretrained", True))
     body = _body(folder, config, who, options, dtype)
+    settings = processor_config(folder) if body.kind == "audio" else None
+    body.frontend = frontend_of(settings, body.input, who)
+    body.frontend_settings = settings if body.frontend is not None else None
     names = _class_names(config) if body.classifier else None
     return Loaded(
         body=body,
@@ -165,7 +169,11 @@ def rebuilt(description: Mapping[str, Any]) -> TransformersBody:
     except Exception as error:  # transformers raises errors of several packages
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise SettingError(f"transformers: {architecture!r} cannot be built: {said}") from error
-    return with_kind(model, kind, classifier=classifier, pooled=bool(description.get("pooled")))
+    body = with_kind(model, kind, classifier=classifier, pooled=bool(description.get("pooled")))
+    settings = description.get("frontend")
+    if isinstance(settings, dict):
+        body.frontend, body.frontend_settings = frontend_of(settings, body.input, architecture), settings
+    return body
 
 
 def _refuse_kernels(config: Mapping[str, Any], who: str) -> None:

@@ -42,6 +42,9 @@ class TransformersBody(Body):
             self.input = next(name for name, one in INPUTS.items() if one == kind)
         self._classes = int(config.num_labels) if classifier else 0
         self.width = 0
+        self.frontend: nn.Module | None = None
+        """The spectrogram of waves, for models that do not read waves."""
+        self.frontend_settings: Mapping[str, Any] | None = None
 
     def description(self) -> dict[str, Any]:
         """See `Body`: the configuration, without places of files."""
@@ -58,6 +61,7 @@ class TransformersBody(Body):
             "architecture": type(self.model).__name__,
             "kind": self.kind,
             "pooled": self.pooled,
+            **({} if self.frontend_settings is None else {"frontend": dict(self.frontend_settings)}),
         }
 
     def layers(self) -> list[nn.Module]:
@@ -76,6 +80,10 @@ class TransformersBody(Body):
 
     def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """The embedding, and a classifier's logits."""
+        if self.frontend is not None:
+            waves = values[0] if values else named["values"]
+            features = self.frontend(waves, named.get("lengths"))
+            values, named = (features.to(next(self.model.parameters()).dtype),), {}
         named = {**dict(zip([self.input], values, strict=False)), **_renamed(named, self.input)}
         if self.projected:
             return {"embedding": _pooled(getattr(self.model, PROJECTIONS[self.kind])(**named))}
@@ -107,6 +115,10 @@ class TransformersBody(Body):
 def with_kind(model: Any, kind: Kind, *, classifier: bool, pooled: bool) -> TransformersBody:
     """A model as a body; of one for two modalities, the side that reads this kind of input."""
     projected = not classifier and bool(PROJECTIONS[kind]) and hasattr(model, PROJECTIONS[kind])
+    if not classifier and getattr(model.config, "is_encoder_decoder", False):
+        main = model.main_input_name
+        model = model.get_encoder()
+        model.main_input_name = main
     if projected:
         _drop_other_tower(model, kind)
     body = TransformersBody(model, kind, classifier=classifier, pooled=pooled, projected=projected)
