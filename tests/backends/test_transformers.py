@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import Heard
 
-from crossdistill import Batch, CrossdistillError, Dataset, Network, Recipe, Stage, load_student, run
+from crossdistill import Batch, CrossdistillError, Dataset, InputSpec, Network, Recipe, Stage, load_student, run
 from crossdistill.backends.names import build
 from crossdistill.backends.pretrained import Pretrained
 from crossdistill.backends.saved import rebuilt
@@ -123,6 +123,42 @@ def test_both_sides_of_clip(folder: Folder) -> None:
         found = text(Batch({"text": INPUTS["text"]}, torch.arange(3))).embedding
     torch.testing.assert_close(found, getattr(wanted, "pooler_output", wanted))
     assert sum(p.numel() for p in text.parameters()) < sum(p.numel() for p in theirs.parameters()) * 0.7
+
+
+def test_clip_compares_pictures_with_the_names_of_the_classes(folder: Folder) -> None:
+    from tokenizers import Tokenizer
+    from transformers import CLIPModel
+
+    classes = ["zero", "one", "two"]
+    data = Dataset.from_arrays(
+        "words",
+        {"image": torch.rand(12, 3, 32, 32)},
+        classes * 4,
+        input_specs={"image": InputSpec("image", (3, 32, 32))},
+    )
+    network = made(folder("clip"), data, options={"prompt": "a photo of a {}"}).network
+    assert not any(one.requires_grad for one in network.parameters())
+    data = rendered(data, network.renderings, "it")
+    batch = data.batch(torch.arange(4))
+    theirs = CLIPModel.from_pretrained(folder("clip")).eval()
+    words = Tokenizer.from_file(str(folder("clip") / "tokenizer.json"))
+    ids = torch.tensor([words.encode(f"a photo of a {name}").ids for name in data.classes])
+    with torch.no_grad():
+        pixels = torch.as_tensor(batch.inputs["image@big"])
+        wanted = theirs(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits_per_image
+        found = network.eval()(batch).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(SettingError, match="prompt"):
+        made(folder("vit"), data, options={"prompt": "a {}"})
+
+
+def test_bright_pictures_are_refused(folder: Folder) -> None:
+    spec = InputSpec("image", (3, 8, 8))
+    data = Dataset.from_arrays(
+        "bright", {"image": torch.rand(9, 3, 8, 8) * 255}, [0, 1, 2] * 3, input_specs={"image": spec}
+    )
+    with pytest.raises(CrossdistillError, match="divide them by 255"):
+        rendered(data, made(folder("dinov2"), data).network.renderings, "it")
 
 
 @pytest.mark.parametrize("size", [(48, 48), (20, 20)])

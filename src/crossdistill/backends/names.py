@@ -132,7 +132,7 @@ def assembled(
     Raises:
         SettingError: it reads several modalities, or weights of lower precision than float32 would train.
     """
-    reads = tuple(reads or (loaded.kind,))
+    reads = tuple(reads or (_default_input(loaded.kind, dataset),))
     if len(reads) != 1:
         raise SettingError(f"{name} reads one modality, and reads names {', '.join(reads)}")
     match = None if loaded.classes is None else match_classes(loaded.classes, dataset.classes, loaded.named)
@@ -165,6 +165,14 @@ def assembled(
     )
     logits = _logits_said(match, fits, head, loaded.describe is not None)
     return Built(network, ("; ".join([logits, *_weights_said(module, how, dtype, loaded.pretrained)]),))
+
+
+def _default_input(kind: str, dataset: Dataset) -> str:
+    """The modality of this kind: that of its name, or a table's `sound` for audio; else the only one of the data."""
+    for name in (kind, *(["sound"] if kind == "audio" else [])):
+        if name in dataset.inputs:
+            return name
+    return next(iter(dataset.inputs)) if len(dataset.inputs) == 1 else kind
 
 
 def _default(loaded: Loaded, match: Match | None, student: bool) -> str:

@@ -4,12 +4,12 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crossdistill.backends.classes import has_names
 from crossdistill.backends.frontends import frontend_of
@@ -33,7 +33,7 @@ INDEX = f"{WEIGHTS}.index.json"
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 """Files of a hub repository that are downloaded: no code and no pickles."""
 CLASSIFIERS = re.compile(r"For(Image|Sequence|Audio|Video)Classification(WithTeacher)?$")
-OPTIONS = ("rendering", "seconds", "length", "pretrained", "modality")
+OPTIONS = ("rendering", "seconds", "length", "pretrained", "modality", "prompt")
 
 
 def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> Loaded:
@@ -53,6 +53,9 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
     folder = find(source)
     who = f"transformers:{source}"
     config = checked_config(folder, who, weights=options.get("pretrained", True))
+    describe = None
+    if options.get("prompt") is not None:
+        describe = _describer(folder, config, who, str(options["prompt"]))
     body = _body(folder, config, who, options, dtype)
     settings = processor_config(folder) if body.kind == "audio" else None
     body.frontend = frontend_of(settings, body.input, who)
@@ -65,8 +68,31 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
         classes=names,
         named=names is not None and has_names(names),
         licence=licence_of(folder, folder.name if Path(source).expanduser().is_dir() else source),
+        describe=describe,
         pretrained=bool(options.get("pretrained", True)),
     )
+
+
+def _describer(folder: Path, config: Mapping[str, Any], who: str, prompt: str) -> Callable[[Sequence[str]], Tensor]:
+    """A function from the names of classes to weights of logits, by the text side of a model like CLIP."""
+    if not any(f"{name}_config" in config for name in TOWERS["text"]) or "vision_config" not in config:
+        raise SettingError(
+            f"{who}: prompt: only a model of pictures and texts compares them; this is a {config['model_type']}"
+        )
+    texts = text_rendering(folder, {**config, **config.get("text_config", {})}, who)
+
+    @torch.no_grad()
+    def describe(classes: Sequence[str]) -> Tensor:
+        transformers = _needed()
+        with _quiet(transformers):
+            model, _ = _read(transformers.AutoModel, folder, who, torch.float32)
+        whole: Any = model.eval()
+        tokens = texts.apply_all([prompt.replace("{}", name) for name in classes])
+        features = whole.get_text_features(**tokens)
+        features = torch.as_tensor(features if isinstance(features, Tensor) else features.pooler_output)
+        return torch.nn.functional.normalize(features, dim=1) * float(whole.logit_scale.exp())
+
+    return describe
 
 
 def find(source: str) -> Path:

@@ -122,6 +122,12 @@ def _in_memory(base: str, values: Any, spec: InputSpec, rendering: Rendering, wh
             f"{shape}; say so by InputSpec(kind='image', shape=...) with values in [0, 1] or bytes, or name another "
             "input by `reads`"
         )
+    first = values[:64]
+    if values.is_floating_point() and spec.options.get("normalisation") is None and float(first.max()) > 1.5:
+        raise DataError(
+            f"{who} reads pictures, and {base!r} holds numbers up to {float(first.max()):g}: floating-point pictures "
+            "are in [0, 1] here; divide them by 255, or keep them as bytes"
+        )
     return Rendered(base, values, spec, rendering)
 
 

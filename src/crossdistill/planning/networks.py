@@ -44,11 +44,20 @@ def build_members(recipe: Recipe, dataset: Dataset, device: torch.device) -> Mem
             if recipe.channels_last:
                 # PyTorch's annotations lack this form of `to`.
                 networks[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            notes += [f"{name!r}: {note}" for note in (*built.notes, *_licence_notes(network))]
+            own = (*built.notes, *_licence_notes(network), *_view_notes(network, dataset))
+            notes += [f"{name!r}: {note}" for note in own]
         except CrossdistillError as error:
             where = "student" if name == recipe.learner else f"teachers.{name}"
             faults += [f"{where}: {one}" for one in (error.faults if isinstance(error, RecipeError) else [str(error)])]
     return Members(networks, dataset, tuple(notes), tuple(faults))
+
+
+def _view_notes(network: Network, dataset: Dataset) -> list[str]:
+    """A note for renderings of files, which are decoded anew and so not augmented."""
+    if dataset.augmentation is None:
+        return []
+    plain = [name for name in network.renderings if not hasattr(dataset.inputs[name], "base")]
+    return [f"it sees {', '.join(plain)} of each row without augmentation"] if plain else []
 
 
 def _licence_notes(network: Network) -> list[str]:
