@@ -18,6 +18,7 @@ from crossdistill.backends.transformers import load
 from crossdistill.data.rendered import rendered
 from crossdistill.errors import SettingError
 from crossdistill.recipe import NetworkConfig
+from crossdistill.recipes import make
 from crossdistill.training.evaluation import evaluate_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -412,3 +413,16 @@ def test_names_in_a_recipe(digits: Dataset) -> None:
     assert NetworkConfig(model="small-image").model_dump() == {
         "model": "small-image", "options": {}, "reads": None, "weights": None,
     }  # fmt: skip
+
+
+def test_settings_add_a_teacher_and_name_the_student(folder: Folder) -> None:
+    clip, small = f"transformers:{folder('clip')}", f"transformers:{folder('vit')}"
+    found = make("av-digits/kd", [f"teachers.clip={clip}", f"student={small}", "student.tune=last-1"])
+    assert [stage.name for stage in found.stages] == ["supervised-mm", "supervised-clip", "kd"]
+    assert found.stages[2].teachers == ("mm", "clip")
+    assert found.stages[1].epochs == found.stages[0].epochs
+    assert isinstance(found.student, NetworkConfig)
+    assert (found.student.model, found.student.reads, found.student.tune) == (small, ("image",), "last-1")
+    assert found.kind is None
+    assert found.learner == "image"
+    assert Recipe.model_validate(found.model_dump(mode="json")) == found

@@ -36,7 +36,8 @@ def _with_teachers(before: Recipe, after: Recipe, added: list[str]) -> Recipe:
     )
     own = [_supervised(name, template) for name in by_name if f"supervised-{name}" not in {one.name for one in stages}]
     place = alike[-1] + 1 if alike else 0
-    return Recipe.model_validate({**dict(after), "stages": (*stages[:place], *own, *stages[place:])})
+    # The kind of the recipe's own teachers does not describe added ones.
+    return Recipe.model_validate({**dict(after), "stages": (*stages[:place], *own, *stages[place:]), "kind": None})
 
 
 def _with(stage: Stage, all_teachers: tuple[str, ...], added: list[str]) -> Stage:
