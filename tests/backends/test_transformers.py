@@ -331,6 +331,13 @@ def test_what_trains(folder: Folder, digits: Dataset, how: str, blocks: set[int]
     assert any("cls_token" in name for name in moving) == (how == "all")
 
 
+def test_statistics_of_what_does_not_train_stay(folder: Folder, digits: Dataset) -> None:
+    module = made(folder("resnet"), digits, "last-1").network.module.train()
+    norms = {name: one.training for name, one in module.named_modules() if isinstance(one, torch.nn.BatchNorm2d)}
+    assert {name for name, training in norms.items() if training} == {name for name in norms if ".stages.3." in name}
+    assert not made(folder("resnet"), digits, "head").network.module.train().get_submodule("body.model.resnet").training
+
+
 def test_a_frozen_teacher_in_bfloat16(folder: Folder, digits: Dataset) -> None:
     network = made(folder("vit"), digits, dtype="bfloat16").network
     data = rendered(digits, network.renderings, "it")

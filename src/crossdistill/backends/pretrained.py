@@ -44,6 +44,8 @@ class Pretrained(nn.Module):
     order: Tensor | None
     lora: int | None = None
     """Rank of the adapters that were added."""
+    still: tuple[str, ...] = ()
+    """Submodules without weights that train: they stay in evaluation mode, so that their statistics stay too."""
 
     def __init__(
         self,
@@ -100,6 +102,13 @@ class Pretrained(nn.Module):
             logits = logits[:, self.order]
         given = {"embedding": embedding, "logits": logits if self.logits else None}
         return {name: value for name, value in given.items() if value is not None}
+
+    def train(self, mode: bool = True) -> "Pretrained":
+        """The training mode of all submodules but those that stay as they are."""
+        super().train(mode)
+        for name in self.still:
+            self.get_submodule(name).eval()
+        return self
 
     def trainable_last(self) -> list[nn.Module]:
         """The last linear layer: the head, or that of the body's classifier."""

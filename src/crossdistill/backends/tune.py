@@ -1,6 +1,7 @@
 """Which weights of a pretrained network train: all, the last layers, the head, LoRA adapters, or none."""
 
 import re
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -24,12 +25,29 @@ def check_tune(value: str) -> str:
 
 
 def tune(module: nn.Module, how: str, who: str) -> None:
-    """Set `requires_grad` of all parameters; LoRA also adds its matrices to the linear layers of the body.
+    """Choose the weights that train, and keep the other parts of a pretrained network in evaluation mode.
 
     Raises:
         SettingError: there are fewer layers, or no head.
         MissingExtraError: LoRA needs the package peft.
     """
+    _choose_weights(module, how, who)
+    if isinstance(module, Pretrained):
+        module.still = tuple(_still(module))
+
+
+def _still(module: nn.Module) -> Iterator[str]:
+    """The outermost submodules that have weights or statistics, none of which trains."""
+    for name, child in module.named_children():
+        values = [*child.parameters(), *child.buffers()]
+        if values and not any(one.requires_grad for one in values):
+            yield name
+        else:
+            yield from (f"{name}.{inner}" for inner in _still(child))
+
+
+def _choose_weights(module: nn.Module, how: str, who: str) -> None:
+    """Set `requires_grad` of all parameters; LoRA also adds its matrices to the linear layers of the body."""
     if how == "all":
         return
     if how.startswith("lora"):
