@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from own_files import class_folders, picture_rows, write_picture, write_sound, write_table
 
 from crossdistill.data.audio.any_sound import decode_sound
+from crossdistill.data.dataset import Dataset
 from crossdistill.data.folder import FolderConfig
 from crossdistill.data.rendered import rendered
 from crossdistill.data.rendering import PictureRendering
@@ -173,6 +175,42 @@ def test_numbers_alone_are_one_input(tmp_path: Path) -> None:
     assert [len(rows) for rows in data.splits.values()] == [10, 10, 10]
     others = [TableConfig(path=tmp_path / "t.csv", folds=3, fold=n).load().splits["test"].tolist() for n in (0, 2)]
     assert sorted([*others[0], *others[1], *data.splits["test"].tolist()]) == list(range(30))
+
+
+def test_targets_of_every_kind_are_guessed_or_set(tmp_path: Path) -> None:
+    rows = picture_rows(tmp_path, 20)
+    for n, row in enumerate(rows):
+        row |= {
+            "price": f"{n * 1.5}" if n != 3 else "",
+            "red": n % 2,
+            "big": int(n > 9),
+            "tags": "red; big" if n % 3 else "red",
+        }
+    path = write_table(tmp_path / "t.csv", rows)
+
+    def load(**settings: Any) -> Dataset:
+        return TableConfig.model_validate({"path": path, "inputs": {"image": "file"}, **settings}).load()
+
+    price = load(target="price")
+    assert (price.task, price.classes) == ("regression", ("price",))
+    assert "regression" in price.how_split
+    assert price.targets[3].isnan().all()
+    assert price.targets[4].item() == 6
+    labels = load(target=["red", "big"])
+    assert (labels.task, labels.classes) == ("multi-label", ("red", "big"))
+    tags = load(target="tags", task="multi-label")
+    assert tags.classes == ("big", "red")
+    assert tags.targets[:2].tolist() == [[0, 1], [1, 1]]
+    assert load(target="red").task == "classes"
+    assert load(target="age", task="regression", folds=4).targets.shape == (20, 1)
+    assert load(unlabelled=True).targets.tolist() == [-100] * 20
+    for settings, facts in (
+        ({"target": ["red", "big"], "task": "classes"}, ("2 columns", "data.task")),
+        ({"target": "label", "task": "regression"}, ("'label'", "'cat'", "lines 2", "numbers")),
+    ):
+        with pytest.raises(DataError) as caught:
+            load(**settings)
+        assert all(fact in str(caught.value) for fact in facts), str(caught.value)
 
 
 def test_splits_by_column_and_by_ids(tmp_path: Path) -> None:

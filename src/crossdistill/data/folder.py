@@ -50,7 +50,7 @@ class FolderConfig(OwnRowsConfig):
         table, kind, notes = listed(folder, self.type)
         target = None if self.unlabelled or LABEL not in table.columns else LABEL
         split = SPLIT if SPLIT in table.columns and self.folds is None else None
-        table = self.limited(table, target, split)
+        table = self.limited(table, (target,) if target else (), split)
         settings = InputColumn(
             column=FILE, type=kind, size=self.size, channels=self.channels, rate=self.rate, seconds=self.seconds
         )
@@ -60,7 +60,7 @@ class FolderConfig(OwnRowsConfig):
                 table=table,
                 folder=folder,
                 inputs={kind: settings},
-                roles=Roles(target=target, split=split),
+                roles=Roles(targets=(target,) if target else (), split=split),
                 split=functools.partial(self.drawn, split=split),
                 on_bad=self.on_bad,
                 notes=notes,

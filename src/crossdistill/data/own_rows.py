@@ -67,34 +67,35 @@ class OwnRowsConfig(DataConfig):
             raise DataError(f"data {self.name!r}: data.path is not set; give {self.about()}: --set data.path=PATH")
         return self.path
 
-    def limited(self, table: Table, target: str | None, split: str | None) -> Table:
+    def limited(self, table: Table, targets: tuple[str, ...], split: str | None) -> Table:
         """The table, with at most `rows` rows."""
         if self.rows is None or len(table) <= self.rows:
             return table
-        columns = [list(map(str, table.columns[name])) for name in (target, split) if name is not None]
+        columns = [list(map(str, table.columns[name])) for name in (*targets, split) if name is not None]
         strata = list(zip(*columns, strict=True)) if columns else [()] * len(table)
         return table.rows(few_rows(strata, self.rows, self.seed))
 
     def drawn(
         self,
         targets: Tensor,
+        kind: str,
         groups: Mapping[str, Tensor],
         table: Table,
         split: str | None,
         ids: tuple[str, Mapping[Any, tuple[str, ...]]] | None = None,
     ) -> tuple[dict[str, Tensor], str]:
-        """The splits, and a sentence about them: folds, a column, lists of ids, or drawn by class.
+        """The splits, and a sentence about them: folds, a column, lists of ids, or drawn by strata such as classes.
 
         Raises:
             DataError: the rows cannot be split so.
         """
         if self.folds is not None:
-            return of_fold(targets, groups, self.folds, self.fold, self.seed)
+            return of_fold(targets, groups, self.folds, self.fold, self.seed, kind)
         if ids is not None:
             column, lists = ids
             return of_ids(table.columns[column], lists), f"splits are lists of ids of column {column!r}"
         if split is not None:
-            return of_column(table, split, targets, groups, self.seed)
+            return of_column(table, split, targets, groups, self.seed, kind)
         if len(table) < len(SPLITS):
             raise DataError(f"{len(table)} rows are too few for training, validation and test")
-        return default_split(self.name, targets, groups, self.seed, self.fractions)
+        return default_split(self.name, targets, groups, self.seed, self.fractions, kind)

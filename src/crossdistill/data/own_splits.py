@@ -66,7 +66,7 @@ def fold_of(targets: Int64[Tensor, " N"], groups: Mapping[str, Tensor], folds: i
 
 
 def of_fold(
-    targets: Int64[Tensor, " N"], groups: Mapping[str, Tensor], folds: int, fold: int, seed: int
+    targets: Int64[Tensor, " N"], groups: Mapping[str, Tensor], folds: int, fold: int, seed: int, kind: str = "class"
 ) -> tuple[dict[str, Tensor], str]:
     """The splits of one of several folds: it is the test, the next one validates, the others train.
 
@@ -76,11 +76,16 @@ def of_fold(
     each = fold_of(targets, groups, folds, seed)
     place = np.where(each == fold, 2, np.where(each == (fold + 1) % folds, 1, 0))
     kept = f"; no {' or '.join(map(repr, groups))} is in two folds" if groups else ""
-    return _of_places(place), f"fold {fold} (0 to {folds - 1}) is the test, drawn by class with seed {seed}{kept}"
+    return _of_places(place), f"fold {fold} (0 to {folds - 1}) is the test, drawn by {kind} with seed {seed}{kept}"
 
 
 def of_column(
-    table: Table, column: str, targets: Int64[Tensor, " N"], groups: Mapping[str, Tensor], seed: int
+    table: Table,
+    column: str,
+    targets: Int64[Tensor, " N"],
+    groups: Mapping[str, Tensor],
+    seed: int,
+    kind: str = "class",
 ) -> tuple[dict[str, Tensor], str]:
     """The splits that a column names. Without rows for validation, a fifth of those that train is taken for it.
 
@@ -109,7 +114,9 @@ def of_column(
         rows = torch.from_numpy(np.flatnonzero(place == 0))
         own = {kind: ids[rows] for kind, ids in groups.items()}
         place[rows.numpy()[fold_of(targets[rows], own, SHARE, seed) == 0]] = 1
-        how += f"; it has none for validation, which gets a fifth of the training rows, drawn by class with seed {seed}"
+        how += (
+            f"; it has none for validation, which gets a fifth of the training rows, drawn by {kind} with seed {seed}"
+        )
     return _of_places(place), how
 
 

@@ -35,7 +35,13 @@ class TableConfig(OwnRowsConfig):
         description="modality -> its column, as in data.inputs.image=FILE_COLUMN; empty: guessed",
         json_schema_extra={"grows": True},
     )
-    target: str | None = Field(default=None, description="column of the classes; null: one called label, class, ...")
+    target: tuple[str, ...] = Field(
+        default=(), description="column of the classes; empty: one called label, class, ..."
+    )
+    task: Literal["classes", "multi-label", "regression", "soft"] | None = Field(
+        default=None, description="kind of the targets; null: guessed. Several columns: labels of 0 and 1, or numbers"
+    )
+    standardise: bool = Field(default=True, description="numbers to predict, by mean and deviation of training rows")
     unlabelled: bool = Field(default=False, description="read no targets")
     classes: tuple[str, ...] = Field(default=(), description="names of all classes in their order; empty: those found")
     split: str | None = Field(default=None, description="column that names each row's split")
@@ -50,11 +56,11 @@ class TableConfig(OwnRowsConfig):
     delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="between fields; null: guessed")
     encoding: str = Field(default="utf-8", description="of the table's text")
 
-    @field_validator("group", mode="before")
+    @field_validator("group", "target", mode="before")
     @classmethod
     def _several(cls, value: object) -> object:
         """One name is one column."""
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str) else () if value is None else value
 
     @field_validator("files")
     @classmethod
@@ -83,7 +89,7 @@ class TableConfig(OwnRowsConfig):
                 "data.inputs is not set: " + ", ".join(f"{name} = {_shown(one)}" for name, one in inputs.items())
             )
         faults.check()
-        table = self.limited(table, roles.target, roles.split)
+        table = self.limited(table, roles.targets, roles.split)
         ids = (str(roles.id), self.splits) if self.splits else None
         return dataset_of(
             RowsToLoad(
@@ -94,6 +100,8 @@ class TableConfig(OwnRowsConfig):
                 roles=roles,
                 split=functools.partial(self.drawn, split=roles.split, ids=ids),
                 classes=self.classes,
+                task=self.task,
+                standardise=self.standardise,
                 on_bad=self.on_bad,
                 notes=notes,
             ),
@@ -103,18 +111,19 @@ class TableConfig(OwnRowsConfig):
     def _roles(self, table: Table, faults: Faults) -> tuple[Roles, list[str]]:
         """The columns that are no input; those that were guessed are said."""
         notes = []
-        target, split = None if self.unlabelled else self.target, self.split
+        targets, split = () if self.unlabelled else self.target, self.split
         inputs = {column for one in self.inputs.values() for column in (one.column, *one.columns)}
-        if target is None and not self.unlabelled:
-            target = _called(table, TARGETS, inputs)
-            notes += [f"data.target is not set: column {target!r}"] if target else []
+        if not targets and not self.unlabelled:
+            found = _called(table, TARGETS, inputs)
+            targets = (found,) if found else ()
+            notes += [f"data.target is not set: column {found!r}"] if found else []
         if split is None and not self.splits and self.folds is None:
             split = _called(table, SPLIT_COLUMNS, inputs)
             if split and not all(map(split_called, table.columns[split])):
                 split = None
             notes += [f"data.split is not set: column {split!r}"] if split else []
         named: dict[str, tuple[str | None, ...]] = {
-            "target": (target,),
+            "target": targets,
             "split": (split,),
             "group": self.group,
             "domain": (self.domain,),
@@ -130,7 +139,7 @@ class TableConfig(OwnRowsConfig):
                         faults.add(str(error))
         if self.splits and (self.id is None or set(self.splits) != set(SPLITS)):
             faults.add(f"data.splits holds lists of ids for {', '.join(SPLITS)}, and data.id names the column of ids")
-        return Roles(target, self.group, self.domain, self.id, split), notes
+        return Roles(targets, self.group, self.domain, self.id, split), notes
 
 
 def _called(table: Table, names: Sequence[str], taken: set[str | None]) -> str | None:
@@ -140,7 +149,7 @@ def _called(table: Table, names: Sequence[str], taken: set[str | None]) -> str |
 
 def _guessed(table: Table, roles: Roles, faults: Faults) -> dict[str, InputColumn]:
     """Columns of files, each a modality; without any, all columns of numbers together, else the longest text."""
-    taken = {roles.target, roles.split, roles.domain, roles.id, *roles.groups}
+    taken = {*roles.targets, roles.split, roles.domain, roles.id, *roles.groups}
     kinds = {}
     for column, cells in table.columns.items():
         if column in taken or all(cell is None for cell in cells):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from crossdistill.batch import MISSING_TARGET
 from crossdistill.data.content import OnProgress
 from crossdistill.data.file_facts import Facts, FileKind, facts_of
 from crossdistill.data.input_column import ColumnType, InputColumn, is_number, type_of_cell, type_of_column
@@ -18,8 +17,6 @@ from crossdistill.runtime.escaping import visible
 log = logging.getLogger("crossdistill")
 
 OnBad = Literal["refuse", "skip"]
-MOST_DISTINCT = 20
-"""Up to so many rows, each may have a class of its own."""
 LISTED = 20
 """Rows left out that are listed with their reason; the rest are counted."""
 
@@ -74,7 +71,7 @@ class Modality:
 class Roles:
     """Columns that are no input; None: there is none."""
 
-    target: str | None = None
+    targets: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     domain: str | None = None
     id: str | None = None
@@ -179,14 +176,14 @@ def check_numbers(table: Table, modality: Modality) -> None:
 def duplicates(table: Table, modalities: Sequence[Modality], roles: Roles) -> dict[int, int]:
     """Rows with the same cells as an earlier row, in all inputs that are files or texts, target and split."""
     named = [column for one in modalities for column in one.columns]
-    named += [column for column in (roles.target, roles.split) if column is not None]
+    named += [*roles.targets, *([roles.split] if roles.split is not None else [])]
     first: dict[tuple[Any, ...], int] = {}
     found: dict[int, int] = {}
     of_files = [table.columns[one.columns[0]] for one in modalities if one.of_files]
     if not of_files or any(len(set(cells)) == len(cells) for cells in of_files):
         return found
     for row in range(len(table)):
-        key = tuple(table.columns[column][row] for column in named)
+        key = tuple(str(table.columns[column][row]) for column in named)
         if key in first:
             found[row] = first[key]
         else:
@@ -232,49 +229,6 @@ def leave_out(table: Table, modalities: Sequence[Modality], roles: Roles, on_bad
 def absent(table: Table, modality: Modality, row: int) -> bool:
     """Whether all cells of an input are empty in a row."""
     return bool(modality.columns) and all(table.columns[column][row] is None for column in modality.columns)
-
-
-def targets_of(
-    table: Table, column: str | None, classes: Sequence[str], faults: Faults
-) -> tuple[list[Any] | None, tuple[str, ...]]:
-    """Targets as class names, `MISSING_TARGET` where the cell is empty, and the names in their order.
-
-    Whole numbers are in the order of their values, other names in alphabetical order.
-    """
-    if column is None:
-        return None, ()
-    cells = table.columns[column]
-    known = [cell for cell in cells if cell is not None]
-    if not known:
-        faults.add(f"column {column!r} is empty in every line; --set data.unlabelled=true reads no targets")
-        return None, ()
-    nested = next((row for row, cell in enumerate(cells) if isinstance(cell, list | dict)), None)
-    if nested is not None:
-        held = type(cells[nested]).__name__
-        faults.add(f"column {column!r} holds a {held} in line {table.lines[nested]}; wanted one class a row")
-        return None, ()
-    names = {cell: _class_name(cell) for cell in dict.fromkeys(known)}
-    distinct = set(names.values())
-    if len(distinct) == len(known) > MOST_DISTINCT:
-        faults.add(
-            f"column {column!r} holds another value in every line, so no class has two rows; name the column of the "
-            "classes with data.target"
-        )
-    order = sorted(distinct, key=lambda name: (0, float(name), name) if is_number(name) else (1, 0.0, name))
-    if classes:
-        unknown = [name for name in order if name not in classes]
-        if unknown:
-            row = next(row for row, cell in enumerate(cells) if cell is not None and names[cell] == unknown[0])
-            faults.add(
-                f"column {column!r} holds {unknown[0]!r} in line {table.lines[row]}, which is not in data.classes: "
-                f"{', '.join(classes)}"
-            )
-        order = list(classes)
-    return [MISSING_TARGET if cell is None else names[cell] for cell in cells], tuple(order)
-
-
-def _class_name(cell: Any) -> str:
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 def filled(table: Table, column: str, what: str, faults: Faults) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET
+from crossdistill.batch import Task
 from crossdistill.data.content import OnProgress
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.file_facts import FileKind
@@ -31,15 +31,16 @@ from crossdistill.data.table_cells import (
     leave_out,
     modalities_of,
     resolve,
-    targets_of,
 )
 from crossdistill.data.table_file import Table
+from crossdistill.data.table_targets import targets_of, task_of
+from crossdistill.data.targets import read_targets, strata
 from crossdistill.errors import CrossdistillError, DataError, ShapeError
 
 log = logging.getLogger("crossdistill")
 
-Splitter = Callable[[Tensor, Mapping[str, Tensor], Table], tuple[dict[str, Tensor], str]]
-"""From targets, groups and the table to the splits and a sentence about them."""
+Splitter = Callable[[Tensor, str, Mapping[str, Tensor], Table], tuple[dict[str, Tensor], str]]
+"""From strata, what they stand for, groups and the table to the splits and a sentence about them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class RowsToLoad:
     roles: Roles
     split: Splitter
     classes: Sequence[str] = ()
+    task: Task | None = None
+    standardise: bool = True
     on_bad: OnBad = "refuse"
     notes: Sequence[str] = field(default=())
 
@@ -64,8 +67,9 @@ class _Checked:
     table: Table
     kept: Sequence[int]
     modalities: Sequence[Modality]
-    targets: list[Any] | None
+    targets: Any
     classes: tuple[str, ...]
+    task: Task | None
     groups: Mapping[str, Tensor]
     domain: list[str] | None
 
@@ -80,7 +84,8 @@ def dataset_of(wanted: RowsToLoad, progress: OnProgress) -> Dataset:
     rows = _checked(wanted, progress)
     table = rows.table
     try:
-        splits, how = wanted.split(numbers_of(rows.targets, rows.classes, len(table)), rows.groups, table)
+        targets, _, task = read_targets(wanted.name, rows.targets, len(table), rows.classes or None, rows.task)
+        splits, how = wanted.split(*strata(targets, task), rows.groups, table)
         train = splits["train"].tolist()
         made = {one.name: _input(rows, wanted.folder, one, train) for one in rows.modalities}
     except CrossdistillError as error:
@@ -95,24 +100,34 @@ def dataset_of(wanted: RowsToLoad, progress: OnProgress) -> Dataset:
         present={modality: one.present for modality, one in made.items() if one.present is not None},
         domain=rows.domain,
         groups=rows.groups,
+        task=rows.task,
+        standardise=wanted.standardise,
         about=f"{len(table):,} rows of {table.path.name}.",
         progress=progress,
     )
     for one in made.values():
-        for remark in copies(one.values.files, dataset.targets, splits) if isinstance(one.values, FileSource) else ():
+        for remark in copies(one.values.files, dataset, splits) if isinstance(one.values, FileSource) else ():
             log.warning("dataset %r: %s", wanted.name, remark)
-    said = [*wanted.notes, *gaps(rows.classes), *(one.said for one in made.values()), how]
+    notes = list(wanted.notes)
+    if rows.task is not None and rows.task != wanted.task and rows.task != "classes":
+        notes.append(f"data.task is not set: {rows.task}")
+    said = [*notes, *(gaps(rows.classes) if rows.task == "classes" else []), *(one.said for one in made.values()), how]
     return replace(dataset, how_split="; ".join(said))
 
 
-def copies(files: Files, targets: Tensor, splits: Mapping[str, Tensor]) -> list[str]:
+def copies(files: Files, dataset: Dataset, splits: Mapping[str, Tensor]) -> list[str]:
     """Sentences about files, or files of equal content, that are in two splits or have two classes."""
     content = files.contents()
     place = torch.full((len(files),), -1)
     for number, rows in enumerate(splits.values()):
         place[rows] = number
     found = []
-    for what, values in (("are in two splits, so the test is not of new files", place), ("have two classes", targets)):
+    for what, values in (
+        ("are in two splits, so the test is not of new files", place),
+        ("have two classes", dataset.targets),
+    ):
+        if values.ndim > 1:
+            continue
         known = np.flatnonzero((values.numpy() >= 0) & (content >= 0))
         lowest, highest = np.full(len(files), len(files)), np.full(len(files), -1)
         np.minimum.at(lowest, content[known], values.numpy()[known])
@@ -158,7 +173,8 @@ def _checked(wanted: RowsToLoad, progress: OnProgress) -> _Checked:
     kept = leave_out(table, modalities, roles, wanted.on_bad, faults) if modalities else []
     if not kept and not faults:
         faults.add("no row is left")
-    targets, classes = targets_of(table, roles.target, wanted.classes, faults)
+    task = (wanted.task or task_of(table, roles.targets)) if roles.targets else None
+    targets, classes = targets_of(table, roles.targets, wanted.classes, task or "classes", faults)
     groups = {column: filled(table, column, "data.group", faults) for column in roles.groups}
     domain = None if roles.domain is None else filled(table, roles.domain, "data.domain", faults)
     if roles.id is not None:
@@ -172,18 +188,18 @@ def _checked(wanted: RowsToLoad, progress: OnProgress) -> _Checked:
         table=table.rows(kept),
         kept=kept,
         modalities=modalities,
-        targets=None if targets is None else [targets[row] for row in kept],
+        targets=_kept(targets, kept),
         classes=classes,
+        task=task,
         groups={kind: torch.from_numpy(ids.astype(np.int64)) for kind, ids in numbers.items()},
         domain=None if domain is None else [domain[row] for row in kept],
     )
 
 
-def numbers_of(targets: list[Any] | None, classes: Sequence[str], rows: int) -> Tensor:
-    """Targets as class numbers (N,)."""
-    number = {name: i for i, name in enumerate(classes)} | {MISSING_TARGET: MISSING_TARGET}
-    values = [MISSING_TARGET] * rows if targets is None else [number[target] for target in targets]
-    return torch.tensor(values, dtype=torch.int64)
+def _kept(targets: Any, kept: Sequence[int]) -> Any:
+    if targets is None:
+        return None
+    return targets[list(kept)] if isinstance(targets, np.ndarray) else [targets[row] for row in kept]
 
 
 @dataclass(frozen=True)
