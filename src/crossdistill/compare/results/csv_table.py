@@ -23,6 +23,9 @@ def comma_separated(findings: Findings) -> str:
     """
     table = ResultTable.of(findings)
     fields = [*FIELDS, *(f"{name}_{what}" for name in ("alone", "kd") for what in AGAINST)]
+    entries = [entry for line in table.lines for entry in line.entries.values()]
+    # The mean of every further metric of the runs, under its name.
+    fields += dict.fromkeys(other.metric for entry in entries if entry.row is not None for other in entry.row.metrics)
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
@@ -51,8 +54,12 @@ def _row(entry: Entry) -> dict[str, Any]:
     if entry.row is None:
         return {}
     fields = asdict(entry.row)
-    del fields["labelled"]
-    return fields | {"values": " ".join(map(repr, entry.row.values))}
+    del fields["labelled"], fields["metrics"]
+    return (
+        fields
+        | {other.metric: other.mean for other in entry.row.metrics}
+        | {"values": " ".join(map(repr, entry.row.values))}
+    )
 
 
 def _statistics(findings: Findings, line: Line, student: str, labelled: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from crossdistill.compare.results.summary import (
     pairwise_sentences,
     tuning_sentences,
 )
-from crossdistill.compare.results.table import Entry, Findings, ResultTable
+from crossdistill.compare.results.table import Entry, Findings, ResultTable, falls
 from crossdistill.compare.results.terminal import costs, on_rows
 from crossdistill.report import Report, number
 from crossdistill.runtime.escaping import markdown as escape
@@ -56,6 +56,9 @@ def markdown(findings: Findings) -> str:
     """The report as Markdown."""
     table = ResultTable.of(findings)
     parts = [f"# {escape(findings.grid.data)}: methods side by side", findings.about, _reading(findings), _table(table)]
+    others = _other_metrics(table)
+    if others:
+        parts.append("## Other metrics\n\n" + others)
     conclusions = [*pairwise_sentences(findings), *control_sentences(findings)]
     if conclusions:
         parts.append("## Conclusions\n\n" + _items(map(escape, conclusions)))
@@ -79,8 +82,9 @@ def markdown(findings: Findings) -> str:
 
 def _reading(findings: Findings) -> str:
     return (
-        f"Accuracy, mean ± standard deviation (ddof 1): {notes(findings)} **Best** and *second* of the methods are "
-        "marked in each column. Models are selected on the validation split only. Differences are paired and have 95 % "
+        f"{_main(findings)}, mean ± standard deviation (ddof 1): {notes(findings)} **Best** and *second* of the "
+        "methods are marked in each column. Models are selected on the validation split only. Differences are paired "
+        "and have 95 % "
         "intervals from a hierarchical bootstrap over seeds and test samples (test rows with the same student input "
         "are one sample); p is corrected by Holm's method over all comparisons on one student at one fraction of "
         "labels. Seconds are the mean training time of a run with all stages that it needs (teachers included), as if "
@@ -88,6 +92,13 @@ def _reading(findings: Findings) -> str:
         "the peak of its training. In rows named `@shuffled` the teachers predict training rows other than those of "
         "the student."
     )
+
+
+def _main(findings: Findings) -> str:
+    """The name of the table's metric, with a capital."""
+    name = next((row.metric for row in findings.collected.rows), "accuracy")
+    better = "; lower is better" if any(map(falls, findings.collected.rows)) else ""
+    return f"{name[:1].upper()}{name[1:]}{better}"
 
 
 def _table(table: ResultTable) -> str:
@@ -107,6 +118,23 @@ def _table(table: ResultTable) -> str:
     text = _grid(head, lines, left=2)
     partly = any(entry.state == "partly failed" for line in table.lines for entry in line.entries.values())
     return text + ("\n\n† some of its seeds failed and are not in the mean." if partly else "")
+
+
+def _other_metrics(table: ResultTable) -> str:
+    """The means of all metrics besides the main one; empty where there are none."""
+    rows = [
+        (line, column, entry.row)
+        for line in table.lines
+        for column, entry in line.entries.items()
+        if entry.row is not None
+    ]
+    names = list(dict.fromkeys(other.metric for *_, row in rows for other in row.metrics))
+    lines = [
+        [escape(line.method), escape(line.teachers or ""), escape(student), percent(labelled)]
+        + ["" if (one := row.measured(name)) is None else number(one) for name in names]
+        for line, (student, labelled), row in rows
+    ]
+    return _grid(["method", "teachers", "student", "labels", *names], lines, left=4) if names else ""
 
 
 def _marked(entry: Entry | None) -> str:

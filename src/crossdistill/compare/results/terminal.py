@@ -27,7 +27,9 @@ def terminal(findings: Findings) -> str:
     for group in [students] if len(table.columns) <= FITTING else [[student] for student in students]:
         console.print(_table(table, [column for column in table.columns if column[0] in group]))
         console.print()
-    lines = ["¹ best, ² second of the methods; mean ± standard deviation over seeds. " + notes(findings)]
+    metric = next((row.metric for row in findings.collected.rows), "accuracy")
+    of = "" if metric == "accuracy" else f" of {metric}"
+    lines = [f"¹ best, ² second of the methods; mean ± standard deviation{of} over seeds. " + notes(findings)]
     lines += ["memory: the largest peak of any run of a method, banks and test included; shared stages as when trained"]
     lines += [*pairwise_sentences(findings), *control_sentences(findings)]
     lines += [f"cannot apply: {name}: {why}" for name, why in findings.refused.items()]
