@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from crossdistill.adapters import LOW
-from crossdistill.batch import MISSING_TARGET, Batch, Input
+from crossdistill.batch import MISSING_TARGET, Batch, Input, Task
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError
 from crossdistill.method import STUDENT, Method, MethodConfig, Progress, Step, module_key
@@ -54,7 +54,8 @@ class Distiller(nn.Module):
     parameters needs the example, because an optimizer is made before the first batch.
 
     A method that stores rows by sample id (crd) needs the training data: `data`, or `targets` of all training rows,
-    or `rows`, their number; ids are then positions in them, and each call passes `ids=`. Where `torch.distributed` is
+    or `rows`, their number; ids are then positions in them, and each call passes `ids=`. `task` is the kind of the
+    targets, by default that of `data`, or classes. Where `torch.distributed` is
     initialised, gradients are assumed to be averaged over processes, as in DistributedDataParallel, and rows of all
     processes are compared with each other; with `distributed=False` each process computes by itself.
 
@@ -73,6 +74,7 @@ class Distiller(nn.Module):
         data: Dataset | None = None,
         targets: Tensor | None = None,
         rows: int | None = None,
+        task: Task | None = None,
         epochs: int = 1,
         distributed: bool = True,
     ) -> None:
@@ -90,7 +92,8 @@ class Distiller(nn.Module):
         """The student's outputs in the last call, detached."""
         self._given: dict[str, Member] = {STUDENT: student, **members}
         self._sources: dict[str, Teacher] = {}
-        self._data = TrainingData(self.settings.name, data, targets, rows)
+        self._task: Task = task or ("classes" if data is None else data.task)
+        self._data = TrainingData(self.settings.name, data, targets, rows, self._task)
         self._progress = Progress(epochs=epochs)
         self._distributed = distributed
         self._devices: Devices | None = None
@@ -281,6 +284,7 @@ class Distiller(nn.Module):
             targets=torch.full((rows,), MISSING_TARGET) if targets is None else targets,
             labelled=labelled,
             present=present or {},
+            task=self._task,
         ).to(device)
 
     def _modality(self) -> str:

@@ -202,7 +202,12 @@ class Recipe(BaseModel):
             raise ValueError(f"wanted auto, cpu, mps, cuda or cuda:NUMBER, found {value!r}")
         return value
 
-    @field_validator("tracking", "metrics", mode="before")
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _listed_metrics(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("tracking", mode="before")
     @classmethod
     def _one_tracker(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

@@ -11,7 +11,7 @@ from builders import Heard
 from facts import raises
 from torch import Tensor, nn
 
-from crossdistill import Dataset, Network, Recipe, Report, Stage, load_student, run
+from crossdistill import Dataset, Distiller, Network, Recipe, Report, Stage, load_student, run
 from crossdistill.errors import RecipeError
 from crossdistill.methods import KD, Supervised
 from crossdistill.methods.logit_method import TeacherPrediction
@@ -195,6 +195,19 @@ def test_a_teacher_in_the_unit_of_the_targets_is_told(tmp_path: Path, caplog: py
     run(made, tmp_path / "run")
     (said,) = [record.getMessage() for record in caplog.records if "chance" in record.getMessage()]
     assert "standardise=False" in said
+
+
+def test_a_loop_of_ones_own_learns_numbers_and_labels() -> None:
+    student, teacher = network(8, 2).module, network(32, 2).module
+    inputs, targets = torch.tensor(INPUTS[:8]), torch.randn(8, 2)
+    loop = Distiller(student, teacher, KD(fixed=(1.0, 0.0)), task="regression")
+    assert float(loop(inputs, targets).detach()) == pytest.approx(
+        float((student(inputs) - targets).square().mean().detach()), rel=1e-5
+    )
+    labels = (targets > 0).float()
+    loop = Distiller(student, teacher, KD(fixed=(1.0, 0.0)), task="multi-label")
+    wanted = nn.functional.binary_cross_entropy_with_logits(student(inputs), labels)
+    assert float(loop(inputs, labels).detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
 def test_several_teachers_of_labels_and_numbers_are_combined() -> None:

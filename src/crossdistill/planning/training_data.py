@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from crossdistill.batch import MISSING_TARGET
+from crossdistill.batch import Task
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.targets import has_target
 from crossdistill.errors import SettingError, ShapeError
 from crossdistill.method import DataSpec
 from crossdistill.planning.preflight import data_spec
@@ -18,19 +19,19 @@ class TrainingData:
         SettingError: several arguments define the data.
     """
 
-    def __init__(self, who: str, data: Dataset | None, targets: Tensor | None, rows: int | None) -> None:
+    def __init__(self, who: str, data: Dataset | None, targets: Tensor | None, rows: int | None, task: Task) -> None:
         if sum(argument is not None for argument in (data, targets, rows)) > 1:
             raise SettingError("data, targets and rows each describe the training data: pass one of them")
-        self.who, self.ids_read = who, False
+        self.who, self.ids_read, self._task = who, False, task
         self._known: DataSpec | None = None
         self._highest = 0
         if data is not None:
             self._known = data_spec(data)
         elif targets is not None:
-            share = float((targets != MISSING_TARGET).double().mean()) if targets.ndim == 1 else 1.0
-            self._known = DataSpec(len(targets), 0, targets, None, share)
+            share = float(has_target(targets).double().mean()) if targets.ndim == 1 or task != "classes" else 1.0
+            self._known = DataSpec(len(targets), 0, targets, None, share, task)
         elif rows is not None:
-            self._known = DataSpec(rows, 0)
+            self._known = DataSpec(rows, 0, task=task)
         if self._known is not None:
             ids = self._known.ids
             self._highest = self._known.rows - 1 if ids is None else int(ids.max())
@@ -44,7 +45,7 @@ class TrainingData:
 
     def spec(self, classes: int) -> DataSpec:
         """The `DataSpec` for a method whose student has this number of classes."""
-        known = self._known or DataSpec(0, classes)
+        known = self._known or DataSpec(0, classes, task=self._task)
         spec = _Watched(
             known.rows, known.classes or classes, known.targets, known.ids, known.labelled_fraction, known.task
         )
