@@ -17,9 +17,9 @@ from crossdistill.errors import SettingError
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-def _play(name: str, folder: Path, *options: str) -> str:
+def _play(name: str, folder: Path, *options: str, then: tuple[str, ...] = ()) -> str:
     """What an example prints, as a process of its own that starts in an empty folder."""
-    command = [sys.executable, "-W", "error", *options, str(EXAMPLES / name)]
+    command = [sys.executable, "-W", "error", *options, str(EXAMPLES / name), *then]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -79,6 +79,16 @@ def test_mst_distill_trains_all_three_stages(tmp_path: Path) -> None:
     }
     written = [line for line in (EXAMPLES / "mst_distill.py").read_text().splitlines() if line.strip()]
     assert len(written) <= 40, len(written)
+
+
+def test_three_modalities_are_compared_where_rows_lack_one(tmp_path: Path) -> None:
+    shown = _play("three_modalities.py", tmp_path, then=("--tiny",))
+    for line in ("teacher:mm", "supervised", r"kd +mm", r"mst-distill +mm\+cm"):
+        assert re.search(rf"^{line} .*0\.\d{{3}}", shown, re.MULTILINE), shown
+    assert "cannot apply" not in shown
+    assert "failed" not in shown
+    written = [line for line in (EXAMPLES / "three_modalities.py").read_text().splitlines() if line.strip()]
+    assert len(written) <= 60, len(written)
 
 
 def test_own_models_is_short() -> None:

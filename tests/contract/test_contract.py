@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from crossdistill import Batch, Live, Outputs, OutputSpec, Signal, Teacher
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.method import STUDENT, DataSpec, Method, MethodConfig, Progress, Step, Term, task_term
+from crossdistill.outputs import spread
 from crossdistill.testing import CLAUSES, check_method, check_ranks, toy_dataset, toy_network
 from crossdistill.testing.contract import hold
 from crossdistill.testing.rehearsal import Contract
@@ -155,6 +156,29 @@ class NeedsTwo(Honest):
         return {"second": Term(second.need(Signal.LOGITS).square().sum(1))}
 
 
+class IgnoresOne(Honest):
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        step = super().forward(batch, student, teachers, progress)
+        return Step({name: term for name, term in step.terms.items() if name != "teacher-3"}, step.student)
+
+
+class FillsAbsent(Honest):
+    """Teachers' outputs with zeros in rows that they lack: the student learns these zeros."""
+
+    def on_both(self, student: Outputs, teacher: Outputs, rows: int) -> tuple[Tensor, Tensor]:
+        return student.need(Signal.LOGITS), student.of(spread(teacher, rows)[0])
+
+
+class DividesByRows(Honest):
+    """A mean over a teacher's rows, which is NaN where there are none."""
+
+    batch_relational: ClassVar[bool] = True
+
+    def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
+        mine, _ = self.on_both(student, teachers[self.teachers[-1]](batch), len(batch))
+        return {"mean": Term(mine.square().mean())}
+
+
 class CountsRows(Honest):
     def extra(self, batch: Batch, student: Outputs, teachers: Mapping[str, Teacher]) -> dict[str, Term]:
         logits = student.need(Signal.LOGITS)
@@ -210,6 +234,9 @@ BROKEN: list[tuple[type[Honest], str, tuple[str, ...]]] = [
     (MovesInForward, "state moves in after_step alone", ("'centre'",)),
     (CountsInForward, "state moves in after_step alone", ("'calls'",)),
     (NeedsTwo, "it takes one teacher and three, or refuses", ("tuple index out of range",)),
+    (IgnoresOne, "of several teachers, each takes part", ("'teacher-3'",)),
+    (FillsAbsent, "of several teachers, each takes part", ("'teacher-1'", "wanted 0")),
+    (DividesByRows, "of several teachers, each takes part", ("'mean'", "NaN or Inf")),
     (CountsRows, "the order of rows does not matter", ("'place'",)),
     (Forgets, "its state comes back from a file", ("'more'",)),
     (JudgesOthers, "it judges what is selected", ("student", "'scale'")),

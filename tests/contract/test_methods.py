@@ -7,8 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from crossdistill.method import MethodConfig
-from crossdistill.methods import CRD, METHODS, PKT, SP, Salience, Specialise
-from crossdistill.testing import TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_models
+from crossdistill.methods import CRD, KD, METHODS, MLKD, PKT, SP, Route, Salience, Specialise
+from crossdistill.testing import CLAUSES, TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_models
+from crossdistill.testing.contract import hold
+from crossdistill.testing.rehearsal import Contract
 
 # Settings as functions of the teachers' names, where the defaults do not suit toy data or there are none.
 ARGUMENTS: Mapping[str, Callable[[Sequence[str]], MethodConfig]] = {
@@ -57,7 +59,8 @@ def cast_of(name: str) -> dict[str, Any]:
     if name not in ON_MAPS:
         return {}
     dataset = toy_dataset(TOY_MAPS)
-    student, *others = (cast := toy_map_models(dataset))
+    student, *others = (cast := toy_map_models(dataset, teachers=4))
+    cast["teacher-0"].needs = "any"
     return {"student": cast[student], "teachers": {other: cast[other] for other in others}, "dataset": dataset}
 
 
@@ -68,6 +71,17 @@ def test_the_tables_here_name_methods_that_exist() -> None:
 @pytest.mark.parametrize(("name", "trains"), CASES)
 def test_a_method_keeps_the_contract(name: str, trains: str) -> None:
     check_method(settings_of(name), trains=trains, **cast_of(name))
+
+
+# Other ways to combine several teachers than the defaults.
+COMBINED = [KD(combine=each) for each in ("probabilities", "logits", "best")]
+COMBINED += [MLKD(masks="scalar"), Route(k=2, routing="learned"), Route(routing="mean")]
+
+
+@pytest.mark.parametrize("settings", COMBINED, ids=lambda settings: settings.name)
+def test_teachers_are_combined_in_the_rows_that_they_can_read(settings: MethodConfig) -> None:
+    clause = next(clause for clause in CLAUSES if "several teachers" in clause)
+    hold(Contract(settings, toy_dataset(("first", "second", "third"))), clause, CLAUSES[clause])
 
 
 @pytest.mark.slow

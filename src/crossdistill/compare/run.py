@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,11 @@ class Comparison:
     """A finished comparison: its folder and its results."""
 
     out: Path
-    findings: Findings
+    findings: Findings = field(repr=False)
+
+    def __str__(self) -> str:
+        """The table and the conclusions, as `print(compare(...))` shows them."""
+        return self.text()
 
     @property
     def table(self) -> ResultTable:

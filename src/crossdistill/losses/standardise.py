@@ -12,4 +12,7 @@ def standardised(logits: Float[Tensor, "B C *pixels"]) -> Float[Tensor, "B C *pi
     """
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     centred = exact - exact.mean(dim=1, keepdim=True)
+    if centred.numel() == 0:
+        # torch warns about the deviation of no rows.
+        return centred
     return centred / (1e-7 + exact.std(dim=1, keepdim=True))

@@ -121,7 +121,8 @@ class _MLKD(Method):
         slip = {2.0, 6.0} if config.released_views else set()
         if config.masks == "scalar":
             (all_rows,) = seen_everywhere(progress, weak[1], [mask])
-            mask = all_rows.mean().expand_as(mask)
+            # The mean of no rows is NaN, and so would be the gradient of rows that the teacher lacks.
+            mask = all_rows.mean().expand_as(mask) if len(all_rows) else mask
         return {
             "weak": mask * torch.stack([self._divergence(*weak, t) for t in every]).sum(0),
             "strong": torch.stack([self._divergence(*(weak if t in slip else strong), t) for t in every]).sum(0),

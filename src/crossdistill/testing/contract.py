@@ -22,6 +22,7 @@ from crossdistill.outputs import Cut, Outputs, Signal
 from crossdistill.planning.sources import TRAINS
 from crossdistill.runtime.hashing import fingerprint
 from crossdistill.teacher import Live, Teacher, TeacherBase
+from crossdistill.testing.agreement import TOLERANCE, same_tensors
 from crossdistill.testing.ranks import compare_with_one
 from crossdistill.testing.rehearsal import (
     ROWS,
@@ -34,10 +35,8 @@ from crossdistill.testing.rehearsal import (
     with_targets_missing,
     with_views,
 )
+from crossdistill.testing.several_teachers import several_teachers
 from crossdistill.testing.toy import toy_dataset
-
-TOLERANCE = 1e-5
-"""Absolute and relative tolerance between two ways of computing a step."""
 
 
 def check_method(
@@ -236,7 +235,7 @@ def _absent_unread(contract: Contract) -> None:
         bad = [name for each in logs for name, value in each.items() if not bool(value.isfinite().all())]
         assert not bad, f"Absent values reached {bad}, which are NaN or Inf"
         weights.append(run.weights())
-    _same_tensors(*weights, exact=True, what="The values in absent rows change")
+    same_tensors(*weights, exact=True, what="The values in absent rows change")
 
 
 def _labels_optional(contract: Contract) -> None:
@@ -249,9 +248,9 @@ def _labels_optional(contract: Contract) -> None:
     if contract.trains != "all":
         # Teachers that train may use the labels that are hidden from the student.
         pairs = (hidden[0].weights(), hidden[1].weights())
-        _same_tensors(*pairs, exact=True, what="A label that is hidden from the student changes")
+        same_tensors(*pairs, exact=True, what="A label that is hidden from the student changes")
         pairs = (hidden[0].weights(), missing.weights())
-        _same_tensors(*pairs, what="A row without target, unlike a row with a hidden label, changes")
+        same_tensors(*pairs, what="A row without target, unlike a row with a hidden label, changes")
 
 
 def _parts_are_whole(contract: Contract) -> None:
@@ -265,8 +264,8 @@ def _parts_are_whole(contract: Contract) -> None:
     parts = Rehearsal(contract, micro_batches=3)
     for number in range(3):
         of_whole, of_parts = whole.step(whole.rows(number), number), parts.step(parts.rows(number), number)
-        _same_tensors(_terms_of(of_whole), _terms_of(of_parts), what="Computing in micro-batches changes the term")
-    _same_tensors(whole.weights(), parts.weights(), what="Computing in micro-batches (is it batch_relational?) changes")
+        same_tensors(_terms_of(of_whole), _terms_of(of_parts), what="Computing in micro-batches changes the term")
+    same_tensors(whole.weights(), parts.weights(), what="Computing in micro-batches (is it batch_relational?) changes")
 
 
 def _terms_of(logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -279,8 +278,8 @@ def _forward_moves_nothing(contract: Contract) -> None:
     first = run.terms(run.batch())
     run.terms(run.batch(run.rows(1)))
     again = run.terms(run.batch())
-    _same_tensors(before, dict(run.job.method.state_dict()), exact=True, what="A forward pass changes the state")
-    _same_tensors(first, again, exact=True, what="A forward pass over other rows changes the term")
+    same_tensors(before, dict(run.job.method.state_dict()), exact=True, what="A forward pass changes the state")
+    same_tensors(first, again, exact=True, what="A forward pass over other rows changes the term")
 
 
 def _any_number_of_teachers(contract: Contract) -> None:
@@ -300,11 +299,9 @@ def _order_is_free(contract: Contract) -> None:
     run = Rehearsal(contract)
     rows = run.rows()
     mixed = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))]
-    _same_tensors(
-        run.terms(run.batch(rows)), run.terms(run.batch(mixed)), what="Another order of rows changes the term"
-    )
+    same_tensors(run.terms(run.batch(rows)), run.terms(run.batch(mixed)), what="Another order of rows changes the term")
     gradients = [dict(enumerate(run.gradients(run.batch(each)))) for each in (rows, mixed)]
-    _same_tensors(*gradients, what="Another order of rows changes the gradient of parameter")
+    same_tensors(*gradients, what="Another order of rows changes the gradient of parameter")
 
 
 def _state_comes_back(contract: Contract) -> None:
@@ -319,9 +316,7 @@ def _state_comes_back(contract: Contract) -> None:
     for name, network in run.plan.members.items():
         fresh.plan.members[name].load_state_dict(network.state_dict())
     batch = run.batch()
-    _same_tensors(
-        run.terms(batch), fresh.terms(batch), exact=True, what="Saving and loading its state changes the term"
-    )
+    same_tensors(run.terms(batch), fresh.terms(batch), exact=True, what="Saving and loading its state changes the term")
 
 
 def _validates_its_parts(contract: Contract) -> None:
@@ -344,29 +339,15 @@ def _banked_is_live(contract: Contract) -> None:
             banked.read_banks(Path(folder))
             others = [choice.text() for choice in banked.job.choices if not choice.banked and choice.reason != TRAINS]
             assert contract.given is not None or not others, f"Toy networks can be banked, but were not: {others}"
-            _same_tensors(
+            same_tensors(
                 live.terms(live.batch()), banked.terms(banked.batch()), what="Reading from banks changes the term"
             )
             for number in range(3):
                 live.step(live.rows(number), number)
                 banked.step(banked.rows(number), number)
-            _same_tensors(live.weights(), banked.weights(), what="Reading from banks changes")
+            same_tensors(live.weights(), banked.weights(), what="Reading from banks changes")
             validated = [run.validated() for run in (live, banked)]
-            _same_tensors(*validated, what="Reading from banks changes the validation value of")
-
-
-def _same_tensors(lefts: Mapping[Any, Tensor], rights: Mapping[Any, Tensor], *, what: str, exact: bool = False) -> None:
-    """Check that two sets of tensors are equal; `what` and the name of a tensor are a sentence on their difference."""
-    assert set(lefts) == set(rights), f"{what} the names: {sorted(map(str, set(lefts) ^ set(rights)))}"
-    for name, left in lefts.items():
-        right = rights[name]
-        if exact:
-            same = torch.equal(left, right)
-        else:
-            same = left.shape == right.shape and torch.allclose(left, right, rtol=TOLERANCE, atol=TOLERANCE)
-        if not same:
-            apart = (left - right).abs().max().item() if left.shape == right.shape else float("nan")
-            raise AssertionError(f"{what} {name!r} by {apart:.3g} at most")
+            same_tensors(*validated, what="Reading from banks changes the validation value of")
 
 
 CLAUSES: Mapping[str, Callable[[Contract], None]] = {
@@ -379,6 +360,7 @@ CLAUSES: Mapping[str, Callable[[Contract], None]] = {
     "micro-batches are the batch": _parts_are_whole,
     "state moves in after_step alone": _forward_moves_nothing,
     "it takes one teacher and three, or refuses": _any_number_of_teachers,
+    "of several teachers, each takes part, and only in rows that it can read": several_teachers,
     "the order of rows does not matter": _order_is_free,
     "its state comes back from a file": _state_comes_back,
     "it judges what is selected": _validates_its_parts,
