@@ -190,3 +190,12 @@ def test_epochs_and_strides_follow_the_size_of_the_data() -> None:
     assert default_network("image", spec).options == {"channels": 3, "stride": 4}
     with raises(SettingError, "series", "(7, 9)"):
         default_network("series", crossdistill.InputSpec("array", (7, 9)))
+
+
+def test_a_folder_with_the_name_of_a_data_set_does_not_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "av-digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert make("av-digits/kd", []).learner == "image"
+    assert setup_by_name("av-digits").multimodal is not None

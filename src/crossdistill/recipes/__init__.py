@@ -91,11 +91,11 @@ def data_by_name(data: str, settings: Sequence[str] = ()) -> tuple[DataConfig | 
         SettingError: there is none, or the function returns something else.
     """
     if is_file_data(data):
-        own = [text for text in settings if text.lstrip().startswith("data.")]
-        arguments, _, _, faults = _arguments(own, inspect.signature(setup_of_files).parameters)
+        of_data = [text for text in settings if text.lstrip().startswith("data.")]
+        arguments, _, _, faults = _arguments(of_data, inspect.signature(setup_of_files).parameters)
         if faults:
             raise RecipeError(data, faults)
-        return config_of(data, arguments.get("data", {})), [text for text in settings if text not in own]
+        return config_of(data, arguments.get("data", {})), [text for text in settings if text not in of_data]
     if is_own(data):
         made = _function(data)()
         if not isinstance(made, DataConfig | Dataset | ExperimentSetup):
@@ -122,13 +122,13 @@ def find(name: str) -> Maker:
     Raises:
         SettingError: there is no such recipe; the message names the nearest.
     """
-    own, slash, method = name.rpartition("/")
-    if slash and ":" not in method and (is_own(own) or is_file_data(own)):
+    data, slash, method = name.rpartition("/")
+    if slash and ":" not in method and (is_own(data) or is_file_data(data)):
         if method not in PLANS:
             raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
-        if is_file_data(own):
-            return functools.partial(from_files, own, method)
-        return maker(own, None if own.startswith(LIVE) else _function(own), method)
+        if is_file_data(data):
+            return functools.partial(from_files, data, method)
+        return maker(data, None if data.startswith(LIVE) else _function(data), method)
     if ":" in name:
         return _function(name)
     if name.endswith(".py"):

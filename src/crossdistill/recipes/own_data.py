@@ -135,7 +135,7 @@ def multimodal(dataset: Dataset) -> NetworkConfig | None:
     if len(dataset.inputs) < 2:
         return None
     networks = {name: default_network(name, dataset.input_specs[name], large=True) for name in dataset.inputs}
-    encoders = {name: {"model": one.model, "options": dict(one.options)} for name, one in networks.items()}
+    encoders = {name: {"model": net.model, "options": dict(net.options)} for name, net in networks.items()}
     return NetworkConfig(model="fusion", reads=tuple(dataset.inputs), options={"encoders": encoders})
 
 
@@ -174,15 +174,15 @@ def setup_for(
     modality, network = student_of(dataset, student)
     names = [modality, *(name for name in dataset.inputs if name != modality)]
     others = {} if teachers else {name: default_network(name, dataset.input_specs[name]) for name in names[1:]}
-    given = {name: _teacher(dataset, one) for name, one in (teachers or {}).items()}
-    if not given and not others and has_labels(dataset):
-        given = {LARGER: default_network(modality, dataset.input_specs[modality], large=True)}
+    named = {name: _teacher(dataset, network) for name, network in (teachers or {}).items()}
+    if not named and not others and has_labels(dataset):
+        named = {LARGER: default_network(modality, dataset.input_specs[modality], large=True)}
     length = Length(epochs=epochs or default_epochs(len(dataset.splits["train"])), learning_rate=LEARNING_RATE)
     return ExperimentSetup(
         data=data,
         networks={modality: network, **others},
         multimodal=None if teachers else multimodal(dataset),
-        named_teachers=given,
+        named_teachers=named,
         batch_size=BATCH_SIZE,
         supervised=length,
         collaborate=length,
@@ -219,11 +219,11 @@ def _wrapped(network: AnyNetwork, dataset: Dataset) -> NetworkConfig | Network:
     return wrapped
 
 
-def _teacher(dataset: Dataset, one: str | AnyNetwork) -> NetworkConfig | Network:
-    if not isinstance(one, str):
-        return _wrapped(one, dataset)
-    modality = modality_for(dataset, one)
-    return fitted(one, modality, dataset.input_specs[modality])
+def _teacher(dataset: Dataset, network: str | AnyNetwork) -> NetworkConfig | Network:
+    if not isinstance(network, str):
+        return _wrapped(network, dataset)
+    modality = modality_for(dataset, network)
+    return fitted(network, modality, dataset.input_specs[modality])
 
 
 def _near(wanted: str, dataset: Dataset) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from crossdistill.data import find_data
+from crossdistill.data import DATA, find_data
 from crossdistill.data.config import DataConfig
 from crossdistill.data.content import on_terminal
 from crossdistill.data.dataset import Dataset
@@ -43,8 +43,10 @@ def loaded(config: DataConfig) -> Dataset:
 
 
 def is_file_data(name: str) -> bool:
-    """Whether data are named `table` or `folder`, or by the path of one."""
-    return name in (TABLE, FOLDER) or name.lower().endswith(SUFFIXES) or os.path.isdir(name)
+    """Whether data are named `table` or `folder`, or by the path of one; a name of the table of data comes first."""
+    if name in DATA:
+        return name in (TABLE, FOLDER)
+    return name.lower().endswith(SUFFIXES) or os.path.isdir(name)
 
 
 def short_name(data: str) -> str:

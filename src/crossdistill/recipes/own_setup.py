@@ -76,8 +76,8 @@ def _with_labels(setup: ExperimentSetup, labelled: float, seed: int) -> Experime
     else:
         data = setup.data.model_copy(update={"labelled": labelled, "label_seed": seed})
     weights = {"kd": kd_for(labelled), "route": route_for(labelled)}
-    own = setup.model_fields_set
-    return setup.model_copy(update={"data": data, **{k: v for k, v in weights.items() if k not in own}})
+    defaults = {name: weight for name, weight in weights.items() if name not in setup.model_fields_set}
+    return setup.model_copy(update={"data": data, **defaults})
 
 
 def from_setup(

@@ -89,8 +89,7 @@ def distill(
         display.say(projected.text())
         folder = run_folder(out if out is not None else Path("runs") / f"distill-{_slug(made.name.partition('/')[0])}")
         run(made, folder, resume=resume, display=display)
-    own = made.student if isinstance(made.student, Network) else None
-    return load_student(folder, own)
+    return load_student(folder, made.student if isinstance(made.student, Network) else None)
 
 
 def pick(
@@ -166,12 +165,12 @@ def named(teachers: Teachers) -> dict[str, str | AnyNetwork]:
     """Teachers by name: of a list, the last part of each network's name, numbered where two are alike."""
     if isinstance(teachers, Mapping):
         return dict(teachers)
-    found: dict[str, str | AnyNetwork] = {}
+    by_name: dict[str, str | AnyNetwork] = {}
     for teacher in teachers:
         text = teacher if isinstance(teacher, str) else _title(teacher)
         name = _slug(re.split(r"[:/\\]", text.rstrip("/\\"))[-1]) or "teacher"
-        found[name if name not in found else f"{name}-{len(found) + 1}"] = teacher
-    return found
+        by_name[name if name not in by_name else f"{name}-{len(by_name) + 1}"] = teacher
+    return by_name
 
 
 def _title(network: AnyNetwork) -> str:
