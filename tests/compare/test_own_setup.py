@@ -8,9 +8,11 @@ import torch
 
 import crossdistill
 from crossdistill import Dataset, ExperimentSetup, Network, NetworkConfig
-from crossdistill.errors import RecipeError, SettingError
+from crossdistill.compare import Grid
+from crossdistill.errors import RecipeError, ResumeError, SettingError
 from crossdistill.recipes import make
 from crossdistill.recipes.setup import Length
+from crossdistill.recipes.stages import recipe
 from tests.facts import raises
 
 SHORT = Length(epochs=1, learning_rate=3e-3)
@@ -151,3 +153,26 @@ def test_values_that_do_not_fit_are_collected(tmp_path: Path) -> None:
     with raises(RecipeError, "kdd", "rright", "1.5"):
         crossdistill.compare(sensors(), ["kdd"], students=["rright"], labelled=[1.5], out=tmp_path / "out")
     assert not (tmp_path / "out" / "grid.json").exists()
+
+
+def test_a_comparison_of_other_data_or_lengths_is_not_continued(tmp_path: Path) -> None:
+    setup = one_modality(named_teachers={"large": perceptron("left", 32)})
+    crossdistill.compare(setup, ["supervised"], seeds=1, out=tmp_path / "out")
+    crossdistill.compare(setup, ["supervised"], seeds=1, out=tmp_path / "out", resume=True)
+    longer = setup.with_epochs(2)
+    with raises(ResumeError, "content"):
+        crossdistill.compare(longer, ["supervised"], seeds=2, out=tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("text", ["labelled=0.5", "seed=7", "student=right", "teachers=mm", "control=shuffled"])
+def test_what_cells_vary_is_no_setting(own_file: str, text: str) -> None:
+    with raises(RecipeError, text, "--"):
+        Grid.parse(f"{own_file}:setup", settings=(text,))
+
+
+def test_a_network_of_another_library_has_no_layers_of_the_table() -> None:
+    setup = one_modality(named_teachers={"ViT_b": NetworkConfig(model="transformers:somewhere", reads=("left",))})
+    assert setup.spatial("ViT_b", "left", "before") is None
+    with raises(SettingError, "ViT_b", "taps"):
+        setup.layers("ViT_b")
+    assert recipe(setup, "kd", student="left", teachers=None, seed=0, control=None).stages[0].name == "supervised-vit-b"

@@ -199,3 +199,37 @@ def test_a_folder_with_the_name_of_a_data_set_does_not_replace_it(
     monkeypatch.chdir(tmp_path)
     assert make("av-digits/kd", []).learner == "image"
     assert setup_by_name("av-digits").multimodal is not None
+
+
+def test_settings_of_a_call_reach_a_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("from tests.compare.test_own_setup import sensors as setup\n")
+    monkeypatch.chdir(tmp_path)
+    assert {stage.epochs for stage in pick("mine.py:setup", epochs=3).recipe.stages} == {3}
+    with raises(SettingError, "lefft", "left"):
+        pick("mine.py:setup", "lefft")
+
+
+def test_few_labels_weigh_the_teacher_more(flowers: Path) -> None:
+    few = pick(flowers, settings=["data.target=kind", "data.labelled=0.2"], seed=4).recipe
+    assert (
+        few.stages[-1].method.alpha
+        == make(f"{flowers}/kd", ["labelled=0.2", "data.target=kind"]).stages[-1].method.alpha
+    )
+    assert few.data.label_seed == 4
+
+
+def test_each_network_of_a_comparison_is_the_student_of_its_modality(flowers: Path) -> None:
+    from crossdistill.compare import Grid
+
+    settings = ("data.inputs.size=[width]", "data.inputs.mass=[weight, height]", "data.target=kind", "epochs=1")
+    grid = Grid.parse(str(flowers), methods="kd", seeds=1, settings=(*settings, "student=size"))
+    students = {cell.student: cell.recipe().student.options["features"] for cell in grid.cells()}
+    assert students == {"size": 1, "mass": 2}
+    named = Grid.parse(str(flowers), methods="kd", seeds=1, settings=("data.target=kind", "teachers.tiny=mlp"))
+    assert [list(cell.recipe().teachers) for cell in named.cells()] == [["tiny"]]
+
+
+def test_the_fusion_of_a_users_arrays_has_masks_of_a_sane_size() -> None:
+    recipe = pick(arrays("left", "right")).recipe
+    widths = [one.get("options", {}).get("width", 128) for one in recipe.teachers["mm"].options["encoders"].values()]
+    assert sum(widths) <= 256

@@ -74,8 +74,17 @@ class Cell:
         return frozenset(stage.name for stage in made.stages)
 
     def _made(self, settings: Sequence[str]) -> Recipe:
-        texts = [f"student={self.student}", f"labelled={self.labelled!r}", *settings]
-        texts += [f"teachers={self.teachers}"] if self.teachers else []
+        chosen = [f"student={self.student}"]
+        if is_file_data(self.data):
+            # A network that a setting names is the student of the modality that it reads, and of no other.
+            network = [text for text in settings if setting_path(text) == "student"]
+            settings = [text for text in settings if text not in network]
+            if network and next(iter(setup_by_name(self.data, self.settings).networks)) == self.student:
+                chosen = network
+        texts = [*chosen, f"labelled={self.labelled!r}", *settings]
+        # Teachers that settings name are those of the kind "named" already.
+        by_name = self.teachers == "named" and any(setting_path(text).startswith("teachers.") for text in settings)
+        texts += [f"teachers={self.teachers}"] if self.teachers and not by_name else []
         texts += [f"control={self.control}"] if self.control else []
         return make(f"{self.data}/{self.method}", texts, self.seed)
 
@@ -109,6 +118,11 @@ class Setting:
     def place(self) -> str:
         """Student and fraction of labels, as text for tables."""
         return f"{self.student}, {percent(self.labelled)} of the labels"
+
+
+def setting_path(setting: str) -> str:
+    """The path of a setting `a.b=c`."""
+    return setting.partition("=")[0].strip()
 
 
 def stage_of(setting: str) -> str | None:
@@ -184,6 +198,11 @@ class Grid(BaseModel):
     @field_validator("settings")
     @classmethod
     def _known_files(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's type is a protocol
+        networks = ("student",) if is_file_data(info.data.get("data", "")) else ()
+        for text in value:
+            if setting_path(text) in OF_CELLS and setting_path(text) not in networks:
+                option = OF_CELLS[setting_path(text)]
+                raise ValueError(f"{text}: every cell has its own {setting_path(text)}; say it with {option}")
         if is_file_data(info.data.get("data", "")):
             _setup(info.data["data"], value)
         return value
@@ -342,6 +361,14 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
 
 
+OF_CELLS = {
+    "student": "--students",
+    "teachers": "--teachers",
+    "labelled": "--labelled",
+    "control": "--control",
+    "seed": "--seeds",
+}
+"""What a comparison varies, each with its option."""
 BOTH = "mm+cm"
 LISTS = frozenset({"methods", "students", "teachers", "labelled"})
 

@@ -25,11 +25,14 @@ from crossdistill.compare.scheduler import Scheduler
 from crossdistill.compare.sweep import Tuning, tunings, with_choices
 from crossdistill.data.config import DataConfig
 from crossdistill.errors import RecipeError, ResumeError, RunError
+from crossdistill.recipes import is_own, setup_by_name
+from crossdistill.recipes.own_files import is_file_data
 from crossdistill.recipes.own_setup import LIVE, hold
 from crossdistill.recipes.setup import ExperimentSetup, Kind
 from crossdistill.report import Report, finished
 from crossdistill.run_folder.folder import held, run_folder
 from crossdistill.runtime.files import read_sealed, write_json, write_sealed
+from crossdistill.runtime.hashing import key_hash
 from crossdistill.runtime.progress import Terminal, counted
 
 GROWS = ("methods", "students", "seeds", "labelled", "control")
@@ -99,7 +102,7 @@ def compare(
             feasibility = check_feasibility(grid.cells(), display)
             tuned = tunings(grid, [feasibility.cells[i] for i in feasibility.feasible])
         # The grid is written only now, after all its checks have passed.
-        write_sealed(out / GRID, json.loads(requested.model_dump_json()))
+        write_sealed(out / GRID, _plain(requested))
         if picked is not None:
             write_sealed(out / BUDGET, picked.as_data())
         run = _Run(out, jobs, on)
@@ -196,7 +199,7 @@ def _check(out: Path, grid: Grid, resume: bool) -> None:
         raise RunError(
             f"{out} holds a comparison already; continue it with --resume, or choose another folder with --out"
         )
-    then, now = _read(path), json.loads(grid.model_dump_json())
+    then, now = _read(path), _plain(grid)
     # A budget's seeds and epochs were picked for the original grid, which therefore cannot grow.
     grows = GROWS if grid.budget is None else ()
     changed = [
@@ -210,6 +213,15 @@ def _check(out: Path, grid: Grid, resume: bool) -> None:
             "them with a budget. Choose another folder with --out, or give the earlier values. Changed:\n"
             + "\n".join(changed)
         )
+
+
+def _plain(grid: Grid) -> dict[str, Any]:
+    """A grid as plain values; of a user's own data, with a hash of the data and the setup, which their name is not."""
+    values: dict[str, Any] = json.loads(grid.model_dump_json())
+    if not (is_own(grid.data) or is_file_data(grid.data)):
+        return values
+    setup = setup_by_name(grid.data, grid.settings)
+    return {**values, "content": key_hash([loaded(setup.data).fingerprint, setup.plain()])}
 
 
 def _same(name: str, then: Any, now: Any) -> bool:

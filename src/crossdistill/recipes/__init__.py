@@ -97,7 +97,12 @@ def data_by_name(data: str, settings: Sequence[str] = ()) -> tuple[DataConfig | 
             raise RecipeError(data, faults)
         return config_of(data, arguments.get("data", {})), [text for text in settings if text not in of_data]
     if is_own(data):
-        made = _function(data)()
+        try:
+            made = _function(data)()
+        except CrossdistillError:
+            raise
+        except Exception as error:  # the user's code may raise any error
+            raise SettingError(f"{data} fails: {_where(error)}") from error
         if not isinstance(made, DataConfig | Dataset | ExperimentSetup):
             raise SettingError(f"{data} returned a {type(made).__name__}; wanted a Dataset or an ExperimentSetup")
         return made, list(settings)
@@ -220,11 +225,12 @@ def _takes_mapping(annotation: Any) -> bool:
 
 
 def _put(arguments: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set an entry of nested mappings; on the way, a text `x` becomes {"column": x}, its short form."""
+    """Set an entry of nested mappings; on the way, the short form of an input or a network becomes its long form."""
+    short = "model" if path[0] == "teachers" else "column"
     *above, last = path
     for name in above:
         inner = arguments.get(name)
-        arguments[name] = dict(inner) if isinstance(inner, Mapping) else {} if inner is None else {"column": inner}
+        arguments[name] = dict(inner) if isinstance(inner, Mapping) else {} if inner is None else {short: inner}
         arguments = arguments[name]
     arguments[last] = value
 

@@ -126,7 +126,7 @@ def modality_for(dataset: Dataset, network: str) -> str:
         return alike[0]
     raise SettingError(
         f"{network} reads {', '.join(reads) or 'one modality'}, and the data have {', '.join(dataset.inputs)}; say "
-        "which with --set student.reads=[MODALITY]"
+        f"which in Python, as NetworkConfig(model={network!r}, reads=[MODALITY]), or call the input as the network does"
     )
 
 
@@ -134,7 +134,8 @@ def multimodal(dataset: Dataset) -> NetworkConfig | None:
     """The late fusion of all modalities; None for one modality."""
     if len(dataset.inputs) < 2:
         return None
-    networks = {name: default_network(name, dataset.input_specs[name], large=True) for name in dataset.inputs}
+    # As small as the students: masks grow with the square of the width of all embeddings together.
+    networks = {name: default_network(name, dataset.input_specs[name]) for name in dataset.inputs}
     encoders = {name: {"model": net.model, "options": dict(net.options)} for name, net in networks.items()}
     return NetworkConfig(model="fusion", reads=tuple(dataset.inputs), options={"encoders": encoders})
 
@@ -177,7 +178,9 @@ def setup_for(
     named = {name: _teacher(dataset, network) for name, network in (teachers or {}).items()}
     if not named and not others and has_labels(dataset):
         named = {LARGER: default_network(modality, dataset.input_specs[modality], large=True)}
-    length = Length(epochs=epochs or default_epochs(len(dataset.splits["train"])), learning_rate=LEARNING_RATE)
+    length = Length(
+        epochs=default_epochs(len(dataset.splits["train"])) if epochs is None else epochs, learning_rate=LEARNING_RATE
+    )
     return ExperimentSetup(
         data=data,
         networks={modality: network, **others},

@@ -32,7 +32,7 @@ _LOADED: dict[str, Dataset] = {}
 
 def loaded(config: DataConfig) -> Dataset:
     """The data of a configuration, of which the latest are kept: a recipe reads their shapes, then a run reads them."""
-    key = config.model_dump_json()
+    key = config.model_dump_json() + _changed(config)
     if key not in _LOADED:
         while len(_LOADED) >= LOADED_LIMIT:
             del _LOADED[next(iter(_LOADED))]
@@ -40,6 +40,15 @@ def loaded(config: DataConfig) -> Dataset:
         with on_terminal() as progress:
             _LOADED[key] = config.load(progress)
     return _LOADED[key]
+
+
+def _changed(config: DataConfig) -> str:
+    """Size and time of a table's file: a program that changes it and asks again gets the new rows."""
+    path = getattr(config, "path", None)
+    if path is None or not path.is_file():
+        return ""
+    status = path.stat()
+    return f" {status.st_size} {status.st_mtime_ns}"
 
 
 def is_file_data(name: str) -> bool:
@@ -99,7 +108,7 @@ def setup_of_files(
     config = config_of(name, {"labelled": labelled, "label_seed": seed, **(data or {})})
     dataset, named = loaded(config), teachers if isinstance(teachers, Mapping) else None
     check_labels(dataset, named or {})
-    return setup_for(config, dataset, student=student, teachers=named, epochs=epochs, labelled=labelled)
+    return setup_for(config, dataset, student=student, teachers=named, epochs=epochs, labelled=config.labelled)
 
 
 def from_files(

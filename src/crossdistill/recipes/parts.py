@@ -1,5 +1,6 @@
 """Shared parts of the recipes of several methods: stages, and descriptions of recipes."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def from_labels(setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage,
     """One supervised stage for each teacher that trains; shared by every recipe that uses the same teacher."""
     return tuple(
         Stage(
-            name=f"supervised-{name}",
+            name=f"supervised-{stage_name(name)}",
             method=Supervised(),
             learner=name,
             teachers=(),
@@ -64,6 +65,11 @@ def from_labels(setup: ExperimentSetup, teachers: Sequence[str]) -> tuple[Stage,
         )
         for name in setup.trainable(teachers)
     )
+
+
+def stage_name(member: str) -> str:
+    """A member's name in the name of a stage, which has small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", member.lower()).strip("-")
 
 
 def stage_of(name: str, method: Any, setup: ExperimentSetup, length: Length, **settings: Any) -> Stage:

@@ -1,10 +1,12 @@
 """The shared setup of a family of recipes: data, a network for each role, and lengths of training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SerializeAsAny, model_validator
+from pydantic_core import to_jsonable_python
 
+from crossdistill.backends.names import backend_of
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, nearest
@@ -54,6 +56,14 @@ def route_for(labelled: float) -> Route:
 def activated(*layers: str) -> dict[str, str]:
     """The taps after the activations of layers, by the naming scheme of the models here."""
     return {layer: f"{layer}_relu" for layer in layers}
+
+
+def _of_table(network: NetworkConfig, what: Literal["layers", "maps"]) -> tuple[str, ...]:
+    """What the table of models says of a network; nothing of networks of other libraries."""
+    if backend_of(network.model) is not None:
+        return ()
+    model = find_model(network.model)
+    return model.layers if what == "layers" else model.maps
 
 
 class ExperimentSetup(BaseModel):
@@ -179,7 +189,7 @@ class ExperimentSetup(BaseModel):
         member = self.network(network)
         layers = self.taps.get(network)
         if layers is None:
-            layers = member.taps[-2:] if isinstance(member, Network) else find_model(member.model).layers
+            layers = member.taps[-2:] if isinstance(member, Network) else _of_table(member, "layers")
         if not layers:
             raise SettingError(
                 f"nothing says which layers of {network!r} a method compares: give Network(..., taps=[...]), or the "
@@ -193,7 +203,7 @@ class ExperimentSetup(BaseModel):
         layers = by_modality.get(modality) or next(iter(by_modality.values()), None)
         member = self.network(network)
         if layers is None and isinstance(member, NetworkConfig):
-            layers = find_model(member.model).maps or None
+            layers = _of_table(member, "maps") or None
         return None if layers is None else tuple(self.tap(network, layer, activation) for layer in layers)
 
     def tap(self, network: str, layer: str, activation: Activation) -> str:
@@ -203,11 +213,39 @@ class ExperimentSetup(BaseModel):
         if network in self.activated:
             return self.activated[network].get(layer, layer)
         member = self.network(network)
-        return find_model(member.model).activated(layer) if isinstance(member, NetworkConfig) else layer
+        if isinstance(member, Network) or backend_of(member.model) is not None:
+            return layer
+        return find_model(member.model).activated(layer)
 
     def penultimate(self, network: str) -> str:
         """The tap at the input of a network's last layer."""
         return self.penultimates.get(network) or self.tap(network, self.layers(network)[-1], "after")
+
+    def plain(self) -> dict[str, Any]:
+        """The fields besides `data` as plain values, networks of the program by what they read and their code."""
+
+        def network(member: NetworkConfig | Network) -> Any:
+            if isinstance(member, NetworkConfig):
+                return member.model_dump(mode="json")
+            code = member.code_text() if member.is_made else member.name
+            return [member.name, list(member.reads), list(member.taps), code]
+
+        values: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name in ("networks", "named_teachers"):
+                values[name] = {key: network(member) for key, member in value.items()}
+            elif isinstance(value, NetworkConfig | Network):
+                values[name] = network(value)
+            elif name != "data":
+                values[name] = to_jsonable_python(value)
+        return values
+
+    def with_epochs(self, epochs: int) -> "ExperimentSetup":
+        """The same setup with so many epochs of every stage."""
+        names = ("supervised", "collaborate", "specialise", "distil")
+        lengths = {name: getattr(self, name).model_copy(update={"epochs": epochs}) for name in names}
+        return self.model_copy(update=lengths)
 
     def optimizer(self, length: Length) -> OptimizerConfig:
         """Adam at a constant rate, as in all stages of the reference."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
-from crossdistill.errors import SettingError
+from crossdistill.errors import SettingError, nearest
 from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.recipes import data_by_name
@@ -86,7 +86,7 @@ def distill(
             made, line = fitted_to(made, projected, minutes)
             display.say(line)
             projected = forecast(made, Quiet()) if made != picked.recipe else projected
-        display.say(projected.text())
+        display.say(projected.text().replace("; nothing is trained or written", ""))
         folder = run_folder(out if out is not None else Path("runs") / f"distill-{_slug(made.name.partition('/')[0])}")
         run(made, folder, resume=resume, display=display)
     return load_student(folder, made.student if isinstance(made.student, Network) else None)
@@ -111,11 +111,16 @@ def pick(
         if student is not None and not isinstance(student, str):
             raise SettingError("the setup has the networks of its students; student= is one of its modalities")
         setup, dataset = source, source.data if isinstance(source.data, Dataset) else loaded(source.data)
+        setup = setup if epochs is None else setup.with_epochs(epochs)
         modality = student or next(iter(setup.networks))
+        if modality not in setup.networks:
+            raise SettingError(f"student={modality}: {nearest(modality, setup.networks)}")
     else:
-        dataset = source if isinstance(source, Dataset) else loaded(source)
+        if isinstance(source, DataConfig) and source.label_seed is None:
+            source = source.model_copy(update={"label_seed": seed})
+        dataset, labelled = (source, 1.0) if isinstance(source, Dataset) else (loaded(source), source.labelled)
         check_labels(dataset, named(teachers))
-        setup = setup_for(source, dataset, student=student, teachers=named(teachers), epochs=epochs)
+        setup = setup_for(source, dataset, student=student, teachers=named(teachers), epochs=epochs, labelled=labelled)
         modality = next(iter(setup.networks))
     reasons = [f"data: {len(dataset):,} rows, {', '.join(dataset.inputs)}, {len(dataset.classes)} classes"]
     reasons.append(f"student: {modality!r}, {_title(setup.networks[modality])}" + (" (picked)" if not student else ""))
@@ -165,6 +170,8 @@ def named(teachers: Teachers) -> dict[str, str | AnyNetwork]:
     """Teachers by name: of a list, the last part of each network's name, numbered where two are alike."""
     if isinstance(teachers, Mapping):
         return dict(teachers)
+    if isinstance(teachers, str):
+        teachers = [teachers]
     by_name: dict[str, str | AnyNetwork] = {}
     for teacher in teachers:
         text = teacher if isinstance(teacher, str) else _title(teacher)
