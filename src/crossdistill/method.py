@@ -114,6 +114,8 @@ class Method(nn.Module, abc.ABC):
     """Least number of rows per batch for a comparison."""
     judged_by_targets: ClassVar[bool] = True
     """Whether `validate` needs targets, so that a validation split without targets gives no score."""
+    trains_logits: ClassVar[bool] = True
+    """Whether the student's logits learn; if not, a run judges the student by probes of its embedding."""
     labelled_only: ClassVar[bool] = False
     """Whether an epoch draws only labelled rows, in as many steps as one over all rows."""
     symmetric: ClassVar[bool] = False

@@ -20,8 +20,10 @@ from crossdistill.data.prediction import Prediction, predictions_of
 from crossdistill.data.rendering import padded, rendering_of, varies
 from crossdistill.data.targets import TargetScale
 from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
+from crossdistill.methods.layer_choice import chosen
 from crossdistill.models import MODELS, build_network, check_options, is_model
 from crossdistill.models.own_network import made
+from crossdistill.nets.translators import by_position
 from crossdistill.network import Network
 from crossdistill.outputs import Outputs, Signal
 from crossdistill.recipe import NetworkConfig
@@ -89,6 +91,23 @@ class Student:
         rows = len(first if isinstance(first, Tensor) else next(iter(first.values())))
         outputs: Outputs = self.network(Batch(dict(inputs), torch.arange(rows)))
         return outputs.need(Signal.LOGITS)
+
+    @torch.no_grad()
+    def embeddings(self, inputs: Mapping[str, Input]) -> Tensor:
+        """Embeddings (B, D) for prepared inputs: the network's own, or else its last tap, averaged over positions.
+
+        Raises:
+            SettingError: the network has neither.
+        """
+        first = next(iter(inputs.values()), torch.empty(0))
+        batch = Batch(
+            dict(inputs), torch.arange(len(first if isinstance(first, Tensor) else next(iter(first.values()))))
+        )
+        signal = next(iter(chosen("vector", self.network.spec or self.network.probe(batch))), None)
+        if signal is None:
+            raise SettingError(f"{self.network.name} has no embedding and no tap besides its logits")
+        outputs: Outputs = self.network(batch, {signal})
+        return by_position(outputs.need(signal)).mean(1)
 
     def predict(self, examples: Example | Sequence[Example]) -> list[Prediction]:
         """Predict the class of each example: files, or arrays and tensors in memory, prepared exactly as in training.
@@ -345,7 +364,7 @@ def model_card(
 
 A student of {parameters:,} parameters, distilled with crossdistill.{averaged}
 Teachers: {", ".join(map(markdown, teachers)) or "none, labels alone"}.
-{COLUMNS.get(dataset.task, "Classes")}: {classes}{more}.
+{COLUMNS.get(dataset.task, "Classes")}: {classes or "none, it gives embeddings"}{more}.
 
 ## Measured
 

@@ -1,7 +1,6 @@
 """Feature translation: the student's embedding and layers learn those of any number of teachers, without labels.
 
-The forms are those of RADIO (Ranzinger et al., CVPR 2024, arXiv 2312.06709), Theia (Shang et al., CoRL 2024,
-2407.20179) and PHI-S (Ranzinger et al., ICLR 2025, 2410.01680).
+The forms are those of RADIO (CVPR 2024, arXiv 2312.06709), Theia (2407.20179) and PHI-S (ICLR 2025, 2410.01680).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,6 +92,7 @@ class Translate(FeatureConfig):
 class _Translate(Method):
     tasks: ClassVar[frozenset[Task]] = EVERY_TASK
     judged_by_targets: ClassVar[bool] = False
+    trains_logits: ClassVar[bool] = False
 
     def __init__(self, config: Translate, pairs: Pairs) -> None:
         super().__init__()
@@ -126,14 +126,12 @@ class _Translate(Method):
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         outputs = student(batch)
-        distances = list(self._distances(self._kept(progress), batch, outputs, teachers))
-        terms = {f"translate/{features.name}": features.term(rows) for features, rows in distances}
-        return Step(terms, outputs)
+        distances = self._distances(self._kept(progress), batch, outputs, teachers)
+        return Step({f"translate/{features.name}": features.term(rows) for features, rows in distances}, outputs)
 
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
         # All teachers, without the running means, so that epochs can be compared.
-        total = torch.zeros(len(batch), device=batch.ids.device)
-        count = torch.zeros_like(total)
+        total, count = torch.zeros(2, len(batch), device=batch.ids.device).unbind()
         for features, distance in self._distances(self.pairs, batch, student(batch), teachers):
             rows = torch.arange(len(batch), device=batch.ids.device) if features.rows is None else features.rows
             total, count = total.index_add(0, rows, distance), count.index_add(0, rows, torch.ones_like(distance))

@@ -109,9 +109,18 @@ class Plan:
             name for name, one in given.items() if isinstance(one, NetworkConfig) and backend_of(one.model) is not None
         )
 
+    def trains_logits(self, name: str) -> bool:
+        """Whether the logits of a member have a meaning: those of one that trains only by its features have none."""
+        return _trains_logits(self.jobs, name)
+
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each member."""
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.members.items()}
+
+
+def _trains_logits(jobs: Iterable[Job], name: str) -> bool:
+    own = [job.method.trains_logits for job in jobs if name in job.trained]
+    return any(own) or not own
 
 
 def folder_name(index: int, stage: Stage) -> str:
@@ -136,7 +145,6 @@ def prepare(
     faults += built.faults
     if len(members) <= len(recipe.teachers):
         raise RecipeError(recipe.name, faults)  # a network is missing, so no stage can be checked
-    faults += check_tested(members[recipe.learner], dataset, recipe.metrics)
     planner = _Planner(recipe, dataset, members, device, choices or {}, ranks)
     jobs, notes = [], list(built.notes)
     for index, stage in enumerate(recipe.stages):
@@ -149,6 +157,9 @@ def prepare(
             faults += _faults(f"stages.{stage.name}", error)
             if stage.method.makes_next_teachers:
                 break  # later stages need the teachers that this stage makes
+    if faults or _trains_logits(jobs, recipe.learner):
+        # Features learn, and are judged, without labels too.
+        faults += check_tested(members[recipe.learner], dataset, recipe.metrics)
     if faults:
         raise RecipeError(recipe.name, faults)
     return Plan(recipe, dataset, members, tuple(jobs), planner.known, tuple(notes))

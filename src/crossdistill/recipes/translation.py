@@ -56,8 +56,9 @@ def _translate(setup: ExperimentSetup, student: str, teachers: Sequence[str]) ->
     mine = setup.spatial(student, student, Translate.activation)
     theirs: dict[str, tuple[str, ...]] = {}
     for name in teachers:
-        maps = setup.spatial(name, student, Translate.activation)
-        if student not in _reads(setup.network(name)):
+        maps, reads = setup.spatial(name, student, Translate.activation), _reads(setup.network(name))
+        # Of several modalities, the setup says which layers are those of the student's.
+        if student not in reads or (len(reads) > 1 and name not in setup.maps):
             theirs[name] = ()
         elif maps:
             theirs[name] = maps[-1:]

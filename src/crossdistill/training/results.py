@@ -11,6 +11,7 @@ from torch import Tensor
 from crossdistill.data.dataset import Dataset, rows_with_label
 from crossdistill.data.metric_names import chosen_metrics
 from crossdistill.data.targets import has_target
+from crossdistill.method import STUDENT
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Plan
@@ -21,6 +22,7 @@ from crossdistill.runtime.files import atomic_file, remove_folder, storage_error
 from crossdistill.student import model_card, save_student
 from crossdistill.teacher import Live, TeacherBase
 from crossdistill.training.evaluation import predict
+from crossdistill.training.feature_results import by_features, with_measured
 from crossdistill.training.metrics import measure
 from crossdistill.training.predictions import Predictions, chance
 
@@ -48,17 +50,29 @@ def finish(
     method = recipe.method or recipe.stages[-1].method.name
     table = _Table(plan, split)
     with_target = _fraction(has_target(dataset.targets), dataset)
-    results = [table.row("chance", chance(dataset, split), labelled=with_target)]
+    has_labels = bool(has_target(dataset.targets[rows]).any())
+    results = [table.row("chance", chance(dataset, split), labelled=with_target)] if has_labels else []
     for name, teacher in plan.teachers.items():
+        if not plan.trains_logits(name):
+            predictions, measured = by_features(teacher, dataset, split, devices.device)
+            if len(predictions):
+                results.append(with_measured(table.row(f"teacher:{name}", predictions), measured))
+            continue
         if TeacherBase.of(teacher).spec.logits != (len(dataset.classes),):
             continue  # an encoder, or one with other classes: accuracy is not defined
         predictions = predict(teacher.select({Signal.LOGITS}), dataset, rows, devices.device, only=teacher.modalities)
         # A teacher whose inputs are absent in the whole split has no row; the run has shown that before.
         if len(predictions.targets):
             results.append(table.row(f"teacher:{name}", predictions, labelled=with_target))
-    student = predict(learner, dataset, rows, devices.device, only=learner.modalities, probabilities=True)
+    if plan.trains_logits(recipe.learner):
+        student = predict(learner, dataset, rows, devices.device, only=learner.modalities, probabilities=True)
+        measured = {}
+    else:
+        student, measured = by_features(learner, dataset, split, devices.device)
+        measured |= validation_loss(plan, outcomes)
     memory = max(memory, devices.peak_memory(), *(float(outcome.about["peak_memory_mb"]) for outcome in outcomes))
     row = table.row(f"{method}@{recipe.control}" if recipe.control else method, student)
+    row = with_measured(row, measured)
     results.append(replace(row, seconds=seconds, peak_memory_mb=memory, teachers=recipe.kind, control=recipe.control))
     report = Report(out, tuple(results))
     if devices.is_main:
@@ -83,6 +97,17 @@ def finish(
         report.save()
     devices.wait()
     return report
+
+
+def validation_loss(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The validation loss of the last stage that trained the student: of the selected epoch, or of the last one."""
+    of_student = [
+        outcome for job, outcome in zip(plan.jobs, outcomes, strict=True) if plan.recipe.learner in job.trained
+    ]
+    about = of_student[-1].about
+    value = about["selected"].get(STUDENT, {}).get("value")
+    value = about["history"][-1].get(STUDENT) if value is None and about["history"] else value
+    return {} if value is None else {"validation loss": float(value)}
 
 
 class _Table:

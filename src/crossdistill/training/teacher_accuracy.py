@@ -168,7 +168,8 @@ class TeacherCheck:
         return name if base is None else base.name
 
     def _fits(self, teacher: TeacherBase) -> bool:
-        return teacher.spec.logits is not None and teacher.spec.logits[0] == len(self._plan.dataset.classes)
+        alike = teacher.spec.logits is not None and teacher.spec.logits[0] == len(self._plan.dataset.classes)
+        return alike and self._plan.trains_logits(teacher.name)
 
     def _predicted(self, teacher: TeacherBase, job: Job) -> Predictions | None:
         """Predictions for the validation rows: each rank computes its share, and all ranks get the whole."""
