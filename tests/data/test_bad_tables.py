@@ -152,6 +152,24 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
         ("'label'", "unlabelled"),
     ),
     "an array file that is short": (_set(inputs={"array": {"file": "short.npy"}}), ("short.npy", "3 rows", "12")),
+    "an array file that is long": (_set(inputs={"array": {"file": "long.npy"}}), ("long.npy", "13 rows", "12")),
+    "a target that is an input": (
+        _set(inputs={"image": "file", "x": ["age", "label"]}, target="label"),
+        ("data.inputs.x", "data.target", "'label'"),
+    ),
+    "other columns that are inputs": (
+        _set(inputs={"x": ["age"], "text": "taker"}, group="taker", id="age", domain="taker"),
+        (
+            "3 faults",
+            "data.inputs.x and data.id",
+            "data.inputs.text and data.group",
+            "data.inputs.text and data.domain",
+        ),
+    ),
+    "ids and labels alone": (
+        _file("t.csv", "id,label\n" + "".join(f"{n},{n % 2}\n" for n in range(12))),
+        ("no column looks like an input", "(id: by their names ids"),
+    ),
     "no array file": (_set(inputs={"array": {"file": "none.npy"}}), ("none.npy",)),
     "a rendering of something else": (
         _set(inputs={"image": {"column": "file", "rendering": {"type": "sound", "rate": 8000}}}),
@@ -163,6 +181,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_tables_are_named_before_training(case: str, tmp_path: Path) -> None:
     np.save(tmp_path / "short.npy", np.zeros((3, 2)))
+    np.save(tmp_path / "long.npy", np.zeros((13, 2)))
     make, facts = BAD[case]
     settings = make(tmp_path)
     rows, other = settings.pop("rows", None), settings.pop("other", None)

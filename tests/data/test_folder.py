@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from own_files import class_folders, damage, write_picture
 
 from crossdistill.data.folder import FolderConfig
@@ -34,6 +35,14 @@ def test_folders_of_classes_of_splits_and_without(tmp_path: Path) -> None:
     assert "1 other files" in flat.how_split
 
 
+def test_a_folder_of_one_split_alone_holds_classes(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train")
+    data = FolderConfig(path=tmp_path).load()
+    assert data.classes == ("cat", "dog")
+    assert sorted(torch.cat(list(data.splits.values())).tolist()) == list(range(12))
+    assert "the folder train alone is no split" in data.how_split
+
+
 FOLDERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "no folder": (lambda f: f / "none", ("none", "no such folder")),
     "a file": (lambda f: write_picture(f / "a.png", 0), ("a.png", "table")),
@@ -42,6 +51,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "files beside classes": (
         lambda f: write_picture(class_folders(f) / "z.png", 50).parent,
         ("1 files", "z.png", "cat, dog"),
+    ),
+    "folders of splits beside another": (
+        lambda f: [class_folders(f / name) for name in ("train", "test", "extra")] and f,
+        ("test, train name splits", "extra"),
     ),
     "two kinds": (
         lambda f: (class_folders(f) / "cat" / "x.wav").write_text("") or f,

@@ -155,6 +155,41 @@ def test_copies_and_gaps_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         assert said in caplog.text
 
 
+def test_equal_texts_in_two_splits_or_classes_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": f"review number {n}", "label": n % 2, "split": ("train", "val", "test")[n % 3]} for n in range(24)]
+    path = write_table(tmp_path / "t.csv", rows)
+    TableConfig(path=path).load()
+    assert "texts" not in caplog.text
+    rows[5]["text"] = rows[0]["text"]
+    TableConfig(path=write_table(tmp_path / "t.csv", rows)).load()
+    for said in ("1 texts", "two splits", "new texts", "two classes", "review number 0"):
+        assert said in caplog.text
+
+
+def test_rows_of_one_array_file_are_those_of_the_whole_table(tmp_path: Path) -> None:
+    count = 300
+    rows = [{"number": n, "label": n % 3} for n in range(count)]
+    np.save(tmp_path / "all.npy", np.arange(count * 2, dtype=np.float32).reshape(count, 2))
+    numbers = {"column": "number", "normalise": False}
+    inputs = {"number": numbers, "whole": {"file": "all.npy"}}
+    path = write_table(tmp_path / "t.csv", rows)
+    config = TableConfig.model_validate({"path": path, "inputs": inputs})
+    for few, wanted in ((config.model_copy(update={"rows": 60}), 60), (config.tiny(), 240), (config, count)):
+        data = few.load()
+        assert len(data) == wanted
+        assert torch.equal(data.inputs["whole"][:, 0], data.inputs["number"][:, 0] * 2)
+        assert torch.equal(data.targets, (data.inputs["number"][:, 0] % 3).long())
+    np.save(tmp_path / "all.npy", np.zeros((60, 2), np.float32))
+    with pytest.raises(DataError, match=r"all\.npy has 60 rows, and the table 300"):
+        config.model_copy(update={"rows": 60}).load()
+    np.save(tmp_path / "all.npy", np.arange(count * 2, dtype=np.float32).reshape(count, 2))
+    rows[7]["number"] = "x"
+    write_table(tmp_path / "t.csv", rows)
+    bad = {"number": {**numbers, "type": "numbers"}, "whole": {"file": "all.npy"}}
+    data = TableConfig.model_validate({"path": path, "inputs": bad, "on_bad": "skip", "rows": 299}).load()
+    assert torch.equal(data.inputs["whole"][:, 0], data.inputs["number"][:, 0] * 2)
+
+
 def test_jsonl_and_semicolons_are_read(tmp_path: Path) -> None:
     rows = picture_rows(tmp_path)
     lines = tmp_path / "t.jsonl"
@@ -175,6 +210,23 @@ def test_numbers_alone_are_one_input(tmp_path: Path) -> None:
     assert [len(rows) for rows in data.splits.values()] == [10, 10, 10]
     others = [TableConfig(path=tmp_path / "t.csv", folds=3, fold=n).load().splits["test"].tolist() for n in (0, 2)]
     assert sorted([*others[0], *others[1], *data.splits["test"].tolist()]) == list(range(30))
+
+
+def test_ids_and_labels_are_no_guessed_numbers(tmp_path: Path) -> None:
+    left_out = ("ID", "", "Unnamed: 0", "user_id", "row", "category", "cls", "y", "fold")
+    rows = [{**dict.fromkeys(left_out, n % 5), "a": n, "b": n / 4, "label": n % 3} for n in range(30)]
+    data = TableConfig(path=write_table(tmp_path / "t.csv", rows)).load()
+    assert data.inputs["numbers"].shape == (30, 2)
+    for said in ("numbers = [a, b]", "ID, '', Unnamed: 0, user_id", "and 1 more"):
+        assert said in data.how_split
+    data = TableConfig(path=tmp_path / "t.csv", unlabelled=True).load()
+    assert data.inputs["numbers"].shape == (30, 2)
+    named = TableConfig.model_validate({"path": tmp_path / "t.csv", "inputs": {"x": ["ID", "a"]}})
+    assert named.load().inputs["x"].shape == (30, 2)
+    wide = [{**{f"f{i}": n * i for i in range(11)}, "fold": n / 8, "label": n % 3} for n in range(30)]
+    said = TableConfig(path=write_table(tmp_path / "w.csv", wide)).load().how_split
+    assert "numbers = [f0, f1, f2, f3, f4, f5, f6, f7 and 4 more]" in said
+    assert "no inputs" not in said
 
 
 def test_targets_of_every_kind_are_guessed_or_set(tmp_path: Path) -> None:

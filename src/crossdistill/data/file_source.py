@@ -189,6 +189,10 @@ class FileSource:
         """Equal for files of equal content."""
         return self.files.hash_of(row)
 
+    def contents(self) -> NDArray[np.int64]:
+        """A number for each row, equal for files of equal content; -1 for a row without a file."""
+        return self.files.contents()
+
     def check_unchanged(self) -> None:
         """Check that the files are as at the start.
 
@@ -262,6 +266,13 @@ class TextSource:
     def row_key(self, row: int) -> bytes:
         """Equal for equal texts."""
         return (self.texts[row] or "").encode()
+
+    def contents(self) -> NDArray[np.int64]:
+        """A number for each row, equal for equal texts; -1 for a row without a text."""
+        first: dict[str, int] = {}
+        return np.array(
+            [-1 if text is None else first.setdefault(text, len(first)) for text in self.texts], dtype=np.int64
+        )
 
 
 def mapped_array(path: Path) -> Tensor:

@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,8 @@ from crossdistill.data.table_rows import RowsToLoad, dataset_of
 from crossdistill.errors import DataError
 
 FILE, LABEL, SPLIT = "file", "class", "split"
+SHOWN = 5
+"""Folders that a fault lists; the rest are counted."""
 WORDS = {"image": "pictures", "sound": "recordings", "array": "array files"}
 
 
@@ -72,10 +75,12 @@ class FolderConfig(OwnRowsConfig):
 def listed(folder: Path, wanted: FileKind | None) -> tuple[Table, FileKind, list[str]]:
     """A folder's files as a table (file, class, split), their kind, and sentences about what was guessed.
 
-    Folders called train, validation (val) and test are splits; those below them, or else at the top, are classes.
+    Folders called train, validation (val) and test are splits; those below them, or else at the top, are classes. One
+    folder alone that is called so is no split, and the folders below it are classes.
 
     Raises:
-        DataError: no folder, no file that can be read, files of several kinds, or files beside folders of classes.
+        DataError: no folder, no file that can be read, files of several kinds, files beside folders of classes, or
+            folders of splits beside others.
     """
     if not folder.is_dir():
         what = "is a file; a table of files is the data 'table'" if folder.is_file() else "there is no such folder"
@@ -101,13 +106,9 @@ def listed(folder: Path, wanted: FileKind | None) -> tuple[Table, FileKind, list
     skipped = len(names) - len(paths) + sum(others.values())
     notes = [f"{skipped:,} other files are not read"] if skipped else []
     columns: dict[str, list[object]] = {FILE: list(paths)}
-    top = [_part(path, 0) for path in paths]
-    names_of_splits = {name: split_called(name) for name in dict.fromkeys(top)}
-    depth = 0
-    if len(names_of_splits) > 1 and None not in top and None not in names_of_splits.values():
-        columns[SPLIT] = [names_of_splits[name] for name in top]
-        depth = 1
-        notes.append(f"the folders {', '.join(sorted(map(str, names_of_splits)))} are splits")
+    splits, depth = _splits(folder, paths, notes)
+    if splits is not None:
+        columns[SPLIT] = splits
     labels = [_part(path, depth) for path in paths]
     classes = {label for label in labels if label is not None}
     if classes and None in labels:
@@ -121,6 +122,33 @@ def listed(folder: Path, wanted: FileKind | None) -> tuple[Table, FileKind, list
     else:
         notes.append("without a folder for each class: no labels")
     return Table(folder, columns, list(range(1, len(paths) + 1))), kind, notes
+
+
+def _splits(folder: Path, paths: Sequence[str], notes: list[str]) -> tuple[list[object] | None, int]:
+    """The split of each file by its folder at the top, if those name splits, and the depth of the classes' folders.
+
+    Raises:
+        DataError: some folders at the top name splits, and others do not.
+    """
+    top = [_part(path, 0) for path in paths]
+    named = {name: split_called(name) for name in dict.fromkeys(top)}
+    if None in top or not any(named.values()):
+        return None, 0
+    if len(named) == 1:
+        if any(_part(path, 1) is not None for path in paths):
+            notes.append(f"the folder {top[0]} alone is no split; the folders below it are classes")
+        return None, 1
+    others = sorted(str(name) for name, split in named.items() if split is None)
+    if others:
+        of_splits = sorted(str(name) for name, split in named.items() if split is not None)
+        more = f" and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""
+        raise DataError(
+            f"{folder}: the folders {', '.join(of_splits)} name splits, beside {', '.join(others[:SHOWN])}{more}, "
+            "which name none; if they are splits, move the others away; if all are classes, rename them or write a "
+            "table of the files (data.name=table)"
+        )
+    notes.append(f"the folders {', '.join(sorted(map(str, named)))} are splits")
+    return [named[name] for name in top], 1
 
 
 def _part(path: str, depth: int) -> str | None:

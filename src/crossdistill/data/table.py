@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -22,6 +22,10 @@ from crossdistill.errors import DataError
 TARGETS = ("label", "labels", "class", "target", "category", "y")
 """Names of a column that is taken as the target."""
 SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
+NO_INPUTS = (*TARGETS, "cls", "id", "index", "idx", "row", "")
+"""Names of columns of numbers that are no input unless `inputs` names them; a CSV index of pandas has none."""
+SHOWN = 8
+"""Columns that a note lists; the rest are counted."""
 NAMES = {"image": "image", "sound": "sound", "array": "array", "text": "text", "numbers": "numbers"}
 
 
@@ -84,10 +88,12 @@ class TableConfig(OwnRowsConfig):
         roles, notes = self._roles(table, faults)
         inputs = self.inputs
         if not inputs and not faults:
-            inputs = _guessed(table, roles, faults)
+            inputs, left_out = _guessed(table, roles, faults)
             notes.append(
                 "data.inputs is not set: " + ", ".join(f"{name} = {_shown(one)}" for name, one in inputs.items())
             )
+            if left_out:
+                notes.append(f"no inputs, by their names ids, labels or folds: {_listed(left_out)}")
         faults.check()
         table = self.limited(table, roles.targets, roles.split)
         ids = (str(roles.id), self.splits) if self.splits else None
@@ -139,7 +145,25 @@ class TableConfig(OwnRowsConfig):
                         faults.add(str(error))
         if self.splits and (self.id is None or set(self.splits) != set(SPLITS)):
             faults.add(f"data.splits holds lists of ids for {', '.join(SPLITS)}, and data.id names the column of ids")
+        self._check_apart(named, faults)
         return Roles(targets, self.group, self.domain, self.id, split), notes
+
+    def _check_apart(self, named: Mapping[str, tuple[str | None, ...]], faults: Faults) -> None:
+        """No column of targets, splits, groups, domains or ids is an input as well: a network would read its target.
+
+        The name of a file may be its row's id.
+        """
+        for name, settings in self.inputs.items():
+            for column in dict.fromkeys(named[f"inputs.{name}"]):
+                for role in ("target", "split", "group", "domain", "id"):
+                    if (
+                        column is not None
+                        and column in named[role]
+                        and not (role == "id" and column == settings.column)
+                    ):
+                        faults.add(
+                            f"data.inputs.{name} and data.{role} both name column {column!r}; leave it out of one"
+                        )
 
 
 def _called(table: Table, names: Sequence[str], taken: set[str | None]) -> str | None:
@@ -147,8 +171,19 @@ def _called(table: Table, names: Sequence[str], taken: set[str | None]) -> str |
     return next((lower[name] for name in names if name in lower), None)
 
 
-def _guessed(table: Table, roles: Roles, faults: Faults) -> dict[str, InputColumn]:
-    """Columns of files, each a modality; without any, all columns of numbers together, else the longest text."""
+def _no_input(column: str, cells: Sequence[Any]) -> bool:
+    """Whether a column of numbers holds ids, labels or folds by its name."""
+    name = column.lower()
+    if name == "fold":
+        return all(float(cell).is_integer() for cell in cells if cell is not None)
+    return name in NO_INPUTS or name.endswith("_id") or name.startswith("unnamed: 0")
+
+
+def _guessed(table: Table, roles: Roles, faults: Faults) -> tuple[dict[str, InputColumn], list[str]]:
+    """The inputs, and columns of numbers that are none by their names.
+
+    Inputs are columns of files, each a modality; without any, all columns of numbers together, else the longest text.
+    """
     taken = {*roles.targets, roles.split, roles.domain, roles.id, *roles.groups}
     kinds = {}
     for column, cells in table.columns.items():
@@ -166,19 +201,22 @@ def _guessed(table: Table, roles: Roles, faults: Faults) -> dict[str, InputColum
         columns = [column for column, other in kinds.items() if other == kind]
         for column in columns:
             found[NAMES[kind] if len(columns) == 1 else _name(column)] = InputColumn(column=column)
-    numbers = tuple(column for column, kind in kinds.items() if kind == "numbers")
+    left_out = [c for c, kind in kinds.items() if kind == "numbers" and _no_input(c, table.columns[c])]
+    numbers = tuple(column for column, kind in kinds.items() if kind == "numbers" and column not in left_out)
     texts = [column for column, kind in kinds.items() if kind == "text"]
+    of_files = bool(found)
     if not found and numbers:
         found["numbers"] = InputColumn(columns=numbers)
     elif not found and texts:
         longest = max(texts, key=lambda column: sum(len(str(cell)) for cell in table.columns[column] if cell))
         found["text"] = InputColumn(column=longest)
     if not found and not faults:
+        by_name = f" ({_listed(left_out)}: by their names ids, labels or folds)" if left_out else ""
         faults.add(
-            f"no column looks like an input; name one, as in --set data.inputs.image=COLUMN; known: "
+            f"no column looks like an input{by_name}; name one, as in --set data.inputs.image=COLUMN; known: "
             f"{', '.join(table.columns)}"
         )
-    return found
+    return found, [] if of_files else left_out
 
 
 def _name(column: str) -> str:
@@ -187,4 +225,9 @@ def _name(column: str) -> str:
 
 
 def _shown(one: InputColumn) -> str:
-    return one.column or f"{len(one.columns)} columns of numbers"
+    return one.column or f"[{_listed(one.columns)}]"
+
+
+def _listed(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
+    return ", ".join(column or repr(column) for column in columns[:SHOWN]) + more

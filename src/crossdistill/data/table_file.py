@@ -26,11 +26,22 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length; an empty cell is None. `lines` holds the line of each row in the file."""
+    """Columns of equal length; an empty cell is None.
+
+    `lines` holds the line of each row in the file, `numbers` its place among the `whole` rows of the file, from 0.
+    """
 
     path: Path
     columns: dict[str, list[Any]]
     lines: list[int]
+    numbers: Sequence[int] = ()
+    whole: int = -1
+
+    def __post_init__(self) -> None:
+        """A table that is no part of another holds all rows."""
+        if self.whole < 0:
+            object.__setattr__(self, "numbers", range(len(self.lines)))
+            object.__setattr__(self, "whole", len(self.lines))
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -49,7 +60,8 @@ class Table:
     def rows(self, kept: Sequence[int]) -> "Table":
         """These rows alone."""
         columns = {name: [cells[row] for row in kept] for name, cells in self.columns.items()}
-        return Table(self.path, columns, [self.lines[row] for row in kept])
+        numbers = [self.numbers[row] for row in kept]
+        return Table(self.path, columns, [self.lines[row] for row in kept], numbers, self.whole)
 
     def some(self, rows: Sequence[int]) -> str:
         """Rows for a fault, as "lines 3, 7, 9 and 4 more"."""

@@ -65,7 +65,6 @@ class _Checked:
     """Rows that stay, with what was read of them."""
 
     table: Table
-    kept: Sequence[int]
     modalities: Sequence[Modality]
     targets: Any
     classes: tuple[str, ...]
@@ -106,7 +105,7 @@ def dataset_of(wanted: RowsToLoad, progress: OnProgress) -> Dataset:
         progress=progress,
     )
     for one in made.values():
-        for remark in copies(one.values.files, dataset, splits) if isinstance(one.values, FileSource) else ():
+        for remark in copies(one.values, dataset, splits) if isinstance(one.values, FileSource | TextSource) else ():
             log.warning("dataset %r: %s", wanted.name, remark)
     notes = list(wanted.notes)
     if rows.task is not None and rows.task != wanted.task and rows.task != "classes":
@@ -115,28 +114,30 @@ def dataset_of(wanted: RowsToLoad, progress: OnProgress) -> Dataset:
     return replace(dataset, how_split="; ".join(said))
 
 
-def copies(files: Files, dataset: Dataset, splits: Mapping[str, Tensor]) -> list[str]:
-    """Sentences about files, or files of equal content, that are in two splits or have two classes."""
-    content = files.contents()
-    place = torch.full((len(files),), -1)
+def copies(source: FileSource | TextSource, dataset: Dataset, splits: Mapping[str, Tensor]) -> list[str]:
+    """Sentences about files or texts of equal content that are in two splits or have two classes."""
+    content = source.contents()
+    noun = "files" if isinstance(source, FileSource) else "texts"
+    subject = "files, or copies of equal content," if noun == "files" else "texts that are in several rows"
+    place = torch.full((len(source),), -1)
     for number, rows in enumerate(splits.values()):
         place[rows] = number
     found = []
     for what, values in (
-        ("are in two splits, so the test is not of new files", place),
+        (f"are in two splits, so the test is not of new {noun}", place),
         ("have two classes", dataset.targets),
     ):
         if values.ndim > 1:
             continue
         known = np.flatnonzero((values.numpy() >= 0) & (content >= 0))
-        lowest, highest = np.full(len(files), len(files)), np.full(len(files), -1)
+        lowest, highest = np.full(len(source), len(source)), np.full(len(source), -1)
         np.minimum.at(lowest, content[known], values.numpy()[known])
         np.maximum.at(highest, content[known], values.numpy()[known])
         wrong = np.flatnonzero(lowest < highest)
         if len(wrong):
             rows_of_first = np.flatnonzero(content == wrong[0])
-            first = " and ".join(dict.fromkeys(str(files.path(int(row))) for row in rows_of_first[:2]))
-            found.append(f"{len(wrong):,} files, or copies of equal content, {what}: {first}")
+            first = " and ".join(dict.fromkeys(source.name_of(int(row)) for row in rows_of_first[:2]))
+            found.append(f"{len(wrong):,} {subject} {what}: {first}")
     return found
 
 
@@ -186,7 +187,6 @@ def _checked(wanted: RowsToLoad, progress: OnProgress) -> _Checked:
     numbers = {kind: np.unique([names[row] for row in kept], return_inverse=True)[1] for kind, names in groups.items()}
     return _Checked(
         table=table.rows(kept),
-        kept=kept,
         modalities=modalities,
         targets=_kept(targets, kept),
         classes=classes,
@@ -222,12 +222,13 @@ def _input(rows: _Checked, folder: Path, modality: Modality, train: Sequence[int
     table, settings = rows.table, modality.settings
     if settings.file is not None:
         tensor = mapped_array(Path(os.path.normpath(folder / settings.file)))
-        last = max(rows.kept)
-        if len(tensor) <= last:
-            raise ShapeError(f"{settings.file} has {len(tensor):,} rows, and the table at least {last + 1:,}")
-        whole = len(tensor) == len(rows.kept)
+        if len(tensor) != table.whole:
+            raise ShapeError(
+                f"data.inputs.{modality.name}.file: {settings.file} has {len(tensor):,} rows, and the table "
+                f"{table.whole:,}; write one row of the array for each row of the table, in its order"
+            )
         return _Input(
-            tensor if whole else tensor[torch.tensor(rows.kept)],
+            tensor if len(table) == table.whole else tensor[torch.tensor(table.numbers)],
             None,
             None,
             f"{modality.name}: rows of {settings.file}",
