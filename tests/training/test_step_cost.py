@@ -19,6 +19,7 @@ from crossdistill.autograd import factored as factored_gradient
 from crossdistill.autograd.factored import FactoredGradient
 from crossdistill.errors import NonFiniteError, RecipeError, SettingError, ShapeError
 from crossdistill.methods import KD, Route, Specialise, Supervised
+from crossdistill.methods.translate import Translate
 from crossdistill.planning.preflight import graph_faults
 from crossdistill.run_folder.loggers import Tracking
 from crossdistill.testing import toy_dataset
@@ -196,6 +197,8 @@ def test_graphs_are_refused_where_they_cannot_be() -> None:
     assert graph_faults(stage, case.job.method, torch.device("cuda")) == []
     moved = stage.model_copy(update={"weighting": DotConfig()})
     assert "dot keeps momenta of its own" in graph_faults(moved, case.job.method, torch.device("cuda"))[0]
+    drawing = stage.model_copy(update={"method": Translate(drop=0.5)})
+    assert "leaves out other teachers" in graph_faults(drawing, case.job.method, torch.device("cuda"))[0]
     case.job.method.__class__ = type("Moving", (type(case.job.method),), {"after_step": lambda *_: None})
     assert "changes state in after_step" in graph_faults(stage, case.job.method, torch.device("cuda"))[0]
 

@@ -361,6 +361,8 @@ def graph_faults(stage: Stage, method: Method, device: torch.device) -> list[str
     reasons = {
         f"this device is {device.type}": device.type != "cuda",
         f"{stage.method.name} changes state in after_step": type(method).after_step is not Method.after_step,
+        # A captured step would repeat the draw of the step in which it was captured.
+        f"{stage.method.name} leaves out other teachers in each step": bool(getattr(stage.method, "drop", 0.0)),
         f"the weighting {stage.weighting.name} keeps momenta of its own": stage.weighting.plain_sgd,
     }
     return [f"cuda_graphs: {why}; set cuda_graphs to false" for why, holds in reasons.items() if holds]
