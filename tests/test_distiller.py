@@ -40,6 +40,10 @@ def members(name: str) -> tuple[Dataset, Network, dict[str, Network]]:
     return data, student, dict(teachers)
 
 
+MEASURES = ("ofd", "salience", "translate")
+"""Methods that look at the training data once before their first step."""
+
+
 def settings(name: str) -> MethodConfig:
     return SETTINGS.get(name) or METHODS[name]()
 
@@ -59,7 +63,7 @@ def distiller_of(name: str, **given: Any) -> tuple[Distiller, Dataset]:
 def test_every_method_steps_in_a_loop_of_ones_own(name: str) -> None:
     distiller, data = distiller_of(name)
     batches = loader(data)
-    if name in ("ofd", "salience"):
+    if name in MEASURES:
         with raises(SettingError, "measure"):
             distiller(*batches[0][:2], ids=batches[0][2])
         distiller.measure((inputs, targets) for inputs, targets, _ in batches)
@@ -84,7 +88,7 @@ def test_every_method_steps_in_a_loop_of_ones_own(name: str) -> None:
 def test_every_method_steps_under_autocast(name: str) -> None:
     distiller, data = distiller_of(name)
     inputs, targets, ids = loader(data)[0]
-    if name in ("ofd", "salience"):
+    if name in MEASURES:
         distiller.measure([(inputs, targets)])
     with torch.no_grad():
         whole = distiller(inputs, targets, ids=ids).item()

@@ -149,10 +149,11 @@ class UnequalRows:
 def told_lengths(lengths: Sequence[int]) -> str:
     """The lengths of unequal rows in a few words, and what to do with them, for an error."""
     shown = ", ".join(map(str, lengths[:4])) + (", ..." if len(lengths) > 4 else "")
+    other = next((f"; row {row} is the first of another" for row, one in enumerate(lengths) if one != lengths[0]), "")
     middle = sorted(lengths)[len(lengths) // 2]
     return (
-        f"lengths {shown} ({min(lengths)} to {max(lengths)}); Padded() pads each batch and passes the lengths on, "
-        f"Cropped(length={middle}) takes pieces of one length (crossdistill.data.variable_length)"
+        f"lengths {shown} ({min(lengths)} to {max(lengths)}{other}); Padded() pads each batch and passes the lengths "
+        f"on, Cropped(length={middle}) takes pieces of one length (crossdistill.data.variable_length)"
     )
 
 

@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,7 +258,9 @@ class _Pool:
         passes, self._passes = self._passes, None
         self._loader._iterator = None
         if passes is not None:
-            passes._shutdown_workers()
+            # Of a worker that died before, PyTorch's signal handler raises here, after the rest has been ended.
+            with suppress(RuntimeError):
+                passes._shutdown_workers()
 
 
 @dataclass

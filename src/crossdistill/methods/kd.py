@@ -5,7 +5,6 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from crossdistill.batch import Batch, Task
 from crossdistill.errors import ApplicabilityError
@@ -16,7 +15,6 @@ from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import ActsOn, DataSpec, Method, MethodConfig, Progress, Step, task_term
 from crossdistill.methods.logit_method import (
     LogitConfig,
-    TeacherPrediction,
     needs_logits,
     student_logits,
     teacher_predictions,
@@ -116,17 +114,14 @@ class _KD(Method):
         teachers = {name: teachers[name] for name in self.teachers}
         outputs = student(batch)
         task = task_term(outputs, batch, fraction=self.labelled_fraction)
-        logits = student_logits(self.config, outputs)
+        logits, temperature = student_logits(self.config, outputs), self.config.temperature
         terms = {}
         for prediction in teacher_predictions(self.config, outputs, batch, teachers):
-            terms[f"kd/{prediction.name}"] = prediction.term(self._compared(logits, prediction))
+            if self.form == "squared":
+                rows = squared_error(logits, prediction.mean())
+            elif self.form == "sigmoid":
+                rows = sigmoid_kl(logits, prediction.at_labels(temperature), temperature)
+            else:
+                rows = distillation_kl(logits, prediction.at(temperature), temperature)
+            terms[f"kd/{prediction.name}"] = prediction.term(rows)
         return weighted_step(self.config.loss_weights(), progress, outputs, task, terms)
-
-    def _compared(self, logits: Tensor, prediction: TeacherPrediction) -> Tensor:
-        """The divergence of the student's prediction from the teacher's, one number per row."""
-        temperature = self.config.temperature
-        if self.form == "squared":
-            return squared_error(logits, prediction.mean())
-        if self.form == "sigmoid":
-            return sigmoid_kl(logits, prediction.at_labels(temperature), temperature)
-        return distillation_kl(logits, prediction.at(temperature), temperature)

@@ -128,7 +128,7 @@ def find(name: str) -> Maker:
         SettingError: there is no such recipe; the message names the nearest.
     """
     data, slash, method = name.rpartition("/")
-    if slash and ":" not in method and (is_own(data) or is_file_data(data)):
+    if slash and ":" not in method and not name.endswith(".py") and (is_own(data) or is_file_data(data)):
         if method not in PLANS:
             raise SettingError(f"no method is called {method!r}; {nearest(method, PLANS)}")
         if is_file_data(data):
