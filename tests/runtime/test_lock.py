@@ -12,7 +12,7 @@ import pytest
 from facts import warned
 from locks import held_elsewhere
 
-from crossdistill.runtime.lock import Holder, Lock
+from crossdistill.runtime.lock import STALE_S, Holder, Lock
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom crossdistill.runtime.lock import Lock\n"
@@ -72,7 +72,8 @@ def test_of_many_threads_one_at_a_time(tmp_path: Path) -> None:
 
 
 def _until_logged(line: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    # A process that is killed while it writes who it is leaves a lock without a holder, which is free after STALE_S.
+    deadline = time.monotonic() + 2 * STALE_S
     while not log.is_file() or line not in log.read_text():
         assert time.monotonic() < deadline, line
         time.sleep(0.02)

@@ -54,8 +54,10 @@ def _start(contract: Contract, teachers: int, ranks: int, folder: Path) -> None:
             process.start()
         end = time.monotonic() + PATIENCE
         # If a process fails, stop waiting: the others would wait for it without end.
-        while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
+        while not any(process.exitcode for process in processes):
             waiting = [rank for rank, process in enumerate(processes) if process.is_alive()]
+            if not waiting:
+                break
             assert time.monotonic() < end, f"Ranks {waiting} of {ranks} have not ended within {PATIENCE:.0f} s"
             processes[waiting[0]].join(0.2)
         failed = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode}
