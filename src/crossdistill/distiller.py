@@ -234,6 +234,7 @@ class Distiller(nn.Module):
         return super().named_parameters(*args, **kwargs)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Distiller":
+        # PyTorch leaves this method without annotations.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module in self._frozen:
             module._apply(fn)

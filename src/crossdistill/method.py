@@ -157,6 +157,7 @@ class Method(nn.Module, abc.ABC):
         super().__init_subclass__(**kwargs)
         if "graduates" in vars(cls):
             _warn_of_old_name(cls, "graduates", "next_teachers")
+            # mypy forbids what the old name is for: another function in the place of this class's method.
             cls.next_teachers = vars(cls)["graduates"]  # type: ignore[method-assign]
 
     def next_teachers(self, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
@@ -213,6 +214,7 @@ class MethodConfig(BaseModel, abc.ABC):
             cls.makes_next_teachers = cls.graduating
         if "settled" in vars(cls):
             _warn_of_old_name(cls, "settled", "choose_layers")
+            # As in `Method.__init_subclass__`.
             cls.choose_layers = vars(cls)["settled"]  # type: ignore[method-assign]
 
     @abc.abstractmethod

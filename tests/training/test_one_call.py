@@ -9,7 +9,7 @@ import torch
 
 import crossdistill
 from crossdistill import Dataset, Network, NetworkConfig
-from crossdistill.errors import DataError, RecipeError, SettingError
+from crossdistill.errors import DataError, RecipeError, ResumeError, SettingError
 from crossdistill.recipes import find, make, setup_by_name
 from crossdistill.recipes.own_data import default_epochs, default_network
 from crossdistill.report import Report
@@ -62,6 +62,16 @@ def test_a_table_becomes_a_student_that_predicts(flowers: Path, tmp_path: Path) 
     assert rows[-1].mean > 0.6
     assert (tmp_path / "out" / "student").is_dir()
     assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_a_finished_run_is_not_that_of_files_that_changed(flowers: Path, tmp_path: Path) -> None:
+    call = {"epochs": 1, "settings": ["data.target=kind"], "out": tmp_path / "out"}
+    crossdistill.distill(flowers, **call)
+    crossdistill.distill(flowers, **call, resume=True)
+    lines = flowers.read_text().splitlines()
+    flowers.write_text("\n".join([*lines[:-1], lines[-1].replace("iris", "rose")]) + "\n")
+    with raises(ResumeError, "flowers", "--out"):
+        crossdistill.distill(flowers, **call, resume=True)
 
 
 def test_what_was_picked_is_said(flowers: Path) -> None:

@@ -4,6 +4,7 @@ import abc
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +23,8 @@ class DataConfig(BaseModel, abc.ABC):
     """Settings of one data set; each data set has a subclass with a literal `name`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    of_files: ClassVar[bool] = False
+    """Whether the data are a user's own files, which may change between two starts."""
 
     name: str
     root: Path | None = Field(

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -116,9 +116,11 @@ def type_of_column(cells: Sequence[Any], where: str, lines: Sequence[int]) -> Co
     if most == "pickled":
         suffix = Path(str(next(cell for cell in cells if cell is not None))).suffix.lower()
         raise DataError(f"{where} names {suffix} files, which are not read: {PICKLED[suffix]}")
-    if most not in ("image", "sound", "array", "text", "numbers"):
+    known: tuple[ColumnType, ...] = get_args(ColumnType)
+    column_type = next((kind for kind in known if kind == most), None)
+    if column_type is None:
         raise DataError(f"{where} holds values of the type {most}; wanted names of files, texts or numbers")
-    return most  # type: ignore[return-value]
+    return column_type
 
 
 def rendering_for(settings: InputColumn, kind: ColumnType, shapes: Sequence[tuple[int, ...]]) -> Rendering:

@@ -112,8 +112,9 @@ class ItemRows:
 
     def __getattr__(self, name: str) -> Any:
         # Only there if the rows were hashed: without it, their values are compared.
-        if name == "row_key" and self.__dict__.get("digests") is not None:
-            return lambda row: self.digests[row].tobytes()  # type: ignore[index]
+        digests = self.__dict__.get("digests")
+        if name == "row_key" and digests is not None:
+            return lambda row: digests[row].tobytes()
         raise AttributeError(name)
 
 

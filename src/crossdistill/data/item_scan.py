@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.content import OnProgress
 from crossdistill.data.item_rows import Column, ItemRows, Items, as_value, decoded, parts_of, unequal
@@ -32,7 +32,7 @@ class Found:
     targets: list[Any] | None
 
 
-class _Scan:
+class _Scan(Dataset[Any]):
     """Digests, lengths and targets of some rows, computed by a worker."""
 
     def __init__(self, items: Items, sources: Mapping[str, ItemRows], target: Column | None) -> None:
@@ -124,7 +124,7 @@ def scanned(
     # Few rows are read before a worker would have started.
     count = workers.count if len(items) > 8 * ROWS_AT_ONCE else 0
     loader: Any = DataLoader(
-        scan,  # type: ignore[arg-type]
+        scan,
         batch_size=None,
         collate_fn=_as_read,
         num_workers=count,

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -21,6 +21,8 @@ TINY_ROWS = 240
 
 class OwnRowsConfig(DataConfig):
     """Settings of a user's rows, of a table or a folder."""
+
+    of_files: ClassVar[bool] = True
 
     path: Path | None = Field(default=None, description="the table, or the folder")
     on_bad: OnBad = Field(default="refuse", description="skip: leave out rows whose files cannot be read")

@@ -66,6 +66,17 @@ class Modality:
         """Whether each row has a file of its own."""
         return self.kind in ("image", "sound", "array") and self.settings.file is None
 
+    @property
+    def file_kind(self) -> FileKind:
+        """The kind of its files.
+
+        Raises:
+            ValueError: it is no input of files.
+        """
+        if self.kind == "text" or self.kind == "numbers":
+            raise ValueError(f"{self.name!r} is {self.kind}, which are no files")
+        return self.kind
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -142,8 +153,9 @@ def examine(modality: Modality, progress: OnProgress) -> None:
     rows = [row for row, path in enumerate(modality.paths) if path is not None]
     # A file may belong to several rows.
     unique = list(dict.fromkeys(path for path in modality.paths if path is not None))
-    kind: FileKind = modality.kind  # type: ignore[assignment]
-    read = facts_of(kind, unique, lambda done, due: progress(f"checking files of {modality.name}", done, due))
+    read = facts_of(
+        modality.file_kind, unique, lambda done, due: progress(f"checking files of {modality.name}", done, due)
+    )
     if len(unique) == len(modality.paths):
         modality.facts = list(read)
     else:

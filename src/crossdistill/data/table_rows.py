@@ -14,7 +14,6 @@ from torch import Tensor
 from crossdistill.batch import Task
 from crossdistill.data.content import OnProgress
 from crossdistill.data.dataset import Dataset
-from crossdistill.data.file_facts import FileKind
 from crossdistill.data.file_source import Files, FileSource, TextSource, mapped_array
 from crossdistill.data.input_column import InputColumn, measured, rendering_for, unmeasured
 from crossdistill.data.rendering import ArrayRendering, TextRendering
@@ -254,8 +253,7 @@ def _input(rows: _Checked, folder: Path, modality: Modality, train: Sequence[int
 
 
 def _files(modality: Modality, folder: Path, train: Sequence[int]) -> FileSource:
-    kind: FileKind = modality.kind  # type: ignore[assignment]
-    files = Files(kind, str(folder), modality.paths, modality.facts)
+    files = Files(modality.file_kind, str(folder), modality.paths, modality.facts)
     shapes = [one.shape for one in modality.facts if one is not None]
     rendering = rendering_for(modality.settings, modality.kind, shapes)
     if modality.settings.normalise and unmeasured(rendering):

@@ -182,5 +182,5 @@ def _comparable(mine: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[tuple[i
     line = mine if len(mine) == 1 else theirs
     side = isqrt(line[0])
     if side * side == line[0]:
-        return tuple((side, side) if grid == line else grid for grid in (mine, theirs))  # type: ignore[return-value]
+        return ((side, side), theirs) if len(mine) == 1 else (mine, (side, side))
     return (prod(mine),), (prod(theirs),)

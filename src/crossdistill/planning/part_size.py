@@ -75,6 +75,7 @@ class _Held(TorchDispatchMode):
     """Bytes of the live tensors that operations made, and their peak."""
 
     def __init__(self) -> None:
+        # PyTorch leaves its `__init__` without annotations.
         super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         self._known: set[int] = set()

@@ -88,6 +88,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         """PyYAML's method, with limits of depth and size."""
+        # PyYAML has no annotations of its own, and its stubs none for this method.
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         self._depth, self._count = self._depth + 1, self._count + 1
         if self._depth > MOST_DEPTH:

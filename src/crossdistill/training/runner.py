@@ -26,6 +26,7 @@ from crossdistill.planning.sources import load_choices, save_choices
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
 from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
+from crossdistill.run_folder.data_record import check_data, record_data
 from crossdistill.run_folder.folder import (
     check_folder,
     device_for,
@@ -127,6 +128,7 @@ def run(
             if damage is not None:
                 display.say(f"{damage}; what the run wrote at its end is written again")
         if report is not None:
+            check_data(out, recipe, dataset, display.data)
             if devices.is_main:
                 drop_leftover(out)
             display.say(f"{out} is finished already; nothing to do")
@@ -158,6 +160,8 @@ def _prepare(
     trained = {name for job in plan.jobs for name in job.trained} - plan.noted
     for line in (*plan.notes, *absent_inputs(plan.dataset, plan.members), *frozen_parameters(plan.members, trained)):
         display.say(line)
+    if devices.is_main:
+        record_data(out, dataset)
     start_run(out, recipe, devices)
     for job in plan.jobs:
         chosen = job.stage.method.chosen_besides(recipe.stages[job.index].method)
