@@ -9,7 +9,7 @@ import torch
 
 import crossdistill
 from crossdistill import Dataset, Network, NetworkConfig
-from crossdistill.errors import DataError, RecipeError, ResumeError, SettingError
+from crossdistill.errors import CrossdistillError, DataError, RecipeError, ResumeError, SettingError
 from crossdistill.recipes import find, make, setup_by_name
 from crossdistill.recipes.own_data import default_epochs, default_network
 from crossdistill.report import Report
@@ -72,6 +72,25 @@ def test_a_finished_run_is_not_that_of_files_that_changed(flowers: Path, tmp_pat
     flowers.write_text("\n".join([*lines[:-1], lines[-1].replace("iris", "rose")]) + "\n")
     with raises(ResumeError, "flowers", "--out"):
         crossdistill.distill(flowers, **call, resume=True)
+
+
+def test_a_run_of_so_many_minutes_goes_on_with_the_epochs_that_it_picked(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = {"minutes": 0.02, "epochs": 500, "settings": ["data.target=kind"], "out": tmp_path / "out"}
+    crossdistill.distill(flowers, **call)
+    before = (tmp_path / "out" / "recipe.yaml").read_text()
+    (tmp_path / "out" / "results.json").unlink()
+    monkeypatch.setattr("crossdistill.training.one_call.forecast", lambda *_: pytest.fail("times no steps again"))
+    crossdistill.distill(flowers, **call, resume=True)
+    assert (tmp_path / "out" / "recipe.yaml").read_text() == before
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("teachers", [["cifar-resent20"], {"numbers": "mlp"}, {"a b": "mlp"}])
+def test_a_wrong_teacher_is_one_sentence(flowers: Path, teachers: object) -> None:
+    with raises(CrossdistillError, "cifar-resnet20" if isinstance(teachers, list) else next(iter(teachers))):
+        pick(flowers, teachers=teachers, settings=["data.target=kind"])
 
 
 def test_what_was_picked_is_said(flowers: Path) -> None:

@@ -6,17 +6,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
-from crossdistill.errors import SettingError, nearest
+from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.network import Network
+from crossdistill.overrides import sentences
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.recipes import data_by_name
 from crossdistill.recipes.own_data import AnyNetwork, check_labels, default_epochs, has_labels, setup_for
 from crossdistill.recipes.own_files import loaded
 from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.recipes.stages import PLANS, recipe
-from crossdistill.run_folder.folder import run_folder
+from crossdistill.run_folder.folder import RECIPE, run_folder
+from crossdistill.runtime.plain_yaml import read_yaml
 from crossdistill.runtime.progress import Display, Quiet, Terminal
 from crossdistill.student import Student, load_student
 from crossdistill.training.estimate import Forecast, forecast
@@ -81,13 +85,17 @@ def distill(
         made = picked.recipe
         for line in picked.reasons:
             display.say(line)
-        projected = forecast(made, display)
-        if minutes is not None:
-            made, line = fitted_to(made, projected, minutes)
-            display.say(line)
-            projected = forecast(made, Quiet()) if made != picked.recipe else projected
-        display.say(projected.text().replace("; nothing is trained or written", ""))
         folder = run_folder(out if out is not None else Path("runs") / f"distill-{_slug(made.name.partition('/')[0])}")
+        if resume and (folder / RECIPE).is_file():
+            # Its epochs were picked by the time of steps, which is never the same twice.
+            made = made if minutes is None else with_epochs_of(made, folder)
+        else:
+            projected = forecast(made, display)
+            if minutes is not None:
+                made, line = fitted_to(made, projected, minutes)
+                display.say(line)
+                projected = forecast(made, Quiet()) if made != picked.recipe else projected
+            display.say(projected.text().replace("; nothing is trained or written", ""))
         run(made, folder, resume=resume, display=display)
     return load_student(folder, made.student if isinstance(made.student, Network) else None)
 
@@ -103,6 +111,21 @@ def pick(
     seed: int = 0,
 ) -> Picked:
     """The recipe of `distill`, with what was picked and why; see `distill`."""
+    try:
+        return _picked(data, student, teachers, method, epochs, settings, seed)
+    except ValidationError as error:
+        raise RecipeError("distill", sentences(error)) from error
+
+
+def _picked(
+    data: str | Path | Dataset | DataConfig | ExperimentSetup,
+    student: str | AnyNetwork | None,
+    teachers: Teachers,
+    method: str | None,
+    epochs: int | None,
+    settings: Sequence[str],
+    seed: int,
+) -> Picked:
     source: DataConfig | Dataset | ExperimentSetup
     source, rest = data_by_name(str(data), settings) if isinstance(data, str | Path) else (data, list(settings))
     if isinstance(source, ExperimentSetup):
@@ -148,6 +171,15 @@ def picked_method(setup: ExperimentSetup, dataset: Dataset) -> tuple[str, str]:
     if len(setup.named_teachers) > 1:
         return "average-kd", "since there are several teachers: the mean of their predictions"
     return "kd", "from the teacher's predictions"
+
+
+def with_epochs_of(made: Recipe, folder: Path) -> Recipe:
+    """The recipe with the epochs that the run in a folder has."""
+    stages = read_yaml(folder / RECIPE).get("stages", [])
+    epochs = {stage.get("name"): stage.get("epochs") for stage in stages if isinstance(stage, dict)}
+    return made.overridden(
+        [f"stages.{stage.name}.epochs={epochs[stage.name]}" for stage in made.stages if stage.name in epochs]
+    )
 
 
 def fitted_to(made: Recipe, projected: Forecast, minutes: float) -> tuple[Recipe, str]:
