@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from crossdistill.batch import InputSpec
@@ -16,6 +17,7 @@ from crossdistill.errors import SettingError, nearest
 from crossdistill.models import MODELS, find_model
 from crossdistill.models.own_network import as_network
 from crossdistill.network import Network
+from crossdistill.overrides import sentences
 from crossdistill.recipe import NetworkConfig
 from crossdistill.recipes.setup import ExperimentSetup, Length, kd_for, route_for
 
@@ -115,8 +117,8 @@ def modality_for(dataset: Dataset, network: str) -> str:
     """
     try:
         reads = NetworkConfig(model=network).modalities
-    except ValueError as error:
-        raise SettingError(f"{network}: {error}") from error
+    except ValidationError as error:
+        raise SettingError(f"network {network!r}: {'; '.join(sentences(error))}") from error
     for name in reads:
         if name.partition("@")[0] in dataset.inputs:
             return name.partition("@")[0]
@@ -186,6 +188,7 @@ def setup_for(
         networks={modality: network, **others},
         multimodal=None if teachers else multimodal(dataset),
         named_teachers=named,
+        frozen_teachers=frozenset(name for name, network in named.items() if _is_frozen(network)),
         batch_size=BATCH_SIZE,
         supervised=length,
         collaborate=length,
@@ -212,6 +215,11 @@ def check_labels(dataset: Dataset, teachers: Mapping[str, Any]) -> None:
             f"data {dataset.name!r} have no labels, and no teacher is named; name the column of the labels "
             "(--set data.target=COLUMN), or a pre-trained teacher (transformers:FOLDER)"
         )
+
+
+def _is_frozen(network: NetworkConfig | Network) -> bool:
+    """Whether a program's network has no weight that trains; a plan finds out of those that a name loads."""
+    return isinstance(network, Network) and network.is_made and not any(p.requires_grad for p in network.parameters())
 
 
 def _wrapped(network: AnyNetwork, dataset: Dataset) -> NetworkConfig | Network:
