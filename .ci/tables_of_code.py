@@ -147,7 +147,12 @@ def recipes() -> str:
     """The table PLANS: the second part of a recipe's short name."""
     folder = PACKAGE / "recipes"
     plain = [[name, "mm", first_line(parsed(path))] for name, path, node in method_files() if constant(node, "acts_on")]
-    tables = (("stages.py", "RIVALS"), ("release.py", "RELEASE"), ("translation.py", "TRANSLATION"))
+    tables = (
+        ("stages.py", "RIVALS"),
+        ("release.py", "RELEASE"),
+        ("richkd.py", "RICHKD"),
+        ("translation.py", "TRANSLATION"),
+    )
     rivals = sorted([*plain, *(row for file, table in tables for row in _plans(folder / file, table))])
     alone = _plans(folder / "stages.py", "PLANS")
     rows = [*alone, *rivals, *_plans(folder / "mst_distill.py", "MST_DISTILL")]

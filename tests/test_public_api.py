@@ -21,7 +21,7 @@ from crossdistill.planning.fill_banks import prefill
 
 PUBLIC = [
     "Augmentation", "Batch", "CrossdistillError", "Cut", "DataSpec", "Dataset", "Distiller", "ExperimentSetup",
-    "InputSpec", "Live", "Masked", "Method", "MethodConfig", "Network", "NetworkConfig", "OptimizerConfig",
+    "Fused", "InputSpec", "Live", "Masked", "Method", "MethodConfig", "Network", "NetworkConfig", "OptimizerConfig",
     "OutputSpec", "Outputs", "OwnAugmentation", "Progress", "Recipe", "Report", "Row", "Signal", "Stage", "Step",
     "Student", "Teacher", "Term", "Variation", "Variations", "__version__", "compare", "distill", "list_methods",
     "list_models", "load_student", "losses", "methods", "run",

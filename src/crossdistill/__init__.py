@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from crossdistill import compare, losses, methods
+    from crossdistill.bank.fused import Fused
     from crossdistill.batch import Batch, InputSpec
     from crossdistill.data.augmentation import Augmentation, OwnAugmentation, Variation, Variations
     from crossdistill.data.dataset import Dataset
@@ -58,6 +59,7 @@ _HOMES = {
     "Dataset": "data.dataset",
     "Distiller": "distiller",
     "ExperimentSetup": "recipes.setup",
+    "Fused": "bank.fused",
     "InputSpec": "batch",
     "Live": "teacher",
     "Masked": "teacher",
@@ -99,6 +101,7 @@ __all__ = [
     "Dataset",
     "Distiller",
     "ExperimentSetup",
+    "Fused",
     "InputSpec",
     "Live",
     "Masked",

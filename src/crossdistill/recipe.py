@@ -20,7 +20,7 @@ from pydantic import (
 )
 from torch.nn.parameter import is_lazy
 
-from crossdistill.backends.names import Dtype, check_name, modalities
+from crossdistill.backends.names import Dtype, check_name, full_name, modalities
 from crossdistill.backends.tune import check_tune
 from crossdistill.bank.bank import BankSettings
 from crossdistill.data import find_data
@@ -53,7 +53,7 @@ class NetworkConfig(BaseModel):
 
     model: str
     """A name of the table of models or of another package, or `timm:NAME`, `transformers:ID_OR_FOLDER`,
-    `open_clip:NAME`, `onnx:FILE`, `package.module:Class`."""
+    `open_clip:NAME`, `onnx:FILE`, `run:FOLDER`, `package.module:Class`."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Arguments of the model, except the number of classes."""
     reads: tuple[str, ...] | None = None
@@ -69,7 +69,7 @@ class NetworkConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
+        return {"model": full_name(value)} if isinstance(value, str) else value
 
     @field_validator("model")
     @classmethod

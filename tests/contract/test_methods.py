@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from crossdistill.method import MethodConfig
-from crossdistill.methods import CRD, KD, METHODS, MLKD, PKT, SP, Route, Salience, Specialise
+from crossdistill.methods import CRD, KD, METHODS, MLKD, PKT, SP, RichKD, RichKDF, Route, Salience, Specialise
 from crossdistill.testing import CLAUSES, TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_models
 from crossdistill.testing.contract import hold
 from crossdistill.testing.rehearsal import Contract
@@ -17,6 +17,8 @@ ARGUMENTS: Mapping[str, Callable[[Sequence[str]], MethodConfig]] = {
     # Few negatives, because the data are few; weights at which rounding stays below what is compared.
     "crd": lambda _: CRD(negatives=32, width=16),
     "pkt": lambda _: PKT(weight=100.0),
+    "richkd": lambda _: RichKD(negatives=32, width=16),
+    "richkd-f": lambda _: RichKDF(negatives=32, width=16),
     # The last tap of the toy networks is beside their logits; one permutation does for the contract.
     "salience": lambda teachers: Salience(taps=dict.fromkeys(teachers, "hidden"), repeats=1),
     "sp": lambda _: SP(weight=30.0),

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ BACKENDS: Mapping[str, str] = {
 }
 """Libraries by the prefix of their names, each with the module here that loads from it, imported on first use."""
 
+RUN = "run"
+"""Prefix of the folder of a run, whose student is the network: a plan loads it."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -43,9 +47,15 @@ def backend_of(name: str) -> str | None:
     prefix, colon, rest = name.partition(":")
     if not colon:
         return None
-    if prefix in BACKENDS:
+    if prefix in BACKENDS or prefix == RUN:
         return prefix if rest else None
     return "module" if re.fullmatch(r"[A-Za-z_][\w.]*", prefix) and rest.isidentifier() else None
+
+
+def full_name(name: str) -> str:
+    """The name of a network, of a folder of a run `run:FOLDER`."""
+    holds = any(os.path.isfile(os.path.join(name, *path)) for path in (("student", "config.json"), ("recipe.yaml",)))
+    return f"{RUN}:{name}" if holds else name
 
 
 def check_name(name: str) -> None:
@@ -61,7 +71,7 @@ def check_name(name: str) -> None:
     if backend is not None:
         return
     if colon:
-        known = ", ".join(f"{one}:NAME" for one in BACKENDS)
+        known = ", ".join([*(f"{one}:NAME" for one in BACKENDS), f"{RUN}:FOLDER"])
         raise SettingError(
             f"no network is called {name!r}; {nearest(prefix, BACKENDS)}. Networks are named {known}, "
             "package.module:Class, or as crossdistill list models says"
@@ -78,7 +88,7 @@ def modalities(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     backend = backend_of(name)
     if backend is None:
         return find_model(name).modalities
-    if backend in ("module", "onnx"):
+    if backend in ("module", "onnx", RUN):
         return ()
     kind = importlib.import_module(BACKENDS[backend]).modality_of(name.partition(":")[2], options)
     return (str(kind),)

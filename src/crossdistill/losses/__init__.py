@@ -8,10 +8,11 @@ docstring states it.
 from crossdistill.losses.at import attention_transfer
 from crossdistill.losses.balance import balance_cv, balance_kl
 from crossdistill.losses.collaborative import collaborative_kl, collaborative_terms
-from crossdistill.losses.contrast import contrast_logits, contrast_nce, log_normaliser
+from crossdistill.losses.contrast import contrast_logits, contrast_nce, info_nce, log_normaliser, shared_contrast_logits
 from crossdistill.losses.correlation import class_correlation, row_correlation
 from crossdistill.losses.cross_entropy import cross_entropy
 from crossdistill.losses.dkd import other_classes_kl, target_class_kl
+from crossdistill.losses.fusion import fused_logits, trusted_coefficients
 from crossdistill.losses.kdsvd import singular_flow
 from crossdistill.losses.kl import distillation_kl, kl_divergence, log_probabilities
 from crossdistill.losses.nst import selectivity_transfer
@@ -43,8 +44,10 @@ __all__ = [
     "cross_entropy",
     "distillation_kl",
     "feature_distance",
+    "fused_logits",
     "gaussian_nll",
     "hierarchical_context",
+    "info_nce",
     "kendall_tau_b",
     "kl_divergence",
     "least_salient",
@@ -62,6 +65,7 @@ __all__ = [
     "routed_kl",
     "row_correlation",
     "selectivity_transfer",
+    "shared_contrast_logits",
     "sigmoid_kl",
     "similarity_preserving",
     "singular_flow",
@@ -70,5 +74,6 @@ __all__ = [
     "target_class_kl",
     "task_loss",
     "top_teachers",
+    "trusted_coefficients",
     "weighted_kl",
 ]

@@ -23,6 +23,9 @@ from crossdistill.methods.ofa import OFA as OFA
 from crossdistill.methods.ofd import OFD as OFD
 from crossdistill.methods.pkt import PKT as PKT
 from crossdistill.methods.reviewkd import ReviewKD as ReviewKD
+from crossdistill.methods.richkd import RichKD as RichKD
+from crossdistill.methods.richkd import RichKDF as RichKDF
+from crossdistill.methods.richkd import RichKDL as RichKDL
 from crossdistill.methods.rkd import RKD as RKD
 from crossdistill.methods.route import Route as Route
 from crossdistill.methods.salience import Salience as Salience

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from crossdistill.batch import MISSING_TARGET, Batch
 from crossdistill.errors import ApplicabilityError
-from crossdistill.losses.contrast import contrast_logits, contrast_nce
 from crossdistill.method import ActsOn, DataSpec, Method, Progress, Step, module_key, task_term
 from crossdistill.methods.feature_method import (
     FeatureConfig,
@@ -21,6 +20,7 @@ from crossdistill.methods.feature_method import (
 )
 from crossdistill.methods.layer_choice import Pairs
 from crossdistill.methods.loss_weights import AlphaDecay, weighted_step
+from crossdistill.nets.contrast import Draw, memory_contrast
 from crossdistill.nets.memory import Memory
 from crossdistill.nets.projector import UnitEmbedding
 from crossdistill.outputs import OutputSpec, Signal, picked
@@ -35,6 +35,7 @@ class CRD(FeatureConfig):
     `negatives=16384` and `fixed=(1, 0.8)`.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"draw"})
     acts_on: ClassVar[ActsOn | None] = "last"
     name: Literal["crd"] = "crd"
     alpha: float = Field(0.5, ge=0, le=1)
@@ -51,6 +52,9 @@ class CRD(FeatureConfig):
     """Negatives per row; drawn with repetition if fewer rows of other classes exist."""
     repeat: bool = False
     """Always draw with repetition, which is faster for large data sets."""
+    draw: Draw = "each"
+    """Negatives are drawn for each row by itself, as published, or once for all rows of a step ("shared"), which makes
+    one product of matrices of the contrast; a row's draw has the same distribution."""
     positive: Literal["own", "class"] = "own"
     """The positive of a row: the row itself, or any row of its class."""
     temperature: float = Field(0.07, gt=0)
@@ -126,17 +130,19 @@ class _CRD(Method):
         self, name: str, index: Tensor, sides: tuple[Tensor, Tensor], progress: Progress
     ) -> tuple[Tensor, Tensor]:
         """The loss of each row in both directions, and the updated log Z."""
-        config, memory = self.config, self._memory(name)
-        step = progress.epoch * progress.steps + progress.step
-        candidates = memory.candidates(index, config.negatives, step, by_class=config.positive == "class")
-        banks = memory.teacher, memory.student
-        logits = [contrast_logits(a, b, candidates, config.temperature) for a, b in zip(sides, banks, strict=True)]
-        normaliser = torch.stack([memory.measured(side.detach(), progress.gather) for side in logits])
-        if config.normaliser == "first":
-            normaliser = torch.where(memory.normaliser.isinf(), normaliser, memory.normaliser)
-        rows = len(memory.student)
-        losses = [contrast_nce(side, z, rows) for side, z in zip(logits, normaliser.unbind(), strict=True)]
-        return torch.stack(losses).sum(0), normaliser
+        config = self.config
+        return memory_contrast(
+            self._memory(name),
+            index,
+            sides,
+            config.negatives,
+            config.temperature,
+            progress.epoch * progress.steps + progress.step,
+            progress.gather,
+            draw=config.draw,
+            by_class=config.positive == "class",
+            keep_normaliser=config.normaliser == "first",
+        )
 
     def _memory(self, name: str) -> Memory:
         memory = self.memories[module_key(name)]

@@ -1,6 +1,7 @@
 """Networks that methods add to students and teachers: masks, gates, projectors, regressors, proxies, memories."""
 
 from crossdistill.nets.fill import Fill
+from crossdistill.nets.fused_embedding import FusedEmbedding
 from crossdistill.nets.gate import GateNet, GateNetDense
 from crossdistill.nets.mask import (
     MaskNet1d,
@@ -22,6 +23,7 @@ from crossdistill.nets.review import Review
 __all__ = [
     "ChannelRegressor",
     "Fill",
+    "FusedEmbedding",
     "GateNet",
     "GateNetDense",
     "JointNorm",

@@ -72,9 +72,7 @@ class Memory(nn.Module):
         They are drawn uniformly; without repetition if there are enough and `repeat` is off, as released.
         """
         start, class_size = self.start[index], self.class_size[index]
-        positive = index
-        if by_class:
-            positive = self.order[start + self._uniform(index, 1, ~step).squeeze(1) % class_size]
+        positive = self.positives(index, step) if by_class else index
         if self.repeat or count > self.fewest:
             drawn = self._uniform(index, count, step) % (len(self.order) - class_size).unsqueeze(1)
             # Positions in the order of classes, without those of the row's class.
@@ -84,19 +82,42 @@ class Memory(nn.Module):
             negatives = torch.cat([self._distinct(part, count, step) for part in index.split(size)])
         return torch.cat([positive.unsqueeze(1), negatives], dim=1)
 
+    def positives(self, index: Int64[Tensor, " B"], step: int) -> Int64[Tensor, " B"]:
+        """A random row of each row's class."""
+        return self.order[self.start[index] + self._uniform(index, 1, ~step).squeeze(1) % self.class_size[index]]
+
+    def shared(self, index: Int64[Tensor, " B"], count: int, step: int) -> tuple[Tensor, Tensor, int]:
+        """Negatives that all rows of a step share: row numbers (S,), those that each row keeps (B, S), their number.
+
+        The S rows are drawn without repetition on the device, S = `count` + the size of the largest class, so that
+        each row keeps exactly `count` of them: the first ones of other classes. For one row the draw is the one of
+        `candidates`, uniform over the rows of other classes; only rows of a batch are no longer drawn independently.
+        With fewer rows of other classes than `count`, all of them are kept by the largest class, and as many by others.
+        """
+        count = min(count, self.fewest)
+        size = min(len(self.order), count + len(self.order) - self.fewest)
+        keys = self._uniform(torch.zeros(1, dtype=torch.int64, device=index.device), len(self.order), step)[0]
+        places = keys.topk(size).indices
+        start, class_size = self.start[index].unsqueeze(1), self.class_size[index].unsqueeze(1)
+        other = (places < start) | (places >= start + class_size)
+        return self.order[places], other & (other.cumsum(1) <= count), count
+
     @torch.no_grad()
-    def measured(self, logits: Float[Tensor, "B K"], gather: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
-        """Log Z of these scores over all ranks' rows; infinite without rows."""
+    def measured(
+        self, logits: Float[Tensor, "B K"], gather: Callable[[Tensor], Tensor], columns: int | None = None
+    ) -> Float[Tensor, ""]:
+        """Log Z of these scores over all ranks' rows; infinite without rows. `columns` are those not masked."""
         everyone = gather(logits.logsumexp(1))
         if len(everyone) == 0:
             return everyone.new_full((), torch.inf)
-        return everyone.logsumexp(0) - math.log(len(everyone) * logits.shape[1]) + math.log(len(self.order))
+        columns = logits.shape[1] if columns is None else columns
+        return everyone.logsumexp(0) - math.log(len(everyone) * columns) + math.log(len(self.order))
 
     @torch.no_grad()
     def move(self, index: Int64[Tensor, " B"], student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> None:
         """Update the entries with the rows' current embeddings, and normalise them to length 1."""
-        self.student.copy_(moved(self.student, index, student, self.momentum))
-        self.teacher.copy_(moved(self.teacher, index, teacher, self.momentum))
+        for bank, rows in ((self.student, student), (self.teacher, teacher)):
+            bank.index_copy_(0, index, _entries(bank, index, rows, self.momentum))
 
     def _distinct(self, index: Tensor, count: int, step: int) -> Tensor:
         places = torch.arange(len(self.order), device=index.device)
@@ -117,8 +138,11 @@ def moved(
     bank: Float[Tensor, "N D"], index: Int64[Tensor, " B"], rows: Float[Tensor, "B D"], momentum: float
 ) -> Float[Tensor, "N D"]:
     """The bank after an update with `rows` at `index`: normalise(momentum · old + (1 - momentum) · new)."""
-    entries = functional.normalize(momentum * bank[index] + (1 - momentum) * rows, dim=1)
-    return bank.index_copy(0, index, entries)
+    return bank.index_copy(0, index, _entries(bank, index, rows, momentum))
+
+
+def _entries(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> Tensor:
+    return functional.normalize(momentum * bank[index] + (1 - momentum) * rows, dim=1)
 
 
 GOLDEN = -7046029254386353131
@@ -135,6 +159,11 @@ def _scrambled(value: Tensor) -> Tensor:
 def _shifted(value: Tensor, places: int) -> Tensor:
     """A logical shift to the right (the shift of signed numbers would extend the sign bit)."""
     return (value >> places) & ((1 << (64 - places)) - 1)
+
+
+def groups_of(labels: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
+    """A number for the class of each row; a row without a label is a class of its own."""
+    return _by_class(labels)[1]
 
 
 def _by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

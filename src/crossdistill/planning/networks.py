@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from crossdistill.backends.names import Built, backend_of, build
+from crossdistill.backends.names import RUN, Built, backend_of, build
 from crossdistill.backends.tune import tune
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendered import rendered
-from crossdistill.errors import CrossdistillError, RecipeError, nearest
+from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.models.own_network import complete, draw, frozen_weights, watch
 from crossdistill.network import Network
+from crossdistill.planning.run_teacher import run_teacher
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.runtime.hashing import derived_seed
 from crossdistill.runtime.tensor_file import load_weights
@@ -80,6 +81,10 @@ def _built(name: str, given: NetworkConfig | Network, dataset: Dataset, recipe: 
             built = Built(given.build(len(dataset.classes)))
             if given.tune is not None:
                 tune(built.network.module, given.tune, given.model)
+        elif backend_of(given.model) == RUN:
+            if name == recipe.learner:
+                raise SettingError(f"{given.model}: a run's student is a teacher here; a student starts from `weights`")
+            built = run_teacher(given.model.partition(":")[2], name, given.tune, dataset)
         else:
             built = build(
                 given.model,

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from crossdistill.backends.names import RUN, backend_of, full_name
 from crossdistill.batch import InputSpec
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
@@ -233,6 +234,9 @@ def _wrapped(network: AnyNetwork, dataset: Dataset) -> NetworkConfig | Network:
 def _teacher(dataset: Dataset, network: str | AnyNetwork) -> NetworkConfig | Network:
     if not isinstance(network, str):
         return _wrapped(network, dataset)
+    network = full_name(network)
+    if backend_of(network) == RUN:
+        return NetworkConfig(model=network)
     modality = modality_for(dataset, network)
     return fitted(network, modality, dataset.input_specs[modality])
 

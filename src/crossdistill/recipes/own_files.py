@@ -20,6 +20,7 @@ from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.overrides import sentences
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.own_data import check_labels, setup_for
+from crossdistill.recipes.richkd import with_default_cnn
 from crossdistill.recipes.setup import ExperimentSetup, Fraction, Kind, Seed
 from crossdistill.recipes.stages import recipe
 
@@ -127,6 +128,8 @@ def from_files(
 
     `student` is a modality or a network's name; `teachers.NAME` is a network's name, or `teachers` a kind of teachers.
     """
+    if isinstance(teachers, Mapping):
+        teachers = with_default_cnn(method, teachers)
     setup = setup_of_files(
         name, data=data, student=student, teachers=teachers, labelled=labelled, seed=seed, epochs=epochs
     )

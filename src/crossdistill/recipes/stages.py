@@ -20,6 +20,7 @@ from crossdistill.recipe import Recipe
 from crossdistill.recipes.mst_distill import MST_DISTILL
 from crossdistill.recipes.parts import MethodPlan, Stages, from_labels, stage_of
 from crossdistill.recipes.release import RELEASE
+from crossdistill.recipes.richkd import RICHKD
 from crossdistill.recipes.setup import ExperimentSetup, Kind, Length
 from crossdistill.recipes.translation import TRANSLATION
 from crossdistill.stage import OptimizerConfig, Stage
@@ -209,7 +210,7 @@ RIVALS: Mapping[str, MethodPlan] = {
 
 PLANS: Mapping[str, MethodPlan] = {
     "supervised": MethodPlan(supervised, None),
-    **dict(sorted({**RIVALS, **RELEASE, **TRANSLATION}.items())),
+    **dict(sorted({**RIVALS, **RELEASE, **RICHKD, **TRANSLATION}.items())),
     **MST_DISTILL,
 }
 """Methods by their name in recipes and tables."""
