@@ -53,7 +53,7 @@ class NetworkConfig(BaseModel):
 
     model: str
     """A name of the table of models or of another package, or `timm:NAME`, `transformers:ID_OR_FOLDER`,
-    `open_clip:NAME`, `onnx:FILE`, `run:FOLDER`, `package.module:Class`."""
+    `open_clip:NAME`, `onnx:FILE`, `run:FOLDER`, `bank:FILE`, `package.module:Class`."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Arguments of the model, except the number of classes."""
     reads: tuple[str, ...] | None = None

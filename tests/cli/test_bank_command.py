@@ -12,6 +12,7 @@ import torch
 from facts import raises, states
 from typer.testing import CliRunner, Result
 
+from crossdistill.backends.bank_file import BankFile, read_bank_file, write_bank_file
 from crossdistill.bank.bank import Bank, BankKey
 from crossdistill.bank.fill import fill
 from crossdistill.bank.folder import BankEntry, find_banks, remove, to_prune
@@ -71,6 +72,30 @@ def test_filling_goes_as_far_as_networks_are_final(tmp_path: Path) -> None:
     assert len(before) == 2
     good("fill", f"{file}:taught", "--out", str(out))
     assert {path: (path / "values.npy").stat().st_mtime_ns for path in find_banks(out)} == before, "not filled again"
+
+
+def test_a_bank_is_exported_and_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSDISTILL_CACHE", str(tmp_path / "cache"))
+    mine, out, file = tmp_path / "mine.py", tmp_path / "out", tmp_path / "given.safetensors"
+    mine.write_text(RECIPE)
+    good("fill", f"{mine}:taught", "--out", str(out))
+    options = ["--recipe", f"{mine}:taught", "--to", str(file), "--teacher", "teacher-1"]
+    said = good("export", str(out), *options, "--dtype", "int8", "--top", "2")
+    states(said, file, "teacher-1", "int8", "KL", "toy")
+    about = json.loads(good("import", str(file), "--name", "small", "--json"))
+    assert about["logits"] == {"dtype": "int8", "top": 2}
+    assert about["bytes"] == Path(about["path"]).stat().st_size
+    assert "--set teachers.teacher-1=bank:given" in good("import", str(file))
+    result = call("export", str(out), *options, "--dtype", "int4")
+    assert isinstance(result.exception, SettingError)
+    states(result.exception, "'int4'", "'int8'")
+    # A file from elsewhere names its teacher as it likes.
+    stored = read_bank_file(file)
+    hostile = stored.info.teacher.model_copy(update={"model": "net\x1b[2J\u202e"})
+    write_bank_file(file, BankFile(stored.info.model_copy(update={"teacher": hostile}), stored.tensors))
+    said = good("import", str(file), "--name", "hostile")
+    assert "\x1b" not in said
+    assert "\u202e" not in said
 
 
 def test_filling_needs_a_place(tmp_path: Path) -> None:

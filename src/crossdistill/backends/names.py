@@ -1,4 +1,4 @@
-"""Networks by name: `transformers:`, `timm:`, `open_clip:`, `onnx:`, `module:Class`, or of the table of models."""
+"""Networks by name: `transformers:`, `timm:`, `open_clip:`, `onnx:`, `bank:`, `module:Class`, or of the table."""
 
 import importlib
 import importlib.util
@@ -25,6 +25,7 @@ BACKENDS: Mapping[str, str] = {
     "timm": "crossdistill.backends.timm",
     "open_clip": "crossdistill.backends.open_clip",
     "onnx": "crossdistill.backends.onnx",
+    "bank": "crossdistill.backends.from_bank",
 }
 """Libraries by the prefix of their names, each with the module here that loads from it, imported on first use."""
 
@@ -88,7 +89,7 @@ def modalities(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     backend = backend_of(name)
     if backend is None:
         return find_model(name).modalities
-    if backend in ("module", "onnx", RUN):
+    if backend in ("module", "onnx", "bank", RUN):
         return ()
     kind = importlib.import_module(BACKENDS[backend]).modality_of(name.partition(":")[2], options)
     return (str(kind),)
@@ -118,8 +119,9 @@ def build(
     if backend == "module":
         return _own_class(name, options, reads, how, dataset)
     loader = importlib.import_module(BACKENDS[str(backend)])
-    if backend == "onnx":
-        built: Built = loader.build(name, options, reads, member=member, dataset=dataset)
+    if backend in ("onnx", "bank"):
+        given = {"reads": reads, "member": member} if backend == "onnx" else {"how": how, "student": student}
+        built: Built = loader.build(name, options, dataset=dataset, **given)
         return built
     context = {"student": student, "dataset": dataset, "reads": reads} if backend == "timm" else {}
     loaded: Loaded = loader.load(name.partition(":")[2], options, dtype=getattr(torch, dtype), **context)

@@ -1,20 +1,23 @@
-"""`crossdistill bank`: fill, check, list and clear banks, the stored outputs of frozen teachers."""
+"""`crossdistill bank`: fill, check, list, clear, export and import banks, the stored outputs of frozen teachers."""
 
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crossdistill.cli.options import AsJson, folder_option
+from crossdistill.cli.options import AsJson, OwnRecipe, Settings, folder_option
 from crossdistill.errors import BankDamaged, SettingError
 from crossdistill.runtime.escaping import visible
 
+if TYPE_CHECKING:
+    from crossdistill.backends.bank_file import BankInfo
+
 bank = typer.Typer(
-    help="Fill, check, list or clear banks: stored outputs of frozen teachers.",
+    help="Fill, check, list, clear, export or import banks: stored outputs of frozen teachers.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -177,6 +180,114 @@ def clear_command(
     if not dry_run:
         clear_leftovers(folder)
     typer.echo(f"{size_text(freed)} {'would be' if dry_run else 'are'} free")
+
+
+@bank.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose teacher is banked.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="The file: .safetensors, or .parquet (pyarrow).")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="NAME", help="The teacher; by default the only one with logits.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="TYPE", help="Type of the logits: float32, float16 or int8.")
+    ] = "float32",
+    top: Annotated[
+        int | None,
+        typer.Option("--top", min=1, metavar="K", help="Keep the K largest logits of each row; by default all."),
+    ] = None,
+    embedding: Annotated[bool, typer.Option("--embedding", help="Export the teacher's embeddings too.")] = False,
+    banks: Annotated[
+        Path | None,
+        typer.Option(
+            "--banks",
+            metavar="DIR",
+            parser=folder_option,
+            help="Folder of the banks, if it is not in the run's folder.",
+        ),
+    ] = None,
+    recipe: OwnRecipe = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a teacher's logits to one file that can be handed on, and print what its form loses.
+
+    The file has sample ids and views, class names, teacher and licence, and the fingerprint of the data. Elsewhere,
+    `--set teachers.NAME=bank:FILE` trains from it without the teacher's network.
+    """
+    from typing import get_args
+
+    from crossdistill.backends.compressed import LogitType
+    from crossdistill.bank.export import Form, export_bank
+    from crossdistill.data.dataset import Dataset
+    from crossdistill.errors import nearest
+    from crossdistill.network import Network
+    from crossdistill.recipes.of_run import of_run
+
+    if to is None:
+        raise SettingError("bank export: wanted a file, found none; give --to FILE, as in --to clip.safetensors")
+    if dtype not in get_args(LogitType):
+        raise SettingError(f"--dtype: no type is called {dtype!r}; {nearest(dtype, get_args(LogitType))}")
+    made = of_run(run, recipe, settings or [], "bank export")
+    info = export_bank(
+        banks or run / "banks",
+        to,
+        made.data if isinstance(made.data, Dataset) else made.data.load(),
+        teacher=teacher,
+        models={name: one.model for name, one in made.teachers.items() if not isinstance(one, Network)},
+        stages=[stage.name for stage in made.stages],
+        form=Form(dtype, top, embedding),  # type: ignore[arg-type]  # checked above
+    )
+    _show(to, info, as_json)
+
+
+@bank.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `crossdistill bank export`.")],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name for `bank:NAME`; by default that of the file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a file of a teacher's logits and keep it, so that `bank:NAME` is a teacher in any folder.
+
+    Class names and fingerprint are compared with the data by the run that uses it.
+    """
+    from crossdistill.backends.from_bank import keep
+
+    path, info = keep(file, name)
+    _show(path, info, as_json)
+    if not as_json:
+        typer.echo(
+            visible(f"train from it: crossdistill run RECIPE --set teachers.{info.teacher.name}=bank:{path.stem}")
+        )
+
+
+def _show(path: Path, info: "BankInfo", as_json: bool) -> None:
+    from crossdistill.bank.bank import size_text
+
+    size = path.stat().st_size
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), "bytes": size, **info.model_dump(mode="json")}))
+        return
+    licence = info.teacher.licence
+    form = info.logits.dtype if info.logits.top is None else f"{info.logits.top} largest in {info.logits.dtype}"
+    lines = [
+        f"{path}: {size_text(size)}, {info.rows:,} rows of {info.data.name}"
+        f"{f' in {info.views} views' if info.views else ''}, fingerprint {info.data.fingerprint[:12]}",
+        f"teacher {info.teacher.name}{f' ({info.teacher.model})' if info.teacher.model else ''}, licence "
+        f"{licence.licence if licence else 'not stated'}",
+        f"logits of {len(info.classes)} classes: {form}{', with embeddings' if info.embedding else ''}",
+        *(
+            f"KL to the full logits, temperature {one.temperature:g}: mean {one.kl_mean:.3g}, largest {one.kl_max:.3g}"
+            for one in info.loss
+        ),
+        f"the same largest class in {100 * info.agreement:.2f} % of the rows",
+    ]
+    for line in lines:
+        typer.echo(visible(line))
 
 
 def _banks(banks: Sequence[object]) -> str:

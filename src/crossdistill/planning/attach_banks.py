@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -256,6 +257,13 @@ def _masked_taps(items: Sequence[_Item]) -> set[str]:
     return {item.teacher.masked_tap for item in items if item.teacher.masked_tap is not None}
 
 
+def _about(item: _Item, stage: str) -> dict[str, Any]:
+    """The description of a bank, which is no part of its key."""
+    network = item.teacher.base.network
+    licence = None if network is None or network.licence is None else asdict(network.licence)
+    return {"source": item.name, "stage": stage, **({} if licence is None else {"licence": licence})}
+
+
 def _cuts(base: TeacherBase, items: Sequence[_Item], folder: Path, rows: BankRows) -> dict[Signal, Bank]:
     """Complete banks of the base's cuts from an earlier stage, in the base's dtype: half precision is not exact."""
     taps = _masked_taps(items)
@@ -302,7 +310,7 @@ def _filled(
     display.say(f"{stage}: bank of {names}: {estimate(rows, size, missing, BLOCK_ROWS, produce).text()}, in {folder}")
     for item in items:
         if item.label not in banks:
-            banks[item.label] = Bank.create(folder, item.key, rows, {"source": item.name, "stage": stage})
+            banks[item.label] = Bank.create(folder, item.key, rows, _about(item, stage))
     display.begin(f"{stage}: bank", missing)
     fill(banks, produce, display.advance, lambda text: display.say(f"{stage}: {text}"))
     display.end(f"{counted(missing, 'block')} of {BLOCK_ROWS} rows")

@@ -300,7 +300,8 @@ def check_learner(stage: Stage, method: Method, student: Live, dataset: Dataset)
 def seen_rows(dataset: Dataset, network: Network) -> Bool[Tensor, " N"]:
     """The rows that a network computes, as a mask: those with all its inputs, or with any input if one is enough."""
     there = torch.ones(len(dataset), dtype=torch.bool)
-    masks = [dataset.present.get(modality, there) for modality in network.reads]
+    # Stored outputs read no modality.
+    masks = [dataset.present.get(modality, there) for modality in network.reads] or [there]
     together = torch.stack(masks)
     return together.all(0) if network.needs == "all" else together.any(0)
 

@@ -74,11 +74,29 @@ def _whole(value: Any) -> tuple[int, ...]:
     return tuple(value) if right else (2**63,)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file with the umask's permissions; safetensors alone would restrict it to its owner."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in a safetensors file's header, by name.
+
+    Raises:
+        DataError: see `read_shapes`, or one of them is no text.
+    """
+    read_shapes(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        texts = json.loads(file.read(length)).get("__metadata__") or {}
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise DataError(f"{path}: damaged: its header's __metadata__ holds something else than texts")
+    return texts
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file with the umask's permissions; safetensors alone would restrict it to its owner.
+
+    `metadata` are texts for the header.
+    """
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), path)
+    save_file(dict(tensors), path, None if metadata is None else dict(metadata))
     path.chmod(mode)
 
 
