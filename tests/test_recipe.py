@@ -17,6 +17,9 @@ from crossdistill.stage import OptimizerConfig, Stage
 from crossdistill.testing import toy_dataset, toy_network
 from crossdistill.weighting import UncertaintyConfig
 
+NAMES = [name for name in names() if name.startswith("av-") or name.endswith(("/kd", "/dot", "/fitnets"))]
+"""Recipes of pictures differ from the others by their optimizer."""
+
 PLAIN: Mapping[str, Any] = {
     "data": "av-digits",
     "student": {"model": "small-image"},
@@ -41,10 +44,10 @@ def live(**changes: Any) -> Recipe:
     return Recipe(**(given | changes))
 
 
-@pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("settings", [[], ["student=audio", "labelled=0.05", "control=shuffled"]])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("settings", [[], ["labelled=0.05", "control=shuffled"]])
 def test_every_recipe_comes_back_from_its_file_the_same(name: str, settings: list[str], tmp_path: Path) -> None:
-    recipe = make(name, settings, 3)
+    recipe = make(name, [*settings, "student=audio"] if settings and name.startswith("av-") else settings, 3)
     assert Recipe.from_yaml(written(recipe, tmp_path)) == recipe
     assert Recipe.from_yaml(written(recipe.tiny(), tmp_path)) == recipe.tiny()
     assert recipe.live == []
@@ -129,7 +132,7 @@ def test_a_live_recipe_says_what_its_objects_were() -> None:
         assert words in text
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 def test_tiny_is_short_and_the_same_otherwise(name: str) -> None:
     recipe = make(name, [], 0)
     tiny = recipe.tiny()
@@ -137,7 +140,8 @@ def test_tiny_is_short_and_the_same_otherwise(name: str) -> None:
         assert two.epochs * (two.steps or 99) <= 8
         assert two.batch_size <= 32
         assert one.method == two.method
-        assert (one.name, one.trained, one.optimizer, one.select) == (two.name, two.trained, two.optimizer, two.select)
+        shorter = one.optimizer.within(two.epochs) if two.epochs else one.optimizer
+        assert (one.name, one.trained, shorter, one.select) == (two.name, two.trained, two.optimizer, two.select)
     assert (tiny.seed, tiny.teachers, tiny.student) == (recipe.seed, recipe.teachers, recipe.student)
 
 

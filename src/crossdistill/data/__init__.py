@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 DATA = {
     "av-digits": "crossdistill.data.sets.av_digits:AvDigitsConfig",
     "av-mnist": "crossdistill.data.sets.av_mnist:AvMnistConfig",
+    "cifar10": "crossdistill.data.sets.cifar:Cifar10Config",
+    "cifar100": "crossdistill.data.sets.cifar:Cifar100Config",
     "folder": "crossdistill.data.folder:FolderConfig",
     "table": "crossdistill.data.table:TableConfig",
 }

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from crossdistill.batch import Input
+from crossdistill.batch import Input, InputSpec
+from crossdistill.data.picture_form import pictures_of, values_of
+from crossdistill.data.picture_views import cropped
 from crossdistill.data.row_random import RowRandom
 from crossdistill.data.row_source import Rows
 from crossdistill.errors import ShapeError, nearest
@@ -56,6 +58,9 @@ class Variation(BaseModel):
     )
     gain: float = Field(0.0, ge=0, description="multiplied by 1 ± so much")
     noise: float = Field(0.0, ge=0, description="Gaussian noise of this standard deviation is added")
+    crop: int = Field(
+        0, ge=0, description="of a picture: a part of its size is cut out of it with so many black pixels on every side"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -76,8 +81,25 @@ class Variation(BaseModel):
         if any(not 0 <= most <= 1 for most in self.mask):
             raise ValueError(f"mask: wanted fractions in [0, 1], found {list(self.mask)}")
 
-    def __call__(self, value: Tensor, draw: Callable[[str], RowRandom]) -> Tensor:
-        """Augmented rows (B, ...); `draw` returns the random numbers for one kind of change."""
+    @property
+    def of_pictures(self) -> bool:
+        """Whether something changes pictures of 0 to 1, before their normalisation."""
+        return bool(self.crop)
+
+    def pictures(self, value: Float[Tensor, "B C H W"], draw: Callable[[str], RowRandom]) -> Float[Tensor, "B C H W"]:
+        """Pictures of 0 to 1 in their views, as far as the changes are those of pictures."""
+        if self.crop:
+            value = cropped(value, self.crop, draw("crop"))
+        return value
+
+    def __call__(self, value: Tensor, draw: Callable[[str], RowRandom], spec: InputSpec | None = None) -> Tensor:
+        """Augmented rows (B, ...); `draw` returns the random numbers for one kind of change.
+
+        `spec` has the normalisation of pictures; without it, fractions are pictures of 0 to 1.
+        """
+        if self.of_pictures:
+            form = spec or InputSpec("image", tuple(value.shape[1:]))
+            value = values_of(self.pictures(pictures_of(value, form), draw), form, value)
         if any(self.shift):
             value = _shifted(value, self.shift, draw("shift"))
         if self.flip:
@@ -98,6 +120,8 @@ class Variation(BaseModel):
             for what, amounts in (("shift", self.shift), ("mask", self.mask))
             if len(amounts) > len(value.shape) - 1
         ]
+        if self.of_pictures and (len(value.shape) != 4 or value.shape[1] not in (1, 3)):
+            faults.append(f"crop is for pictures (1 or 3, height, width), and {modality!r} is {tuple(value.shape[1:])}")
         if not value.dtype.is_floating_point and (self.gain or self.noise or any(self.mask)):
             faults.append(f"gain, noise and mask are for fractions, and {modality!r} is {value.dtype}")
         return faults
@@ -115,6 +139,13 @@ class Variations(BaseModel):
         None, ge=1, description="how many views a training row has, which can be banked; null: another in each epoch"
     )
     seed: int = Field(0, ge=0, description="draws the views")
+    _specs: Mapping[str, InputSpec] = PrivateAttr(default_factory=dict)
+
+    def reading(self, specs: Mapping[str, InputSpec]) -> "Variations":
+        """The same views of inputs in these formats: pictures are changed before their normalisation."""
+        copy = self.model_copy()
+        copy._specs = specs
+        return copy
 
     @property
     def key(self) -> str | None:
@@ -142,7 +173,11 @@ class Variations(BaseModel):
                 )
             # A rendering "image@clip" varies as its modality does.
             base = name.partition("@")[0]
-            return variation(value, lambda what: RowRandom(derived_seed("view", self.seed, base, what), ids, view))
+            return variation(
+                value,
+                lambda what: RowRandom(derived_seed("view", self.seed, base, what), ids, view),
+                self._specs.get(name),
+            )
 
         return {name: varied(name, value) for name, value in inputs.items()}
 

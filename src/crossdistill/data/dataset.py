@@ -349,11 +349,14 @@ class Dataset:
 
     def _in_views(self, inputs: Mapping[str, Input], rows: Tensor, view: Tensor) -> dict[str, Input]:
         """Inputs in their views; a rendering of a modality in memory is computed from that modality's view."""
-        assert self.augmentation is not None
+        augmentation = self.augmentation
+        assert augmentation is not None
+        if isinstance(augmentation, Variations):
+            augmentation = augmentation.reading(self.input_specs)
         made: dict[str, Any] = {name: self.inputs[name] for name in inputs if hasattr(self.inputs[name], "base")}
         plain = {name: value for name, value in inputs.items() if name not in made}
         plain |= {one.base: self.read(one.base, rows) for one in made.values() if one.base not in plain}
-        varied = in_views(self.augmentation, plain, rows, view)
+        varied = in_views(augmentation, plain, rows, view)
         return {name: made[name].apply(varied[made[name].base]) if name in made else varied[name] for name in inputs}
 
     def views(self, rows: Int64[Tensor, " B"], seed: int, epoch: int) -> Int64[Tensor, " B"] | None:

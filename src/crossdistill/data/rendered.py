@@ -10,6 +10,7 @@ from torch import Tensor
 from crossdistill.batch import InputSpec
 from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.picture_form import bytes_of
 from crossdistill.data.rendering import PictureRendering, Rendering, rendering_of
 from crossdistill.errors import DataError, nearest
 from crossdistill.runtime.hashing import key_hash
@@ -99,7 +100,8 @@ def _with_renderings(augmentation: Variations, dataset: Dataset, names: Iterable
             continue
         sides = zip(variation.shift, size[-len(variation.shift) :], size_of_base[-len(variation.shift) :], strict=True)
         shift = tuple(round(most * side / before) for most, side, before in sides) if variation.shift else ()
-        added[name] = variation.model_copy(update={"shift": shift})
+        crop = round(variation.crop * size[-1] / size_of_base[-1])
+        added[name] = variation.model_copy(update={"shift": shift, "crop": crop})
     return augmentation.model_copy(update={"inputs": {**augmentation.inputs, **added}}) if added else augmentation
 
 
@@ -133,16 +135,3 @@ def _in_memory(base: str, values: Any, spec: InputSpec, rendering: Rendering, wh
 
 def _is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
-
-
-def bytes_of(values: Tensor, spec: InputSpec) -> Tensor:
-    """Pictures (B, C, H, W) of 0 to 255: without the normalisation that the data set's own preparation has applied."""
-    pictures = values[:, None] if len(spec.shape) == 2 else values
-    if not pictures.is_floating_point():
-        return pictures
-    how: Mapping[str, Any] = spec.options.get("normalisation") or {"kind": "none"}
-    if how["kind"] == "min-max":
-        pictures = pictures * (how["high"] - how["low"]) + how["low"]
-    elif how["kind"] == "mean and standard deviation":
-        pictures = pictures * how["deviation"] + how["mean"]
-    return pictures.clamp(0, 1) * 255

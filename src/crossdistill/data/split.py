@@ -207,6 +207,20 @@ def choose_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int
     return np.sort(np.random.default_rng([seed, 0]).permutation(available)[:wanted])
 
 
+def drawn_by_class(
+    targets: Int64[Tensor, " N"], rows: Int64[Tensor, " R"], count: int, seed: int
+) -> Int64[Tensor, " count"]:
+    """So many of these rows, the same part of every class up to one row, drawn by `seed`; in ascending order."""
+    share, due, drawn = count / max(1, len(rows)), 0.0, []
+    for number in targets[rows].unique().tolist():
+        of_class = rows[targets[rows] == number].sort().values.numpy()
+        due += share * len(of_class)
+        taken = min(len(of_class), int(due + 0.5))
+        due -= taken
+        drawn.append(np.random.default_rng([seed, number]).permutation(of_class)[:taken])
+    return torch.from_numpy(np.sort(np.concatenate(drawn)))
+
+
 def split_sources(names: Sequence[str], seed: int, fractions: tuple[float, float], what: str) -> dict[str, list[str]]:
     """Assign whole sources (voices, noise clips) to the splits, so that no source is in two splits.
 

@@ -29,6 +29,8 @@ from crossdistill.recipes.stages import PLANS
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
     "av-mnist": "crossdistill.recipes.av_mnist:av_mnist",
+    "cifar10": "crossdistill.recipes.cifar:cifar10",
+    "cifar100": "crossdistill.recipes.cifar:cifar100",
 }
 """Data by name, each with the function that builds the recipe of a method; imported on first use."""
 
@@ -46,9 +48,11 @@ def __getattr__(name: str) -> Any:
 
 def family_setup(data: str) -> ExperimentSetup:
     """The setup that the recipes for these data share, with its defaults."""
-    source, _, _ = FAMILIES[data].partition(":")
-    setup: ExperimentSetup = importlib.import_module(source).setup()
-    return setup
+    source, _, function = FAMILIES[data].partition(":")
+    module = importlib.import_module(source)
+    # A file with the recipes of several data sets has a setup for each.
+    make_setup: Callable[[], ExperimentSetup] = getattr(module, f"{function}_setup", None) or module.setup
+    return make_setup()
 
 
 def is_own(data: str) -> bool:

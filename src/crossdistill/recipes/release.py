@@ -38,7 +38,7 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
         raise SettingError(f"fitnets-release has one teacher, since its layers differ by teacher; not {list(teachers)}")
     mine, theirs = setup.hints.get(student, {}).get(teachers[0], (setup.layers(student), setup.layers(teachers[0])))
     method = Hint(taps=mine, teacher_taps={teachers[0]: theirs}, regressors="released")
-    length = Length(epochs=setup.distil.epochs, learning_rate=max(setup.distil.learning_rate, 1e-3))
+    length = setup.distil.model_copy(update={"learning_rate": max(setup.distil.learning_rate, 1e-3)})
     trains = tuple(f"{STUDENT}:{tap}" for tap in mine)
     hint = stage_of("hint", method, setup, length, teachers=tuple(teachers), trains=trains)
     return (*from_labels(setup, teachers), hint, stage_of("kd", KD(), setup, setup.distil, teachers=tuple(teachers)))

@@ -1,9 +1,9 @@
 """The shared setup of a family of recipes: data, a network for each role, and lengths of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SerializeAsAny, model_serializer, model_validator
 from pydantic_core import to_jsonable_python
 
 from crossdistill.backends.names import backend_of
@@ -29,12 +29,29 @@ MULTIMODAL = "mm"
 
 
 class Length(BaseModel):
-    """Epochs and learning rate of one kind of stage."""
+    """Epochs and learning rate of one kind of stage, and its optimizer where that is not Adam at a constant rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(ge=0)
     learning_rate: float = Field(gt=0)
+    settings: OptimizerConfig | None = None
+    """Optimizer besides its rate and milestones; None: Adam at a constant rate, as in all stages of MST-Distill."""
+    milestones: tuple[float, ...] = ()
+    """Parts of the stage (0.5 is its middle) after which the rate is multiplied by the optimizer's `gamma`."""
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Comparisons written before these fields existed stay valid.
+        return {name: value for name, value in handler(self).items() if value not in (None, (), [])}
+
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer of a stage of this length."""
+        if self.settings is None:
+            return OptimizerConfig(learning_rate=self.learning_rate)
+        reached = tuple(round(part * self.epochs, 6) for part in self.milestones) if self.epochs else ()
+        added: dict[str, Any] = {"schedule": "milestones", "milestones": reached} if reached else {}
+        return self.settings.model_copy(update={"learning_rate": self.learning_rate, **added})
 
 
 SCARCE = 0.5
@@ -115,6 +132,8 @@ class ExperimentSetup(BaseModel):
     kd: KD = KD()
     route: Route = Route()
     """Weights and schedules of routing: the published ones, or the best ones on validation."""
+    published: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    """Settings of methods by name, where those published for these data are not the defaults."""
 
     def others(self, modality: str) -> tuple[str, ...]:
         """All modalities but this one, in the setup's order: the cross-modal teachers of its student (Eq. 5)."""
@@ -237,6 +256,9 @@ class ExperimentSetup(BaseModel):
                 values[name] = {key: network(member) for key, member in value.items()}
             elif isinstance(value, NetworkConfig | Network):
                 values[name] = network(value)
+            elif name == "published" and not value:
+                # Comparisons written before the field existed stay valid.
+                continue
             elif name != "data":
                 values[name] = to_jsonable_python(value)
         return values
@@ -248,5 +270,5 @@ class ExperimentSetup(BaseModel):
         return self.model_copy(update=lengths)
 
     def optimizer(self, length: Length) -> OptimizerConfig:
-        """Adam at a constant rate, as in all stages of the reference."""
-        return OptimizerConfig(learning_rate=length.learning_rate)
+        """The optimizer of a stage: Adam at a constant rate, or that of its length."""
+        return length.optimizer()

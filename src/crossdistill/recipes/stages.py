@@ -42,7 +42,13 @@ def distilled(make: Make, **settings: Any) -> Stages:
     def stages(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
         method = make(setup, student, teachers)
         stage = stage_of(method.name, method, setup, setup.distil, teachers=tuple(teachers))
-        return (*from_labels(setup, teachers), stage.model_copy(update=settings))
+        own = settings.get("optimizer")
+        if own is not None and setup.distil.settings is not None:
+            # The rate and schedule of the data, with the momentum that the weighting needs.
+            plain = {"momentum": own.momentum, "weight_decay": own.weight_decay}
+            own = stage.optimizer.model_copy(update=plain)
+        changes = {**settings, "optimizer": own} if own is not None else settings
+        return (*from_labels(setup, teachers), stage.model_copy(update=changes))
 
     return stages
 
@@ -98,7 +104,11 @@ def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tu
     # The published rate of the hint stage is ten times that of the other stages, which is 1e-4.
     rate = max(setup.distil.learning_rate, 1e-3)
     hint = stage_of(
-        "hint", method, setup, Length(epochs=setup.distil.epochs, learning_rate=rate), teachers=tuple(teachers)
+        "hint",
+        method,
+        setup,
+        setup.distil.model_copy(update={"learning_rate": rate}),
+        teachers=tuple(teachers),
     )
     return (
         *from_labels(setup, teachers),
@@ -130,11 +140,13 @@ def mgdfr(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tupl
     """Co-training of all members; teacher units that the student cannot match are replaced; KD of a new student."""
     together: dict[str, Any] = {"trains": (STUDENT, *setup.trainable(teachers)), "select": "last"}
     agree = stage_of("agree", Collaborate(distance="mse"), setup, setup.collaborate, **together)
-    # The published rate, 1e-3, is ten times the rate of Adam.
-    sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
+    if setup.collaborate.settings is None:
+        # The published rate, 1e-3, is ten times the rate of Adam.
+        sgd = OptimizerConfig(name="sgd", learning_rate=10 * setup.collaborate.learning_rate, momentum=0.9)
+        agree = agree.model_copy(update={"optimizer": sgd})
     salience = Salience(taps={name: setup.layers(name)[-1] for name in teachers})
     return (
-        agree.model_copy(update={"optimizer": sgd}),
+        agree,
         stage_of("salience", salience, setup, Length(epochs=0, learning_rate=1e-3), trains=()),
         stage_of("kd", setup.kd, setup, setup.distil, fresh=True),
     )
@@ -163,7 +175,8 @@ def _with_shared_settings(
         shared = setup.kd.model_dump(include=equal)
     if "warm_up" in method.model_fields:
         shared = {"warm_up": method.model_fields["warm_up"].default * setup.distil.epochs // 240}
-    return method.model_validate({**shared, **settings})
+    name = method.model_fields["name"].default
+    return method.model_validate({**shared, **setup.published.get(name, {}), **settings})
 
 
 SGD = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.0)
