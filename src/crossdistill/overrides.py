@@ -67,9 +67,14 @@ def _changed(node: Any, path: Sequence[str], value: Any, above: tuple[str, ...])
     here = ".".join(above)
     if isinstance(node, BaseModel):
         fields = type(node).model_fields
+        shortcuts = _shortcuts(type(node))
+        if head in shortcuts:
+            return _changed(node, (shortcuts[head], *path), value, above)
         if head not in fields:
             hint = below(node, ".".join(path))
-            raise SettingError(f"{here or type(node).__name__} has no field {head!r}; {hint}{nearest(head, fields)}")
+            raise SettingError(
+                f"{here or type(node).__name__} has no field {head!r}; {hint}{nearest(head, [*fields, *shortcuts])}"
+            )
         current = {name: getattr(node, name) for name in fields}
         says_kind = get_origin(fields[head].annotation) is Literal or fields[head].json_schema_extra == KIND
         if head == "name" and above and says_kind:
@@ -111,6 +116,12 @@ def _inside(node: Any, above: str = "") -> Iterator[tuple[str, BaseModel]]:
         if isinstance(value, BaseModel):
             yield where, value
         yield from _inside(value, where)
+
+
+def _shortcuts(model: type[BaseModel]) -> Mapping[str, str]:
+    """Names, besides its fields, of settings that a model keeps in one of its mappings, by that field."""
+    found: Mapping[str, str] = getattr(model, "shortcuts", {})
+    return found
 
 
 def _with_entry(node: Any, path: Sequence[str], field: FieldInfo) -> Any:
@@ -234,7 +245,7 @@ def _fields(model: type[BaseModel], values: Any, path: Sequence[int | str]) -> l
     name = values.get("name") if isinstance(values, Mapping) else None
     kinds = [kind for base in models for kind in _subclasses(base) if "name" in kind.model_fields]
     chosen = [kind for kind in kinds if kind.model_fields["name"].default == name]
-    return sorted({field for kind in chosen or models for field in kind.model_fields})
+    return sorted({field for kind in chosen or models for field in (*kind.model_fields, *_shortcuts(kind))})
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -21,6 +21,7 @@ from pydantic import (
 from torch.nn.parameter import is_lazy
 
 from crossdistill.backends.names import Dtype, check_name, full_name, modalities
+from crossdistill.backends.prompts import TakesZeroShot
 from crossdistill.backends.tune import check_tune
 from crossdistill.bank.bank import BankSettings
 from crossdistill.data import find_data
@@ -46,7 +47,7 @@ LIVE = "live"
 """Key that marks, in a file, an object of the running program."""
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(TakesZeroShot):
     """A network by name: of the table of models, or of another library. A plain text is its `model`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

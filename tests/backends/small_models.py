@@ -76,6 +76,38 @@ def clip(folder: Path) -> Path:
     return tokenizer(_saved(folder, CLIPModel(config), CLIP_PICTURE, "mit"))
 
 
+def siglip(folder: Path) -> Path:
+    """Pictures and texts in one space, trained with a sigmoid."""
+    from transformers import SiglipConfig, SiglipModel
+
+    vision = {**BLOCKS, "image_size": 32, "patch_size": 8}
+    model = SiglipModel(SiglipConfig(text_config=_text_of_siglip(), vision_config=vision))
+    return tokenizer(_saved(folder, _scaled(model), PICTURE))
+
+
+def siglip2(folder: Path) -> Path:
+    """The same for pictures of any proportions, of at most 16 patches."""
+    from transformers import Siglip2Config, Siglip2Model
+
+    vision = {**BLOCKS, "num_patches": 16, "patch_size": 8}
+    model = Siglip2Model(Siglip2Config(text_config=_text_of_siglip(), vision_config=vision))
+    picture = {key: value for key, value in PICTURE.items() if key != "size"}
+    picture |= {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 16}
+    return tokenizer(_saved(folder, _scaled(model), picture))
+
+
+def _text_of_siglip() -> dict[str, Any]:
+    tokens = {"vocab_size": len(WORDS), "max_position_embeddings": 12, "pad_token_id": 0}
+    return {**BLOCKS, **tokens, "eos_token_id": 3, "bos_token_id": 2}
+
+
+def _scaled(model: Any) -> Any:
+    with torch.no_grad():
+        model.logit_scale.fill_(3.0)
+        model.logit_bias.fill_(-2.5)
+    return model
+
+
 def bert(folder: Path) -> Path:
     """A text encoder with a tokenizer of a few words."""
     from transformers import BertConfig, BertModel
@@ -136,7 +168,7 @@ def _saved(folder: Path, model: Any, processor: Mapping[str, Any] | None, licenc
 
 
 MODELS: Mapping[str, Callable[[Path], Path]] = {
-    one.__name__: one for one in (vit, dinov2, resnet, swin, clip, bert, wav2vec2, whisper, ast)
+    one.__name__: one for one in (vit, dinov2, resnet, swin, clip, siglip, siglip2, bert, wav2vec2, whisper, ast)
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import Heard
+from facts import states
 from numpy.typing import NDArray
 
 from crossdistill import Dataset, Network, Recipe, Stage, load_student, run
@@ -88,6 +89,16 @@ def test_the_picture_side_of_open_clip(digits: Dataset) -> None:
     assert spec.logits == (10,)
     assert spec.embedding is not None
     assert len(made.network.taps) > 5
+    model = made.network.module.get_submodule("body.visual")
+    with torch.no_grad():
+        batch = data.batch(torch.arange(4))
+        found = made.network.eval()(batch)
+        image = torch.nn.functional.normalize(model(torch.as_tensor(batch.inputs["image@big"])), dim=1)
+    torch.testing.assert_close(found.embedding, image)
+    text = made.network.module.get_submodule("head").weight
+    torch.testing.assert_close(text.norm(dim=1), torch.full((10,), 1 / 0.07), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.logits, image @ text.T)
+    states(made.notes[0], "zero-shot", "'the digit 0'")
     with pytest.raises(SettingError, match="ViT-B-32"):
         built("open_clip:ViT-B-33", digits)
 

@@ -14,7 +14,9 @@ from torch import nn
 
 from crossdistill.backends.classes import Match, match_classes
 from crossdistill.backends.pretrained import Loaded, Pretrained
+from crossdistill.backends.text_head import ClassTexts, TextHead
 from crossdistill.backends.tune import tune
+from crossdistill.backends.zero_shot import class_texts
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, nearest
 from crossdistill.models import find_model, list_models
@@ -148,10 +150,11 @@ def assembled(
     if len(reads) != 1:
         raise SettingError(f"{name} reads one modality, and reads names {', '.join(reads)}")
     match = None if loaded.classes is None else match_classes(loaded.classes, dataset.classes, loaded.named)
-    texts = None if loaded.describe is None else loaded.describe(dataset.classes)
+    found = class_texts(loaded, dataset, how, student, name)
+    texts = found if isinstance(found, ClassTexts) else None
     how = how or ("frozen" if texts is not None and not student else _default(loaded, match, student))
     fits = match is not None and match.fits and not (student and match.kind == "subset")
-    head = len(dataset.classes) if not fits and how != "frozen" and dataset.classes else None
+    head = len(dataset.classes) if texts is None and not fits and how != "frozen" and dataset.classes else None
     module = Pretrained(
         loaded.body,
         head=head,
@@ -166,6 +169,9 @@ def assembled(
         )
     tune(module, how, name)
     module.to(getattr(torch, dtype))
+    if dtype != "float32" and texts is not None and isinstance(module.head, TextHead):
+        # In bfloat16, logits of a hundred times a cosine have steps of 0.1.
+        module.head.keep_float32(texts)
     rendering = None if "@" in reads[0] else loaded.rendering
     given = f"{reads[0]}@{'student' if student else member}"
     network = Network(
@@ -175,7 +181,7 @@ def assembled(
         renderings={given: rendering} if rendering else None,
         licence=loaded.licence,
     )
-    logits = _logits_said(match, fits, head, loaded.describe is not None)
+    logits = texts.said if texts is not None else _logits_said(match, fits, head, str(found))
     return Built(network, ("; ".join([logits, *_weights_said(module, how, dtype, loaded.pretrained)]),))
 
 
@@ -193,10 +199,8 @@ def _default(loaded: Loaded, match: Match | None, student: bool) -> str:
     return "frozen" if match is not None and match.fits else "head"
 
 
-def _logits_said(match: Match | None, fits: bool, head: int | None, described: bool) -> str:
-    if described:
-        return "its logits compare it with the names of the classes"
-    said = "it is an encoder" if match is None else match.said
+def _logits_said(match: Match | None, fits: bool, head: int | None, why: str) -> str:
+    said = (why or "it is an encoder") if match is None else match.said
     if fits:
         return said
     return f"{said}; it is used without logits" if head is None else f"{said}; it has a new last layer for {head}"

@@ -1,6 +1,6 @@
 """The picture side of CLIP models of open_clip, by `NAME/WEIGHTS` such as `ViT-B-32/laion2b_s34b_b79k`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,49 +8,51 @@ from torch import Tensor, nn
 
 from crossdistill.backends.pretrained import Body, Kind, Loaded, blocks_of
 from crossdistill.backends.processors import own_rendering
+from crossdistill.backends.prompts import NAMES, settings_of
+from crossdistill.backends.text_head import TextSide
 from crossdistill.backends.timm import needed
 from crossdistill.data.rendering import PictureRendering
 from crossdistill.errors import SettingError, nearest
 
-OPTIONS = ("rendering", "weights", "prompt")
+OPTIONS = ("rendering", "weights", *NAMES)
 
 
 def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> Loaded:
     """A model by name and weights; `NAME` alone has random weights, and a file's path may be given as `weights`.
 
-    Options: `prompt` such as "a photo of a {}" makes logits of the names of the classes; `rendering` replaces the
-    preparation of pictures; `weights` is a safetensors file.
+    Options: those of `ZeroShot`; `rendering` replaces the preparation of pictures; `weights` is a safetensors file.
 
     Raises:
         SettingError: no such model, weights or option.
         MissingExtraError: open_clip is not installed, or cannot be imported beside this torch.
     """
     open_clip = needed("open_clip", "clip")
+    who = f"open_clip:{source}"
     name, _, tag = source.partition("/") if ":" not in source else (source, "", "")
     unknown = [key for key in options if key not in OPTIONS]
     if unknown:
-        raise SettingError(f"open_clip:{source} has no option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
+        raise SettingError(f"{who} has no option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
     if ":" not in source and name not in open_clip.list_models():
         raise SettingError(f"open_clip has no model {name!r}; {nearest(name, open_clip.list_models())}")
     weights = options.get("weights") or tag or None
     if weights and str(weights).endswith((".pt", ".pth", ".bin")):
-        raise SettingError(f"open_clip:{source}: {weights} is pickled, which is never read; wanted a safetensors file")
+        raise SettingError(f"{who}: {weights} is pickled, which is never read; wanted a safetensors file")
     try:
         model = open_clip.create_model(name, pretrained=weights, precision="fp32")
     except Exception as error:  # open_clip and the hub's client raise errors of several packages
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise SettingError(f"open_clip:{source} cannot be built: {said}") from error
-    prompt = options.get("prompt")
-    body = OpenClipBody(model).to(dtype)
+        raise SettingError(f"{who} cannot be built: {said}") from error
+    body = OpenClipBody(model.eval()).to(dtype)
     own = options.get("rendering")
     return Loaded(
         body=body,
         kind="image",
-        rendering=_rendering(model) if own is None else own_rendering(own, f"open_clip:{source}"),
+        rendering=_rendering(model) if own is None else own_rendering(own, who),
         classes=None,
         named=False,
         pretrained=weights is not None or ":" in source,
-        describe=None if prompt is None else _describer(model, open_clip.get_tokenizer(name), str(prompt)),
+        text=lambda: _text_side(open_clip, model, name, who),
+        zero_shot=settings_of(options, who),
     )
 
 
@@ -79,13 +81,19 @@ class OpenClipBody(Body):
         return {"embedding": self.visual(values)}
 
 
-def _describer(model: Any, tokenizer: Any, prompt: str) -> Callable[[Sequence[str]], Tensor]:
-    @torch.no_grad()
-    def describe(classes: Sequence[str]) -> Tensor:
-        texts = model.encode_text(tokenizer([prompt.replace("{}", name) for name in classes]))
-        return nn.functional.normalize(texts.float(), dim=1) * float(model.logit_scale.exp())
+def _text_side(open_clip: Any, model: Any, name: str, who: str) -> TextSide:
+    """The text side, with the tokenizer that open_clip names for the model."""
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip and the hub's client raise errors of several packages
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise SettingError(f"{who}: its tokenizer cannot be had: {said}; zero_shot=false needs none") from error
 
-    return describe
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> Tensor:
+        return torch.as_tensor(model.encode_text(tokenizer(list(texts)))).float()
+
+    return TextSide.of(model, encode)
 
 
 def _rendering(model: Any) -> PictureRendering:

@@ -1,12 +1,14 @@
 """A network of another library as one module: its body, numbered layers as taps, its embedding, and its logits."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from crossdistill.backends.prompts import ZeroShot
+from crossdistill.backends.text_head import ClassTexts, TextHead, TextSide
 from crossdistill.data.dataset import Licence
 from crossdistill.data.rendering import Rendering
 from crossdistill.errors import SettingError, TapError
@@ -54,11 +56,11 @@ class Pretrained(nn.Module):
         head: int | None = None,
         order: Sequence[int] | None = None,
         logits: bool = True,
-        texts: Tensor | None = None,
+        texts: ClassTexts | None = None,
     ) -> None:
         """`head` is the number of classes of a new linear layer; with `logits` False there are none.
 
-        `texts` (C, D) are the weights of a layer that computes logits from embeddings of length 1.
+        With `texts` the embedding has length 1, and logits compare it with texts of the classes.
         """
         super().__init__()
         self.body = body
@@ -72,9 +74,9 @@ class Pretrained(nn.Module):
         self.head: nn.Linear | None = None
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
         self.unit = texts is not None
+        self.examples: tuple[str, ...] = ()
         if texts is not None:
-            self.head = nn.Linear(texts.shape[1], texts.shape[0], bias=False)
-            self.head.weight = nn.Parameter(texts.clone())
+            self.head, self.examples = TextHead(texts), texts.examples
         elif head is not None:
             self._give_head(head)
 
@@ -96,8 +98,10 @@ class Pretrained(nn.Module):
         """`{"embedding": (B, D), "logits": (B, C)}`, the latter where there are any."""
         found: Mapping[str, Tensor | None] = self.body(*values, **named)
         embedding, logits = found["embedding"], found.get("logits")
+        if self.unit and embedding is not None:
+            embedding = nn.functional.normalize(embedding.float(), dim=1)
         if self.head is not None and embedding is not None:
-            logits = self.head(nn.functional.normalize(embedding, dim=1) if self.unit else embedding)
+            logits = self.head(embedding)
         if logits is not None and self.order is not None:
             logits = logits[:, self.order]
         given = {"embedding": embedding, "logits": logits if self.logits else None}
@@ -157,8 +161,9 @@ class Loaded:
     named: bool
     """Whether these names say something, unlike LABEL_0, LABEL_1."""
     licence: Licence | None = None
-    describe: Callable[[Sequence[str]], Tensor] | None = None
-    """Weights (C, D) of logits from the names of classes, for embeddings of length 1: CLIP's text side."""
+    text: Callable[[], TextSide] | None = None
+    """Loads the text encoder of a network of pictures and texts; None: it has none."""
+    zero_shot: ZeroShot = field(default_factory=ZeroShot)
     pretrained: bool = True
     """Whether its weights were trained before, and not drawn from the recipe's seed."""
 

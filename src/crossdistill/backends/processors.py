@@ -1,6 +1,7 @@
 """Configurations of processors (`preprocessor_config.json`, tokenizers) as renderings, without running their code."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,10 @@ def picture_rendering(config: Mapping[str, Any], who: str, channels: int = 3) ->
     if config.get("resample", 2) not in INTERPOLATIONS:
         raise _refused(who, kind, f"it resizes by Pillow's interpolation {config['resample']!r}")
     size, shortest = _sides(config.get("size"), kind, who)
+    if kind.startswith("Siglip2") and config.get("max_num_patches"):
+        # Its processor keeps proportions; a square is what it makes of a square picture.
+        side = math.isqrt(int(config["max_num_patches"])) * int(config.get("patch_size", 16))
+        size, shortest = (side, side), None
     crop = _sides(config.get("crop_size"), kind, who)[0] if config.get("do_center_crop") else None
     if config.get("do_resize") is False:
         size, shortest = None, None

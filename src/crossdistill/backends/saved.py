@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crossdistill.backends.names import BACKENDS
 from crossdistill.backends.pretrained import Body, Pretrained
+from crossdistill.backends.text_head import ClassTexts, TextHead
 from crossdistill.backends.tune import add_lora
 from crossdistill.errors import SettingError
 from crossdistill.network import Network
@@ -26,6 +27,9 @@ class SavedArchitecture(BaseModel):
     order: list[int] | None = None
     logits: bool = True
     unit: bool = False
+    templates: int = Field(1, ge=1, le=1_000_000)
+    sigmoid: bool = False
+    bias: bool = False
     lora: int | None = Field(None, ge=1, le=999)
 
 
@@ -41,6 +45,9 @@ def saved_options(network: Network, classes: int) -> dict[str, Any] | None:
         order=None if module.order is None else module.order.tolist(),
         logits=module.logits,
         unit=module.unit,
+        templates=module.head.templates if isinstance(module.head, TextHead) else 1,
+        sigmoid=isinstance(module.head, TextHead) and module.head.sigmoid,
+        bias=isinstance(module.head, TextHead) and module.head.bias is not None,
         lora=module.lora,
     )
     return found.model_dump(mode="json", exclude_defaults=True)
@@ -62,7 +69,10 @@ def rebuilt(name: str, options: Mapping[str, Any], reads: tuple[str, ...]) -> Ne
     except ValidationError as error:
         raise SettingError(f"{name}: {'; '.join(sentences(error))}") from error
     body: Body = importlib.import_module(BACKENDS[name]).rebuilt(saved.body)
-    texts = None if not saved.unit or saved.head is None else torch.zeros(saved.head, body.width)
+    texts = None
+    if saved.unit and saved.head is not None:
+        weight = torch.zeros(saved.head, body.width)
+        texts = ClassTexts(weight, 0.0 if saved.bias else None, saved.templates, saved.sigmoid)
     own = body.last() is not None and saved.head is None
     module = Pretrained(
         body, head=None if own or saved.unit else saved.head, order=saved.order, logits=saved.logits, texts=texts

@@ -4,12 +4,12 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from crossdistill.backends.classes import has_names
 from crossdistill.backends.frontends import frontend_of
@@ -23,7 +23,10 @@ from crossdistill.backends.processors import (
     sound_rendering,
     text_rendering,
 )
+from crossdistill.backends.prompts import NAMES, settings_of
+from crossdistill.backends.text_head import TextSide
 from crossdistill.backends.transformers_body import INPUTS, PROJECTIONS, TOWERS, UNSAVED, TransformersBody, with_kind
+from crossdistill.backends.transformers_text import text_side
 from crossdistill.data.rendering import Rendering
 from crossdistill.errors import MissingExtraError, SettingError, nearest
 from crossdistill.runtime.files import file_fault
@@ -33,7 +36,7 @@ INDEX = f"{WEIGHTS}.index.json"
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 """Files of a hub repository that are downloaded: no code and no pickles."""
 CLASSIFIERS = re.compile(r"For(Image|Sequence|Audio|Video)Classification(WithTeacher)?$")
-OPTIONS = ("rendering", "seconds", "length", "pretrained", "modality", "prompt")
+OPTIONS = ("rendering", "seconds", "length", "pretrained", "modality", *NAMES)
 
 
 def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.float32) -> Loaded:
@@ -41,21 +44,16 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
 
     Options: `modality` ("image", "text", "audio") selects a side of a model with two; `rendering` replaces the
     processor of pictures; `length` is the number of tokens, `seconds` that of a sound; `pretrained` False draws new
-    weights for the architecture.
+    weights for the architecture; those of `ZeroShot`.
 
     Raises:
         SettingError: no such folder or id; no weights, processor or tokenizer; code of its own; an unknown option.
         MissingExtraError: transformers is not installed.
     """
-    unknown = [name for name in options if name not in OPTIONS]
-    if unknown:
-        raise SettingError(f"transformers:{source} has no option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
-    folder = find(source)
     who = f"transformers:{source}"
+    _check_options(options, who)
+    folder, zero_shot = find(source), settings_of(options, who)
     config = checked_config(folder, who, weights=options.get("pretrained", True))
-    describe = None
-    if options.get("prompt") is not None:
-        describe = _describer(folder, config, who, str(options["prompt"]))
     body = _body(folder, config, who, options, dtype)
     settings = processor_config(folder) if body.kind == "audio" else None
     body.frontend = frontend_of(settings, body.input, who)
@@ -68,31 +66,35 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
         classes=names,
         named=names is not None and has_names(names),
         licence=licence_of(folder, folder.name if Path(source).expanduser().is_dir() else source),
-        describe=describe,
+        text=_text(folder, who) if _compares(body) else None,
+        zero_shot=zero_shot,
         pretrained=bool(options.get("pretrained", True)),
     )
 
 
-def _describer(folder: Path, config: Mapping[str, Any], who: str, prompt: str) -> Callable[[Sequence[str]], Tensor]:
-    """A function from the names of classes to weights of logits, by the text side of a model like CLIP."""
-    if not any(f"{name}_config" in config for name in TOWERS["text"]) or "vision_config" not in config:
-        raise SettingError(
-            f"{who}: prompt: only a model of pictures and texts compares them; this is a {config['model_type']}"
-        )
-    texts = text_rendering(folder, {**config, **config.get("text_config", {})}, who)
+def _compares(body: TransformersBody) -> bool:
+    """Whether it is the picture side of a model that compares pictures with texts."""
+    return body.kind == "image" and body.projected and hasattr(body.model, "logit_scale")
 
-    @torch.no_grad()
-    def describe(classes: Sequence[str]) -> Tensor:
+
+def _text(folder: Path, who: str) -> Callable[[], TextSide]:
+    def read() -> nn.Module:
         transformers = _needed()
         with _quiet(transformers):
-            model, _ = _read(transformers.AutoModel, folder, who, torch.float32)
-        whole: Any = model.eval()
-        tokens = texts.apply_all([prompt.replace("{}", name) for name in classes])
-        features = whole.get_text_features(**tokens)
-        features = torch.as_tensor(features if isinstance(features, Tensor) else features.pooler_output)
-        return torch.nn.functional.normalize(features, dim=1) * float(whole.logit_scale.exp())
+            return _read(transformers.AutoModel, folder, who, torch.float32)[0]
 
-    return describe
+    return lambda: text_side(folder, who, read)
+
+
+def _check_options(options: Mapping[str, Any], who: str) -> None:
+    unknown = [name for name in options if name not in OPTIONS]
+    if "trust_remote_code" in unknown:
+        raise SettingError(
+            f"{who}: trust_remote_code: code of a model's folder is never run; wanted an architecture of transformers "
+            "itself, or your own class (package.module:Class)"
+        )
+    if unknown:
+        raise SettingError(f"{who} has no option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
 
 
 def find(source: str) -> Path:

@@ -45,6 +45,8 @@ class TransformersBody(Body):
         self.frontend: nn.Module | None = None
         """The spectrogram of waves, for models that do not read waves."""
         self.frontend_settings: Mapping[str, Any] | None = None
+        self.patches: Patches | None = None
+        """The cutting of pictures into patches, for models whose processor does that (SigLIP 2)."""
 
     def description(self) -> dict[str, Any]:
         """See `Body`: the configuration, without places of files."""
@@ -85,6 +87,8 @@ class TransformersBody(Body):
             features = self.frontend(waves, named.get("lengths"))
             values, named = (features.to(next(self.model.parameters()).dtype),), {}
         named = {**dict(zip([self.input], values, strict=False)), **_renamed(named, self.input)}
+        if self.patches is not None:
+            named = self.patches(named[self.input])
         if self.projected:
             return {"embedding": _pooled(getattr(self.model, PROJECTIONS[self.kind])(**named))}
         if not self.classifier:
@@ -112,6 +116,28 @@ class TransformersBody(Body):
         return states.mean(1)
 
 
+class Patches(nn.Module):
+    """Pictures (B, 3, H, W) as the arguments of SigLIP 2: rows of patches, their mask, and the numbers of patches."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Patches (B, N, side * side * 3), each row by row with channels last; none of them is padding."""
+        batch, channels, height, width = pictures.shape
+        rows, columns = height // self.side, width // self.side
+        cut = pictures.reshape(batch, channels, rows, self.side, columns, self.side)
+        patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+        shapes = torch.tensor([[rows, columns]] * batch, device=pictures.device)
+        mask = torch.ones(batch, rows * columns, dtype=torch.int32, device=pictures.device)
+        return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+    def extra_repr(self) -> str:
+        """The setting."""
+        return f"side={self.side}"
+
+
 def with_kind(model: Any, kind: Kind, *, classifier: bool, pooled: bool) -> TransformersBody:
     """A model as a body; of one for two modalities, the side that reads this kind of input."""
     projected = not classifier and bool(PROJECTIONS[kind]) and hasattr(model, PROJECTIONS[kind])
@@ -123,6 +149,9 @@ def with_kind(model: Any, kind: Kind, *, classifier: bool, pooled: bool) -> Tran
         _drop_other_tower(model, kind)
     body = TransformersBody(model, kind, classifier=classifier, pooled=pooled, projected=projected)
     body.width = _width(model, kind, projected)
+    if kind == "image" and str(model.config.model_type).startswith("siglip2"):
+        vision = getattr(model.config, "vision_config", model.config)
+        body.patches = Patches(int(vision.patch_size))
     return body
 
 
@@ -154,7 +183,9 @@ def _drop_other_tower(model: Any, kind: Kind) -> None:
 def _width(model: Any, kind: Kind, projected: bool) -> int:
     config = model.config
     if projected:
-        return int(config.projection_dim)
+        # SigLIP has no projection: its towers are as wide as the common space.
+        width = getattr(config, "projection_dim", None) or config.text_config.projection_size
+        return int(width)
     for name in ("hidden_size", "d_model", "hidden_sizes", "embed_dim"):
         value = getattr(config, name, None)
         if value:

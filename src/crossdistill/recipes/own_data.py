@@ -154,7 +154,7 @@ def setup_for(
     dataset: Dataset,
     *,
     student: str | AnyNetwork | None = None,
-    teachers: Mapping[str, str | AnyNetwork] | None = None,
+    teachers: Mapping[str, str | AnyNetwork | Mapping[str, Any]] | None = None,
     epochs: int | None = None,
     labelled: float = 1.0,
 ) -> ExperimentSetup:
@@ -168,7 +168,7 @@ def setup_for(
         data: what recipes hold: settings, or the data set itself.
         dataset: the loaded data.
         student: a modality, a network's name (`timm:NAME`, a name of `list models`, ...), or a network.
-        teachers: networks by the names of the teachers.
+        teachers: networks by the names of the teachers: a name, settings with it as `model`, or a network.
         epochs: of every stage; by default from the number of training rows.
         labelled: fraction of the training labels, for the weights of methods.
 
@@ -178,7 +178,7 @@ def setup_for(
     modality, network = student_of(dataset, student)
     names = [modality, *(name for name in dataset.inputs if name != modality)]
     others = {} if teachers else {name: default_network(name, dataset.input_specs[name]) for name in names[1:]}
-    named = {name: _teacher(dataset, network) for name, network in (teachers or {}).items()}
+    named = {name: _teacher(dataset, name, network) for name, network in (teachers or {}).items()}
     if not named and not others and has_labels(dataset):
         named = {LARGER: default_network(modality, dataset.input_specs[modality], large=True)}
     length = Length(
@@ -231,7 +231,9 @@ def _wrapped(network: AnyNetwork, dataset: Dataset) -> NetworkConfig | Network:
     return wrapped
 
 
-def _teacher(dataset: Dataset, network: str | AnyNetwork) -> NetworkConfig | Network:
+def _teacher(dataset: Dataset, name: str, network: str | AnyNetwork | Mapping[str, Any]) -> NetworkConfig | Network:
+    if isinstance(network, Mapping):
+        return _with_settings(dataset, name, network)
     if not isinstance(network, str):
         return _wrapped(network, dataset)
     network = full_name(network)
@@ -239,6 +241,19 @@ def _teacher(dataset: Dataset, network: str | AnyNetwork) -> NetworkConfig | Net
         return NetworkConfig(model=network)
     modality = modality_for(dataset, network)
     return fitted(network, modality, dataset.input_specs[modality])
+
+
+def _with_settings(dataset: Dataset, name: str, settings: Mapping[str, Any]) -> NetworkConfig:
+    """A named teacher with settings besides its name; those of the network for the data stay where none is given."""
+    rest = {key: value for key, value in settings.items() if key != "model"}
+    if "model" not in settings:
+        raise SettingError(f"teachers.{name} has settings ({', '.join(rest)}) and no network: set teachers.{name}=NAME")
+    base = dict(_teacher(dataset, name, str(settings["model"])))
+    options = {**base["options"], **rest.get("options", {})}
+    try:
+        return NetworkConfig.model_validate({**base, **rest, "options": options})
+    except ValidationError as error:
+        raise SettingError(f"teachers.{name}: {'; '.join(sentences(error, NetworkConfig, settings))}") from error
 
 
 def _near(wanted: str, dataset: Dataset) -> str:

@@ -94,7 +94,7 @@ def setup_of_files(
     *,
     data: Mapping[str, Any] | None = None,
     student: str | None = None,
-    teachers: Kind | Mapping[str, str] | None = None,
+    teachers: Kind | Mapping[str, str | Mapping[str, Any]] | None = None,
     labelled: float = 1.0,
     seed: int = 0,
     epochs: int | None = None,
@@ -118,7 +118,7 @@ def from_files(
     *,
     data: Mapping[str, Any] | None = None,
     student: str | None = None,
-    teachers: Kind | Mapping[str, str] | None = None,
+    teachers: Kind | Mapping[str, str | Mapping[str, Any]] | None = None,
     labelled: Fraction = 1.0,
     control: Literal["shuffled"] | None = None,
     seed: Seed = 0,
@@ -126,7 +126,8 @@ def from_files(
 ) -> Recipe:
     """A method on the rows of a table, or on the files of a folder.
 
-    `student` is a modality or a network's name; `teachers.NAME` is a network's name, or `teachers` a kind of teachers.
+    `student` is a modality or a network's name; `teachers.NAME` is a network's name, whose settings
+    are `teachers.NAME.tune` and so on, or `teachers` is a kind of teachers.
     """
     if isinstance(teachers, Mapping):
         teachers = with_default_cnn(method, teachers)

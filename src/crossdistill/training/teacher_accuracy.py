@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.backends.names import backend_of
+from crossdistill.backends.zero_shot import zero_shot_causes
 from crossdistill.data.targets import TargetScale, has_target
 from crossdistill.errors import SettingError
 from crossdistill.network import Network
@@ -207,7 +208,12 @@ class TeacherCheck:
                 f"({', '.join(f'{value:.4g}' for value in scale.mean)}) and divides by the deviation "
                 f"({', '.join(f'{value:.4g}' for value in scale.deviation)}), or make the data with standardise=False"
             )
+        base = self._network(name)
         renamed = _renamed(predictions) if predictions.task == "classes" else None
+        named = zero_shot_causes(self._plan.members[base].module) if base in self._plan.members else None
+        if named is not None:
+            other = "" if renamed is None else f"with its classes in another order its accuracy is {renamed:.3f}; "
+            return other + named
         if renamed is not None:
             return (
                 f"with its classes in another order its accuracy is {renamed:.3f}, so the order of its logits is not "
@@ -216,7 +222,6 @@ class TeacherCheck:
                 "(Network(output_adapter=...))"
             )
         recipe = self._plan.recipe
-        base = self._network(name)
         member = recipe.student if base == recipe.learner else recipe.teachers.get(base)
         if base in self._trained or member is None:
             return "the stage that trained it did not get above chance; train it longer, or with another learning rate"
