@@ -50,7 +50,9 @@ def fused(kind: type[RichKDConfig], **settings: Any) -> Stages:
     return stages
 
 
-def with_default_cnn(method: str, teachers: Mapping[str, str]) -> Mapping[str, str]:
+def with_default_cnn(
+    method: str, teachers: Mapping[str, str | Mapping[str, Any]]
+) -> Mapping[str, str | Mapping[str, Any]]:
     """The named teachers of a method, with a `cnn` for RichKD where only a `clip` is named."""
     if method not in RICHKD or CNN in teachers or CLIP not in teachers:
         return teachers
