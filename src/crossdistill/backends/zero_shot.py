@@ -85,7 +85,7 @@ def _encoded(side: TextSide, prompts: Sequence[Sequence[str]]) -> Tensor:
 
 
 def _check(loaded: Loaded, dataset: Dataset, settings: ZeroShot, name: str) -> None:
-    asked = ", ".join(sorted(settings.model_fields_set))
+    asked = ", ".join(sorted(settings.model_fields_set)).replace("templates", "templates (or prompt)")
     if loaded.text is None:
         raise SettingError(
             f"{name}: {asked}: only a model of pictures and texts (CLIP, SigLIP), read by its pictures, compares them "
