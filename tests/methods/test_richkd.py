@@ -205,7 +205,6 @@ def test_shared_negatives_are_of_other_classes_and_drawn_alike() -> None:
 
 def test_coefficients_name_teachers() -> None:
     assert RichKDL(main="clip").fusion(("cnn", "clip")).coefficients == {"clip": 0.7, "cnn": pytest.approx(0.3)}
-    assert RichKDL().fusion(("cnn",)).coefficients == {"cnn": 1.0}
     three = RichKDL(alpha=0.5).fusion(("a", "b", "c")).coefficients
     assert three == {"a": 0.5, "b": 0.25, "c": 0.25}
     for wrong in (RichKDL(main="cnm"), RichKDL(coefficients={"cnm": 1}), RichKDL(temperatures={"cnm": 1})):
@@ -213,9 +212,11 @@ def test_coefficients_name_teachers() -> None:
             cast_of(wrong)
     dense = OutputSpec(logits=(4, 2, 2), embedding=(3,))
     with raises(ApplicabilityError, "(4, 2, 2)"):
-        RichKDL().build(dense, {"cnn": dense}, data_of())
+        RichKDL().build(dense, {"cnn": dense, "clip": dense}, data_of())
     with raises(ApplicabilityError, "(5,)", "(4,)"):
-        RichKDL().build(MINE, {"cnn": OutputSpec(logits=(5,))}, data_of())
+        RichKDL().build(MINE, PARTS | {"clip": OutputSpec(logits=(5,))}, data_of())
+    with raises(ApplicabilityError, "cnn", "teachers.clip=transformers:FOLDER"):
+        RichKDL().build(MINE, {"cnn": PARTS["cnn"]}, data_of())
 
 
 def test_another_coefficient_needs_no_other_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

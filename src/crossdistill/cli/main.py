@@ -12,6 +12,7 @@ import typer
 
 from crossdistill import __version__
 from crossdistill.cli.bank import bank
+from crossdistill.cli.fusion import fusion
 from crossdistill.cli.listing import listing
 from crossdistill.cli.options import (
     AsJson,
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 app.add_typer(listing, name="list")
 app.add_typer(bank, name="bank")
+app.registered_commands += fusion.registered_commands
 
 
 @app.callback(invoke_without_command=True)

@@ -62,12 +62,15 @@ class RichKDConfig(FeatureConfig):
         """Builds maps and a comparison of embeddings only with `weight_features`; reads logits only with that weight.
 
         Raises:
-            ApplicabilityError: other classes, dense logits, a single class for the contrast, or no embedding.
+            ApplicabilityError: one teacher, other classes, dense logits, one class to contrast, or no embedding.
             SettingError: a setting names no teacher.
         """
         if student.logits is None or len(student.logits) > 1:
+            raise ApplicabilityError(f"{self.name} needs one prediction a row; the student's is {student.logits}")
+        if len(teachers) < 2:
             raise ApplicabilityError(
-                f"{self.name} compares one prediction for each row; the student's are {student.logits}"
+                f"{self.name} fuses two or more teachers, and this stage has {', '.join(teachers) or 'none'}; name "
+                "another, such as a model that compares its inputs with texts: --set teachers.clip=transformers:FOLDER"
             )
         if self.weight_logits:
             require_same_logits(self.name, student, teachers)
@@ -88,10 +91,9 @@ class RichKDConfig(FeatureConfig):
         names = (main, *(name for name in teachers if name != main))
         alpha = self.alpha if self.alpha_features is None or not features else self.alpha_features
         rest = (1 - alpha) / max(1, len(names) - 1)
-        coefficients = {name: alpha if name == main else rest for name in names}
-        if len(names) == 1 or self.coefficients:
-            coefficients = {name: self.coefficients.get(name, 0.0 if self.coefficients else 1.0) for name in names}
-        return Fusion(coefficients, self.temperatures, self.per_sample)
+        constant = {name: alpha if name == main else rest for name in names}
+        own = {name: self.coefficients.get(name, 0.0) for name in names}
+        return Fusion(own if self.coefficients else constant, self.temperatures, self.per_sample)
 
 
 class RichKD(RichKDConfig):
@@ -141,8 +143,7 @@ class _RichKD(Method):
         self.register_buffer("row_of", row_of, persistent=False)
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        logits = {Signal.LOGITS} if self.config.weight_logits else set()
-        mine = {pair.student for pair in self.pairs.values()}
+        logits, mine = {Signal.LOGITS} if self.config.weight_logits else set(), {p.student for p in self.pairs.values()}
         theirs = {name: {self.pairs[name].teacher} if self.pairs else set() for name in self.fusion.coefficients}
         needs = {name: frozenset(logits | signals) for name, signals in theirs.items()}
         return {STUDENT: frozenset({Signal.LOGITS, *mine}), **needs}

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crossdistill.backends.names import backend_of
-from crossdistill.errors import SettingError
 from crossdistill.methods.richkd import RichKD, RichKDConfig, RichKDF, RichKDL
 from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig
@@ -33,13 +32,6 @@ def fused(kind: type[RichKDConfig], **settings: Any) -> Stages:
     """Teachers from labels, as far as they train; then a stage in which the student learns from the fused ones."""
 
     def stages(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
-        name = kind.model_fields["name"].default
-        if len(teachers) < 2:
-            raise SettingError(
-                f"{name} fuses two or more teachers, and there is {', '.join(teachers) or 'none'}; name a "
-                f"vision-language model, as in --set teachers.{CLIP}=transformers:FOLDER, beside the teacher --set "
-                f"teachers.{CNN}=NAME_OR_RUN"
-            )
         method = kind(main=CNN if CNN in teachers else None, **settings)
         return (
             *from_labels(setup, teachers),

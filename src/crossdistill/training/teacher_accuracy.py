@@ -13,6 +13,8 @@ from crossdistill.backends.names import backend_of
 from crossdistill.backends.zero_shot import zero_shot_causes
 from crossdistill.data.targets import TargetScale, has_target
 from crossdistill.errors import SettingError
+from crossdistill.method import STUDENT
+from crossdistill.methods.richkd import RichKDConfig
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Job, Plan
@@ -21,6 +23,7 @@ from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.progress import Display, counted
 from crossdistill.teacher import TeacherBase
 from crossdistill.training.evaluation import predict
+from crossdistill.training.fusion import fusion_report, part_logits
 from crossdistill.training.metrics import measure
 from crossdistill.training.predictions import Predictions
 from crossdistill.training.selection import of_all_ranks
@@ -123,6 +126,7 @@ class TeacherCheck:
         if measured:
             text = "; ".join(f"{name} {accuracy.text()}" for name, accuracy in measured.items())
             self._display.say(f"{job.stage.name}: teachers on the validation split: {text}")
+        self._fused(job)
         return {name: self._known[name] for name in measured}
 
     def update(self, job: Job, about: Mapping[str, Any]) -> None:
@@ -150,6 +154,20 @@ class TeacherCheck:
             self._display.say(f"{job.stage.name}: teachers on the validation split, which has no labels: {text}")
         for name, fault in faults_of(found, self._plan.dataset.classes):
             self._complain(f"stage {job.stage.name!r}: teacher {name!r}: {fault}")
+
+    def _fused(self, job: Job) -> None:
+        """Show what the fusion of the teachers of a stage makes of them, once, and warn if parts have no effect."""
+        if set(job.method.needs()) - {STUDENT} != set(job.teachers):
+            return  # only a part of them is measured, before any stage
+        with torch.random.fork_rng([self._devices.device] if self._devices.device.type == "cuda" else []):
+            parts = part_logits(job, self._devices.device)
+        if parts is None:
+            return
+        assert isinstance(job.stage.method, RichKDConfig)
+        report = fusion_report(parts, job.stage.method)
+        self._display.say(f"{job.stage.name}: {report.text()}")
+        if not report.moves and self._devices.is_main:
+            log.warning("stage %r: %s", job.stage.name, report.warning())
 
     def _complain(self, text: str) -> None:
         """Warn of a teacher that is no better than chance, or refuse it.
