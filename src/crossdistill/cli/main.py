@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crossdistill import __version__
+from crossdistill.cli.analyse import analyse_command
 from crossdistill.cli.bank import bank
 from crossdistill.cli.fusion import fusion
 from crossdistill.cli.listing import listing
@@ -199,6 +200,9 @@ def _prediction(file: Path, prediction: "Prediction") -> dict[str, object]:
     sure = {} if math.isnan(prediction.probability) else {"probability": prediction.probability}
     values = {"values": dict(prediction.values)} if prediction.values else {}
     return {"file": str(file), "label": prediction.label, **sure, **values}
+
+
+app.command("analyse")(analyse_command)
 
 
 @app.command("compare")

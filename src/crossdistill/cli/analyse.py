@@ -1,0 +1,60 @@
+"""`crossdistill analyse`: calibration, confidence and robustness of the networks of a finished run."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossdistill.cli.options import AsJson, OwnRecipe, Settings, folder_option
+from crossdistill.runtime.escaping import visible
+
+
+def analyse_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="test, validation or train.")] = "test",
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", metavar="NAME", help="The teacher that changes are against; by default the main one."
+        ),
+    ] = None,
+    certain: Annotated[
+        float,
+        typer.Option(
+            "--certain", min=0, max=1, metavar="P", help="Largest probability from which on a prediction is confident."
+        ),
+    ] = 0.5,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", min=1, metavar="N", help="Measure so many rows of the split; by default all."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", parser=folder_option, help="Folder of the results; by default RUN/analysis."
+        ),
+    ] = None,
+    recipe: OwnRecipe = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure calibration and confidence of a finished run's student, of its teachers and of the fused one.
+
+    Prints accuracy, expected calibration error, NLL, Brier score and the numbers of confident and unsure predictions,
+    and writes them, with the bins of the reliability diagram, into RUN/analysis. The split is looked at after
+    training, and selects nothing.
+    """
+    from crossdistill.recipes.of_run import of_run
+    from crossdistill.run_folder.folder import unchanged
+    from crossdistill.runtime.progress import Terminal
+    from crossdistill.training.analysis import analyse
+
+    unchanged(run)
+    made = of_run(run, recipe, settings or [], "analyse")
+    with Terminal() as display:
+        found = analyse(run, made, split=split, reference=teacher, certain=certain, rows=rows, display=display)
+    folder = out or run / "analysis"
+    found.save(folder)
+    typer.echo(json.dumps(found.as_data(), allow_nan=False) if as_json else visible(found.markdown(), lines=True))
+    typer.echo(visible(f"written into {folder}"), err=True)
