@@ -221,6 +221,7 @@ def commands() -> str:
     folder = PACKAGE / "cli"
     rows = [
         *_commands(folder / "main.py", "", "app"),
+        *_commands(folder / "analyse.py", "", "analysis"),
         *_commands(folder / "fusion.py", "", "fusion"),
         *_commands(folder / "bank.py", "bank", "bank"),
         *_commands(folder / "listing.py", "list", "listing"),

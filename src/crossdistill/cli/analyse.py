@@ -9,7 +9,10 @@ import typer
 from crossdistill.cli.options import AsJson, OwnRecipe, Settings, folder_option
 from crossdistill.runtime.escaping import visible
 
+analysis = typer.Typer(rich_markup_mode=None)
 
+
+@analysis.command("analyse")
 def analyse_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="test, validation or train.")] = "test",

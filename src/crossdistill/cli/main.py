@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crossdistill import __version__
-from crossdistill.cli.analyse import analyse_command
+from crossdistill.cli.analyse import analysis
 from crossdistill.cli.bank import bank
 from crossdistill.cli.fusion import fusion
 from crossdistill.cli.listing import listing
@@ -63,7 +63,6 @@ app = typer.Typer(
 )
 app.add_typer(listing, name="list")
 app.add_typer(bank, name="bank")
-app.registered_commands += fusion.registered_commands
 
 
 @app.callback(invoke_without_command=True)
@@ -202,9 +201,6 @@ def _prediction(file: Path, prediction: "Prediction") -> dict[str, object]:
     return {"file": str(file), "label": prediction.label, **sure, **values}
 
 
-app.command("analyse")(analyse_command)
-
-
 @app.command("compare")
 def compare_command(
     data: DataName,
@@ -331,6 +327,9 @@ def doctor_command(as_json: AsJson = False) -> None:
         Console().print(doctor.render(diagnosis))
     if diagnosis.faults:
         raise typer.Exit(1)
+
+
+app.registered_commands += [*analysis.registered_commands, *fusion.registered_commands]
 
 
 def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:

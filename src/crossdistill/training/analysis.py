@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossdistill.bank.fused import Fused
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
 from crossdistill.recipe import Recipe
@@ -115,9 +114,8 @@ def analyse(
         against = _reference(found.sources, reference, found.main)
         places = rows_of(found.dataset, split, rows)
         predictions = predicted(found.sources, found.dataset, places, placed.device, display)
-        lacking = _lacking_parts(found.sources, predictions)
-        if lacking:
-            # What is left of the fusion is another teacher.
+        if FUSED in predictions and not all(len(predictions[part]) for part in found.parts):
+            # Without a part, such as stored outputs of other splits, it is another teacher.
             predictions[FUSED] = _only(predictions[FUSED], torch.zeros(0, dtype=torch.int64))
         return _measured(dataset.name, split, len(places), certain, against, predictions)
 
@@ -148,13 +146,6 @@ def predicted(
         display.advance()
     display.end()
     return found
-
-
-def _lacking_parts(sources: Mapping[str, TeacherBase], predictions: Mapping[str, Predictions]) -> list[str]:
-    """The parts of the fused teacher that predict no row, such as stored outputs of other splits."""
-    fused = sources.get(FUSED)
-    parts = fused.parts if isinstance(fused, Fused) else ()
-    return [part for part in parts if not len(predictions[f"{TEACHER}{part}"])]
 
 
 def _reference(sources: Mapping[str, TeacherBase], wanted: str | None, main: str | None) -> str | None:

@@ -36,6 +36,8 @@ class Finished:
     sources: Mapping[str, TeacherBase]
     dataset: Dataset
     main: str | None
+    parts: tuple[str, ...] = ()
+    """The sources that the fused teacher is fused of."""
 
 
 def finished_run(run: Path, recipe: Recipe, dataset: Dataset, devices: Devices) -> Finished:
@@ -49,16 +51,18 @@ def finished_run(run: Path, recipe: Recipe, dataset: Dataset, devices: Devices) 
     """
     student = load_student(run, recipe.student if isinstance(recipe.student, Network) else None)
     sources: dict[str, TeacherBase] = {}
-    main = None
+    main, parts = None, tuple[str, ...]()
     if recipe.teachers:
         plan = _restored(run, recipe, dataset, devices)
         dataset = plan.dataset
         sources, main = _teachers(plan), _main(plan)
+        fusion = _fusion(plan)
+        parts = () if fusion is None else tuple(f"{TEACHER}{part}" for part in fusion.coefficients)
     network = student.network.to(devices.device)
     dataset = rendered(dataset, renderings_of(student.inputs, dataset), network.name)
     if network.spec is None:
         network.probe(dataset.example().to(devices.device))
-    return Finished({STUDENT: Live(STUDENT, network), **sources}, dataset, main)
+    return Finished({STUDENT: Live(STUDENT, network), **sources}, dataset, main, parts)
 
 
 def _restored(run: Path, recipe: Recipe, dataset: Dataset, devices: Devices) -> Plan:
