@@ -12,9 +12,12 @@ from facts import raises, states
 from named import made
 
 from crossdistill import Batch, Dataset, InputSpec
+from crossdistill.backends import transformers
 from crossdistill.backends.prompts import TEMPLATES, ZeroShot
-from crossdistill.backends.transformers_text import canonical
+from crossdistill.backends.text_head import in_passes
+from crossdistill.backends.transformers_text import canonical, tokeniser
 from crossdistill.data.rendered import rendered
+from crossdistill.data.tokens import read_tokenizer
 from crossdistill.errors import SettingError
 from crossdistill.recipe import NetworkConfig
 
@@ -129,6 +132,21 @@ def test_the_scale_is_the_model_s_own_or_that_of_the_settings(folder: Folder, wo
     assert len(TEMPLATES) == len(set(TEMPLATES)) == 12
 
 
+def test_texts_are_encoded_once(folder: Folder, words: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    ours = transformers.text_side
+    monkeypatch.setattr(transformers, "text_side", lambda *given: seen.append(1) or ours(*given))
+    options = {"templates": ["this {}", "a {}"], "logit_scale": 7.0}
+    one, other = made(folder("clip"), words, options=options), made(folder("clip"), words, options=options)
+    made(folder("clip"), words, options={**options, "logit_scale": 8.0})
+    assert len(seen) == 2
+    assert torch.equal(one.network.module.head.weight, other.network.module.head.weight)
+    torch.testing.assert_close(
+        torch.cat([torch.arange(5)[:, None], torch.ones(5, 1)], 1),
+        in_passes(lambda rows: torch.cat([torch.arange(5)[rows, None], torch.ones(5, 1)[rows]], 1), 5, 2**14),
+    )
+
+
 def test_half_precision_keeps_the_texts_exact(folder: Folder, words: Dataset) -> None:
     full, low = made(folder("clip"), words), made(folder("clip"), words, dtype="bfloat16")
     torch.testing.assert_close(low.network.module.head.weight, full.network.module.head.weight.data, atol=0, rtol=0)
@@ -149,6 +167,33 @@ def test_names_are_cleaned_and_get_articles() -> None:
     assert texts("oak_tree", clean_names=False, articles=False) == ["An image of a oak_tree."]
     assert ZeroShot(templates=("the {}s",)).prompts(["apple"]) == [["the apples"]]
     assert canonical("  A photo, of: a Well-Known  Cat! ") == "a photo of a wellknown cat"
+
+
+@pytest.mark.parametrize("side", [None, "right"])
+def test_texts_are_tokens_as_the_library_s_classes_make_them(tmp_path: Path, side: str | None) -> None:
+    from transformers import AutoTokenizer, CLIPTokenizer
+    from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
+
+    texts = ["A Cat", "an old cat"]
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    letters = {one: number for number, one in enumerate((*special, "▁", *"abcdefghijklmnopqrstuvwxyz"))}
+    given = {} if side is None else {"padding_side": side, "model_input_names": ["input_ids"]}
+    Siglip2Tokenizer(vocab=letters, merges=[], **given).save_pretrained(tmp_path / "siglip2")
+    found = tokeniser(*files_of(tmp_path / "siglip2"), "siglip2", 12, 1)(texts)
+    wanted = AutoTokenizer.from_pretrained(tmp_path / "siglip2")(texts, padding="max_length", max_length=12)
+    assert found["input_ids"].tolist() == wanted["input_ids"]
+    assert set(found) == {"input_ids"}
+    pieces = ("<|startoftext|>", "<|endoftext|>", *"acdlnot", *(f"{one}</w>" for one in "acdlnot"))
+    CLIPTokenizer(vocab={one: number for number, one in enumerate(pieces)}, merges=[]).save_pretrained(
+        tmp_path / "clip"
+    )
+    found = tokeniser(*files_of(tmp_path / "clip"), "clip", 77, None)(texts)
+    wanted = AutoTokenizer.from_pretrained(tmp_path / "clip")(texts, padding=True)
+    assert {name: rows.tolist() for name, rows in found.items()} == dict(wanted)
+
+
+def files_of(folder: Path) -> Any:
+    return json.loads((folder / "tokenizer_config.json").read_text()), read_tokenizer(folder)
 
 
 def test_words_are_matched_with_classes_by_name(tmp_path: Path) -> None:

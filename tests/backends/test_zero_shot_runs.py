@@ -16,9 +16,10 @@ from named import made
 
 from crossdistill import Dataset, InputSpec, run
 from crossdistill.backends.saved import rebuilt, saved_options
-from crossdistill.errors import SettingError
+from crossdistill.errors import CrossdistillError, SettingError
 from crossdistill.recipes import make
 from crossdistill.runtime.hashing import fingerprint
+from crossdistill.training.teacher_agreement import Unlabelled, faults_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -68,6 +69,18 @@ def test_a_teacher_at_chance_names_likely_causes(trained: tuple[Path, Path], tmp
         SettingError, "clip", "chance", "'a photo of a n0744'", "class_names", "options.rendering", "templates"
     ):
         run(make("folder/kd", [*settings, codes]), tmp_path / "out", display=Heard(), strict=True)
+
+
+def test_without_labels_a_zero_shot_teacher_has_its_own_causes(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, clip = trained
+    settings = [f"data.path={pictures}", f"teachers.clip=transformers:{clip}", "epochs=1", "data.workers=0"]
+    plan = [*settings, "data.unlabelled=true", "teachers.clip.zero_shot=true"]
+    with raises(CrossdistillError, "clip", "tune=head"):
+        run(make("folder/kd", plan), tmp_path / "out", display=Heard())
+    found = {"clip": Unlabelled(torch.zeros(4, dtype=torch.int64), 1.0), "other": Unlabelled(torch.zeros(4), 1.0)}
+    (_, clip_s), (_, other_s) = faults_of(found, CLASSES, {"clip": "its texts", "other": None})
+    states(clip_s, "its texts")
+    states(other_s, "red_ball")
 
 
 def test_a_table_takes_the_settings_of_a_teacher(trained: tuple[Path, Path], tmp_path: Path) -> None:

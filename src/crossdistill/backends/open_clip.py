@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from crossdistill.backends.pretrained import Body, Kind, Loaded, blocks_of
 from crossdistill.backends.processors import own_rendering
 from crossdistill.backends.prompts import NAMES, settings_of
-from crossdistill.backends.text_head import TextSide
+from crossdistill.backends.text_head import TextSide, in_passes
 from crossdistill.backends.timm import needed
 from crossdistill.data.rendering import PictureRendering
 from crossdistill.errors import SettingError, nearest
@@ -91,7 +91,8 @@ def _text_side(open_clip: Any, model: Any, name: str, who: str) -> TextSide:
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:
-        return torch.as_tensor(model.encode_text(tokenizer(list(texts)))).float()
+        tokens = torch.as_tensor(tokenizer(list(texts)))
+        return in_passes(lambda rows: model.encode_text(tokens[rows]).float(), *tokens.shape)
 
     return TextSide.of(model, encode)
 

@@ -164,6 +164,8 @@ class Loaded:
     text: Callable[[], TextSide] | None = None
     """Loads the text encoder of a network of pictures and texts; None: it has none."""
     zero_shot: ZeroShot = field(default_factory=ZeroShot)
+    stamp: str = ""
+    """Place, sizes and times of its files; empty: it comes from no files."""
     pretrained: bool = True
     """Whether its weights were trained before, and not drawn from the recipe's seed."""
 

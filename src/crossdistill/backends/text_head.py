@@ -8,6 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+TOKENS = 2**15
+"""Tokens in one pass of a text encoder, of which the feed-forward layers hold thousands of numbers each."""
+
 Ensemble = Literal["embedding", "logit", "probability"]
 
 
@@ -45,6 +48,12 @@ class ClassTexts:
     examples: tuple[str, ...] = ()
     """Some of the texts, for messages."""
     said: str = ""
+
+
+def in_passes(encode: Callable[[slice], Tensor], rows: int, width: int) -> Tensor:
+    """The encodings of rows of `width` tokens, in passes of at most `TOKENS` tokens; one row at least."""
+    most = max(1, TOKENS // max(1, width))
+    return torch.cat([encode(slice(start, start + most)) for start in range(0, rows, most)])
 
 
 @torch.no_grad()

@@ -68,8 +68,14 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
         licence=licence_of(folder, folder.name if Path(source).expanduser().is_dir() else source),
         text=_text(folder, who) if _compares(body) else None,
         zero_shot=zero_shot,
+        stamp=_stamp(folder),
         pretrained=bool(options.get("pretrained", True)),
     )
+
+
+def _stamp(folder: Path) -> str:
+    found = sorted((one.name, one.stat()) for one in folder.iterdir() if one.is_file())
+    return str([str(folder.resolve()), *((name, status.st_size, status.st_mtime_ns) for name, status in found)])
 
 
 def _compares(body: TransformersBody) -> bool:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.backends.processors import read_json
-from crossdistill.backends.text_head import TextSide
+from crossdistill.backends.text_head import TextSide, in_passes
 from crossdistill.data.tokens import CONFIG, FILE, Tokens, read_tokenizer
 from crossdistill.errors import SettingError
 from crossdistill.runtime.files import file_fault
 
+GEMMA = ("Siglip2", "Gemma")
+"""Beginnings of the classes of SigLIP 2's tokenizers."""
 SIGLIP = ("siglip", "siglip2")
 """Types of models that were trained on texts padded to their full length, without a mask of the padding."""
 
@@ -25,15 +27,20 @@ def text_side(folder: Path, who: str, read: Callable[[], nn.Module]) -> TextSide
     Raises:
         SettingError: the folder has no `tokenizer.json`, or its tokenizer needs code.
     """
-    settings, tokens = _tokenizer(folder, who)
+    files = _tokenizer(folder, who)
     model: Any = read().eval()
     kind, config = str(model.config.model_type), model.config.text_config
-    tokenise = _tokeniser(tokens, settings, kind, int(config.max_position_embeddings), config.pad_token_id)
+    tokenise = tokeniser(*files, kind, int(config.max_position_embeddings), config.pad_token_id)
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:
-        found = model.get_text_features(**tokenise(texts))
-        return torch.as_tensor(found if isinstance(found, Tensor) else found.pooler_output).float()
+        tokens = tokenise(texts)
+
+        def one_pass(rows: slice) -> Tensor:
+            found = model.get_text_features(**{name: value[rows] for name, value in tokens.items()})
+            return torch.as_tensor(found if isinstance(found, Tensor) else found.pooler_output).float()
+
+        return in_passes(one_pass, *tokens["input_ids"].shape)
 
     return TextSide.of(model, encode)
 
@@ -59,17 +66,20 @@ def _tokenizer(folder: Path, who: str) -> tuple[Mapping[str, Any], Tokens]:
     return settings, read_tokenizer(folder)
 
 
-def _tokeniser(
-    tokens: Tokens, settings: Mapping[str, Any], kind: str, length: int, pad: int | None
+def tokeniser(
+    settings: Mapping[str, Any], tokens: Tokens, kind: str, length: int, pad: int | None
 ) -> Callable[[Sequence[str]], dict[str, Tensor]]:
-    """A function from texts to the arguments of the text encoder.
+    """A function from texts to the arguments of the text encoder, by the content of `tokenizer_config.json`.
 
     SigLIP reads all `length` positions, and no mask unless the tokenizer's settings name one. Others read texts as
     long as the longest, since their padding changes nothing.
     """
     own = _written(tokens, settings)
     padding = tokens.pad if own or pad is None else int(pad)
-    whole, left = kind in SIGLIP, kind in SIGLIP and settings.get("padding_side") == "left"
+    whole = kind in SIGLIP
+    # Classes of transformers pad on the left where the file says nothing; published SigLIP 2 says right.
+    usual = "left" if str(settings.get("tokenizer_class")).startswith(GEMMA) else "right"
+    left = whole and (settings.get("padding_side") or usual) == "left"
     masked = not whole or "attention_mask" in (settings.get("model_input_names") or ())
     change = _canonicaliser(settings, kind)
 
@@ -102,6 +112,6 @@ def _canonicaliser(settings: Mapping[str, Any], kind: str) -> Callable[[str], st
     )
     if kind in SIGLIP and re.fullmatch(r"SiglipTokenizer(Fast)?", name):
         return lambda text: canonical(text, bool(settings.get("do_lower_case", True)))
-    if kind in SIGLIP and name.startswith(("Siglip2", "Gemma")):
+    if kind in SIGLIP and name.startswith(GEMMA):
         return str.lower
     return str

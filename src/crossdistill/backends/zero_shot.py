@@ -12,9 +12,11 @@ from crossdistill.backends.prompts import ZeroShot
 from crossdistill.backends.text_head import ClassTexts, TextSide, class_weights
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError
+from crossdistill.runtime.hashing import key_hash
 
-AT_ONCE = 1024
-"""Texts in one pass of the encoder."""
+KEPT = 4
+"""Encoded texts that are kept: a comparison builds the network of a folder for each of its cells."""
+_ENCODED: dict[str, ClassTexts] = {}
 MEANS = {"embedding": "embeddings", "logit": "logits", "probability": "probabilities"}
 
 
@@ -43,10 +45,14 @@ def class_texts(loaded: Loaded, dataset: Dataset, how: str | None, student: bool
     assert loaded.text is not None
     try:
         prompts = settings.prompts(dataset.classes)
-        side = loaded.text()
+        key = key_hash([loaded.stamp, prompts, settings.model_dump(mode="json", exclude={"class_names", "templates"})])
+        if key not in _ENCODED or not loaded.stamp:
+            while len(_ENCODED) >= KEPT:
+                del _ENCODED[next(iter(_ENCODED))]
+            _ENCODED[key] = _texts(loaded.text(), prompts, settings)
     except SettingError as error:
         raise error if name in str(error) else SettingError(f"{name}: {error}") from error
-    return _texts(side, prompts, settings)
+    return _ENCODED[key]
 
 
 def _by_default(loaded: Loaded, dataset: Dataset, how: str | None, student: bool) -> bool:
@@ -78,8 +84,7 @@ def _texts(side: TextSide, prompts: Sequence[Sequence[str]], settings: ZeroShot)
 def _encoded(side: TextSide, prompts: Sequence[Sequence[str]]) -> Tensor:
     """Embeddings (T, C, D); equal texts are encoded once."""
     distinct = list(dict.fromkeys(text for texts in prompts for text in texts))
-    parts = [side.encode(distinct[start : start + AT_ONCE]) for start in range(0, len(distinct), AT_ONCE)]
-    found = torch.cat(parts).float()
+    found = side.encode(distinct).float()
     place = {text: number for number, text in enumerate(distinct)}
     return found[torch.tensor([[place[text] for text in texts] for texts in prompts])]
 

@@ -152,7 +152,9 @@ class TeacherCheck:
         if found:
             text = agreement_text(found)
             self._display.say(f"{job.stage.name}: teachers on the validation split, which has no labels: {text}")
-        for name, fault in faults_of(found, self._plan.dataset.classes):
+        for name, fault in faults_of(
+            found, self._plan.dataset.classes, {name: self._zero_shot(name) for name in found}
+        ):
             self._complain(f"stage {job.stage.name!r}: teacher {name!r}: {fault}")
 
     def _fused(self, job: Job) -> None:
@@ -179,6 +181,11 @@ class TeacherCheck:
             raise SettingError(f"{text}; nothing that it teaches would be worth learning (--strict)")
         if self._devices.is_main:
             log.warning("%s", text)
+
+    def _zero_shot(self, name: str) -> str | None:
+        """Likely causes of a zero-shot teacher at chance; None for other teachers."""
+        member = self._plan.members.get(self._network(name))
+        return None if member is None else zero_shot_causes(member.module)
 
     def _network(self, name: str) -> str:
         """The name of the network that a teacher runs; for a masked teacher, that of its base."""
@@ -212,9 +219,10 @@ class TeacherCheck:
         if self._devices.is_main:
             log.warning(
                 "stage %r: teacher %r (%s) predicts many more rows correctly with its classes permuted, so some of its "
-                "logits seem to be in another order than the data's classes (%s, ...): put them into this order "
-                "(Network(output_adapter=...))",
+                "logits seem to be in another order than the data's classes (%s, ...): %s",
                 job.stage.name, name, accuracy.text(), ", ".join(self._plan.dataset.classes[:4]),
+                "put them into this order (Network(output_adapter=...))" if self._zero_shot(name) is None
+                else "give the words of each class by name (class_names)",
             )  # fmt: skip
 
     def _cause(self, name: str, predictions: Predictions) -> str:
@@ -226,9 +234,8 @@ class TeacherCheck:
                 f"({', '.join(f'{value:.4g}' for value in scale.mean)}) and divides by the deviation "
                 f"({', '.join(f'{value:.4g}' for value in scale.deviation)}), or make the data with standardise=False"
             )
-        base = self._network(name)
         renamed = _renamed(predictions) if predictions.task == "classes" else None
-        named = zero_shot_causes(self._plan.members[base].module) if base in self._plan.members else None
+        named = self._zero_shot(name)
         if named is not None:
             other = "" if renamed is None else f"with its classes in another order its accuracy is {renamed:.3f}; "
             return other + named
@@ -240,6 +247,7 @@ class TeacherCheck:
                 "(Network(output_adapter=...))"
             )
         recipe = self._plan.recipe
+        base = self._network(name)
         member = recipe.student if base == recipe.learner else recipe.teachers.get(base)
         if base in self._trained or member is None:
             return "the stage that trained it did not get above chance; train it longer, or with another learning rate"

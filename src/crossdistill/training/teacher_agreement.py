@@ -69,10 +69,12 @@ def agreement_text(found: Mapping[str, Unlabelled]) -> str:
     return "; ".join(parts)
 
 
-def faults_of(found: Mapping[str, Unlabelled], classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Each teacher whose predictions teach nothing, with the reason and the likely cause."""
+def faults_of(
+    found: Mapping[str, Unlabelled], classes: Sequence[str], causes: Mapping[str, str | None]
+) -> list[tuple[str, str]]:
+    """Each teacher whose predictions teach nothing, with the reason and the likely cause: its own of `causes`."""
     cause = (
         "its input may be prepared otherwise here than for its training (scaling, normalisation, channels), its "
         f"weights may be untrained, or its classes may not be those of the data ({', '.join(classes[:4])}, ...)"
     )
-    return [(name, f"{one.fault}: {cause}") for name, one in found.items() if one.fault is not None]
+    return [(name, f"{one.fault}: {causes.get(name) or cause}") for name, one in found.items() if one.fault is not None]
