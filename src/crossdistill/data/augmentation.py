@@ -1,9 +1,9 @@
 """Augmentation: seeded views of training rows, so that outputs of frozen networks can be stored for each view."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from crossdistill.batch import Input, InputSpec
+from crossdistill.data.mixed_views import Mix, drawn_mix
 from crossdistill.data.picture_form import pictures_of, values_of
-from crossdistill.data.picture_views import cropped
+from crossdistill.data.picture_views import cropped, cut_out, parts, resized_parts
+from crossdistill.data.rand_augment import rand_augmented
 from crossdistill.data.row_random import RowRandom
 from crossdistill.data.row_source import Rows
 from crossdistill.errors import ShapeError, nearest
@@ -21,6 +23,13 @@ from crossdistill.runtime.code_key import CodeKey, code_key
 from crossdistill.runtime.hashing import derived_seed, key_hash
 
 Inputs = Mapping[str, Input]
+Parts = Callable[[Float[Tensor, "B 2"]], Float[Tensor, "B 4"]]
+"""From heights and widths of pictures to a part of each: top, left, height and width."""
+
+PART = "resized_crop"
+"""The random numbers of the parts of pictures."""
+OF_PICTURES = ("resized_crop", "crop", "rand_augment", "cutout")
+"""Changes of pictures, before their normalisation."""
 
 
 @runtime_checkable
@@ -61,6 +70,13 @@ class Variation(BaseModel):
     crop: int = Field(
         0, ge=0, description="of a picture: a part of its size is cut out of it with so many black pixels on every side"
     )
+    resized_crop: float = Field(
+        0.0, ge=0, le=1, description="of a picture: a part of at least this fraction of its area, resized; 0: the whole"
+    )
+    rand_augment: int = Field(0, ge=0, le=14, description="of a picture: so many of RandAugment's 14 operations")
+    cutout: float = Field(
+        0.0, ge=0, le=1, description="of a picture: a grey square is put on it, its side up to this fraction"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -84,19 +100,28 @@ class Variation(BaseModel):
     @property
     def of_pictures(self) -> bool:
         """Whether something changes pictures of 0 to 1, before their normalisation."""
-        return bool(self.crop)
+        return bool(self.crop or self.resized_crop or self.rand_augment or self.cutout)
 
     def pictures(self, value: Float[Tensor, "B C H W"], draw: Callable[[str], RowRandom]) -> Float[Tensor, "B C H W"]:
         """Pictures of 0 to 1 in their views, as far as the changes are those of pictures."""
+        if self.resized_crop:
+            value = resized_parts(value, self.resized_crop, draw(PART))
         if self.crop:
             value = cropped(value, self.crop, draw("crop"))
-        return value
+        if self.rand_augment:
+            value = rand_augmented(value, self.rand_augment, draw("rand_augment"))
+        return cut_out(value, self.cutout, draw("cutout")) if self.cutout else value
 
-    def __call__(self, value: Tensor, draw: Callable[[str], RowRandom], spec: InputSpec | None = None) -> Tensor:
+    def __call__(
+        self, value: Tensor, draw: Callable[[str], RowRandom], spec: InputSpec | None = None, is_part: bool = False
+    ) -> Tensor:
         """Augmented rows (B, ...); `draw` returns the random numbers for one kind of change.
 
-        `spec` has the normalisation of pictures; without it, fractions are pictures of 0 to 1.
+        `spec` has the normalisation of pictures; without it, fractions are pictures of 0 to 1. `is_part`: the rows are
+        resized parts already, cut out of larger files.
         """
+        if is_part:
+            return self.model_copy(update={"resized_crop": 0.0})(value, draw, spec)
         if self.of_pictures:
             form = spec or InputSpec("image", tuple(value.shape[1:]))
             value = values_of(self.pictures(pictures_of(value, form), draw), form, value)
@@ -121,7 +146,9 @@ class Variation(BaseModel):
             if len(amounts) > len(value.shape) - 1
         ]
         if self.of_pictures and (len(value.shape) != 4 or value.shape[1] not in (1, 3)):
-            faults.append(f"crop is for pictures (1 or 3, height, width), and {modality!r} is {tuple(value.shape[1:])}")
+            changes = ", ".join(name for name in OF_PICTURES if getattr(self, name))
+            shape = tuple(value.shape[1:])
+            faults.append(f"{changes}: for pictures (1 or 3, height, width), and {modality!r} is {shape}")
         if not value.dtype.is_floating_point and (self.gain or self.noise or any(self.mask)):
             faults.append(f"gain, noise and mask are for fractions, and {modality!r} is {value.dtype}")
         return faults
@@ -139,13 +166,44 @@ class Variations(BaseModel):
         None, ge=1, description="how many views a training row has, which can be banked; null: another in each epoch"
     )
     seed: int = Field(0, ge=0, description="draws the views")
+    mixup: float = Field(
+        0.0, ge=0, description="each row is mixed with another one by parts of Beta(mixup, mixup), targets too; 0: not"
+    )
+    cutmix: float = Field(
+        0.0, ge=0, description="each picture has a box of another one, its area by Beta(cutmix, cutmix), targets too"
+    )
+    mixed_targets: Literal["soft", "own"] = Field(
+        "soft", description="of mixed rows: those of both by their parts; own: that of the larger part, the row itself"
+    )
     _specs: Mapping[str, InputSpec] = PrivateAttr(default_factory=dict)
+    _parts: frozenset[str] = PrivateAttr(default=frozenset())
 
-    def reading(self, specs: Mapping[str, InputSpec]) -> "Variations":
-        """The same views of inputs in these formats: pictures are changed before their normalisation."""
+    def reading(self, specs: Mapping[str, InputSpec], parts: Iterable[str] = ()) -> "Variations":
+        """The same views of inputs in these formats: pictures are changed before their normalisation.
+
+        `parts` are inputs whose rows are resized parts already.
+        """
         copy = self.model_copy()
-        copy._specs = specs
+        copy._specs, copy._parts = specs, frozenset(parts)
         return copy
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows are mixed with others."""
+        return bool(self.mixup or self.cutmix)
+
+    def mix(self, train: Int64[Tensor, " T"], ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Mix:
+        """The other row and the parts of each row."""
+        half = self.mixed_targets == "own"
+        return drawn_mix(self.mixup, self.cutmix, seed=self.seed, train=train, ids=ids, view=view, at_least_half=half)
+
+    def part_of(self, name: str, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Parts | None:
+        """From sizes (B, 2) of the pictures of an input to their parts (B, 4) in these views; None: no parts."""
+        variation = self.inputs.get(name)
+        if variation is None or not variation.resized_crop:
+            return None
+        random = RowRandom(derived_seed("view", self.seed, name.partition("@")[0], PART), ids, view)
+        return lambda sizes: parts(sizes, variation.resized_crop, random)
 
     @property
     def key(self) -> str | None:
@@ -157,7 +215,8 @@ class Variations(BaseModel):
             if "mask" in setting:
                 # The former name keeps the keys of banks that were filled before the field was renamed.
                 setting["hide"] = setting.pop("mask")
-        return key_hash(["variations", settings, self.views, self.seed])
+        mix = [self.mixup, self.cutmix, self.mixed_targets] if self.mixes else []
+        return key_hash(["variations", settings, self.views, self.seed, *mix])
 
     def __call__(self, inputs: Inputs, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Inputs:
         """Augment each modality separately."""
@@ -177,19 +236,28 @@ class Variations(BaseModel):
                 value,
                 lambda what: RowRandom(derived_seed("view", self.seed, base, what), ids, view),
                 self._specs.get(name),
+                name in self._parts,
             )
 
         return {name: varied(name, value) for name, value in inputs.items()}
 
     def faults(self, inputs: Mapping[str, Rows]) -> list[str]:
         """Reasons why these settings do not fit these data: unknown modalities, changes that do not apply."""
-        if all(variation == Variation() for variation in self.inputs.values()):
+        if all(variation == Variation() for variation in self.inputs.values()) and not self.mixes:
             return [
                 "augmentation: it has settings, but nothing is varied; set data.augmentation.inputs.MODALITY.CHANGE; "
                 f"the modalities are {', '.join(inputs)}, the changes {', '.join(Variation.model_fields)}"
             ]
+        kind = "cutmix" if self.cutmix else "mixup"
+        unmixed = [
+            f"augmentation.{kind}: {name!r} is {value.dtype} {tuple(value.shape[1:])}; wanted fractions"
+            f"{' of pictures (1 or 3, height, width)' if self.cutmix else ''} in every modality"
+            for name, value in inputs.items()
+            if self.mixes and not (value.dtype.is_floating_point and (len(value.shape) == 4 or not self.cutmix))
+        ]
         unknown = [name for name in self.inputs if name not in inputs]
         return [
+            *unmixed,
             *(f"augmentation.inputs: the data have no {name!r}; {nearest(name, inputs)}" for name in unknown),
             *(
                 f"augmentation.inputs.{name}: {fault}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch, Input, InputSpec, Task
 from crossdistill.data.arrays import as_domain, as_groups, as_inputs, as_mask, as_rows, rows_of
-from crossdistill.data.augmentation import Augmentation, Variations, drawn_views, in_views
+from crossdistill.data.augmentation import Augmentation, Variations, drawn_views
 from crossdistill.data.content import OnProgress, content_sample, hash_content
 from crossdistill.data.input_options import check_described
 from crossdistill.data.other_datasets import from_huggingface, from_shards, from_torch
@@ -28,6 +28,7 @@ from crossdistill.data.targets import (
     scale_of,
     split_evenly,
 )
+from crossdistill.data.views import split_ready, viewed, with_mixed_targets, with_others
 from crossdistill.data.workers import Ready, Request, Workers
 from crossdistill.errors import DataError, SettingError, ShapeError, nearest
 
@@ -297,21 +298,22 @@ class Dataset:
         only: Collection[str] | None = None,
         view: Int64[Tensor, " B"] | None = None,
         ready: Ready | None = None,
+        others: Ready | None = None,
     ) -> Batch:
         """The given rows as one batch; their sample ids are the row numbers.
 
         `total_rows` is the number of rows of the whole optimizer step (default: of this batch). `only` names the
         modalities to fetch (default: all). `view` is the augmented view of each row (None: no augmentation). `ready`
-        holds inputs of these rows that workers have read.
+        holds inputs of these rows that workers have read, `others` those of rows that these are mixed with.
         """
         inputs = dict(ready or {})
         for name in self.inputs:
             if name not in inputs and (only is None or name in only):
-                inputs[name] = self.read(name, rows)
+                inputs[name] = self.read(name, rows, view)
         inputs = {name: inputs[name] for name in self.inputs if name in inputs}
         if view is not None and self.augmentation is not None:
-            inputs = self._in_views(inputs, rows, view)
-        return Batch(
+            inputs = viewed(self, inputs, rows, view, others)
+        batch = Batch(
             inputs=inputs,
             ids=rows,
             view=view,
@@ -322,6 +324,7 @@ class Dataset:
             total_rows=total_rows or len(rows),
             task=self.task,
         )
+        return with_mixed_targets(self, batch)
 
     def batches(self, requests: Iterable[Request], device: torch.device) -> Iterator[Batch]:
         """The batches of some requests on a device, in their order; workers read the rows of sources ahead.
@@ -331,10 +334,14 @@ class Dataset:
         """
 
         def batch(request: Request, ready: Ready | None) -> Batch:
-            more = {} if ready is None else {"ready": ready}
-            return self.batch(request.rows, request.total_rows, request.only, request.view, **more).to(device)
+            own, others = split_ready(ready, request.others)
+            end = len(request.rows) - request.others
+            view = None if request.view is None else request.view[:end]
+            more = {} if own is None else {"ready": own, "others": others}
+            return self.batch(request.rows[:end], request.total_rows, request.only, view, **more).to(device)
 
         who, pinned = f"dataset {self.name!r}", device.type == "cuda"
+        requests = (with_others(self, request) for request in requests)
         return self.workers.batches(requests, read_by_workers(self.inputs), self.read, batch, who, pinned)
 
     def facts(self) -> list[str]:
@@ -342,22 +349,13 @@ class Dataset:
         read = self.workers.note(read_by_workers(self.inputs))
         return [line for line in (self.how_split, *self.remarks(), read) if line]
 
-    def read(self, modality: str, rows: Int64[Tensor, " B"]) -> Input:
-        """The input of some rows, without augmentation."""
-        where = f"dataset {self.name!r}: {modality!r}"
-        return read_rows(self.inputs[modality], rows, where, self.present.get(modality))
-
-    def _in_views(self, inputs: Mapping[str, Input], rows: Tensor, view: Tensor) -> dict[str, Input]:
-        """Inputs in their views; a rendering of a modality in memory is computed from that modality's view."""
-        augmentation = self.augmentation
-        assert augmentation is not None
-        if isinstance(augmentation, Variations):
-            augmentation = augmentation.reading(self.input_specs)
-        made: dict[str, Any] = {name: self.inputs[name] for name in inputs if hasattr(self.inputs[name], "base")}
-        plain = {name: value for name, value in inputs.items() if name not in made}
-        plain |= {one.base: self.read(one.base, rows) for one in made.values() if one.base not in plain}
-        varied = in_views(augmentation, plain, rows, view)
-        return {name: made[name].apply(varied[made[name].base]) if name in made else varied[name] for name in inputs}
+    def read(self, modality: str, rows: Int64[Tensor, " B"], view: Int64[Tensor, " B"] | None = None) -> Input:
+        """The input of some rows without augmentation; of pictures in files, the part that belongs to the `view`."""
+        where, source = f"dataset {self.name!r}: {modality!r}", self.inputs[modality]
+        if view is not None and isinstance(self.augmentation, Variations) and hasattr(source, "in_parts"):
+            parts = self.augmentation.part_of(modality, rows, view)
+            source = source if parts is None else source.in_parts(rows, view, parts)
+        return read_rows(source, rows, where, self.present.get(modality))
 
     def views(self, rows: Int64[Tensor, " B"], seed: int, epoch: int) -> Int64[Tensor, " B"] | None:
         """The augmented view of each training row in an epoch; None without augmentation."""

@@ -16,6 +16,7 @@ from crossdistill.batch import Input, InputSpec
 from crossdistill.data import file_facts
 from crossdistill.data.array_file import native, read_array
 from crossdistill.data.audio.any_sound import decode_sound
+from crossdistill.data.augmentation import Parts
 from crossdistill.data.file_facts import Facts, FileKind
 from crossdistill.data.picture_file import decode_picture
 from crossdistill.data.rendering import (
@@ -177,6 +178,10 @@ class FileSource:
         rendered: Input = self.rendering.apply_all(self.files.decoded(rows.tolist()))
         return rendered
 
+    def in_parts(self, rows: Int64[Tensor, " B"], view: Int64[Tensor, " B"], parts: Parts) -> "FileParts":
+        """The same files, of which these rows are parts of their pictures in these views."""
+        return FileParts(self, rows, view, parts)
+
     def rendered(self, rendering: Rendering) -> "FileSource":
         """The same files in another rendering; a batch that reads both decodes them once."""
         return FileSource(self.files, rendering)
@@ -221,6 +226,40 @@ class FileSource:
         assert isinstance(self.rendering, PictureRendering | SoundRendering)
         shape: tuple[int, ...] = self.rendering.shape
         return shape if self.lengths is None else (*shape[:-1], int(self.lengths.max()))
+
+
+class FileParts:
+    """A row source for one batch: parts of whole pictures, each resized to the size of the rendering.
+
+    Rows of view 0 are rendered as they are. Parts are cut out of the decoded file, so that a small one is sharp.
+    """
+
+    def __init__(self, source: FileSource, rows: Tensor, view: Tensor, parts: Parts) -> None:
+        self.source, self.rows, self.view, self.parts = source, rows, view, parts
+        self.shape, self.dtype, self.spec = source.shape, source.dtype, source.spec
+        self.fingerprint, self.deterministic, self.name_of = source.fingerprint, True, source.name_of
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.source)
+
+    def fetch(self, rows: Int64[Tensor, " B"]) -> Input:
+        """The rendered parts of the batch's rows; of other rows, the whole pictures.
+
+        Raises:
+            DataError: a file cannot be read; names it.
+        """
+        rendering = self.source.rendering
+        if not isinstance(rendering, PictureRendering) or not torch.equal(rows, self.rows):
+            return self.source.fetch(rows)
+        decoded = self.source.files.decoded(rows.tolist())
+        boxes = self.parts(torch.tensor([picture.shape[1:] for picture in decoded]).float()).long().tolist()
+        of_part = rendering.model_copy(update={"shortest": None})
+        made = torch.empty(len(decoded), *rendering.shape)
+        for number, (picture, (top, left, height, width)) in enumerate(zip(decoded, boxes, strict=True)):
+            part = picture[:, top : top + height, left : left + width]
+            made[number] = of_part.apply(part) if self.view[number] else rendering.apply(picture)
+        return made
 
 
 class TextSource:

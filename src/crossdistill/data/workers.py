@@ -45,12 +45,15 @@ class Request:
     total_rows: int | None = None
     only: Collection[str] | None = None
     view: Tensor | None = None
+    others: int = 0
+    """So many of the rows, the last ones, are those that the others are mixed with."""
 
 
 Ready = Mapping[str, Input]
 Assemble = Callable[[Request, Ready | None], Batch]
 """The batch of a request, from the inputs that workers have read; without them, it is read in this process."""
-Read = Callable[[str, Tensor], Input]
+Read = Callable[[str, Tensor, Tensor | None], Input]
+"""The input of some rows in their views, from the name of a modality."""
 
 
 def reading(row: int) -> None:
@@ -140,7 +143,7 @@ class _Reading(Dataset[Any]):
                 if wanted.only is None or name in wanted.only:
                     if _slot is not None:
                         _slot[0], _slot[1], _slot[2] = number, place, -1
-                    inputs[name] = self._read(name, wanted.rows)
+                    inputs[name] = self._read(name, wanted.rows, wanted.view)
             return number, inputs, None
         except CrossdistillError as error:
             return number, None, (type(error).__name__, str(error))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.metric_names import chosen_metrics
 from crossdistill.data.targets import has_target
@@ -39,7 +40,28 @@ def built_for_task(stage: Stage, student: OutputSpec, teachers: Mapping[str, Out
             f"{stage.method.name} is for targets of the kind {' or '.join(map(repr, sorted(method.tasks)))}, and "
             f"{kind}; {offer} and methods that compare features learn from those ({', '.join(FOR_ANY_TARGETS)})"
         )
+    _check_mixed(stage, method, dataset)
     return method
+
+
+def _check_mixed(stage: Stage, method: Method, dataset: Dataset) -> None:
+    """Check that a method learns from the distributions that targets of mixed rows are.
+
+    Raises:
+        ApplicabilityError: it does not; says how rows are mixed without their targets.
+    """
+    views = dataset.augmentation
+    if not isinstance(views, Variations) or not views.mixes or views.mixed_targets == "own":
+        return
+    weighs = getattr(stage.method, "class_weights", None) is not None
+    if dataset.task != "classes" or "soft" not in method.tasks or weighs:
+        what = "cutmix" if views.cutmix else "mixup"
+        raise ApplicabilityError(
+            f"data.augmentation.{what} makes a distribution of the targets of two rows, and {stage.method.name} is for "
+            f"{'weighted classes' if weighs else ' or '.join(map(repr, sorted(method.tasks)))} here, with data of "
+            f"{dataset.task!r}; set "
+            "data.augmentation.mixed_targets=own, which mixes the inputs alone, or leave it out"
+        )
 
 
 def check_tested(network: Network, dataset: Dataset, metrics: Sequence[str] = ()) -> list[str]:
