@@ -69,6 +69,25 @@ def test_the_trainer_of_transformers_trains_a_student(tmp_path: Path) -> None:
     assert float(found[1]) > 0.6
 
 
+@pytest.mark.skipif(not all(map(find_spec, ("transformers", "PIL"))), reason="needs the extras transformers and image")
+def test_a_small_clip_is_saved_as_transformers_saves_one(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, colour in {"red": (250, 0, 0), "blue": (0, 0, 250)}.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (16, 12), colour).save(tmp_path / "pictures" / name / f"{number}.png")
+    sizes = ("--side", "16", "--width", "16", "--layers", "1", "--batch", "6", "--epochs", "2")
+    then = ("pictures", "clip", *sizes)
+    shown = _play("train_small_clip.py", tmp_path, "-W", "default::DeprecationWarning", then=then)
+    assert re.search(r"^zero-shot accuracy on 6 other pictures: [01]\.\d{3}, chance 0\.500$", shown, re.MULTILINE), (
+        shown
+    )
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "trained_on.txt"}
+    assert wanted <= {path.name for path in (tmp_path / "clip").iterdir()}
+    # In the fast suite, tests/backends/test_zero_shot_runs.py runs it in its own process.
+
+
 def test_mst_distill_trains_all_three_stages(tmp_path: Path) -> None:
     shown = _play("mst_distill.py", tmp_path)
     assert re.search(r"\| mine \| radar \| 100% \| route \| 0\.\d{3} \|", shown), shown
