@@ -73,6 +73,7 @@ def test_the_student_and_the_fused_teacher_by_hand(finished: Path) -> None:
     assert found.changes["fused"]["confident_correct"] == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_masked_teachers_are_those_of_the_results(tmp_path: Path) -> None:
     made = mst_distill(toy_dataset(), 2)
     run(made, tmp_path)

@@ -5,8 +5,8 @@ The split is looked at after training: nothing here selects a state, a setting o
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from crossdistill.runtime.files import write_text
 from crossdistill.runtime.progress import Display, Quiet, counted
 from crossdistill.teacher import TeacherBase
 from crossdistill.training.calibration import CERTAIN, Calibration, Cells, calibration, confidence_cells
+from crossdistill.training.corruption_results import Robustness, robustness
 from crossdistill.training.evaluation import predict
 from crossdistill.training.finished import FUSED, TEACHER, finished_run, rows_of
 from crossdistill.training.predictions import Predictions
@@ -46,6 +47,8 @@ class Analysis:
     sources: Mapping[str, Calibration]
     changes: Mapping[str, Mapping[str, float]]
     without: tuple[str, ...] = ()
+    robustness: Robustness | None = None
+    """The same sources on corrupted pictures, if that was measured."""
 
     def as_data(self) -> dict[str, Any]:
         """All values as plain JSON values; a NaN is None."""
@@ -55,7 +58,8 @@ class Analysis:
         }
         plain = {name: getattr(self, name) for name in ("data", "split", "rows", "certain", "reference")}
         sources = {name: found.as_data() for name, found in self.sources.items()}
-        return {**plain, "sources": sources, "changes": changes, "without": list(self.without)}
+        measured = {**plain, "sources": sources, "changes": changes, "without": list(self.without)}
+        return measured if self.robustness is None else {**measured, "corruptions": self.robustness.as_data()}
 
     def markdown(self) -> str:
         """A table with a line for each source, and a sentence that says what it shows."""
@@ -73,16 +77,22 @@ class Analysis:
         )
         if self.without:
             said += f" Without predictions here: {', '.join(map(markdown, self.without))}."
-        return "\n".join([said, "", *lines]) + "\n"
+        table = "\n".join([said, "", *lines]) + "\n"
+        return table if self.robustness is None else f"{table}\n{self.robustness.markdown()}"
 
     def save(self, folder: Path) -> None:
         """Write `SPLIT.json`, `SPLIT.md` and the reliability diagram, `SPLIT.svg`, into a folder.
 
+        Corruptions have files of their own, so that another analysis without them leaves them there.
+
         Raises:
             StorageError: they could not be written.
         """
-        write_text(folder / f"{self.split}.json", json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n")
-        write_text(folder / f"{self.split}.md", self.markdown())
+        alone = replace(self, robustness=None)
+        write_text(folder / f"{self.split}.json", json.dumps(alone.as_data(), indent=2, allow_nan=False) + "\n")
+        write_text(folder / f"{self.split}.md", alone.markdown())
+        if self.robustness is not None:
+            self.robustness.save(folder)
         about = f"Reliability on the {self.split} split of {self.data}"
         write_text(folder / f"{self.split}.svg", reliability_svg(self.sources, about))
 
@@ -95,14 +105,19 @@ def analyse(
     reference: str | None = None,
     certain: float = CERTAIN,
     rows: int | None = None,
+    corruptions: Sequence[str] = (),
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    baseline: str | None = None,
     display: Display | None = None,
 ) -> Analysis:
     """Measure the student, the teachers and the fused teacher of a finished run on a split of its data.
 
     `reference` is the teacher that changes of cells are against (by default the main one); `rows` limits the rows.
+    `corruptions`, `severities` and `baseline` are those of `robustness`; by default pictures are not corrupted.
 
     Raises:
-        SettingError: no such split or teacher.
+        SettingError: no such split, teacher or baseline.
+        DataError: the data have no pictures to corrupt.
         ApplicabilityError: the data's targets are not classes.
         RunError, RecipeError: see `finished_run`.
     """
@@ -117,7 +132,14 @@ def analyse(
         if FUSED in predictions and not all(len(predictions[part]) for part in found.parts):
             # Without a part, such as stored outputs of other splits, it is another teacher.
             predictions[FUSED] = _only(predictions[FUSED], torch.zeros(0, dtype=torch.int64))
-        return _measured(dataset.name, split, len(places), certain, against, predictions)
+        measured = _measured(dataset.name, split, len(places), certain, against, predictions)
+        if not corruptions:
+            return measured
+        some = {name: source for name, source in found.sources.items() if name in measured.sources}
+        where = (found.dataset, split, places, placed.device)
+        return replace(
+            measured, robustness=robustness(some, *where, corruptions, severities, display, baseline=baseline)
+        )
 
 
 def check_split(dataset: Dataset, split: str) -> None:
