@@ -278,6 +278,23 @@ def test_bad_input_is_refused(folder: Folder, words: Dataset, tmp_path: Path) ->
         made(folder("clip"), numbers, options={"zero_shot": True})
 
 
+def test_several_labels_take_a_model_with_a_sigmoid(folder: Folder) -> None:
+    spec = InputSpec("image", (3, 8, 8))
+    labels = (torch.arange(60).view(20, 3) % 7 < 3).float()
+    data = Dataset.from_arrays(
+        "tags",
+        {"image": torch.rand(20, 3, 8, 8)},
+        labels,
+        classes=CLASSES,
+        task="multi-label",
+        input_specs={"image": spec},
+    )
+    with raises(SettingError, "clip", "softmax", "tune=head"):
+        made(folder("clip"), data, options={"zero_shot": True})
+    assert outputs(made(folder("siglip"), data, options={"zero_shot": True}), data).logits.shape == (5, 3)
+    assert "new last layer" in made(folder("siglip"), data).notes[0]
+
+
 @pytest.mark.parametrize(
     ("settings", "facts"),
     [

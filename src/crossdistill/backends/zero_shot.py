@@ -50,6 +50,11 @@ def class_texts(loaded: Loaded, dataset: Dataset, how: str | None, student: bool
             while len(_ENCODED) >= KEPT:
                 del _ENCODED[next(iter(_ENCODED))]
             _ENCODED[key] = _texts(loaded.text(), prompts, settings)
+        if dataset.task == "multi-label" and not _ENCODED[key].sigmoid:
+            raise SettingError(
+                f"{name}: it was trained with a softmax, which finds one class a picture, and rows have several; "
+                "a SigLIP folder has a probability for each label, or tune=head trains a last layer"
+            )
     except SettingError as error:
         raise error if name in str(error) else SettingError(f"{name}: {error}") from error
     return _ENCODED[key]
