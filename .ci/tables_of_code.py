@@ -174,15 +174,25 @@ def weightings() -> str:
 
 def models() -> str:
     """The table MODELS."""
-    value = assigned(parsed(PACKAGE / "models" / "__init__.py"), "MODELS")
+    rows = _models("__init__.py", "MODELS")
+    return grid(["model", "reads", "what it is"], rows)
+
+
+def _models(file: str, table: str) -> list[list[str]]:
+    """The rows of a table of models, and of those that it contains: `**PICTURES` is that of pictures.py."""
+    value = assigned(parsed(PACKAGE / "models" / file), table)
     assert isinstance(value, ast.Dict)
     rows = []
     for key, model in zip(value.keys, value.values, strict=True):
+        if key is None:
+            assert isinstance(model, ast.Name)
+            rows += _models(f"{model.id.lower()}.py", model.id)
+            continue
         assert isinstance(key, ast.Constant)
         assert isinstance(model, ast.Call)
         _, reads, _, about = model.args[:4]
         rows.append([f"`{key.value}`", ", ".join(ast.literal_eval(reads)), cell(ast.literal_eval(about))])
-    return grid(["model", "reads", "what it is"], rows)
+    return rows
 
 
 def data() -> str:

@@ -1,64 +1,22 @@
 """The table of models: published architectures and smaller versions of them, one family per file."""
 
-import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
-from torch import nn
 
 from crossdistill.errors import SettingError, nearest
+from crossdistill.models.entry import Model
+from crossdistill.models.pictures import PICTURES
 from crossdistill.network import Network
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """An architecture: its import path, its default modalities, its named taps, and a description of one line."""
-
-    source: str
-    modalities: tuple[str, ...]
-    taps: tuple[str, ...]
-    about: str
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `source` that this entry determines."""
-    layers: tuple[str, ...] = ()
-    """The intermediate and the late layer, before their activation, that masks and hints act on by default."""
-    maps: tuple[str, ...] = ()
-    """The layers with spatial features, before their activation, shallow first."""
-
-    def activated(self, layer: str) -> str:
-        """The tap after the activation of a layer; the layer itself where there is none."""
-        after = layer.partition(".")[0] if layer.endswith(".sum") else f"{layer}_relu"
-        return after if after in self.taps else layer
-
-    def make(self) -> Callable[..., nn.Module]:
-        """The module's class, or the function that builds it."""
-        name, _, attribute = self.source.partition(":")
-        maker: Callable[..., nn.Module] = getattr(importlib.import_module(name), attribute)
-        return maker
-
-    def module(self, **options: Any) -> nn.Module:
-        """The bare module, freshly initialised."""
-        return self.make()(**{**options, **self.fixed})
 
 
 def _activated(*layers: str) -> tuple[str, ...]:
     """Each layer, and the activation after it: some methods compare features before it, others after."""
     return tuple(tap for layer in layers for tap in (layer, f"{layer}_relu"))
-
-
-def _stages(depth: int) -> tuple[str, ...]:
-    """The stages of a residual network before and after their last activation, and its embedding."""
-    last = (depth - 2) // 6 - 1
-    return (
-        *(tap for stage in (1, 2, 3) for tap in (f"layer{stage}.{last}.sum", f"layer{stage}")),
-        "avgpool",
-        "flatten",
-    )
 
 
 MODELS: Mapping[str, Model] = {
@@ -106,69 +64,7 @@ MODELS: Mapping[str, Model] = {
         ),
         "a small network of two branches for av-digits' images and spectrograms",
     ),
-    "cifar-resnet8": Model(
-        "crossdistill.models.cifar_resnet:CifarResNet",
-        ("image",),
-        _stages(8),
-        "He et al. 2016: a residual network of 8 layers for small pictures",
-        {"depth": 8},
-        ("avgpool", "flatten"),
-        _stages(8)[0:6:2],
-    ),
-    "cifar-resnet14": Model(
-        "crossdistill.models.cifar_resnet:CifarResNet",
-        ("image",),
-        _stages(14),
-        "He et al. 2016: a residual network of 14 layers for small pictures",
-        {"depth": 14},
-        ("avgpool", "flatten"),
-        _stages(14)[0:6:2],
-    ),
-    "cifar-resnet20": Model(
-        "crossdistill.models.cifar_resnet:CifarResNet",
-        ("image",),
-        _stages(20),
-        "He et al. 2016: a residual network of 20 layers for small pictures",
-        {"depth": 20},
-        ("avgpool", "flatten"),
-        _stages(20)[0:6:2],
-    ),
-    "cifar-resnet32": Model(
-        "crossdistill.models.cifar_resnet:CifarResNet",
-        ("image",),
-        _stages(32),
-        "He et al. 2016: a residual network of 32 layers for small pictures",
-        {"depth": 32},
-        ("avgpool", "flatten"),
-        _stages(32)[0:6:2],
-    ),
-    "cifar-resnet44": Model(
-        "crossdistill.models.cifar_resnet:CifarResNet",
-        ("image",),
-        _stages(44),
-        "He et al. 2016: a residual network of 44 layers for small pictures",
-        {"depth": 44},
-        ("avgpool", "flatten"),
-        _stages(44)[0:6:2],
-    ),
-    "cifar-resnet56": Model(
-        "crossdistill.models.cifar_resnet:CifarResNet",
-        ("image",),
-        _stages(56),
-        "He et al. 2016: a residual network of 56 layers for small pictures",
-        {"depth": 56},
-        ("avgpool", "flatten"),
-        _stages(56)[0:6:2],
-    ),
-    "cifar-resnet110": Model(
-        "crossdistill.models.cifar_resnet:CifarResNet",
-        ("image",),
-        _stages(110),
-        "He et al. 2016: a residual network of 110 layers for small pictures",
-        {"depth": 110},
-        ("avgpool", "flatten"),
-        _stages(110)[0:6:2],
-    ),
+    **PICTURES,
     "mlp": Model(
         "crossdistill.models.mlp:MLP",
         ("numbers",),
