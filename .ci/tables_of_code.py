@@ -274,7 +274,7 @@ def settings(source: str, kind: str) -> str:
     for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        if "ClassVar" in ast.unparse(node.annotation):
+        if "ClassVar" in ast.unparse(node.annotation) or node.target.id.startswith("_"):
             continue
         text = after.value if isinstance(after, ast.Expr) else None
         about = text.value if isinstance(text, ast.Constant) else _described(node.value)

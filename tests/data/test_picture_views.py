@@ -255,3 +255,11 @@ def test_keys_differ_by_every_change() -> None:
     settings += [Variations(mixup=0.2), Variations(mixup=0.2, mixed_targets="own"), Variations(cutmix=0.2)]
     assert len({one.key for one in settings}) == len(settings)
     assert math.isclose(sum(CUTOUT_FILL), 362 / 255)
+
+
+def test_a_picture_is_turned_around_its_middle() -> None:
+    given = pictures()
+    found, angle = varied(Variation(rotate=20.0), given), 20 * (2 * random_of("rotate").uniform(1)[:, 0].double() - 1)
+    wanted = OPERATIONS["rotate"].change((given.double() * 255).round(), angle) / 255
+    assert torch.allclose(found, wanted.float(), atol=1e-6)
+    assert float(angle.abs().max()) > 10

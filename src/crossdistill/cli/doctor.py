@@ -25,6 +25,8 @@ LICENCES = (
     "espeakng-loader bundles eSpeak NG (GPL-3.0-or-later). It is called in a child process that hands sounds back; "
     "no code of it is linked or imported here. --set data.speech=FOLDER uses recordings instead.",
 )
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+"""Endings of files in the data folder that are listed beside its folders."""
 COLOURS = {"ok": "green", "missing": "yellow", "broken": "red"}
 
 
@@ -101,7 +103,8 @@ def _machine() -> dict[str, Any]:
 
 def _data(path: Path) -> Folder:
     try:
-        return _folder(path, sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+        held = (entry.name for entry in path.iterdir() if entry.is_dir() or entry.name.endswith(ARCHIVES))
+        return _folder(path, sorted(held))
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})" if path.is_dir() else "no such folder"
         return Folder(str(path), found=False, writable=False, reason=reason)

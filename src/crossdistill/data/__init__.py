@@ -15,6 +15,8 @@ DATA = {
     "cifar10": "crossdistill.data.sets.cifar:Cifar10Config",
     "cifar100": "crossdistill.data.sets.cifar:Cifar100Config",
     "folder": "crossdistill.data.folder:FolderConfig",
+    "imagenet": "crossdistill.data.sets.imagenet:ImagenetConfig",
+    "tiny-imagenet": "crossdistill.data.sets.tiny_imagenet:TinyImagenetConfig",
     "table": "crossdistill.data.table:TableConfig",
 }
 

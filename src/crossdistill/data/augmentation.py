@@ -14,7 +14,7 @@ from crossdistill.batch import Input, InputSpec
 from crossdistill.data.mixed_views import Mix, drawn_mix
 from crossdistill.data.picture_form import pictures_of, values_of
 from crossdistill.data.picture_views import cropped, cut_out, parts, resized_parts
-from crossdistill.data.rand_augment import rand_augmented
+from crossdistill.data.rand_augment import rand_augmented, rotated
 from crossdistill.data.row_random import RowRandom
 from crossdistill.data.row_source import Rows
 from crossdistill.errors import ShapeError, nearest
@@ -28,7 +28,7 @@ Parts = Callable[[Float[Tensor, "B 2"]], Float[Tensor, "B 4"]]
 
 PART = "resized_crop"
 """The random numbers of the parts of pictures."""
-OF_PICTURES = ("resized_crop", "crop", "rand_augment", "cutout")
+OF_PICTURES = ("resized_crop", "crop", "rotate", "rand_augment", "cutout")
 """Changes of pictures, before their normalisation."""
 
 
@@ -73,6 +73,7 @@ class Variation(BaseModel):
     resized_crop: float = Field(
         0.0, ge=0, le=1, description="of a picture: a part of at least this fraction of its area, resized; 0: the whole"
     )
+    rotate: float = Field(0.0, ge=0, le=180, description="of a picture: turned by up to so many degrees, black outside")
     rand_augment: int = Field(0, ge=0, le=14, description="of a picture: so many of RandAugment's 14 operations")
     cutout: float = Field(
         0.0, ge=0, le=1, description="of a picture: a grey square is put on it, its side up to this fraction"
@@ -100,7 +101,7 @@ class Variation(BaseModel):
     @property
     def of_pictures(self) -> bool:
         """Whether something changes pictures of 0 to 1, before their normalisation."""
-        return bool(self.crop or self.resized_crop or self.rand_augment or self.cutout)
+        return bool(self.crop or self.resized_crop or self.rotate or self.rand_augment or self.cutout)
 
     def pictures(self, value: Float[Tensor, "B C H W"], draw: Callable[[str], RowRandom]) -> Float[Tensor, "B C H W"]:
         """Pictures of 0 to 1 in their views, as far as the changes are those of pictures."""
@@ -108,6 +109,8 @@ class Variation(BaseModel):
             value = resized_parts(value, self.resized_crop, draw(PART))
         if self.crop:
             value = cropped(value, self.crop, draw("crop"))
+        if self.rotate:
+            value = rotated(value, self.rotate, draw("rotate"))
         if self.rand_augment:
             value = rand_augmented(value, self.rand_augment, draw("rand_augment"))
         return cut_out(value, self.cutout, draw("cutout")) if self.cutout else value

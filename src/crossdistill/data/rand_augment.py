@@ -46,6 +46,11 @@ def rand_augmented(pictures: Float[Tensor, "B C H W"], operations: int, random: 
     return (whole / WHITE).to(pictures.dtype)
 
 
+def rotated(pictures: Float[Tensor, "B C H W"], most: float, random: RowRandom) -> Float[Tensor, "B C H W"]:
+    """Pictures turned around their middle by -`most` to `most` degrees, to the nearest pixel."""
+    return _rotate(pictures.double(), most * (2 * random.uniform(1)[:, 0].double() - 1)).to(pictures.dtype)
+
+
 def _auto_contrast(pictures: Bytes, magnitude: Tensor) -> Bytes:
     low, high = pictures.amin((2, 3), keepdim=True), pictures.amax((2, 3), keepdim=True)
     # A number divided by a tensor would be multiplied by its reciprocal, which rounds otherwise.

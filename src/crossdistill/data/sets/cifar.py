@@ -65,7 +65,7 @@ CIFAR100 = Layout(
 )
 
 
-class _CifarConfig(DataConfig):
+class CifarConfig(DataConfig):
     """The archive as it is downloaded, or the folder that it was unpacked to."""
 
     layout: ClassVar[Layout]
@@ -94,7 +94,7 @@ class _CifarConfig(DataConfig):
         """The cache entry of these data; None if they are not built yet."""
         return cache.find(self.name, self.recipe())
 
-    def tiny(self) -> "_CifarConfig":
+    def tiny(self) -> "CifarConfig":
         """The same data with 40 pictures of each class of ten, or ten of each of a hundred."""
         return self.model_copy(update={"rows": TINY_ROWS[self.name]})
 
@@ -172,7 +172,7 @@ class _CifarConfig(DataConfig):
         return {"train": train[rest[train]], "validation": validation, "test": test}
 
 
-class Cifar10Config(_CifarConfig):
+class Cifar10Config(CifarConfig):
     """CIFAR-10: 60,000 colour pictures of 32x32 in 10 classes."""
 
     layout: ClassVar[Layout] = CIFAR10
@@ -182,7 +182,7 @@ class Cifar10Config(_CifarConfig):
     name: Literal["cifar10"] = "cifar10"
 
 
-class Cifar100Config(_CifarConfig):
+class Cifar100Config(CifarConfig):
     """CIFAR-100: 60,000 colour pictures of 32x32 in 100 classes, or in their 20 superclasses."""
 
     layout: ClassVar[Layout] = CIFAR100
