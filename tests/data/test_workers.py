@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from facts import raises, states
 from kills import assert_same_run, killed_after
 from row_sources import TensorRows, from_rows
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from crossdistill import run
 from crossdistill.batch import Batch
@@ -106,6 +109,39 @@ def test_a_worker_that_dies_names_its_row() -> None:
     dataset = replace(toy, inputs={**toy.inputs, "first": Deadly(toy.inputs["first"])}, sample="", workers=Workers(2))
     with raises(DataError, "toy", "first", "row 7", "file-7.jpg", "SIGKILL", "data.workers"):
         passed(dataset, list(torch.arange(40).split(4)))
+
+
+@pytest.fixture
+def _handler_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The first loader of the test installs PyTorch's handler of SIGCHLD, as it does in a process of its own."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    yield
+    end_workers()
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("_handler_of_torch")
+def test_a_worker_that_dies_during_a_step_is_named_by_the_next_batch() -> None:
+    # PyTorch's handler raises wherever the main process is.
+    assert list(DataLoader(list(range(4)), num_workers=1)) != []
+    batches = with_workers().batches((Request(part) for part in torch.arange(240).split(4)), CPU)
+    next(batches)
+    for child in multiprocessing.active_children():
+        child.kill()
+    time.sleep(0.2)
+    with raises(DataError, "toy", "SIGKILL", "data.workers"):
+        list(batches)
+
+
+@pytest.mark.usefixtures("_handler_of_torch")
+def test_a_dead_worker_of_a_programs_own_loader_still_raises() -> None:
+    assert len(passed(with_workers(), list(torch.arange(40).split(10)))) == 4
+    end_workers()
+    loader = iter(DataLoader(list(range(400)), num_workers=1))
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(loader)
 
 
 def test_the_number_of_workers_is_chosen_and_said() -> None:

@@ -13,7 +13,9 @@ from crossdistill.errors import CrossdistillError, DataError, RecipeError, Resum
 from crossdistill.recipes import find, make, setup_by_name
 from crossdistill.recipes.own_data import default_epochs, default_network
 from crossdistill.report import Report
-from crossdistill.training.one_call import named, pick
+from crossdistill.runtime.progress import Quiet
+from crossdistill.training.estimate import forecast
+from crossdistill.training.one_call import fitted_to, named, pick
 from tests.facts import raises
 
 COLUMNS = ("width", "height", "weight")
@@ -72,6 +74,18 @@ def test_a_finished_run_is_not_that_of_files_that_changed(flowers: Path, tmp_pat
     flowers.write_text("\n".join([*lines[:-1], lines[-1].replace("iris", "rose")]) + "\n")
     with raises(ResumeError, "flowers", "--out"):
         crossdistill.distill(flowers, **call, resume=True)
+
+
+def test_a_projection_is_of_the_epochs_that_were_picked(flowers: Path) -> None:
+    made = pick(flowers, settings=["data.target=kind"], epochs=100).recipe
+    whole = forecast(made, Quiet())
+    shorter, projected, line = fitted_to(made, whole, whole.seconds / 60 / 2)
+    (epochs,) = {stage.epochs for stage in shorter.stages}
+    assert 44 <= epochs <= 45
+    assert projected.seconds == pytest.approx(epochs / 100 * whole.seconds)
+    assert [stage.steps for stage in projected.stages] == [epochs * stage.steps // 100 for stage in whole.stages]
+    assert f"{epochs} epochs" in line
+    assert "more than" in fitted_to(made, whole, whole.seconds / 60 / 1000)[2]
 
 
 def test_a_run_of_so_many_minutes_goes_on_with_the_epochs_that_it_picked(

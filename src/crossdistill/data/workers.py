@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ AHEAD = 2
 """Requests that each worker reads ahead."""
 MOST_WORKERS = 8
 """Most workers that are chosen by default."""
+DEAD_WORKER = (RuntimeError, ConnectionError, EOFError)
+"""What waiting for a worker that died raises: PyTorch's own error, or that of the connection that it left open."""
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of Linux."""
 
@@ -203,14 +207,14 @@ class _Pool:
         self._queue.requests = numbered()
         try:
             passes = self._begun()
-        except RuntimeError as error:
+        except DEAD_WORKER as error:
             raise self._died((), error) from error
         while mine == self._pass and not self.ended:
             try:
                 _, ready, fault = next(passes)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except DEAD_WORKER as error:
                 raise self._died(waiting, error) from error
             _, request = waiting.popleft()
             if fault is not None:
@@ -226,19 +230,25 @@ class _Pool:
         return not self.ended and self._thread.is_alive() and all(worker.is_alive() for worker in known)
 
     def _begun(self) -> Iterator[Any]:
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGCHLD) if main else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(fork|suggested max number of worker).*")
             self._passes = iter(self._loader)
-        if main and before is not None:
-            # torch's handler would raise in the middle of a step, where a dead worker looks like a fault of a network.
-            signal.signal(signal.SIGCHLD, before)
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGCHLD)
+            if callable(handler) and not isinstance(handler, _WithoutOwnWorkers):
+                signal.signal(signal.SIGCHLD, _WithoutOwnWorkers(handler))
         found: Iterator[Any] = self._passes
         return found
 
-    def _died(self, waiting: Iterable[tuple[int, Request]], error: RuntimeError) -> Exception:
+    def lost_a_worker(self) -> bool:
+        """Whether one of the processes has ended by itself."""
+        return any(worker.exitcode is not None for worker in getattr(self._passes, "_workers", []))
+
+    def _died(self, waiting: Iterable[tuple[int, Request]], error: Exception) -> Exception:
         """The error for a worker that ended: how, and the row that it was reading."""
+        if not isinstance(error, RuntimeError):
+            # The connection closes a moment before the process has ended.
+            wait([worker.sentinel for worker in getattr(self._passes, "_workers", [])], timeout=1)
         codes = [worker.exitcode for worker in getattr(self._passes, "_workers", [])]
         dead = next((place for place, code in enumerate(codes) if code is not None), None)
         if dead is None:
@@ -258,12 +268,31 @@ class _Pool:
     def end(self) -> None:
         """End the processes."""
         self.ended = True
-        passes, self._passes = self._passes, None
         self._loader._iterator = None
-        if passes is not None:
+        if self._passes is not None:
             # Of a worker that died before, PyTorch's signal handler raises here, after the rest has been ended.
             with suppress(RuntimeError):
-                passes._shutdown_workers()
+                self._passes._shutdown_workers()
+        self._passes = None
+
+
+@dataclass
+class _WithoutOwnWorkers:
+    """PyTorch's handler of SIGCHLD, silent about the workers of a pool.
+
+    Where a worker died, that handler raises in whatever the process does at that moment, such as a step, where the
+    error looks like a fault of a network. The pool notices the dead worker itself when it waits for the next batch,
+    and names the row. Workers of a program's own loaders still raise.
+    """
+
+    handler: Callable[[int, FrameType | None], Any]
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.handler(number, frame)
+        except RuntimeError:
+            if not any(pool.lost_a_worker() for pool in list(_pools)):
+                raise
 
 
 @dataclass

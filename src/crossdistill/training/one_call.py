@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,9 +21,9 @@ from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.recipes.stages import PLANS, recipe
 from crossdistill.run_folder.folder import RECIPE, run_folder
 from crossdistill.runtime.plain_yaml import read_yaml
-from crossdistill.runtime.progress import Display, Quiet, Terminal
+from crossdistill.runtime.progress import Display, Terminal
 from crossdistill.student import Student, load_student
-from crossdistill.training.estimate import Forecast, forecast
+from crossdistill.training.estimate import Forecast, StageForecast, forecast
 from crossdistill.training.runner import run
 
 Teachers = Sequence[str | AnyNetwork] | Mapping[str, str | AnyNetwork]
@@ -92,9 +92,8 @@ def distill(
         else:
             projected = forecast(made, display)
             if minutes is not None:
-                made, line = fitted_to(made, projected, minutes)
+                made, projected, line = fitted_to(made, projected, minutes)
                 display.say(line)
-                projected = forecast(made, Quiet()) if made != picked.recipe else projected
             display.say(projected.text().replace("; nothing is trained or written", ""))
         run(made, folder, resume=resume, display=display)
     return load_student(folder, made.student if isinstance(made.student, Network) else None)
@@ -182,20 +181,31 @@ def with_epochs_of(made: Recipe, folder: Path) -> Recipe:
     )
 
 
-def fitted_to(made: Recipe, projected: Forecast, minutes: float) -> tuple[Recipe, str]:
-    """The recipe with fewer epochs, so that its projected time fits; and a sentence that says so."""
+def fitted_to(made: Recipe, projected: Forecast, minutes: float) -> tuple[Recipe, Forecast, str]:
+    """The recipe with fewer epochs, so that its projected time fits; that projection, and a sentence about it."""
     wanted = SPARE * 60 * minutes
     if projected.seconds <= wanted:
-        return made, f"the projected {projected.seconds / 60:.1f} minutes fit into {minutes:g}"
+        return made, projected, f"the projected {projected.seconds / 60:.1f} minutes fit into {minutes:g}"
     share = wanted / projected.seconds
     stages = tuple(
         stage.model_copy(update={"epochs": max(min(stage.epochs, 1), int(share * stage.epochs))})
         for stage in made.stages
     )
-    epochs = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
-    return made.model_copy(update={"stages": stages}), (
-        f"all epochs would take {projected.seconds / 60:.1f} minutes; to fit into {minutes:g}: {epochs} epochs"
-    )
+    epochs = {stage.name: stage.epochs for stage in stages}
+    # A plan leaves out stages in which nothing trains.
+    shorter = replace(projected, stages=tuple(_of_epochs(stage, epochs[stage.name]) for stage in projected.stages))
+    listed = ", ".join(f"{name} {number}" for name, number in epochs.items())
+    line = f"all epochs would take {projected.seconds / 60:.1f} minutes; "
+    if shorter.seconds > wanted:
+        line += f"one of each stage takes {shorter.seconds / 60:.1f}, which is more than {minutes:g}"
+    else:
+        line += f"to fit into {minutes:g}: {listed} epochs"
+    return made.model_copy(update={"stages": stages}), shorter, line
+
+
+def _of_epochs(stage: StageForecast, epochs: int) -> StageForecast:
+    share = epochs / max(1, stage.epochs)
+    return replace(stage, epochs=epochs, steps=round(share * stage.steps), seconds=share * stage.seconds)
 
 
 def named(teachers: Teachers) -> dict[str, str | AnyNetwork]:
