@@ -38,6 +38,9 @@ TRAINS: Mapping[str, tuple[str, ...]] = {
 
 CASES = [(name, trains) for name in METHODS for trains in TRAINS.get(name, ("student",))]
 
+# Methods of each kind; the whole contract of every other one is among the slow tests.
+ALSO_FAST = {"supervised", "kd", "hint", "at", "specialise", "route", "dml"}
+
 
 # Where rounding in a norm over all rows can carry a unit across the kink of its ReLU.
 TOLERANCES: Mapping[str, float] = {"c2kd": 2e-4}
@@ -67,10 +70,13 @@ def cast_of(name: str) -> dict[str, Any]:
 
 
 def test_the_tables_here_name_methods_that_exist() -> None:
-    assert {*ARGUMENTS, *TRAINS, *TOLERANCES} <= set(METHODS)
+    assert {*ARGUMENTS, *TRAINS, *TOLERANCES, *ALSO_FAST} <= set(METHODS)
 
 
-@pytest.mark.parametrize(("name", "trains"), CASES)
+@pytest.mark.parametrize(
+    ("name", "trains"),
+    [pytest.param(*case, marks=() if case[0] in ALSO_FAST else pytest.mark.slow) for case in CASES],
+)
 def test_a_method_keeps_the_contract(name: str, trains: str) -> None:
     check_method(settings_of(name), trains=trains, **cast_of(name))
 

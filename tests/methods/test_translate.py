@@ -110,6 +110,7 @@ def test_dropped_teachers_are_a_function_of_the_step() -> None:
 
 
 # With this seed the first step leaves no teacher out: the contract asks that each takes part in it.
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"balance": "loss"}, {"drop": 0.3, "drop_seed": 9, "head": "conv"}])
 def test_networks_with_maps_keep_the_contract(settings: dict[str, object]) -> None:
     dataset = toy_dataset(TOY_MAPS, rows=120)

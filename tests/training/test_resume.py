@@ -168,6 +168,7 @@ def test_stopping_and_going_on_changes_nothing(whole: Path, tmp_path: Path) -> N
     assert_same_run(out, whole)
 
 
+@pytest.mark.slow
 def test_resuming_where_nothing_was_saved_or_in_an_empty_folder_starts_anew(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     rare = three_stages(every=10000)
@@ -265,6 +266,7 @@ def test_no_process_is_left_over() -> None:
     assert not [line for line in done.out.split() if line.startswith("Z")]
 
 
+@pytest.mark.slow
 def test_what_lies_in_files_without_names_changes_nothing(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, fx, nn
 
-from crossdistill.runtime.code_reads import MISSING, home_of, reads_of, replaced_functions, resolved
+from crossdistill.runtime.code_reads import MISSING, home_of, is_of_program, reads_of, replaced_functions, resolved
 from crossdistill.runtime.hashing import key_hash, tensor_hash
 
 PLAIN = (type(None), bool, int, str, bytes, complex, type(...), type(NotImplemented))
@@ -223,7 +223,11 @@ class _Walk:
             for base in value.__mro__:
                 if base.__module__ != "builtins" and home_of(base):
                     replaced = {
-                        **{n: e for n, e in vars(base).items() if isinstance(e, types.FunctionType) and not home_of(e)},
+                        **{
+                            n: e
+                            for n, e in vars(base).items()
+                            if isinstance(e, types.FunctionType) and is_of_program(e)
+                        },
                         **replaced,
                     }
             module = KNOWN_AS.get(value.__module__, value.__module__)

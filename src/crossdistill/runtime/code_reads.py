@@ -122,13 +122,19 @@ def replaced_functions() -> dict[str, Any]:
     replaced = {}
     for space, before in zip(_NAMESPACES, _AT_IMPORT, strict=True):
         for name, entry in vars(space).items():
-            of_program = isinstance(entry, types.FunctionType) and home_of(entry) is None
+            of_program = isinstance(entry, types.FunctionType) and is_of_program(entry)
             # Parts of torch that are imported later wrap other functions, under the same name or as `__init__`.
             same = name.startswith("__") or getattr(entry, "__name__", name) == name
             other = name in before and entry is not before[name] and not same
             if of_program or other:
                 replaced[f"{space.__name__}.{name}"] = entry
     return replaced
+
+
+@cache
+def is_of_program(function: types.FunctionType) -> bool:
+    """Whether a function of a namespace or class of a library comes from the program itself; such a function stays."""
+    return home_of(function) is None
 
 
 def home_of(thing: types.ModuleType | type | types.FunctionType) -> str | None:
