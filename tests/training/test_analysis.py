@@ -29,12 +29,12 @@ def fused() -> tuple[Stage, ...]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
-    run(toy_recipe(*fused()), out)
+    run(toy_recipe(*fused(), metrics=("accuracy", "ece", "nll", "brier")), out)
     return out
 
 
 def recipe() -> Recipe:
-    return toy_recipe(*fused())
+    return toy_recipe(*fused(), metrics=("accuracy", "ece", "nll", "brier"))
 
 
 def logits(network: Network, dataset: Dataset, rows: torch.Tensor) -> torch.Tensor:
@@ -51,6 +51,11 @@ def test_accuracies_are_those_of_the_results(finished: Path) -> None:
         assert found.sources[name].rows == results[name].test_rows
     assert found.sources["student"].accuracy == pytest.approx(results["richkd-l"].mean)
     assert (found.split, found.reference) == ("test", "teacher:teacher-0")
+    for name, row in (("student", "richkd-l"), ("teacher:teacher-0", "teacher:teacher-0")):
+        measured = {one.metric: one.mean for one in results[row].metrics}
+        values = {metric: getattr(found.sources[name], metric) for metric in ("ece", "nll", "brier")}
+        assert measured == pytest.approx(values)
+    assert not results["chance"].metrics, "it has no probabilities"
 
 
 def test_the_student_and_the_fused_teacher_by_hand(finished: Path) -> None:

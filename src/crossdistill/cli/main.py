@@ -144,8 +144,9 @@ def eval_command(
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="Of classes: accuracy, balanced-accuracy, macro-f1, kappa, matthews; of labels: map, micro-f1, "
-            "macro-f1, subset-accuracy; of numbers: r2, mae, rmse; of soft labels: those of classes, cross-entropy. "
+            help="Of classes: accuracy, balanced-accuracy, macro-f1, kappa, matthews, ece, nll, brier; of labels: map, "
+            "micro-f1, macro-f1, subset-accuracy; of numbers: r2, mae, rmse; of soft labels: accuracy to matthews, "
+            "cross-entropy. "
             "By default the run's main one.",
         ),
     ] = None,

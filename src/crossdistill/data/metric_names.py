@@ -6,12 +6,14 @@ from types import MappingProxyType
 from crossdistill.batch import Task
 from crossdistill.errors import SettingError, nearest
 
-LOWER_IS_BETTER = frozenset({"mae", "rmse", "cross-entropy"})
+OF_PROBABILITIES = frozenset({"ece", "nll", "brier"})
+"""Metrics of classes that need the probability of each class; see `training.calibration`."""
+LOWER_IS_BETTER = frozenset({"mae", "rmse", "cross-entropy"}) | OF_PROBABILITIES
 _OF_CLASSES = ("balanced-accuracy", "macro-f1", "kappa", "matthews")
 
 METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     {
-        "classes": ("accuracy", *_OF_CLASSES),
+        "classes": ("accuracy", *_OF_CLASSES, "ece", "nll", "brier"),
         "multi-label": ("map", "micro-f1", "macro-f1", "subset-accuracy"),
         "regression": ("r2", "mae", "rmse"),
         "soft": ("accuracy", "cross-entropy", *_OF_CLASSES),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossdistill.batch import Batch
 from crossdistill.data.dataset import Dataset
-from crossdistill.data.metric_names import METRICS, chosen_metrics
+from crossdistill.data.metric_names import METRICS, OF_PROBABILITIES, chosen_metrics
 from crossdistill.data.rendered import rendered, renderings_of
 from crossdistill.data.row_source import costliest
 from crossdistill.data.targets import decoded, has_target
@@ -148,7 +148,8 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str | None = 
         raise SettingError(f"data {dataset.name!r} has no split {split!r}; {nearest(split, dataset.splits)}")
     dataset = rendered(dataset, renderings_of(student.inputs, dataset), student.network.name)
     rows = dataset.splits[split]
-    predictions = predict(student.network, dataset, rows, torch.device("cpu"), only=student.network.reads)
     metric = metric or chosen_metrics(dataset.task, recipe.metrics)[0]
+    device, likely = torch.device("cpu"), metric in OF_PROBABILITIES
+    predictions = predict(student.network, dataset, rows, device, only=student.network.reads, probabilities=likely)
     value = measure(metric, predictions)
     return {"split": split, "metric": metric, "value": value, "rows": len(predictions), "of": len(rows)}

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossdistill.data.metric_names import chosen_metrics
+from crossdistill.data.metric_names import OF_PROBABILITIES, chosen_metrics
+from crossdistill.training.calibration import brier_score, expected_calibration_error, negative_log_likelihood
 from crossdistill.training.predictions import Predictions
 
 # Metric -> function of `torchmetrics.functional.classification` and its settings besides the number of classes.
@@ -35,7 +36,7 @@ IGNORED = -1
 
 
 def measure(metric: str, predictions: Predictions) -> float:
-    """A metric of `METRICS` over all rows at once; NaN without rows.
+    """A metric of `METRICS` over all rows at once; NaN without rows, or without the probabilities that it needs.
 
     Raises:
         SettingError: the predictions' task has no such metric.
@@ -45,6 +46,8 @@ def measure(metric: str, predictions: Predictions) -> float:
         return float("nan")
     if metric == "accuracy":
         return predictions.accuracy()
+    if metric in OF_PROBABILITIES:
+        return _of_probabilities(metric, predictions)
     if metric == "cross-entropy":
         return float(-predictions.scores().mean())
     if predictions.task == "regression":
@@ -52,6 +55,13 @@ def measure(metric: str, predictions: Predictions) -> float:
     if predictions.task == "multi-label":
         return _of_labels(metric, predictions)
     return _of_classes(metric, predictions)
+
+
+def _of_probabilities(metric: str, predictions: Predictions) -> float:
+    if predictions.probabilities is None:
+        return float("nan")
+    functions = {"ece": expected_calibration_error, "nll": negative_log_likelihood, "brier": brier_score}
+    return functions[metric](predictions.probabilities, predictions.classes())
 
 
 def _of_classes(metric: str, predictions: Predictions) -> float:

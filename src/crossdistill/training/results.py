@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from crossdistill.data.dataset import Dataset, rows_with_label
-from crossdistill.data.metric_names import chosen_metrics
+from crossdistill.data.metric_names import OF_PROBABILITIES, chosen_metrics
 from crossdistill.data.targets import has_target
 from crossdistill.method import STUDENT
 from crossdistill.network import Network
@@ -49,6 +49,7 @@ def finish(
     learner = Live(recipe.learner, plan.members[recipe.learner])
     method = recipe.method or recipe.stages[-1].method.name
     table = _Table(plan, split)
+    likely = not OF_PROBABILITIES.isdisjoint(recipe.metrics)
     with_target = _fraction(has_target(dataset.targets), dataset)
     has_labels = bool(has_target(dataset.targets[rows]).any())
     results = [table.row("chance", chance(dataset, split), labelled=with_target)] if has_labels else []
@@ -60,7 +61,8 @@ def finish(
             continue
         if TeacherBase.of(teacher).spec.logits != (len(dataset.classes),):
             continue  # an encoder, or one with other classes: accuracy is not defined
-        predictions = predict(teacher.select({Signal.LOGITS}), dataset, rows, devices.device, only=teacher.modalities)
+        source = teacher.select({Signal.LOGITS})
+        predictions = predict(source, dataset, rows, devices.device, only=teacher.modalities, probabilities=likely)
         # A teacher whose inputs are absent in the whole split has no row; the run has shown that before.
         if len(predictions.targets):
             results.append(table.row(f"teacher:{name}", predictions, labelled=with_target))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from crossdistill.data.metric_names import LOWER_IS_BETTER
+from crossdistill.data.metric_names import LOWER_IS_BETTER, OF_PROBABILITIES
 from crossdistill.method import STUDENT
 from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Job
@@ -28,7 +28,9 @@ def with_metric(
     rows = job.dataset.splits["validation"][devices.rank :: devices.ranks]
     training.eval_mode()
     source = job.student.select({Signal.LOGITS})
-    value = measure(metric, of_all_ranks(predict(source, job.dataset, rows, devices.device, only=job.reads), devices))
+    likely = metric in OF_PROBABILITIES
+    share = predict(source, job.dataset, rows, devices.device, only=job.reads, probabilities=likely)
+    value = measure(metric, of_all_ranks(share, devices))
     training.train_mode()
     judged = {**validation, STUDENT: value if metric in LOWER_IS_BETTER else -value}
     return {**validation, metric: value}, judged
