@@ -99,6 +99,11 @@ def test_the_features_by_hand() -> None:
     torch.testing.assert_close(cast.value("richkd/logits"), wanted)
 
 
+def test_methods_on_logits_take_the_same_target() -> None:
+    kd = cast_of(KD(combine="logits", teacher_weights={"cnn": 0.7, "clip": 0.3}, temperature=3.0))
+    torch.testing.assert_close(kd.value("kd/logits"), cast_of(RichKDL()).value("richkd-l/logits"))
+
+
 def test_each_variant_reads_and_builds_only_what_it_needs() -> None:
     logits, features = Signal.LOGITS, Signal.EMBEDDING
     wanted: Mapping[type[RichKDConfig], set[Signal]] = {

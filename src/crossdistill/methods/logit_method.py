@@ -18,17 +18,20 @@ from crossdistill.methods.logit_shapes import ON_FEATURES, require_same_logits
 from crossdistill.outputs import Outputs, OutputSpec, Signal, spread
 from crossdistill.teacher import Teacher
 
+WEIGHTED = ("weighted", "logits")
+"""Combinations that read `teacher_weights`."""
+
 
 class LogitConfig(MethodConfig):
     """Settings of every method that distils logits: combination of several teachers, and standardisation."""
 
     combine: Literal["each", "probabilities", "logits", "weighted", "best"] = "each"
     """"each": the average of one term per teacher; a teacher without outputs for a row adds nothing there. The others
-    combine the teachers of a row into one prediction: the mean of their probabilities, of their logits, of their
-    probabilities with `teacher_weights`, or in each labelled row the teacher with the lowest cross-entropy (an
+    combine the teachers of a row into one prediction: the mean of their probabilities, the mean of their logits or that
+    of their probabilities with `teacher_weights`, or in each labelled row the teacher with the lowest cross-entropy (an
     unlabelled row uses the mean of probabilities)."""
     teacher_weights: Mapping[str, float] = Field(default_factory=dict)
-    """For "weighted", by teacher; a teacher that is not listed has weight 1. The weights are scaled to sum 1."""
+    """For "weighted" and "logits", by teacher; one that is not listed has weight 1. The weights are scaled to sum 1."""
     standardise: bool = False
     """Replace each row's logits by z-scores first, for student and teachers (Sun et al., CVPR 2024)."""
 
@@ -66,7 +69,7 @@ class LogitConfig(MethodConfig):
         for name in self.teacher_weights:
             if name not in teachers:
                 raise SettingError(f"{self.name}: teacher_weights: no teacher {name!r}; {nearest(name, teachers)}")
-        if self.combine == "weighted" and not any(self.teacher_weights.get(name, 1.0) for name in teachers):
+        if self.combine in WEIGHTED and not any(self.teacher_weights.get(name, 1.0) for name in teachers):
             raise SettingError(f"{self.name}: teacher_weights are 0 for each teacher; set at least one above 0")
 
 
@@ -156,7 +159,7 @@ def _weights(
     config: LogitConfig, student: Outputs, batch: Batch, teachers: Mapping[str, Teacher], logits: Tensor, saw: Tensor
 ) -> Tensor:
     """The weight of each teacher in each row (K, R); the sum is 1, also in rows without any teacher's outputs."""
-    by_teacher = [config.teacher_weights.get(name, 1.0) if config.combine == "weighted" else 1.0 for name in teachers]
+    by_teacher = [config.teacher_weights.get(name, 1.0) if config.combine in WEIGHTED else 1.0 for name in teachers]
     weights = logits.new_tensor(by_teacher).unsqueeze(1) * saw
     # If all teachers of a row have weight 0, they count equally; in a row without teachers the result is unused.
     for instead in (saw.to(weights.dtype), torch.ones_like(weights)):

@@ -66,7 +66,7 @@ def _differs(name: str, *, draws: bool) -> tuple[Difference, ...]:
         Difference(f"{CLIP}.logit_scale", 1.0, "the model's own", "its cache holds cosines without exp(scale)"),
         Difference(f"{CLIP}.clean_names", False, True, "it formats the names of classes as torchvision gives them"),
         Difference(f"{CLIP}.articles", False, True, "every template says 'a', as in 'a photo of a apple'"),
-        Difference(f"{name}.alpha_features", None, "a coefficient of its own", "its code uses alpha for both fusions"),
+        Difference(f"{name} coefficient of embeddings", "alpha", "its own", "the code uses alpha for both fusions"),
         *((own,) if draws else ()),
     )
 

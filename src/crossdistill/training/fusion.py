@@ -115,7 +115,7 @@ class FusionReport:
         named = {**self.parts, "fused": self.fused}
         each = [f"{name} accuracy {c.accuracy:.3f}, NLL {c.nll:.3f}, ECE {c.ece:.3f}" for name, c in named.items()]
         agree = [f"{name} agrees with {self.main} in {100 * part:.0f} %" for name, part in self.agreement.items()]
-        moved = f"KL(fused ‖ {self.main} alone) {self.moved:.2g} nats at T = {self.temperature:g}"
+        moved = f"KL(fused ‖ {self.alpha:.3g} · {self.main}) {self.moved:.2g} nats at T = {self.temperature:g}"
         return f"{counted(self.fused.rows, 'validation row')}: {'; '.join([*each, *agree, moved])}"
 
     def warning(self) -> str:
