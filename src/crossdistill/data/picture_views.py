@@ -1,7 +1,7 @@
 """Changes of whole batches of pictures of 0 to 1 in tensors, each picture by its own random numbers."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from crossdistill.data.picture_filters import places, sampled
@@ -18,17 +18,10 @@ def cropped(pictures: Float[Tensor, "B C H W"], margin: int, random: RowRandom) 
     """A part of the size of the picture, at a random place of the picture with `margin` black pixels on every side."""
     height, width = pictures.shape[-2:]
     padded = torch.nn.functional.pad(pictures, (margin,) * 4)
-    start = (random.uniform(2) * (2 * margin + 1)).long()
-    return _taken(padded, start[:, :1] + torch.arange(height), start[:, 1:] + torch.arange(width))
-
-
-def _taken(
-    pictures: Float[Tensor, "B C H W"], rows: Int64[Tensor, "B h"], columns: Int64[Tensor, "B w"]
-) -> Float[Tensor, "B C h w"]:
-    """These rows and columns of each picture."""
-    number = torch.arange(len(pictures))[:, None, None]
-    # Advanced indices on both sides of a slice come first.
-    return pictures[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    start = (random.uniform(2) * (2 * margin + 1)).long().tolist()
+    # Slices one by one take a tenth of the time of one gather of all pixels.
+    taken = [one[:, top : top + height, left : left + width] for one, (top, left) in zip(padded, start, strict=True)]
+    return torch.stack(taken) if taken else pictures
 
 
 def parts(sizes: Float[Tensor, "B 2"], least: float, random: RowRandom) -> Float[Tensor, "B 4"]:
