@@ -31,6 +31,8 @@ FAMILIES: Mapping[str, str] = {
     "av-mnist": "crossdistill.recipes.av_mnist:av_mnist",
     "cifar10": "crossdistill.recipes.cifar:cifar10",
     "cifar100": "crossdistill.recipes.cifar:cifar100",
+    "imagenet": "crossdistill.recipes.imagenet:imagenet",
+    "tiny-imagenet": "crossdistill.recipes.imagenet:tiny_imagenet",
 }
 """Data by name, each with the function that builds the recipe of a method; imported on first use."""
 

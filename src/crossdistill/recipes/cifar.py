@@ -25,7 +25,7 @@ MILESTONES = (150 / 240, 180 / 240, 210 / 240)
 LEARNING_RATE, SMALL_RATE = 0.05, 0.01
 SMALL_RATE_FOR = ("mobilenet", "shuffle")
 """Parts of the names of students that train at the smaller rate."""
-STUDENT, TEACHER = "cifar-resnet8", "cifar-resnet32"
+STUDENT, TEACHER = "cifar-resnet8x4", "cifar-resnet32x4"
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "crd": {"fixed": (1.0, 0.8), "negatives": 16384},
     "rkd": {"fixed": (1.0, 1.0)},

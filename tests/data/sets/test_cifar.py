@@ -12,8 +12,12 @@ from facts import raises
 
 from crossdistill import run
 from crossdistill.data import cache
+from crossdistill.data.augmentation import Variation, Variations
+from crossdistill.data.picture_form import pictures_of
 from crossdistill.data.pictures import Pictures
 from crossdistill.data.plain_pickle import read_plain
+from crossdistill.data.rendered import rendered
+from crossdistill.data.rendering import PictureRendering
 from crossdistill.data.sets.cifar import Cifar10Config, Cifar100Config
 from crossdistill.errors import DataError
 from crossdistill.recipes import make
@@ -203,3 +207,20 @@ def test_a_first_run(root: Path, tmp_path: Path) -> None:
     settings = [f"data.root={root}", "teachers.cnn=cifar-resnet8", "student=cifar-resnet8"]
     results = run(make("cifar10/kd", settings).tiny(), tmp_path / "out")
     assert {row.method for row in results.rows} >= {"chance", "teacher:cnn", "kd"}
+
+
+def test_a_rendering_is_made_of_the_augmented_picture(root: Path) -> None:
+    views = Variations(inputs={"image": Variation(crop=4, flip=True, rand_augment=1)}, views=4)
+    data = Cifar10Config(root=root, augmentation=views).load()
+    rendering = PictureRendering(size=(48, 48), mean=(0.5,), deviation=(0.25,))
+    both = rendered(data, {"image@clip": rendering}, "clip")
+    rows, view = data.splits["train"][:6], torch.arange(6) % 5
+    batch = both.batch(rows, view=view)
+    spec, seen = data.input_specs["image"], batch.inputs["image"]
+    assert isinstance(seen, torch.Tensor)
+    wanted = rendering.apply(pictures_of(seen, spec) * 255)
+    assert torch.allclose(batch.inputs["image@clip"], wanted, atol=1e-5)  # type: ignore[arg-type]
+    plain = both.batch(rows).inputs["image@clip"]
+    source = data.inputs["image"]
+    assert isinstance(source, Pictures)
+    assert torch.allclose(plain, rendering.apply(source.values[rows]), atol=1e-5)  # type: ignore[arg-type]

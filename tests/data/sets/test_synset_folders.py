@@ -10,11 +10,13 @@ from facts import raises
 from PIL import Image
 from torch import Tensor
 
+from crossdistill import run
 from crossdistill.data.file_source import FileSource
 from crossdistill.data.sets.imagenet import ImagenetConfig
 from crossdistill.data.sets.synset_folders import class_names
 from crossdistill.data.sets.tiny_imagenet import TinyImagenetConfig
 from crossdistill.errors import DataError
+from crossdistill.recipes import make
 
 SYNSETS = ("n01440764", "n02012849", "n03126707", "n09999999")
 WORDS = {
@@ -180,3 +182,29 @@ def test_class_names_are_unique() -> None:
     assert class_names(SYNSETS, WORDS) == ("tench", "n02012849", "n03126707", "goldfish")
     words = {"n01440764": "crane, bird", "n02012849": "crane, machine"}
     assert class_names(SYNSETS[:3], words) == ("crane, bird", "crane, machine", "n03126707")
+
+
+def test_recipes_are_the_published_ones() -> None:
+    kd, crd = make("imagenet/kd", []), make("imagenet/crd", [])
+    for recipe, batch, rate in ((kd, 512, 0.2), (crd, 256, 0.1)):
+        assert [stage.epochs for stage in recipe.stages] == [100, 100]
+        for stage in recipe.stages:
+            optimizer = stage.optimizer
+            assert (stage.batch_size, optimizer.learning_rate, optimizer.weight_decay) == (batch, rate, 1e-4)
+            assert (optimizer.name, optimizer.momentum, optimizer.milestones) == ("sgd", 0.9, (30, 60, 90))
+    method = kd.stages[-1].method.model_dump()
+    assert (method["temperature"], method["fixed"]) == (1.0, (0.5, 0.5))
+    assert kd.student.model_dump()["model"] == "imagenet-resnet18"
+    assert kd.teachers["cnn"].model_dump()["model"] == "imagenet-resnet34"
+    tiny = make("tiny-imagenet/kd", []).stages[-1]
+    assert (tiny.epochs, tiny.batch_size, tiny.optimizer.milestones) == (200, 256, (60, 120, 160))
+    assert tiny.optimizer.weight_decay == 5e-4
+
+
+def test_a_first_run_on_tiny_imagenet(tiny: Path, tmp_path: Path) -> None:
+    settings = ["student=cifar-resnet8", "teachers.cnn=cifar-resnet8", f"data.root={tiny}", "data.workers=0"]
+    recipe = make("tiny-imagenet/kd", settings).tiny()
+    stages = tuple(stage.model_copy(update={"steps": 1, "epochs": 1, "batch_size": 8}) for stage in recipe.stages)
+    stages = tuple(one.model_copy(update={"optimizer": one.optimizer.within(1)}) for one in stages)
+    report = run(recipe.model_copy(update={"stages": stages}), tmp_path / "out", progress=False)
+    assert {row.method for row in report.rows} >= {"chance", "teacher:cnn", "kd"}
