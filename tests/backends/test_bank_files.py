@@ -86,7 +86,7 @@ def test_a_run_from_the_file_is_the_run_with_the_network(tmp_path: Path, views: 
 def test_the_smallest_form_gives_nearly_the_same_logits(finished: Path, tmp_path: Path) -> None:
     dataset = toy_dataset()
     file = exported(finished, tmp_path, dataset, dtype="int8", top=2)
-    stored = read_bank_file(file)
+    (stored,) = read_bank_file(file)
     assert stored.tensors["logits.values"].dtype == stored.tensors["logits.classes"].dtype == torch.uint8
     assert (stored.info.teacher.name, stored.info.classes) == (TEACHER, dataset.classes)
     assert 0 < stored.info.loss[0].kl_mean < stored.info.loss[0].kl_max < 0.2
@@ -107,11 +107,11 @@ def test_the_figure_50000_rows_of_100_logits_the_ten_largest_in_a_byte_each(tmp_
     names = {"classes": [f"class {n}" for n in range(100)], "rows": 50_000, "digest": digest(tensors)}
     about = {"teacher": {"name": "cnn"}, "data": {"name": "drawn", "fingerprint": "f", "splits": {}}}
     info = BankInfo.model_validate_json(json.dumps({**names, **about, "logits": {"dtype": "int8", "top": 10}}))
-    write_bank_file(tmp_path / "drawn.safetensors", BankFile(info, tensors))
+    write_bank_file(tmp_path / "drawn.safetensors", [BankFile(info, tensors)])
     assert (tmp_path / "drawn.safetensors").stat().st_size <= 2e6
     assert loss.at[0].kl_mean < 0.02
     assert loss.agreement > 0.999
-    assert read_bank_file(tmp_path / "drawn.safetensors").info == info
+    assert [one.info for one in read_bank_file(tmp_path / "drawn.safetensors")] == [info]
 
 
 def test_compressed_logits_row_by_row() -> None:
@@ -177,9 +177,9 @@ def test_a_student_has_no_stored_outputs(finished: Path, tmp_path: Path) -> None
 def changed(file: Path, **tensors: torch.Tensor) -> Path:
     """The file with other tensors, and a hash that fits them."""
     made = {**load_file(file), **tensors}
-    info = json.loads(read_metadata(file)[DESCRIPTION])
+    (info,) = json.loads(read_metadata(file)[DESCRIPTION])
     other = file.with_name("changed.safetensors")
-    save_file(made, other, {DESCRIPTION: json.dumps({**info, "digest": digest(made)})})
+    save_file(made, other, {DESCRIPTION: json.dumps([{**info, "digest": digest(made)}])})
     return other
 
 
@@ -208,17 +208,35 @@ def test_damaged_and_edited_files_are_refused(finished: Path, tmp_path: Path) ->
     save_file(stored, broken)
     with raises(BankDamaged, "bank export"):
         read_bank_file(broken)
-    save_file(stored, broken, {DESCRIPTION: '{"format": 1, "teacher": "mine"}'})
+    save_file(stored, broken, {DESCRIPTION: '[{"format": 1, "teacher": "mine"}]'})
     with raises(BankDamaged, "teacher"):
         read_bank_file(broken)
+
+
+def test_a_file_of_several_teachers(finished: Path, tmp_path: Path) -> None:
+    dataset, file = toy_dataset(), tmp_path / "both.safetensors"
+    infos = export_bank(finished / "banks", file, dataset, form=Form("float16"))
+    assert [info.teacher.name for info in infos] == ["teacher-0", "teacher-1"]
+    assert [one.info for one in read_bank_file(file)] == list(infos)
+    rows = dataset.batch(dataset.splits["train"][:9])
+    own = members(dataset, file).networks[TEACHER](rows).logits
+    other = members(dataset, file, teacher="teacher-1").networks[TEACHER](rows).logits
+    assert not torch.equal(own, other)
+    alone = exported(finished, tmp_path, dataset, dtype="float16")
+    assert torch.equal(members(dataset, alone).networks[TEACHER](rows).logits, own)
+    refused(dataset, file, "'teacher-2'", "'teacher-1'", teacher="teacher-2")
+    save_file({**load_file(file), "2.ids": torch.zeros(1)}, alone, read_metadata(file))
+    with raises(BankDamaged, "'2.ids'"):
+        read_bank_file(alone)
+    with raises(SettingError, "teacher-0", "teacher-1", "parquet"):
+        export_bank(finished / "banks", tmp_path / "both.parquet", dataset)
 
 
 def test_a_teacher_to_export_is_named_and_has_a_bank(finished: Path, tmp_path: Path) -> None:
     dataset = toy_dataset()
     banks = finished / "banks"
-    with raises(SettingError, "teacher-0", "teacher-1", "--teacher"):
-        export_bank(banks, tmp_path / "one.safetensors", dataset)
     export_bank(banks, tmp_path / "one.safetensors", dataset, teacher="teacher-1")
+    assert [one.info.teacher.name for one in read_bank_file(tmp_path / "one.safetensors")] == ["teacher-1"]
     with raises(BankMissing, "'teacher-2'", "'teacher-1'"):
         export_bank(banks, tmp_path / "one.safetensors", dataset, teacher="teacher-2")
     with raises(BankMissing, "--embedding"):

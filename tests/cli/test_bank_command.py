@@ -83,16 +83,16 @@ def test_a_bank_is_exported_and_imported(tmp_path: Path, monkeypatch: pytest.Mon
     said = good("export", str(out), *options, "--dtype", "int8", "--top", "2")
     states(said, file, "teacher-1", "int8", "KL", "toy")
     about = json.loads(good("import", str(file), "--name", "small", "--json"))
-    assert about["logits"] == {"dtype": "int8", "top": 2}
+    assert [one["logits"] for one in about["teachers"]] == [{"dtype": "int8", "top": 2}]
     assert about["bytes"] == Path(about["path"]).stat().st_size
     assert "--set teachers.teacher-1=bank:given" in good("import", str(file))
     result = call("export", str(out), *options, "--dtype", "int4")
     assert isinstance(result.exception, SettingError)
     states(result.exception, "'int4'", "'int8'")
     # A file from elsewhere names its teacher as it likes.
-    stored = read_bank_file(file)
+    (stored,) = read_bank_file(file)
     hostile = stored.info.teacher.model_copy(update={"model": "net\x1b[2J\u202e"})
-    write_bank_file(file, BankFile(stored.info.model_copy(update={"teacher": hostile}), stored.tensors))
+    write_bank_file(file, [BankFile(stored.info.model_copy(update={"teacher": hostile}), stored.tensors)])
     said = good("import", str(file), "--name", "hostile")
     assert "\x1b" not in said
     assert "\u202e" not in said

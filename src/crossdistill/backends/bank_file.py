@@ -1,23 +1,24 @@
-"""Files of a teacher's outputs that are handed on: one safetensors or parquet file, written and verified.
+"""Files of teachers' outputs that are handed on: one safetensors or parquet file, written and verified.
 
 The tensors have one row for each sample and view: `ids` and, with augmentation, `view`; `logits.*`, the parts of
-`compressed`; `embedding`. The header describes them: teacher and licence, class names in the order of the logits, the
-data with its fingerprint, the augmentation of the views, and the loss of the compression. Such a file comes from
-elsewhere, so everything in it is verified, and nothing of it is executed.
+`compressed`; `embedding`. Those of several teachers begin with the teacher's number, as in `1.ids`. The header
+describes each teacher: name and licence, class names in the order of the logits, the data with its fingerprint, the
+augmentation of the views, and the loss of the compression. Such a file comes from elsewhere, so everything in it is
+verified, and nothing of it is executed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
 from torch import Tensor
 
 from crossdistill.backends.compressed import LogitType, index_type
 from crossdistill.data.input_options import MOST_CLASSES, MOST_LABEL, MOST_NAME, MOST_NUMBERS, check_plain
-from crossdistill.errors import BankDamaged, MissingExtraError
+from crossdistill.errors import BankDamaged, MissingExtraError, SettingError
 from crossdistill.runtime.files import atomic_file, file_fault
 from crossdistill.runtime.hashing import key_hash, tensor_hash
 from crossdistill.runtime.tensor_file import read_metadata, read_weights, write_tensors
@@ -95,7 +96,7 @@ class LossInfo(_Part):
 
 
 class BankInfo(_Part):
-    """Everything that a file says of its rows."""
+    """Everything that a file says of the rows of one teacher."""
 
     format: Literal[1] = 1
     library: Literal["crossdistill"] = "crossdistill"
@@ -111,7 +112,7 @@ class BankInfo(_Part):
     agreement: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Fraction of rows whose largest rebuilt logit is that of the full row."""
     digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-    """A hash of all tensors."""
+    """A hash of its tensors."""
 
     @property
     def views(self) -> int:
@@ -121,7 +122,7 @@ class BankInfo(_Part):
 
 @dataclass(frozen=True, slots=True)
 class BankFile:
-    """The content of a file: its description, and its tensors by name."""
+    """The outputs of one teacher in a file: its description, and its tensors by name."""
 
     info: BankInfo
     tensors: Mapping[str, Tensor]
@@ -137,24 +138,33 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return key_hash([[n, str(t.dtype), list(t.shape), tensor_hash(t)] for n, t in sorted(tensors.items())])
 
 
-def write_bank_file(path: Path, content: BankFile) -> None:
-    """Write a file atomically, in the format of its suffix.
+def write_bank_file(path: Path, contents: Sequence[BankFile]) -> None:
+    """Write the outputs of some teachers to a file, atomically, in the format of its suffix.
 
     Raises:
+        SettingError: several teachers for parquet, which has one table.
         MissingExtraError: pyarrow is not installed, for parquet.
         StorageError: the disk is full or the folder is not writable.
     """
-    text = content.info.model_dump_json()
+    text = f"[{','.join(content.info.model_dump_json() for content in contents)}]"
+    parquet = path.suffix.lower() == ".parquet"
+    if parquet and len(contents) > 1:
+        names = ", ".join(content.info.teacher.name for content in contents)
+        raise SettingError(f"{path}: parquet holds one teacher, found {names}; name one, or write .safetensors")
+    tensors = {
+        f"{_prefix(number, len(contents))}{name}": value.contiguous()
+        for number, content in enumerate(contents)
+        for name, value in content.tensors.items()
+    }
     with atomic_file(path) as temporary:
-        if path.suffix.lower() == ".parquet":
-            _write_parquet(temporary, content.tensors, text)
+        if parquet:
+            _write_parquet(temporary, tensors, text)
         else:
-            tensors = {name: value.contiguous() for name, value in content.tensors.items()}
             write_tensors(temporary, tensors, {DESCRIPTION: text})
 
 
-def read_bank_file(path: Path) -> BankFile:
-    """A file's content, verified: the description, types and shapes, ids and views, values, and the hash of all.
+def read_bank_file(path: Path) -> tuple[BankFile, ...]:
+    """A file's content by teacher, verified: descriptions, types and shapes, ids and views, values, and their hashes.
 
     Raises:
         BankDamaged: it is no such file, is damaged or was edited; says what is wrong.
@@ -169,20 +179,36 @@ def read_bank_file(path: Path) -> BankFile:
         text, tensors = read_metadata(path).get(DESCRIPTION), read_weights(path)
     if text is None:
         raise BankDamaged(f"{path}: not written by `crossdistill bank export`: its header lacks {DESCRIPTION!r}")
-    info = _described(path, text)
-    faults = _layout_faults(info, tensors) or _value_faults(info, tensors)
-    if not faults and digest(tensors) != info.digest:
-        faults = ["its values do not match their hash"]
-    if faults:
-        raise BankDamaged(f"{path}: damaged or edited: {'; '.join(faults[:3])}; get it again, or export it again")
-    return BankFile(info, tensors)
+    infos = _described(path, text)
+    contents, rest = [], dict(tensors)
+    for number, info in enumerate(infos):
+        start = _prefix(number, len(infos))
+        names = [name for name in tensors if name.startswith(start)] if start else list(tensors)
+        own = {name[len(start) :]: rest.pop(name) for name in names}
+        faults = _layout_faults(info, own) or _value_faults(info, own)
+        if not faults and digest(own) != info.digest:
+            faults = ["its values do not match their hash"]
+        if faults:
+            raise BankDamaged(f"{path}: damaged or edited: {'; '.join(faults[:3])}; get it again, or export it again")
+        contents.append(BankFile(info, own))
+    if rest:
+        raise BankDamaged(f"{path}: damaged or edited: {next(iter(rest))[:80]!r} belongs to no teacher")
+    return tuple(contents)
 
 
-def _described(path: Path, text: str) -> BankInfo:
+def _prefix(number: int, teachers: int) -> str:
+    """The beginning of the names of a teacher's tensors."""
+    return f"{number}." if teachers > 1 else ""
+
+
+def _described(path: Path, text: str) -> tuple[BankInfo, ...]:
     try:
         if len(text) > MOST_TEXT:
             raise ValueError(f"it has more than {MOST_TEXT:,} bytes")
-        return BankInfo.model_validate_json(text)
+        infos = _INFOS.validate_json(text, strict=True)
+        names = [info.teacher.name for info in infos]
+        if len(set(names)) < len(names):
+            raise ValueError("two teachers have one name")
     except ValidationError as error:
         faults = [
             f"{'.'.join(map(str, fault['loc']))[:100]}: {fault['msg'][:200]}"
@@ -191,6 +217,10 @@ def _described(path: Path, text: str) -> BankInfo:
         raise BankDamaged(f"{path}: its description is damaged: {'; '.join(faults)}") from error
     except (ValueError, RecursionError) as error:
         raise BankDamaged(f"{path}: its description is damaged: {' '.join(str(error).split())[:200]}") from error
+    return infos
+
+
+_INFOS = TypeAdapter(Annotated[tuple[BankInfo, ...], Field(min_length=1, max_length=64)])
 
 
 def layout(info: BankInfo) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -1,7 +1,7 @@
 """A teacher from a file of its outputs (`bank:FILE`), which needs no network: see `crossdistill bank export`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from crossdistill.outputs import OutputSpec
 from crossdistill.runtime.escaping import visible
 from crossdistill.runtime.progress import counted
 
-OPTIONS = ("view",)
+OPTIONS = ("teacher", "view")
 SUFFIX = ".safetensors"
 NAME = r"[A-Za-z0-9_][\w.-]{0,99}"
 """Form of the names of imported files."""
@@ -51,8 +51,8 @@ def path_of(name: str) -> Path:
     )
 
 
-def keep(file: Path, name: str | None = None) -> tuple[Path, BankInfo]:
-    """Verify a file and copy it into the folder of imported ones, as safetensors; its path there and its description.
+def keep(file: Path, name: str | None = None) -> tuple[Path, tuple[BankInfo, ...]]:
+    """Verify a file and copy it into the folder of imported ones, as safetensors; its path there and its descriptions.
 
     Raises:
         SettingError: the name is not valid, or names another file already.
@@ -62,36 +62,55 @@ def keep(file: Path, name: str | None = None) -> tuple[Path, BankInfo]:
     name = name if name is not None else file.stem
     if not re.fullmatch(NAME, name):
         raise SettingError(f"--name: wanted letters, digits and . _ -, as in clip-vit-l14, found {name!r}")
-    content = read_bank_file(file)
+    contents = read_bank_file(file)
+    infos = tuple(content.info for content in contents)
     path = imported_folder() / f"{name}{SUFFIX}"
-    if path.is_file() and read_bank_file(path).info.digest != content.info.digest:
+    if path.is_file() and tuple(content.info for content in read_bank_file(path)) != infos:
         raise SettingError(f"another bank is imported as {name!r}: remove {path}, or give --name")
-    write_bank_file(path, content)
-    return path, content.info
+    write_bank_file(path, contents)
+    return path, infos
 
 
-def build(name: str, options: Mapping[str, Any], how: str | None, *, dataset: Dataset, student: bool) -> Built:
-    """The teacher of a file, verified against the data.
+def build(
+    name: str, options: Mapping[str, Any], how: str | None, *, member: str, dataset: Dataset, student: bool
+) -> Built:
+    """A teacher of a file, verified against the data.
 
-    The option `view=0` takes a file of rows without augmentation for the augmented rows of the data.
+    The option `teacher` names it in a file of several; by default the one of the member's name. The option `view=0`
+    takes a file of rows without augmentation for the augmented rows of the data.
 
     Raises:
         SettingError: an option is unknown, or the network would train.
         BankMissing, BankDamaged, BankStale: there is no such file, it is damaged, or it is of other data.
     """
-    for option, value in options.items():
+    for option in options:
         if option not in OPTIONS:
             raise SettingError(f"{name} has no option {option!r}; {nearest(option, OPTIONS)}")
-        if value != 0 or isinstance(value, bool):
-            raise SettingError(f"{name}: options.view: wanted 0, the rows without augmentation, found {value!r}")
+    view = options.get("view", 0)
+    if view != 0 or isinstance(view, bool):
+        raise SettingError(f"{name}: options.view: wanted 0, the rows without augmentation, found {view!r}")
     if student or how not in (None, "frozen"):
         raise SettingError(f"{name}: stored outputs do not train; name a network for what trains")
     path = path_of(name.partition(":")[2])
-    content = read_bank_file(path)
+    content = _of_teacher(name, read_bank_file(path), options.get("teacher"), member)
     _check_data(path, content.info, dataset, plain="view" in options)
     place = _places(path, content, dataset, plain="view" in options)
     lacking = int((_wanted(place, dataset) < 0).sum())
     return Built(BankNetwork(content, place), (_said(content.info, lacking),))
+
+
+def _of_teacher(name: str, contents: Sequence[BankFile], wanted: Any, member: str) -> BankFile:
+    """The content of the teacher that is wanted, of the only one, or of the one of the member's name."""
+    known = {content.info.teacher.name: content for content in contents}
+    if wanted is None and len(contents) == 1:
+        return contents[0]
+    found = known.get(str(member if wanted is None else wanted))
+    if found is None:
+        raise SettingError(
+            f"{name} has no teacher {str(wanted or member)!r}; {nearest(str(wanted or member), known)}; "
+            "options.teacher names one"
+        )
+    return found
 
 
 class StoredOutputs(nn.Module):

@@ -122,8 +122,8 @@ def build(
         return _own_class(name, options, reads, how, dataset)
     loader = importlib.import_module(BACKENDS[str(backend)])
     if backend in ("onnx", "bank"):
-        given = {"reads": reads, "member": member} if backend == "onnx" else {"how": how, "student": student}
-        built: Built = loader.build(name, options, dataset=dataset, **given)
+        given = {"reads": reads} if backend == "onnx" else {"how": how, "student": student}
+        built: Built = loader.build(name, options, member=member, dataset=dataset, **given)
         return built
     context = {"student": student, "dataset": dataset, "reads": reads} if backend == "timm" else {}
     loaded: Loaded = loader.load(name.partition(":")[2], options, dtype=getattr(torch, dtype), **context)

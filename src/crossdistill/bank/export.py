@@ -59,16 +59,16 @@ def export_bank(
     models: Mapping[str, str] | None = None,
     stages: Sequence[str] = (),
     form: Form | None = None,
-) -> BankInfo:
-    """Write the bank of a teacher's logits to a file, with its measured loss; returns the file's description.
+) -> tuple[BankInfo, ...]:
+    """Write the banks of teachers' logits to a file, with their measured loss; returns the file's descriptions.
 
-    `folder` holds the banks of a run on `dataset`. By default the teacher is the only one with logits there. `models`
-    are the names of networks by teacher; of a teacher with banks of several of the `stages`, the last one counts.
+    `folder` holds the banks of a run on `dataset`. By default all teachers with logits there are written. `models` are
+    the names of networks by teacher; of a teacher with banks of several of the `stages`, the last one counts.
 
     Raises:
         BankMissing: there is no complete bank of it.
         BankDamaged: its values do not match their checksums.
-        SettingError: the file's suffix or an option is unknown, or several teachers or banks fit.
+        SettingError: the file's suffix or an option is unknown, several banks fit, or parquet gets several teachers.
         StorageError: the file cannot be written.
     """
     form = form or Form()
@@ -76,7 +76,18 @@ def export_bank(
         raise SettingError(f"--to {file}: wanted a file {' or '.join(SUFFIXES)}, found {file.suffix or 'no suffix'!r}")
     if dataset.task != "classes":
         raise SettingError(f"data {dataset.name!r} has targets of {dataset.task!r}; logits of classes are exported")
-    found = _chosen(folder, dataset, teacher, stages)
+    chosen = [_last(found, stages) for found in _by_teacher(folder, dataset, teacher)]
+    embeddings = _embeddings(folder, chosen, dataset) if form.embedding else {}
+    contents = [
+        _content(found, embeddings.get(found.source), dataset, form, _model(models or {}, found.source))
+        for found in chosen
+    ]
+    write_bank_file(file, contents)
+    return tuple(content.info for content in contents)
+
+
+def _content(found: Found, embedding: Bank | None, dataset: Dataset, form: Form, model: str | None) -> BankFile:
+    found.bank.verify_values()
     at = _computed(found.bank)
     logits = found.bank.take(at).float()
     parts = compress(logits, form.dtype, form.top)
@@ -84,29 +95,30 @@ def export_bank(
     tensors = {"ids": _narrow(found.bank.rows.ids[at]), **{f"logits.{name}": part for name, part in parts.items()}}
     if found.bank.rows.view is not None:
         tensors["view"] = found.bank.rows.view[at].to(torch.int16)
-    if form.embedding:
-        value = _beside(folder, found, dataset).take(at)
+    if embedding is not None:
+        value = embedding.take(at)
         tensors["embedding"] = value if value.dtype == torch.float32 else value.to(torch.float16)
     info = BankInfo(
-        teacher=TeacherInfo(
-            name=found.source, model=_model(models or {}, found.source), licence=_licence(found.licence)
-        ),
+        teacher=TeacherInfo(name=found.source, model=model, licence=_licence(found.licence)),
         data=_data(dataset),
         classes=dataset.classes,
         rows=len(at),
         augmentation=_views(dataset, found.bank),
         logits=LogitsInfo(dtype=form.dtype, top=form.top),
-        embedding=int(tensors["embedding"].shape[1]) if form.embedding else None,
+        embedding=None if embedding is None else int(tensors["embedding"].shape[1]),
         loss=tuple(LossInfo(**asdict(one)) for one in loss.at),
         agreement=loss.agreement,
         digest=digest(tensors),
     )
-    write_bank_file(file, BankFile(info, tensors))
-    return info
+    return BankFile(info, tensors)
 
 
-def _chosen(folder: Path, dataset: Dataset, teacher: str | None, stages: Sequence[str]) -> Found:
-    """The bank of the logits of a teacher, all of whose values are verified."""
+def _by_teacher(folder: Path, dataset: Dataset, teacher: str | None) -> list[list[Found]]:
+    """The complete banks of logits of each teacher, or of one.
+
+    Raises:
+        BankMissing: there are none; names the nearest.
+    """
     fitting = _banks_of(folder, dataset, str(Signal.LOGITS))
     names = sorted({found.source for found in fitting})
     if not fitting or (teacher is not None and teacher not in names):
@@ -116,15 +128,20 @@ def _chosen(folder: Path, dataset: Dataset, teacher: str | None, stages: Sequenc
             "with stages.NAME.source=banked (data with new views in each epoch have none); of a run with --share or "
             "--banks, name that folder of banks with --banks"
         )
-    if teacher is None and len(names) > 1:
-        raise SettingError(f"{folder} holds logits of {', '.join(names)}; name one with --teacher")
-    own = [found for found in fitting if found.source == (teacher or names[0])]
-    last = max(_place(found.stage, stages) for found in own)
-    own = [found for found in own if _place(found.stage, stages) == last]
+    return [[one for one in fitting if one.source == name] for name in ([teacher] if teacher else names)]
+
+
+def _last(fitting: Sequence[Found], stages: Sequence[str]) -> Found:
+    """The bank of the last stage that has one.
+
+    Raises:
+        SettingError: there are several.
+    """
+    last = max(_place(found.stage, stages) for found in fitting)
+    own = [found for found in fitting if _place(found.stage, stages) == last]
     if len(own) > 1:
         paths = ", ".join(str(found.bank.path) for found in own[:4])
         raise SettingError(f"{len(own)} banks of {own[0].source!r} fit: {paths}; name one with --banks")
-    own[0].bank.verify_values()
     return own[0]
 
 
@@ -150,20 +167,27 @@ def _banks_of(folder: Path, dataset: Dataset, want: str) -> list[Found]:
     return found
 
 
-def _beside(folder: Path, found: Found, dataset: Dataset) -> Bank:
-    """The bank of the embeddings of the same network, on the same rows.
+def _embeddings(folder: Path, chosen: Sequence[Found], dataset: Dataset) -> dict[str, Bank]:
+    """The banks of the embeddings of these networks on the same rows, by teacher, of those that have one.
 
     Raises:
-        BankMissing: there is none.
+        BankMissing: none of them has.
     """
-    for other in _banks_of(folder, dataset, str(Signal.EMBEDDING)):
-        if other.bank.key.weights == found.bank.key.weights and other.bank.key.rows == found.bank.key.rows:
-            other.bank.verify_values()
-            return other.bank
-    raise BankMissing(
-        f"{folder} holds no bank of the embeddings of {found.source!r}; a run whose method reads them, such as "
-        "richkd, fills it; leave --embedding out for the logits alone"
-    )
+    known = [other.bank for other in _banks_of(folder, dataset, str(Signal.EMBEDDING))]
+    found: dict[str, Bank] = {}
+    for one in chosen:
+        wanted = one.bank.key.weights, one.bank.key.rows
+        for bank in known:
+            if (bank.key.weights, bank.key.rows) == wanted:
+                bank.verify_values()
+                found[one.source] = bank
+    if not found:
+        names = ", ".join(repr(one.source) for one in chosen)
+        raise BankMissing(
+            f"{folder} holds no bank of the embeddings of {names}; a run whose method reads them, such as richkd, "
+            "fills it; leave --embedding out for the logits alone"
+        )
+    return found
 
 
 def _computed(bank: Bank) -> Tensor:

@@ -189,7 +189,7 @@ def export_command(
         Path | None, typer.Option("--to", metavar="FILE", help="The file: .safetensors, or .parquet (pyarrow).")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="NAME", help="The teacher; by default the only one with logits.")
+        str | None, typer.Option("--teacher", metavar="NAME", help="The teacher; by default all with logits.")
     ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="TYPE", help="Type of the logits: float32, float16 or int8.")
@@ -212,7 +212,7 @@ def export_command(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a teacher's logits to one file that can be handed on, and print what its form loses.
+    """Write teachers' logits to one file that can be handed on, and print what its form loses.
 
     The file has sample ids and views, class names, teacher and licence, and the fingerprint of the data. Elsewhere,
     `--set teachers.NAME=bank:FILE` trains from it without the teacher's network.
@@ -231,7 +231,7 @@ def export_command(
     if dtype not in get_args(LogitType):
         raise SettingError(f"--dtype: no type is called {dtype!r}; {nearest(dtype, get_args(LogitType))}")
     made = of_run(run, recipe, settings or [], "bank export")
-    info = export_bank(
+    infos = export_bank(
         banks or run / "banks",
         to,
         made.data if isinstance(made.data, Dataset) else made.data.load(),
@@ -240,7 +240,7 @@ def export_command(
         stages=[stage.name for stage in made.stages],
         form=Form(dtype, top, embedding),  # type: ignore[arg-type]  # checked above
     )
-    _show(to, info, as_json)
+    _show(to, infos, as_json)
 
 
 @bank.command("import")
@@ -251,41 +251,43 @@ def import_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a file of a teacher's logits and keep it, so that `bank:NAME` is a teacher in any folder.
+    """Verify a file of teachers' logits and keep it, so that `bank:NAME` is a teacher in any folder.
 
     Class names and fingerprint are compared with the data by the run that uses it.
     """
     from crossdistill.backends.from_bank import keep
 
-    path, info = keep(file, name)
-    _show(path, info, as_json)
+    path, infos = keep(file, name)
+    _show(path, infos, as_json)
     if not as_json:
-        typer.echo(
-            visible(f"train from it: crossdistill run RECIPE --set teachers.{info.teacher.name}=bank:{path.stem}")
-        )
+        words = " ".join(f"--set teachers.{info.teacher.name}=bank:{path.stem}" for info in infos)
+        typer.echo(visible(f"train from it: crossdistill run RECIPE {words}"))
 
 
-def _show(path: Path, info: "BankInfo", as_json: bool) -> None:
+def _show(path: Path, infos: "Sequence[BankInfo]", as_json: bool) -> None:
     from crossdistill.bank.bank import size_text
 
-    size = path.stat().st_size
+    size, data = path.stat().st_size, infos[0].data
     if as_json:
-        typer.echo(json.dumps({"path": str(path), "bytes": size, **info.model_dump(mode="json")}))
+        each = [info.model_dump(mode="json") for info in infos]
+        typer.echo(json.dumps({"path": str(path), "bytes": size, "teachers": each}))
         return
-    licence = info.teacher.licence
-    form = info.logits.dtype if info.logits.top is None else f"{info.logits.top} largest in {info.logits.dtype}"
-    lines = [
-        f"{path}: {size_text(size)}, {info.rows:,} rows of {info.data.name}"
-        f"{f' in {info.views} views' if info.views else ''}, fingerprint {info.data.fingerprint[:12]}",
-        f"teacher {info.teacher.name}{f' ({info.teacher.model})' if info.teacher.model else ''}, licence "
-        f"{licence.licence if licence else 'not stated'}",
-        f"logits of {len(info.classes)} classes: {form}{', with embeddings' if info.embedding else ''}",
-        *(
-            f"KL to the full logits, temperature {one.temperature:g}: mean {one.kl_mean:.3g}, largest {one.kl_max:.3g}"
-            for one in info.loss
-        ),
-        f"the same largest class in {100 * info.agreement:.2f} % of the rows",
-    ]
+    lines = [f"{path}: {size_text(size)}, data {data.name}, fingerprint {data.fingerprint[:12]}"]
+    for info in infos:
+        licence = info.teacher.licence
+        form = info.logits.dtype if info.logits.top is None else f"{info.logits.top} largest in {info.logits.dtype}"
+        lines += [
+            f"teacher {info.teacher.name}{f' ({info.teacher.model})' if info.teacher.model else ''}, licence "
+            f"{licence.licence if licence else 'not stated'}: {info.rows:,} rows"
+            f"{f' in {info.views} views' if info.views else ''}, logits of {len(info.classes)} classes, {form}"
+            f"{', with embeddings' if info.embedding else ''}",
+            *(
+                f"  KL to the full logits, temperature {one.temperature:g}: mean {one.kl_mean:.3g}, largest "
+                f"{one.kl_max:.3g}"
+                for one in info.loss
+            ),
+            f"  the same largest class in {100 * info.agreement:.2f} % of the rows",
+        ]
     for line in lines:
         typer.echo(visible(line))
 

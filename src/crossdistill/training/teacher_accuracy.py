@@ -258,6 +258,8 @@ class TeacherCheck:
                 f"{fresh}, and it is a network of your own: if its weights are trained, its input is prepared in "
                 f"another way here than in its training (scaling, normalisation, channels); else {cure}"
             )
+        if backend_of(member.model) == "bank":
+            return f"its outputs are those of {member.model}, whose network was no better where they were exported"
         if member.weights is None and backend_of(member.model) is not None:
             return (
                 f"{fresh}, and its weights are those of {member.model}: they may be untrained, its input may be "
