@@ -10,7 +10,7 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
 from crossdistill.overrides import sentences
 from crossdistill.recipe import Recipe
-from crossdistill.recipes import make, setup_by_name
+from crossdistill.recipes import make, names_student, setup_by_name
 from crossdistill.recipes.own_files import is_file_data
 from crossdistill.recipes.setup import ExperimentSetup, Kind
 from crossdistill.recipes.stages import PLANS
@@ -75,11 +75,12 @@ class Cell:
 
     def _made(self, settings: Sequence[str]) -> Recipe:
         chosen = [f"student={self.student}"]
-        if is_file_data(self.data):
+        if is_file_data(self.data) or names_student(self.data):
             # A network that a setting names is the student of the modality that it reads, and of no other.
             network = [text for text in settings if setting_path(text) == "student"]
             settings = [text for text in settings if text not in network]
-            if network and next(iter(setup_by_name(self.data, self.settings).networks)) == self.student:
+            alone = not is_file_data(self.data)
+            if network and (alone or next(iter(setup_by_name(self.data, self.settings).networks)) == self.student):
                 chosen = network
         texts = [*chosen, f"labelled={self.labelled!r}", *settings]
         # Teachers that settings name are those of the kind "named" already.
@@ -198,7 +199,8 @@ class Grid(BaseModel):
     @field_validator("settings")
     @classmethod
     def _known_files(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # pydantic's type is a protocol
-        networks = ("student",) if is_file_data(info.data.get("data", "")) else ()
+        data = info.data.get("data", "")
+        networks = ("student",) if is_file_data(data) or names_student(data) else ()
         for text in value:
             if setting_path(text) in OF_CELLS and setting_path(text) not in networks:
                 option = OF_CELLS[setting_path(text)]

@@ -120,6 +120,11 @@ def data_by_name(data: str, settings: Sequence[str] = ()) -> tuple[DataConfig | 
     )
 
 
+def names_student(data: str) -> bool:
+    """Whether the setting `student` of a family's recipes names a network, and not only a modality."""
+    return data in FAMILIES and inspect.signature(_function(FAMILIES[data])).parameters["student"].annotation is str
+
+
 def names() -> list[str]:
     """All short names."""
     return [f"{data}/{method}" for data in FAMILIES for method in PLANS]

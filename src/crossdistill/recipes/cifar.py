@@ -74,6 +74,7 @@ def setup(
     return pictures_setup(
         config(labelled=labelled, label_seed=seed, augmentation=augmentation()),
         student=student,
+        default=STUDENT,
         teacher=teacher,
         teachers=teachers or {},
         batch_size=batch_size,

@@ -52,6 +52,7 @@ def imagenet_setup(
     return pictures_setup(
         ImagenetConfig(labelled=labelled, label_seed=seed, augmentation=views),
         student=student,
+        default=STUDENT,
         teacher=teacher,
         teachers=teachers or {},
         batch_size=batch_size,
@@ -79,6 +80,7 @@ def tiny_imagenet_setup(
     return pictures_setup(
         TinyImagenetConfig(labelled=labelled, label_seed=seed, augmentation=views),
         student=student,
+        default=TINY_STUDENT,
         teacher=teacher,
         teachers=teachers or {},
         batch_size=batch_size,

@@ -21,6 +21,7 @@ def pictures_setup(
     data: DataConfig,
     *,
     student: str,
+    default: str,
     teacher: str,
     teachers: Teachers,
     batch_size: int,
@@ -31,8 +32,11 @@ def pictures_setup(
 ) -> ExperimentSetup:
     """Data of pictures with one student and named teachers, which train from labels unless a name loads their weights.
 
-    `teacher` is the network of the teacher `cnn`, unless `teachers` has another one.
+    `default` is the network of a student that is named by its modality, `image`. `teacher` is the network of the
+    teacher `cnn`, unless `teachers` has another one.
     """
+    # A comparison names the student by its modality.
+    student = default if student == IMAGE else student
     named = {CNN: teacher, **teachers}
     networks = {name: _teacher(wanted, teacher) for name, wanted in named.items() if wanted is not None}
     return ExperimentSetup(

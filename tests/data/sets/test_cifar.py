@@ -11,6 +11,7 @@ from cifar_archives import FOLDERS, Pickled, batch, files10, files100, write_arc
 from facts import raises
 
 from crossdistill import run
+from crossdistill.compare.grid import Grid
 from crossdistill.data import cache
 from crossdistill.data.augmentation import Variation, Variations
 from crossdistill.data.picture_form import pictures_of
@@ -224,3 +225,14 @@ def test_a_rendering_is_made_of_the_augmented_picture(root: Path) -> None:
     source = data.inputs["image"]
     assert isinstance(source, Pictures)
     assert torch.allclose(plain, rendering.apply(source.values[rows]), atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_a_comparison_takes_its_networks_by_settings(root: Path) -> None:
+    settings = [f"data.root={root}", "student=cifar-resnet8", "teachers.cnn=cifar-resnet14", "epochs=4"]
+    grid = Grid.parse("cifar10", methods="supervised,kd", seeds=1, settings=settings, tiny=True)
+    recipes = [cell.recipe() for cell in grid.cells()]
+    assert {recipe.student.model_dump()["model"] for recipe in recipes} == {"cifar-resnet8"}
+    assert recipes[-1].teachers["cnn"].model_dump()["model"] == "cifar-resnet14"
+    assert grid.students == ("image",)
+    plain = Grid.parse("cifar100", methods="kd", seeds=1).cells()[0].recipe()
+    assert plain.student.model_dump()["model"] == "cifar-resnet8x4"
