@@ -20,7 +20,7 @@ from pydantic import (
 )
 from torch.nn.parameter import is_lazy
 
-from crossdistill.backends.names import Dtype, check_name, full_name, modalities
+from crossdistill.backends.names import Dtype, check_name, modalities, settings_of
 from crossdistill.backends.prompts import TakesZeroShot
 from crossdistill.backends.tune import check_tune
 from crossdistill.bank.bank import BankSettings
@@ -60,7 +60,8 @@ class NetworkConfig(TakesZeroShot):
     reads: tuple[str, ...] | None = None
     """Modalities of the data, where their names differ from those in the table of models."""
     weights: Path | None = None
-    """A safetensors file of initial weights, instead of the seeded ones."""
+    """Initial weights: safetensors, or a public checkpoint (.pth, .pt, or a .tar of them), of which a teacher is frozen
+    unless `tune` says otherwise; `MODEL:FILE` names both."""
     tune: str | None = None
     """The weights that can train: all, last-N (layers), head (the last layer), lora, lora-RANK, or frozen; by default
     all of a student, and of a teacher of another library none if it knows the classes of the data, else its head."""
@@ -70,7 +71,7 @@ class NetworkConfig(TakesZeroShot):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return {"model": full_name(value)} if isinstance(value, str) else value
+        return settings_of(value)
 
     @field_validator("model")
     @classmethod

@@ -19,7 +19,7 @@ from crossdistill.backends.tune import tune
 from crossdistill.backends.zero_shot import class_texts
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError, nearest
-from crossdistill.models import find_model, list_models
+from crossdistill.models import find_model, is_model, list_models
 from crossdistill.network import Network
 
 BACKENDS: Mapping[str, str] = {
@@ -61,6 +61,29 @@ def full_name(name: str) -> str:
     return f"{RUN}:{name}" if holds else name
 
 
+def with_file(name: str) -> tuple[str, str | None]:
+    """A name of the table of models and the file of its weights, of `NAME:FILE`; other names have no file."""
+    model, _, file = name.partition(":")
+    return (model, file) if file and backend_of(name) is None and is_model(model) else (name, None)
+
+
+def settings_of(value: Any) -> Any:
+    """A network's settings: of a text its name, and of `MODEL:FILE` its name and weights; other values are unchanged.
+
+    Raises:
+        ValueError: the name and the settings name weights both.
+    """
+    values = {"model": full_name(value)} if isinstance(value, str) else value
+    if not isinstance(values, Mapping) or not isinstance(values.get("model"), str):
+        return values
+    model, file = with_file(values["model"])
+    if file is None:
+        return values
+    if values.get("weights") is not None:
+        raise ValueError(f"{values['model']} names its weights, and `weights` names {values['weights']}; give one")
+    return {**values, "model": model, "weights": file}
+
+
 def check_name(name: str) -> None:
     """Check the form of a name, and that the table of models has it where it is none of another library.
 
@@ -77,7 +100,7 @@ def check_name(name: str) -> None:
         known = ", ".join([*(f"{one}:NAME" for one in BACKENDS), f"{RUN}:FOLDER"])
         raise SettingError(
             f"no network is called {name!r}; {nearest(prefix, BACKENDS)}. Networks are named {known}, "
-            "package.module:Class, or as crossdistill list models says"
+            "package.module:Class, or as crossdistill list models says, also with a file of weights: MODEL:FILE"
         )
     find_model(name)
 

@@ -10,6 +10,7 @@ from crossdistill.backends.tune import tune
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendered import rendered
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
+from crossdistill.models.checkpoint import is_checkpoint, keeps_weights, load_checkpoint
 from crossdistill.models.own_network import complete, draw, frozen_weights, watch
 from crossdistill.network import Network
 from crossdistill.planning.run_teacher import run_teacher
@@ -79,8 +80,9 @@ def _built(name: str, given: NetworkConfig | Network, dataset: Dataset, recipe: 
         torch.manual_seed(derived_seed("member", recipe.seed, name))
         if backend_of(given.model) is None:
             built = Built(given.build(len(dataset.classes)))
-            if given.tune is not None:
-                tune(built.network.module, given.tune, given.model)
+            how = "frozen" if keeps_weights(given.weights, given.tune) and name != recipe.learner else given.tune
+            if how is not None:
+                tune(built.network.module, how, given.model)
         elif backend_of(given.model) == RUN:
             if name == recipe.learner:
                 raise SettingError(f"{given.model}: a run's student is a teacher here; a student starts from `weights`")
@@ -96,7 +98,9 @@ def _built(name: str, given: NetworkConfig | Network, dataset: Dataset, recipe: 
                 dataset=dataset,
                 student=name == recipe.learner,
             )
-    if given.weights is not None:
+    if given.weights is not None and is_checkpoint(given.weights):
+        load_checkpoint(built.network.module, given.weights, given.model)
+    elif given.weights is not None:
         load_weights(built.network.module, given.weights, built.network.name)
     return built
 

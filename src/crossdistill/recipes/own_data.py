@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from crossdistill.backends.names import RUN, backend_of, full_name
+from crossdistill.backends.names import RUN, backend_of, full_name, with_file
 from crossdistill.batch import InputSpec
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
@@ -68,9 +68,10 @@ def default_network(modality: str, spec: InputSpec, *, large: bool = False) -> N
 
 def fitted(model: str, modality: str, spec: InputSpec, options: Mapping[str, Any] = {}) -> NetworkConfig:
     """A network by name for an input: models of the table that have them get the number of channels, and so on."""
-    if model not in MODELS:
+    table, _ = with_file(model)
+    if table not in MODELS:
         return NetworkConfig(model=model, options=options, reads=(modality,) if ":" not in model else None)
-    known = inspect.signature(find_model(model).make()).parameters
+    known = inspect.signature(find_model(table).make()).parameters
     derived: dict[str, Any] = {}
     if "channels" in known and len(spec.shape) == 3:
         derived["channels"] = spec.shape[0]

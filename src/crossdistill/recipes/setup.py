@@ -14,6 +14,7 @@ from crossdistill.method import Activation
 from crossdistill.methods.kd import KD
 from crossdistill.methods.route import Route
 from crossdistill.models import find_model
+from crossdistill.models.checkpoint import keeps_weights
 from crossdistill.network import Network
 from crossdistill.recipe import NetworkConfig
 from crossdistill.stage import OptimizerConfig
@@ -192,7 +193,11 @@ class ExperimentSetup(BaseModel):
 
     def trainable(self, teachers: Sequence[str]) -> tuple[str, ...]:
         """The teachers among these that are trained."""
-        return tuple(name for name in teachers if name not in self.frozen_teachers)
+        return tuple(name for name in teachers if name not in self.frozen_teachers and not self._has_weights(name))
+
+    def _has_weights(self, name: str) -> bool:
+        member = {**self.networks, **self.named_teachers}.get(name)
+        return isinstance(member, NetworkConfig) and keeps_weights(member.weights, member.tune)
 
     def network(self, name: str) -> NetworkConfig | Network:
         """A student or teacher by its name."""

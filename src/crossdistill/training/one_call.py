@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from crossdistill.backends.names import with_file
 from crossdistill.data.config import DataConfig
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RecipeError, SettingError, nearest
@@ -216,7 +217,7 @@ def named(teachers: Teachers) -> dict[str, str | AnyNetwork]:
         teachers = [teachers]
     by_name: dict[str, str | AnyNetwork] = {}
     for teacher in teachers:
-        text = teacher if isinstance(teacher, str) else _title(teacher)
+        text = with_file(teacher)[0] if isinstance(teacher, str) else _title(teacher)
         name = _slug(re.split(r"[:/\\]", text.rstrip("/\\"))[-1]) or "teacher"
         by_name[name if name not in by_name else f"{name}-{len(by_name) + 1}"] = teacher
     return by_name
