@@ -45,7 +45,8 @@ class InputColumn(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     column: str | None = Field(default=None, description="name of the column")
-    columns: tuple[str, ...] = Field(default=(), description="names of several columns of numbers")
+    columns: tuple[str, ...] = Field(default=(), description="names of several columns of numbers, or as in pixel_*")
+    glob: str | None = Field(default=None, description="of each row's file; {COLUMN} is a cell: images/{id}_*.png")
     file: Path | None = Field(default=None, description="a .npy whose row i belongs to row i of the table")
     type: ColumnType | None = Field(default=None, description="of the cells; null: guessed")
     size: tuple[int, int] | None = Field(default=None, description="height and width of pictures, in pixels")
@@ -63,9 +64,9 @@ class InputColumn(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        """A name alone is a column, a list of names several."""
+        """A name alone is a column, a list of names several; braces make it a pattern of files."""
         if isinstance(value, str):
-            return {"column": value}
+            return {"glob" if "{" in value and "}" in value else "column": value}
         return {"columns": tuple(value)} if isinstance(value, list | tuple) else value
 
 

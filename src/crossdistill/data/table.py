@@ -16,6 +16,7 @@ from crossdistill.data.own_splits import split_called
 from crossdistill.data.split import SPLITS
 from crossdistill.data.table_cells import Faults, Roles
 from crossdistill.data.table_file import Table, read_table
+from crossdistill.data.table_patterns import without_patterns
 from crossdistill.data.table_rows import RowsToLoad, dataset_of
 from crossdistill.errors import DataError
 
@@ -85,8 +86,13 @@ class TableConfig(OwnRowsConfig):
         path = self.source()
         table = read_table(path, self.encoding, self.delimiter)
         faults = Faults(path)
-        roles, notes = self._roles(table, faults)
-        inputs = self.inputs
+        folder = Path(os.path.normpath(self.files or path.parent))
+        taken = {*self.target, self.split, *self.group, self.domain, self.id}
+        if not self.target and not self.unlabelled:
+            taken.add(_called(table, TARGETS, set()))
+        table, given = without_patterns(table, self.inputs, folder, self.on_bad, faults, taken)
+        roles, notes = self._roles(table, given, faults)
+        inputs: Mapping[str, InputColumn] = given
         if not inputs and not faults:
             inputs, left_out = _guessed(table, roles, faults)
             notes.append(
@@ -101,7 +107,7 @@ class TableConfig(OwnRowsConfig):
             RowsToLoad(
                 name=path.stem,
                 table=table,
-                folder=Path(os.path.normpath(self.files or path.parent)),
+                folder=folder,
                 inputs=inputs,
                 roles=roles,
                 split=functools.partial(self.drawn, split=roles.split, ids=ids),
@@ -114,11 +120,11 @@ class TableConfig(OwnRowsConfig):
             progress,
         )
 
-    def _roles(self, table: Table, faults: Faults) -> tuple[Roles, list[str]]:
+    def _roles(self, table: Table, given: Mapping[str, InputColumn], faults: Faults) -> tuple[Roles, list[str]]:
         """The columns that are no input; those that were guessed are said."""
         notes = []
         targets, split = () if self.unlabelled else self.target, self.split
-        inputs = {column for one in self.inputs.values() for column in (one.column, *one.columns)}
+        inputs = {column for one in given.values() for column in (one.column, *one.columns)}
         if not targets and not self.unlabelled:
             found = _called(table, TARGETS, inputs)
             targets = (found,) if found else ()
@@ -135,7 +141,7 @@ class TableConfig(OwnRowsConfig):
             "domain": (self.domain,),
             "id": (self.id,),
         }
-        named |= {f"inputs.{name}": (one.column, *one.columns) for name, one in self.inputs.items()}
+        named |= {f"inputs.{name}": (one.column, *one.columns) for name, one in given.items()}
         for setting, columns in named.items():
             for column in columns:
                 if column is not None:
