@@ -17,7 +17,6 @@ from crossdistill.teacher import Live
 from crossdistill.testing import FakeTeacher
 
 ROWS, CLASSES, BATCH, NEGATIVES = 50_000, 100, 64, 16_384
-WIDTHS = (32, 64, 128, 256)
 LIMIT = 1.5
 
 
@@ -26,7 +25,7 @@ class Loop:
 
     def __init__(self, config: MethodConfig, teachers: dict[str, int], device: torch.device) -> None:
         torch.manual_seed(0)
-        network = build_network("cifar-resnet8", widths=WIDTHS, classes=CLASSES).to(device)
+        network = build_network("cifar-resnet8x4", classes=CLASSES).to(device)
         pictures = torch.randn(BATCH, 3, 32, 32, device=device)
         spec = network.probe(Batch({"image": pictures[:2]}, torch.arange(2, device=device)))
         specs = {name: OutputSpec(logits=(CLASSES,), embedding=(width,)) for name, width in teachers.items()}

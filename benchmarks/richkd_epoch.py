@@ -68,7 +68,7 @@ def main() -> None:
         )
         recipe = Recipe(
             data=pictures,
-            student=NetworkConfig(model="cifar-resnet8", options={"widths": (32, 64, 128, 256)}),
+            student=NetworkConfig(model="cifar-resnet8x4"),
             student_name="student",
             teachers={} if alone else teachers,
             stages=(stage,),

@@ -22,7 +22,7 @@ pytest.importorskip("PIL", reason="pip install 'crossdistill[image]'")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures of two classes, `pics`, and a run on them, `first`."""
     folder = tmp_path_factory.mktemp("runs")
-    class_folders(folder / "pics", each=60)
+    class_folders(folder / "pics", each=52)
     run(make("folder/supervised", [f"data.path={folder / 'pics'}", "epochs=1"], 0), folder / "first")
     return folder
 

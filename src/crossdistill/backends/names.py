@@ -73,9 +73,10 @@ def settings_of(value: Any) -> Any:
     Raises:
         ValueError: the name and the settings name weights both.
     """
-    values = {"model": full_name(value)} if isinstance(value, str) else value
+    values = {"model": value} if isinstance(value, str) else value
     if not isinstance(values, Mapping) or not isinstance(values.get("model"), str):
         return values
+    values = {**values, "model": full_name(values["model"])}
     model, file = with_file(values["model"])
     if file is None:
         return values

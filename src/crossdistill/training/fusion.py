@@ -157,7 +157,7 @@ def fusion_report(parts: PartLogits, method: RichKDConfig) -> FusionReport:
         parts=measures,
         fused=measured(logits, targets),
         agreement=agreement,
-        moved=float(kl_divergence(wanted, alone).mean()),
+        moved=max(0.0, float(kl_divergence(wanted, alone).mean())),
         changed=float((wanted.exp() - alone.exp()).abs().sum(1).mean() / 2),
         spread={
             name: float(parts.of(name)[0].std(1).mean()) / fusion.temperatures.get(name, 1.0)
