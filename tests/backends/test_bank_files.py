@@ -266,7 +266,7 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
     dataset = replace(toy_dataset(), augmentation=TWO)
     run(taught(dataset), tmp_path / "run")
     for form in ({"dtype": "int8", "top": 2}, {}):
-        plain, table = (
+        (plain,), (table,) = (
             read_bank_file(exported(tmp_path / "run", tmp_path, dataset, s, **form))
             for s in (".safetensors", ".parquet")
         )
