@@ -212,6 +212,8 @@ class Corrupted:
     severity: int
     seed: int
     where: str
+    content: str
+    """A hash of the data that `values` are of."""
     rendering: PictureRendering | None = None
     """A rendering of the corrupted pictures, for networks that read another size or normalisation."""
     base: InputSpec | None = None
@@ -236,9 +238,8 @@ class Corrupted:
     @property
     def fingerprint(self) -> str:
         """A hash of the content and of the corruption."""
-        own = None if isinstance(self.values, Tensor) else self.values.fingerprint
         rendering = None if self.rendering is None else self.rendering.key
-        return key_hash(["corrupted", own, self.name, self.severity, self.seed, rendering])
+        return key_hash(["corrupted", self.content, self.where, self.name, self.severity, self.seed, rendering])
 
     def fetch(self, rows: Int64[Tensor, " B"]) -> Tensor:
         """Corrupted rows, of the form of the others."""
@@ -275,7 +276,7 @@ def corrupted_data(dataset: Dataset, name: str, severity: int, seed: int = 0) ->
         spec = dataset.input_specs[modality]
         if spec.kind == "image" and len(spec.shape) == 3 and "@" not in modality:
             where = f"dataset {dataset.name!r}: {modality!r}"
-            found[modality] = Corrupted(values, spec, name, severity, seed, where)
+            found[modality] = Corrupted(values, spec, name, severity, seed, where, dataset.fingerprint)
     if not found:
         kinds = ", ".join(f"{name} ({spec.kind})" for name, spec in dataset.input_specs.items())
         raise DataError(f"data {dataset.name!r} have no pictures (1 or 3, height, width) to corrupt: {kinds}")

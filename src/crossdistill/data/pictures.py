@@ -19,6 +19,8 @@ class Pictures:
 
     values: UInt8[Tensor, "N C H W"]
     rendering: PictureRendering
+    content: str
+    """A hash of `values`."""
     modality: str = "image"
     dtype: torch.dtype = torch.float32
     deterministic: bool = True
@@ -39,8 +41,8 @@ class Pictures:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the preparation; the content is a part of the data set's own fingerprint."""
-        return key_hash([list(self.values.shape), self.rendering.key])
+        """A hash of the content and of the preparation."""
+        return key_hash([self.content, self.rendering.key])
 
     def fetch(self, rows: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
         """Normalised pictures, without augmentation."""

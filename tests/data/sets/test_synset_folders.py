@@ -201,6 +201,7 @@ def test_recipes_are_the_published_ones() -> None:
     assert tiny.optimizer.weight_decay == 5e-4
 
 
+@pytest.mark.slow
 def test_a_first_run_on_tiny_imagenet(tiny: Path, tmp_path: Path) -> None:
     settings = ["student=cifar-resnet8", "teachers.cnn=cifar-resnet8", f"data.root={tiny}", "data.workers=0"]
     recipe = make("tiny-imagenet/kd", settings).tiny()

@@ -202,7 +202,7 @@ def _as_pictures(stored: Dataset) -> Dataset:
     values = stored.inputs["image"]
     assert isinstance(rendering, PictureRendering)
     assert isinstance(values, Tensor)
-    return replace(stored, inputs={"image": Pictures(values, rendering)})
+    return replace(stored, inputs={"image": Pictures(values, rendering, stored.fingerprint)})
 
 
 def _classes(content: bytes, key: str, where: str) -> tuple[str, ...]:
