@@ -7,6 +7,7 @@ import torch
 
 from crossdistill.backends.names import RUN, Built, backend_of, build
 from crossdistill.backends.tune import tune
+from crossdistill.data.augmentation import Variations
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.rendered import rendered
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError, nearest
@@ -55,10 +56,11 @@ def build_members(recipe: Recipe, dataset: Dataset, device: torch.device) -> Mem
 
 
 def _view_notes(network: Network, dataset: Dataset) -> list[str]:
-    """A note for renderings of files, which are decoded anew and so not augmented."""
+    """A note for renderings of files, which a function of the program does not augment, as they are decoded anew."""
     if dataset.augmentation is None:
         return []
-    plain = [name for name in network.renderings if not hasattr(dataset.inputs[name], "base")]
+    varied = dataset.augmentation.inputs if isinstance(dataset.augmentation, Variations) else ()
+    plain = [name for name in network.renderings if not (hasattr(dataset.inputs[name], "base") or name in varied)]
     return [f"it sees {', '.join(plain)} of each row without augmentation"] if plain else []
 
 
