@@ -285,8 +285,14 @@ def _conversion(value: Tensor, weight: Tensor) -> str:
 
 
 @torch.no_grad()
-def activated(module: nn.Module, features: Mapping[str, Tensor]) -> dict[str, str]:
-    """Pairs of taps, before and after an activation: it maps the values of the first to those of the second."""
+def activated(
+    module: nn.Module, features: Mapping[str, Tensor], declared: Mapping[str, str | None] = {}
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Pairs of taps, before and after an activation: it maps the values of the first to those of the second.
+
+    `declared` adds pairs, where other operations stand between both; of taps with None, which no activation follows, it
+    is the second result.
+    """
     activations: dict[str, str] = {}
     for tap, next_tap in pairwise(features):
         layer, before, after = module.get_submodule(next_tap), features[tap], features[next_tap]
@@ -294,4 +300,5 @@ def activated(module: nn.Module, features: Mapping[str, Tensor]) -> dict[str, st
         # A copy, because the layer may work in place.
         if same and torch.equal(layer(before.clone()).nan_to_num(), after.nan_to_num()):
             activations[tap] = next_tap
-    return activations
+    activations |= {tap: after for tap, after in declared.items() if after and {tap, after} <= set(features)}
+    return activations, tuple(tap for tap, after in declared.items() if after is None and tap in features)

@@ -88,8 +88,8 @@ class Network(nn.Module):
         self.needs = needs
         self.absent = dict(absent or {})
         self.renderings, self.licence = dict(renderings or {}), licence
-        self.taps = tuple(taps)
-        self.spec = spec
+        self.taps, self.spec = tuple(taps), spec
+        self.activations: Mapping[str, str | None] = {}
         self._input_adapter = renamed("call", call, "input_adapter", input_adapter)
         self._output_adapter = renamed("give", give, "output_adapter", output_adapter)
         self._graphs: dict[int, CutGraph | ReplayedCut] = {}
@@ -145,6 +145,7 @@ class Network(nn.Module):
         make = factory if module is None else None
         network = Network(module, *rest, factory=make, needs=self.needs, absent=self.absent)
         network.renderings, network.licence, network.factory = self.renderings, self.licence, factory
+        network.activations = self.activations
         return network
 
     def wiring(self) -> list[Any] | None:
@@ -275,8 +276,9 @@ class Network(nn.Module):
             return None if value is None else tuple(value.shape[1:])
 
         features = {tap: tuple(value.shape[1:]) for tap, value in outputs.features.items()}
-        after = activated(self.module, {tap: self._native(value) for tap, value in outputs.features.items()})
-        self.spec = OutputSpec(shape(outputs.logits), shape(outputs.embedding), features, after)
+        native = {tap: self._native(value) for tap, value in outputs.features.items()}
+        after, linear = activated(self.module, native, self.activations)
+        self.spec = OutputSpec(shape(outputs.logits), shape(outputs.embedding), features, after, linear)
         return self.spec
 
     def showing(self, taps: Sequence[str], batch: Batch) -> "Network":

@@ -64,6 +64,8 @@ class OutputSpec:
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     activated: Mapping[str, str] = field(default_factory=dict)
     """For taps around an activation: the tap after it, by the tap before it."""
+    linear: tuple[str, ...] = ()
+    """Taps that no activation follows, such as those of MobileNetV2's linear bottlenecks, where that is known."""
 
     @property
     def classes(self) -> int:

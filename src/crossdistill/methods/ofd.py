@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from crossdistill.batch import Batch, Task
+from crossdistill.errors import ApplicabilityError
 from crossdistill.losses.ofd import normal_margin, partial_distance
 from crossdistill.losses.spatial import as_map, same_space
 from crossdistill.losses.task import EVERY_TASK
@@ -42,8 +43,17 @@ class OFD(FeatureConfig):
     """"measured" uses the training rows even where a batch norm gives the margin."""
 
     def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
-        """Builds a pointwise connector with batch norm for each pair, the deepest with the deepest."""
-        return _OFD(self, self.pairs("maps", student, teachers), data.labelled_fraction)
+        """Builds a pointwise connector with batch norm for each pair, the deepest with the deepest.
+
+        Raises:
+            ApplicabilityError: no activation follows a compared layer, so that there is no feature before one.
+        """
+        pairs = self.pairs("maps", student, teachers)
+        for name, of_teacher in pairs.items():
+            for pair in of_teacher:
+                _require_activation(pair.student, student, "the student", "taps")
+                _require_activation(pair.teacher, teachers[name], f"teacher {name!r}", f"teacher_taps.{name}")
+        return _OFD(self, pairs, data.labelled_fraction)
 
     def loss_weights(self) -> Warmup:
         """The schedule of the weights of the task and the distillation loss."""
@@ -149,6 +159,14 @@ class _Below:
         rows = rows.clamp(min=1)
         deviation = (squares / rows - (total / rows).square()).clamp(min=0).sqrt()
         return torch.where(count / rows > 0.001, low / count.clamp(min=1), -3 * deviation)
+
+
+def _require_activation(signal: Signal, spec: OutputSpec, who: str, setting: str) -> None:
+    if signal.tap in spec.linear:
+        raise ApplicabilityError(
+            f"ofd compares features before their activation, and none follows the layer {signal.tap} of {who}; "
+            f"name layers that one follows in {setting}, or take a method on features after it (at, nst, vid, sp)"
+        )
 
 
 def _norm(teacher: Teacher, tap: str) -> "nn.modules.batchnorm._BatchNorm | None":

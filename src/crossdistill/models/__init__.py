@@ -172,4 +172,6 @@ def build_network(name: str, reads: tuple[str, ...] | None = None, **options: An
         module = model.module(**options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SettingError(f"model {name!r} cannot be built with the options {options}: {error}") from error
-    return Network(module, reads or model.modalities, model.taps)
+    network = Network(module, reads or model.modalities, model.taps)
+    network.activations = model.after
+    return network

@@ -44,6 +44,7 @@ PICTURES: Mapping[str, Model] = {
         _stages(8),
         "He et al. 2016: a residual network of 8 layers for small pictures",
         {"depth": 8},
+        "layer2",
     ),
     "cifar-resnet14": _pictures(
         RESIDUAL,
@@ -51,6 +52,7 @@ PICTURES: Mapping[str, Model] = {
         _stages(14),
         "He et al. 2016: a residual network of 14 layers for small pictures",
         {"depth": 14},
+        "layer2",
     ),
     "cifar-resnet20": _pictures(
         RESIDUAL,
@@ -58,6 +60,7 @@ PICTURES: Mapping[str, Model] = {
         _stages(20),
         "He et al. 2016: a residual network of 20 layers for small pictures",
         {"depth": 20},
+        "layer2",
     ),
     "cifar-resnet32": _pictures(
         RESIDUAL,
@@ -65,6 +68,7 @@ PICTURES: Mapping[str, Model] = {
         _stages(32),
         "He et al. 2016: a residual network of 32 layers for small pictures",
         {"depth": 32},
+        "layer2",
     ),
     "cifar-resnet44": _pictures(
         RESIDUAL,
@@ -72,6 +76,7 @@ PICTURES: Mapping[str, Model] = {
         _stages(44),
         "He et al. 2016: a residual network of 44 layers for small pictures",
         {"depth": 44},
+        "layer2",
     ),
     "cifar-resnet56": _pictures(
         RESIDUAL,
@@ -79,6 +84,7 @@ PICTURES: Mapping[str, Model] = {
         _stages(56),
         "He et al. 2016: a residual network of 56 layers for small pictures",
         {"depth": 56},
+        "layer2",
     ),
     "cifar-resnet110": _pictures(
         RESIDUAL,
@@ -86,6 +92,7 @@ PICTURES: Mapping[str, Model] = {
         _stages(110),
         "He et al. 2016: a residual network of 110 layers for small pictures",
         {"depth": 110},
+        "layer2",
     ),
     "cifar-resnet8x4": _pictures(
         RESIDUAL,

@@ -2,6 +2,7 @@
 
     crossdistill run cifar100/kd --set data.root=FOLDER
     crossdistill run cifar100/dkd --set student=cifar-wrn-16-2 --set teachers.cnn=cifar-wrn-40-2
+    crossdistill run cifar100/dkd --set pair=wrn-40-2-wrn-16-2 --set teachers.cnn=cifar-wrn-40-2:cifar_teachers.tar
 
 The rate is 0.05 (0.01 for MobileNetV2 and ShuffleNet students), divided by ten after 150, 180 and 210 epochs; momentum
 0.9, weight decay 5e-4 on all weights. Published numbers of this family are the best test accuracy of all epochs, after
@@ -16,8 +17,9 @@ from crossdistill.data.augmentation import Variation, Variations
 from crossdistill.data.sets.cifar import Cifar10Config, Cifar100Config
 from crossdistill.methods.kd import KD
 from crossdistill.recipe import Recipe
+from crossdistill.recipes.cifar_pairs import find_pair
 from crossdistill.recipes.pictures import IMAGE, Teachers, named_only, pictures_setup, sgd
-from crossdistill.recipes.setup import ExperimentSetup, Fraction, Kind, Seed
+from crossdistill.recipes.setup import ExperimentSetup, Fraction, Kind, Length, Seed
 from crossdistill.recipes.stages import recipe
 
 EPOCHS = 240
@@ -56,8 +58,9 @@ def cifar100_setup(**settings: Any) -> ExperimentSetup:
 def setup(
     data: Literal["cifar10", "cifar100"] = "cifar100",
     *,
-    student: str = STUDENT,
-    teacher: str = TEACHER,
+    student: str = IMAGE,
+    pair: str | None = None,
+    teacher: str | None = None,
     teachers: Teachers | None = None,
     labelled: float = 1.0,
     seed: int = 0,
@@ -67,28 +70,32 @@ def setup(
 ) -> ExperimentSetup:
     """The published recipe; `epochs` scales the milestones, and `learning_rate` is that of the student.
 
-    KD as mdistiller has it: T = 4, 0.1 of the cross-entropy and 0.9 of the divergence.
+    `pair` is one of `PAIRS`, whose networks are those that nothing else names. KD as mdistiller has it: T = 4, 0.1 of
+    the cross-entropy and 0.9 of the divergence.
     """
     config = Cifar100Config if data == "cifar100" else Cifar10Config
-    rate = learning_rate or rate_for(student)
+    chosen = None if pair is None else find_pair(pair)
+    default = STUDENT if chosen is None else chosen.student
+    rate = learning_rate or rate_for(default if student == IMAGE else student)
     return pictures_setup(
         config(labelled=labelled, label_seed=seed, augmentation=augmentation()),
         student=student,
-        default=STUDENT,
-        teacher=teacher,
+        default=default,
+        teacher=teacher or (TEACHER if chosen is None else chosen.teacher),
         teachers=teachers or {},
         batch_size=batch_size,
         length=sgd(epochs, LEARNING_RATE, 5e-4, MILESTONES),
         student_length=sgd(epochs, rate, 5e-4, MILESTONES),
         kd=KD(fixed=(0.1, 0.9), temperature=4.0),
-        published=PUBLISHED,
+        published=PUBLISHED if chosen is None else {**PUBLISHED, "dkd": {"beta": chosen.beta}},
     )
 
 
 def cifar10(
     method: str,
     *,
-    student: str = STUDENT,
+    student: str = IMAGE,
+    pair: str | None = None,
     teachers: Kind | Teachers | None = None,
     labelled: Fraction = 1.0,
     control: Literal["shuffled"] | None = None,
@@ -97,11 +104,12 @@ def cifar10(
     learning_rate: float | None = None,
     batch_size: int = 64,
 ) -> Recipe:
-    """A method on CIFAR-10; `student` and `teachers.cnn` are names of networks."""
+    """A method on CIFAR-10; `student` and `teachers.cnn` are names of networks, `pair` is one of `PAIRS`."""
     kind, named = named_only(teachers)
     made = setup(
         "cifar10",
         student=student,
+        pair=pair,
         teachers=named,
         labelled=labelled,
         seed=seed,
@@ -115,7 +123,8 @@ def cifar10(
 def cifar100(
     method: str,
     *,
-    student: str = STUDENT,
+    student: str = IMAGE,
+    pair: str | None = None,
     teachers: Kind | Teachers | None = None,
     labelled: Fraction = 1.0,
     control: Literal["shuffled"] | None = None,
@@ -124,11 +133,12 @@ def cifar100(
     learning_rate: float | None = None,
     batch_size: int = 64,
 ) -> Recipe:
-    """A method on CIFAR-100; `student` and `teachers.cnn` are names of networks."""
+    """A method on CIFAR-100; `student` and `teachers.cnn` are names of networks, `pair` is one of `PAIRS`."""
     kind, named = named_only(teachers)
     made = setup(
         "cifar100",
         student=student,
+        pair=pair,
         teachers=named,
         labelled=labelled,
         seed=seed,
@@ -136,4 +146,13 @@ def cifar100(
         learning_rate=learning_rate,
         batch_size=batch_size,
     )
+    if pair is not None and method == "mlkd" and (epochs, learning_rate) == (EPOCHS, None):
+        made = made.model_copy(update={"distil": mlkd_length(pair)})
     return recipe(made, method, student=IMAGE, teachers=kind, seed=seed, control=control)
+
+
+def mlkd_length(pair: str) -> Length:
+    """MLKD's own length for a pair: more epochs at a smaller rate, which falls after the same epochs as all others."""
+    chosen = find_pair(pair)
+    milestones = tuple(epoch / chosen.mlkd_epochs for epoch in (150, 180, 210))
+    return sgd(chosen.mlkd_epochs, chosen.mlkd_rate, 5e-4, milestones)

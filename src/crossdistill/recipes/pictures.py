@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from crossdistill.backends.names import backend_of
 from crossdistill.data.config import DataConfig
 from crossdistill.methods.kd import KD
+from crossdistill.models import find_model
 from crossdistill.recipe import NetworkConfig
 from crossdistill.recipes.setup import ExperimentSetup, Kind, Length
 from crossdistill.stage import OptimizerConfig
@@ -51,8 +53,21 @@ def pictures_setup(
         specialise=Length(epochs=max(1, length.epochs // 5), learning_rate=1e-4),
         distil=student_length,
         kd=kd,
-        published=published,
+        published={**published, **_hint(networks, student)},
     )
+
+
+def _hint(teachers: Mapping[str, NetworkConfig], student: str) -> dict[str, dict[str, Any]]:
+    """FitNets' hint as published, between the second stages, where the table of models knows all of them."""
+    middles = {name: _middle(network) for name, network in {IMAGE: NetworkConfig(model=student), **teachers}.items()}
+    if not all(middles.values()):
+        return {}
+    taps = {name: (middle,) for name, middle in middles.items()}
+    return {"hint": {"taps": taps.pop(IMAGE), "teacher_taps": taps}}
+
+
+def _middle(network: NetworkConfig) -> str | None:
+    return find_model(network.model).middle if backend_of(network.model) is None else None
 
 
 def named_only(teachers: Kind | Teachers | None) -> tuple[Kind | None, Teachers]:

@@ -32,7 +32,8 @@ Make = Callable[[ExperimentSetup, str, Sequence[str]], MethodConfig]
 
 def supervised(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """The student alone, from labels."""
-    length = setup.supervised
+    # Where a student has a published rate of its own, it trains alone at that rate too.
+    length = setup.supervised if setup.distil.settings is None else setup.distil
     return (stage_of(f"supervised-{student}", Supervised(), setup, length, teachers=()),)
 
 
@@ -100,7 +101,8 @@ def on_stages(method: type[MethodConfig], **settings: Any) -> Make:
 def fitnets(setup: ExperimentSetup, student: str, teachers: Sequence[str]) -> tuple[Stage, ...]:
     """Teachers from labels; then hints, which train all layers up to the hinted ones; then KD."""
     taps = {name: tuple(setup.tap(name, tap, "after") for tap in setup.layers(name)) for name in (student, *teachers)}
-    method = Hint(taps=taps[student], teacher_taps={name: taps[name] for name in teachers})
+    layers = {"taps": taps[student], "teacher_taps": {name: taps[name] for name in teachers}}
+    method = Hint.model_validate({**layers, **setup.published.get("hint", {})})
     # The published rate of the hint stage is ten times that of the other stages, which is 1e-4.
     rate = max(setup.distil.learning_rate, 1e-3)
     hint = stage_of(
