@@ -81,6 +81,22 @@ def test_a_method_keeps_the_contract(name: str, trains: str) -> None:
     check_method(settings_of(name), trains=trains, **cast_of(name))
 
 
+# Other comparisons of embeddings than the defaults.
+CONTRASTS = [RichKDF(negatives=32, width=16, feature_loss=kind) for kind in ("infonce", "queue", "mse")]
+CONTRASTS += [CRD(negatives=32, width=16, draw="shared")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", CONTRASTS, ids=lambda settings: getattr(settings, "feature_loss", "shared"))
+def test_every_contrast_keeps_the_contract(settings: MethodConfig) -> None:
+    check_method(settings)
+
+
+@pytest.mark.slow
+def test_a_queue_is_the_same_for_two_processes() -> None:
+    check_ranks(CONTRASTS[1])
+
+
 # Other ways to combine several teachers than the defaults.
 COMBINED = [KD(combine=each) for each in ("probabilities", "logits", "best")]
 COMBINED += [MLKD(masks="scalar"), Route(k=2, routing="learned"), Route(routing="mean")]

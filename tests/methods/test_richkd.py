@@ -170,7 +170,7 @@ def test_every_comparison_learns_and_none_collapses(kind: Any) -> None:
 def test_the_queue_is_the_last_vectors_of_other_rows() -> None:
     cast = cast_of(RichKDF(feature_loss="queue", negatives=5, width=8))
     queue: Any = cast.method.get_submodule("comparison")
-    assert not cast.value("richkd-f/features").any(), "an empty queue has no negatives"
+    assert bool((cast.value("richkd-f/features") > 0).all()), "random vectors are negatives at first"
     for rows in ([0, 1, 2], [3, 4, 5], list(range(8))):
         batch = rows_of().select(torch.tensor(rows))
         cast.method.after_step(batch, cast.step(batch))

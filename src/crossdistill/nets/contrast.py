@@ -144,7 +144,10 @@ class InBatch(Comparison):
 
 
 class InQueue(Comparison):
-    """InfoNCE of the student's vectors against a queue of the teacher's last ones: He et al., CVPR 2020 (MoCo)."""
+    """InfoNCE of the student's vectors against a queue of the teacher's last ones: He et al., CVPR 2020 (MoCo).
+
+    It begins with random unit vectors, which are negatives of all rows.
+    """
 
     group: Tensor
     vectors: Tensor
@@ -155,7 +158,7 @@ class InQueue(Comparison):
         super().__init__()
         self.temperature = temperature
         self.register_buffer("group", groups_of(labels), persistent=False)
-        self.register_buffer("vectors", torch.zeros(length, width))
+        self.register_buffer("vectors", functional.normalize(torch.randn(length, width), dim=1))
         self.register_buffer("index", torch.full((length,), -1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
@@ -166,13 +169,15 @@ class InQueue(Comparison):
         own = (mine * theirs).sum(1, keepdim=True)
         logits = torch.cat([own, mine @ self.vectors.T], dim=1) / self.temperature
         other = self.group[index].unsqueeze(1) != self.group[self.index.clamp(min=0)]
-        kept = torch.cat([torch.zeros_like(other[:, :1]), other & (self.index >= 0)], dim=1)
+        kept = torch.cat([torch.zeros_like(other[:, :1]), other | (self.index < 0)], dim=1)
         positive = torch.zeros_like(kept).index_fill(1, torch.zeros(1, dtype=torch.int64, device=kept.device), True)
         return info_nce(logits, positive, kept), {"index": gather(index), "teacher": gather(theirs.detach())}
 
     def move(self, stash: Mapping[str, Tensor]) -> None:
         """See `Comparison`."""
-        index, vectors = stash["index"][-len(self.index) :], stash["teacher"][-len(self.index) :]
+        # By row, so that the order does not depend on how rows are shared among ranks.
+        order = stash["index"].argsort()[-len(self.index) :]
+        index, vectors = stash["index"][order], stash["teacher"][order]
         places = (self.place + torch.arange(len(index), device=index.device)) % len(self.index)
         self.index.index_copy_(0, places, index)
         self.vectors.index_copy_(0, places, vectors)
