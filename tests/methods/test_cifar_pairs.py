@@ -6,6 +6,7 @@ that train it. What cannot work is refused with its reason.
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +195,11 @@ def test_without_a_recipe_a_stage_is_compared_once(name: str, before: list[str],
     spec = build_network(name, classes=3).probe(Batch({"image": pictures()[0]}, torch.arange(ROWS)))
     assert [signal.tap for signal in chosen("maps", spec, "before")] == before
     assert [signal.tap for signal in chosen("maps", spec, "after")] == after
+
+
+def test_the_page_of_pairs_has_every_pair_and_its_settings() -> None:
+    page = (Path(__file__).parents[2] / "docs/cifar-pairs.md").read_text(encoding="utf-8")
+    assert "published, not measured here" in page
+    for name, pair in PAIRS.items():
+        rate = 0.01 if any(part in pair.student for part in ("shuffle", "mobilenet")) else 0.05
+        assert f"| `{name}` | {rate} | {pair.beta:g} | {pair.mlkd_epochs}, {pair.mlkd_rate:g} |" in page
