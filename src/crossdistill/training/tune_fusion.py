@@ -1,12 +1,11 @@
 """Settings of a fused teacher, chosen on the validation split from stored logits, without training."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from crossdistill.bank.fused import Fusion
@@ -25,10 +24,9 @@ from crossdistill.runtime.distributed import devices
 from crossdistill.runtime.progress import Display, Quiet
 from crossdistill.training.fusion import PartLogits, measured, part_logits
 
-ALPHAS = tuple(number / 20 for number in range(21))
-"""Candidates of the main teacher's coefficient."""
-TEMPERATURES = torch.logspace(-2.5, 2.5, 101, dtype=torch.float64).tolist()
-"""Candidates of a part's temperature, from that of cosines to that of logits in the hundreds."""
+ALPHAS = tuple(number / 10 for number in range(11))
+"""First candidates of the main teacher's coefficient; the neighbours of the best one follow."""
+STEP = 0.05
 FEWEST = 20
 """Least number of validation rows."""
 
@@ -39,6 +37,8 @@ class Candidate:
 
     alpha: float
     per_sample: bool
+    temperatures: Mapping[str, float]
+    """By part: that of the lowest NLL of the part alone, times that of the lowest NLL of the fused prediction."""
     accuracy: float
     nll: float
     ece: float
@@ -53,7 +53,8 @@ class FusionChoice:
     main: str
     parts: Mapping[str, tuple[float, float, float]]
     """By part: accuracy, NLL and ECE at its temperature."""
-    temperatures: Mapping[str, float]
+    calibrated: Mapping[str, float]
+    """By part: its temperature of the lowest NLL."""
     candidates: tuple[Candidate, ...]
     best: Candidate
     held_out: tuple[float, float]
@@ -65,7 +66,7 @@ class FusionChoice:
     def settings(self) -> list[str]:
         """The settings as a command line takes them."""
         where = f"stages.{self.stage}.method"
-        temperatures = [f"{where}.temperatures.{name}={value:.4g}" for name, value in self.temperatures.items()]
+        temperatures = [f"{where}.temperatures.{name}={value:.4g}" for name, value in self.best.temperatures.items()]
         switch = [f"{where}.per_sample=true"] if self.best.per_sample else []
         weight = f"{where}.weight_logits={self.weight_logits:.3g}"
         return [f"{where}.alpha={self.best.alpha:g}", *temperatures, *switch, weight]
@@ -83,10 +84,8 @@ class FusionChoice:
         head = f"{'teacher':<24}{'accuracy':>10}{'NLL':>9}{'ECE':>9}"
         lines = [f"{self.stage}: {self.rows:,} validation rows; no row of the test split is read", head]
         for name, values in self.parts.items():
-            lines.append(_line(f"{name}, temperature {self.temperatures[name]:.3g}", *values))
-        for number, one in enumerate(self.candidates):
-            if number % 2 and one != self.best:
-                continue  # every other candidate is enough to see the course
+            lines.append(_line(f"{name}, temperature {self.calibrated[name]:.3g}", *values))
+        for one in self.candidates:
             kind = ", by sample" if one.per_sample else ""
             mark = "  <- chosen" if one == self.best else ""
             lines.append(_line(f"alpha {one.alpha:.2f}{kind}", one.accuracy, one.nll, one.ece) + mark)
@@ -159,31 +158,37 @@ def _fuses(job: Job) -> bool:
 
 
 def choose(parts: PartLogits, method: RichKDConfig, stage: str) -> FusionChoice:
-    """The settings with the lowest NLL; each part's temperature minimises its own NLL first (Guo et al., 2017)."""
+    """The settings with the lowest NLL.
+
+    Each part's temperature minimises its own NLL first (Guo et al., 2017). The sum of calibrated logits is unsure where
+    parts bring evidence of their own, so a common temperature then minimises the NLL of the fused prediction.
+    """
     main = next(iter(method.fusion(tuple(parts.logits)).coefficients))
-    temperatures, candidates, best = _best(parts, method, slice(None))
+    calibrated, candidates, best = _best(parts, method, slice(None))
     halves = (slice(0, None, 2), slice(1, None, 2))
     held, right, rows = 0.0, 0.0, 0
     for one, other in (halves, halves[::-1]):
-        found, _, chosen = _best(parts, method, one)
-        logits, targets = parts.fused(_fusion(parts, method, chosen.alpha, found, chosen.per_sample), other)
+        chosen = _best(parts, method, one)[2]
+        logits, targets = parts.fused(
+            _fusion(parts, method, chosen.alpha, chosen.temperatures, chosen.per_sample), other
+        )
         held += float(cross_entropy(logits, targets).sum())
         right += float((logits.argmax(1) == targets).sum())
         rows += len(targets)
     each = {}
     for name in parts.logits:
         logits, targets = parts.of(name)
-        own = measured(logits / temperatures[name], targets)
+        own = measured(logits / calibrated[name], targets)
         each[name] = (own.accuracy, own.nll, own.ece)
-    fusion = _fusion(parts, method, best.alpha, temperatures, best.per_sample)
     before = _gradient(parts.of(main)[0], method.temperature)
+    fusion = _fusion(parts, method, best.alpha, best.temperatures, best.per_sample)
     after = _gradient(parts.fused(fusion)[0], method.temperature)
     return FusionChoice(
         stage=stage,
         rows=len(parts.targets),
         main=main,
         parts=each,
-        temperatures=temperatures,
+        calibrated=calibrated,
         candidates=candidates,
         best=best,
         held_out=(held / rows, right / rows),
@@ -194,16 +199,36 @@ def choose(parts: PartLogits, method: RichKDConfig, stage: str) -> FusionChoice:
 def _best(
     parts: PartLogits, method: RichKDConfig, rows: slice
 ) -> tuple[dict[str, float], tuple[Candidate, ...], Candidate]:
-    temperatures = {
-        name: fitted_temperature(logits[rows][parts.seen[name][rows]], parts.targets[rows][parts.seen[name][rows]])
-        for name, logits in parts.logits.items()
-    }
-    candidates = []
+    """The temperatures of the parts alone, all candidates in order, and the one of the lowest NLL."""
+    calibrated = {}
+    for name, logits in parts.logits.items():
+        there = parts.seen[name][rows]
+        calibrated[name] = fitted_temperature(logits[rows][there], parts.targets[rows][there])
+    found: dict[tuple[bool, float], Candidate] = {}
     for per_sample in (False, True):
         for alpha in ALPHAS:
-            own = measured(*parts.fused(_fusion(parts, method, alpha, temperatures, per_sample), rows))
-            candidates.append(Candidate(alpha, per_sample, own.accuracy, own.nll, own.ece))
-    return temperatures, tuple(candidates), min(candidates, key=lambda one: one.nll)
+            found[per_sample, alpha] = _candidate(parts, method, alpha, calibrated, per_sample, rows)
+        best = min((one for one in found.values() if one.per_sample == per_sample), key=lambda one: one.nll)
+        for alpha in (best.alpha - STEP, best.alpha + STEP):
+            if 0 < alpha < 1:
+                found[per_sample, round(alpha, 2)] = _candidate(
+                    parts, method, round(alpha, 2), calibrated, per_sample, rows
+                )
+    return calibrated, tuple(found[key] for key in sorted(found)), min(found.values(), key=lambda one: one.nll)
+
+
+def _candidate(
+    parts: PartLogits,
+    method: RichKDConfig,
+    alpha: float,
+    calibrated: Mapping[str, float],
+    per_sample: bool,
+    rows: slice,
+) -> Candidate:
+    common = fitted_temperature(*parts.fused(_fusion(parts, method, alpha, calibrated, per_sample), rows))
+    temperatures = {name: value * common for name, value in calibrated.items()}
+    own = measured(*parts.fused(_fusion(parts, method, alpha, temperatures, per_sample), rows))
+    return Candidate(alpha, per_sample, temperatures, own.accuracy, own.nll, own.ece)
 
 
 def _fusion(
@@ -213,8 +238,8 @@ def _fusion(
     return replace(plain.fusion(tuple(parts.logits)), temperatures=dict(temperatures), per_sample=per_sample)
 
 
-def fitted_temperature(logits: Tensor, targets: Tensor, candidates: Sequence[float] = TEMPERATURES) -> float:
-    """The temperature of the lowest NLL on these rows; the candidates, then a finer search around the best one.
+def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature of the lowest NLL on these rows, by Newton's method: the NLL is convex in 1 / temperature.
 
     One part in (rows + 1) of each target is uniform, so that a part without a mistake has a finite temperature. 1.0
     without rows, or where no temperature makes the logits better than a uniform prediction.
@@ -222,18 +247,25 @@ def fitted_temperature(logits: Tensor, targets: Tensor, candidates: Sequence[flo
     if not len(targets):
         return 1.0
     uniform = 1 / (len(targets) + 1)
-
-    def loss(temperature: float) -> float:
-        logs = (logits / temperature).log_softmax(1)
-        own = logs.gather(1, targets.unsqueeze(1)).mean()
-        return float(-(1 - uniform) * own - uniform * logs.mean())
-
-    best = min(candidates, key=loss)
-    step = math.log(candidates[1] / candidates[0])
-    for _ in range(4):
-        step /= 4
-        best = min((best * math.exp(step * number) for number in range(-3, 4)), key=loss)
-    return best if loss(best) < math.log(logits.shape[1]) - 1e-6 else 1.0
+    own, mean = logits.gather(1, targets.unsqueeze(1)).mean(), logits.mean()
+    wanted = float((1 - uniform) * own + uniform * mean)
+    spread = float(logits.std(1).mean())
+    if spread == 0 or wanted <= float(mean) + 1e-9 * spread:
+        return 1.0
+    low, high, inverse = 0.0, math.inf, 1 / spread
+    for _ in range(30):
+        soft = (inverse * logits).softmax(1)
+        first = (soft * logits).sum(1)
+        slope = float(first.mean()) - wanted
+        curve = float(((soft * logits.square()).sum(1) - first.square()).mean())
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+        following = inverse - slope / curve if curve > 0 else math.inf
+        if not low < following < high:
+            following = (low + high) / 2 if high < math.inf else 2 * inverse
+        if abs(following - inverse) <= 1e-5 * inverse:
+            break
+        inverse = following
+    return 1 / inverse
 
 
 def _gradient(logits: Tensor, temperature: float) -> float:
