@@ -122,7 +122,13 @@ def _compared(name: str, recipe: Recipe, out: Path) -> None:
     assert not found, f"{len(found)} numbers of {name} are others:\n" + "\n".join(found[:10])
 
 
-@pytest.mark.parametrize("method", PLANS)
+# Presets that differ from their method in settings of a network that toy data do not have, or in the draw alone.
+ALMOST_ALIKE = {name for name in PLANS if name.startswith("richkd") and name.endswith("-release")}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name in ALMOST_ALIKE else name for name in PLANS]
+)
 def test_a_recipe_leaves_its_trace(method: str, tmp_path: Path) -> None:
     _compared(method, _recipe(method), tmp_path / "out")
 
