@@ -17,7 +17,8 @@ The layers that each method reads as published, and in the recipes of this packa
 | specialise (mst-distill) | an intermediate and the penultimate layer | a middle and a late layer, before activation |
 | kd, dkd, dist, mlkd, mlld, dml, collaborate, route, supervised | logits | logits |
 
-Two differ on purpose: hints compare two pairs, as MST-Distill's FitNets do, instead of the one of Romero et al.; and
+Two differ on purpose: hints compare two pairs, as MST-Distill's FitNets do, instead of the one of Romero et al., which
+recipes of picture sets compare (the second stage, as mdistiller); and
 ReviewKD pools its last map before the activation, whereas mdistiller pools after it.
 """
 
