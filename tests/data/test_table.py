@@ -138,6 +138,10 @@ def test_renderings_of_files_have_the_views_of_their_modality(tmp_path: Path) ->
     rows = torch.arange(12)
     batch = data.batch(rows, view=1 + rows % 8).inputs
     assert torch.equal(batch["image"], batch["image@same"])
+    # Stored outputs of one network fit data that other networks read in other renderings, or none.
+    assert plain.augmentation is not None
+    assert data.augmentation is not None
+    assert data.augmentation.key == plain.augmentation.key
     assert not torch.equal(batch["image"], data.batch(rows).inputs["image"])
     halved = torch.nn.functional.avg_pool2d(batch["image@twice"], 2)
     assert torch.corrcoef(torch.stack([halved.flatten(), batch["image"].flatten()]))[0, 1] > 0.9

@@ -24,6 +24,7 @@ from crossdistill.outputs import OutputSpec, Signal
 from crossdistill.planning.plan import prepare
 from crossdistill.recipe import NetworkConfig
 from crossdistill.recipes import make
+from crossdistill.recipes.cifar import rate_for
 from crossdistill.recipes.cifar_pairs import PAIRS
 from crossdistill.recipes.stages import PLANS
 from crossdistill.teacher import Teacher
@@ -160,6 +161,9 @@ def test_a_pair_names_its_networks_and_the_students_rate() -> None:
         rate = 0.01 if any(part in pair.student for part in ("shuffle", "mobilenet")) else 0.05
         assert networks([f"pair={name}"]) == (pair.teacher, pair.student, rate)
     assert networks(["pair=vgg13-vgg8", "student=cifar-shufflev2"]) == ("cifar-vgg13", "cifar-shufflev2", 0.01)
+    # The folder of a file of weights is no part of the network's name.
+    assert rate_for("cifar-resnet20:shuffled/weights.pth") == 0.05
+    assert rate_for("cifar-shufflev1:weights.pth") == rate_for("timm:mobilenetv3_small_050") == 0.01
     assert networks([]) == ("cifar-resnet32x4", "cifar-resnet8x4", 0.05)
     with raises(SettingError, "pair", "wrn-40-2-wrn-16-2"):
         make("cifar100/kd", ["pair=wrn-40-2-wrn-16-1"])

@@ -10,11 +10,14 @@ from command_line import called
 from facts import raises, states
 
 from crossdistill import Dataset, InputSpec, Recipe, Stage, load_student, run
+from crossdistill.bank.fused import Fused
 from crossdistill.data.corruptions import CORRUPTIONS, corrupted
 from crossdistill.errors import DataError, SettingError
+from crossdistill.runtime.progress import Quiet
+from crossdistill.teacher import Live
 from crossdistill.testing import toy_dataset, toy_models
 from crossdistill.training.analysis import analyse
-from crossdistill.training.corruption_results import chosen_corruptions, chosen_severities
+from crossdistill.training.corruption_results import chosen_corruptions, chosen_severities, robustness
 
 KINDS = ("gaussian-noise", "contrast")
 
@@ -73,6 +76,24 @@ def test_accuracies_and_errors_by_hand(finished: Path, tmp_path: Path) -> None:
     assert "corruptions" not in json.loads((tmp_path / "test.json").read_text())
     for text in ("gaussian-noise", "teacher:cnn", "unchanged", "mean ECE", "The test split of pictures"):
         assert text in measured.markdown()
+
+
+def test_a_fused_teacher_with_a_stored_part_is_left_out(finished: Path) -> None:
+    # The stored part would answer for the unchanged picture.
+    dataset = pictures()
+    network, stored = (load_student(finished).network for _ in range(2))
+    for one in (network, stored):
+        one.probe(dataset.example())
+    stored.reads = ()
+    live = {name: Live(name, network) for name in ("cnn", "clip")}
+    sources = {
+        "fused": Fused(live, {"cnn": 0.7, "clip": 0.3}),
+        "half": Fused({**live, "clip": Live("clip", stored)}, {"cnn": 0.7, "clip": 0.3}),
+        "stored": Live("clip", stored),
+    }
+    rows, display = dataset.splits["test"], Quiet()
+    found = robustness(sources, dataset, "test", rows, torch.device("cpu"), ("contrast",), (1,), display)
+    assert found.accuracy.keys() == {"fused"}
 
 
 def test_another_run_is_a_baseline_under_the_same_conditions(finished: Path) -> None:

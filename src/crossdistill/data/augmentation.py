@@ -180,6 +180,17 @@ class Variations(BaseModel):
     )
     _specs: Mapping[str, InputSpec] = PrivateAttr(default_factory=dict)
     _parts: frozenset[str] = PrivateAttr(default=frozenset())
+    _derived: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def with_renderings(self, added: Mapping[str, Variation]) -> "Variations":
+        """The same views, with the changes that renderings of a modality get at their size.
+
+        These follow from the modality's own, so that `key` is that of data without the renderings: stored outputs of
+        one network do not depend on which other networks the run has.
+        """
+        copy = self.model_copy(update={"inputs": {**self.inputs, **added}})
+        copy._derived = self._derived | added.keys()
+        return copy
 
     def reading(self, specs: Mapping[str, InputSpec], parts: Iterable[str] = ()) -> "Variations":
         """The same views of inputs in these formats: pictures are changed before their normalisation.
@@ -212,7 +223,9 @@ class Variations(BaseModel):
     def key(self) -> str | None:
         """A hash of the settings."""
         settings = {
-            name: variation.model_dump(mode="json", exclude_defaults=True) for name, variation in self.inputs.items()
+            name: variation.model_dump(mode="json", exclude_defaults=True)
+            for name, variation in self.inputs.items()
+            if name not in self._derived
         }
         for setting in settings.values():
             if "mask" in setting:

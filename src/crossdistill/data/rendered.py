@@ -102,7 +102,7 @@ def _with_renderings(augmentation: Variations, dataset: Dataset, names: Iterable
         shift = tuple(round(most * side / before) for most, side, before in sides) if variation.shift else ()
         crop = round(variation.crop * size[-1] / size_of_base[-1])
         added[name] = variation.model_copy(update={"shift": shift, "crop": crop})
-    return augmentation.model_copy(update={"inputs": {**augmentation.inputs, **added}}) if added else augmentation
+    return augmentation.with_renderings(added) if added else augmentation
 
 
 def renderings_of(specs: Mapping[str, InputSpec], dataset: Dataset) -> dict[str, Rendering]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from crossdistill.data.augmentation import Variation, Variations
 from crossdistill.data.sets.cifar import Cifar10Config, Cifar100Config
 from crossdistill.methods.kd import KD
+from crossdistill.models import MODELS
 from crossdistill.recipe import Recipe
 from crossdistill.recipes.cifar_pairs import find_pair
 from crossdistill.recipes.pictures import IMAGE, Teachers, named_only, pictures_setup, sgd
@@ -42,7 +43,10 @@ def augmentation() -> Variations:
 
 def rate_for(student: str) -> float:
     """The published learning rate of a student."""
-    return SMALL_RATE if any(part in student for part in SMALL_RATE_FOR) else LEARNING_RATE
+    # A network with weights, NAME:FILE: names of folders say nothing.
+    own = student.partition(":")[0]
+    name = own if own in MODELS else student
+    return SMALL_RATE if any(part in name for part in SMALL_RATE_FOR) else LEARNING_RATE
 
 
 def cifar10_setup(**settings: Any) -> ExperimentSetup:

@@ -179,7 +179,7 @@ def robustness(
         DataError: the data have no pictures, or the baseline's results are missing, damaged, or of other conditions.
         SettingError: no such baseline.
     """
-    known = {name: source for name, source in sources.items() if source.modalities}
+    known = {name: source for name, source in sources.items() if _sees(source)}
     found = Robustness(dataset.name, split, len(rows), seed, tuple(severities), {}, {}, {})
     own = next((name for name in (baseline, f"{TEACHER}{baseline}") if name in known), None)
     # Before anything is measured.
@@ -208,6 +208,12 @@ def robustness(
         return found
     errors = {kind: tuple(1 - value for value in accuracy) for kind, accuracy in bases.items()}
     return replace(found, baseline=own or baseline, baseline_errors=errors)
+
+
+def _sees(source: TeacherBase) -> bool:
+    """Whether it reads its inputs; a fused teacher with a stored part would mix corrupted and unchanged pictures."""
+    parts: Mapping[str, TeacherBase] = getattr(source, "parts", {source.name: source})
+    return all(part.modalities for part in parts.values())
 
 
 @torch.no_grad()
