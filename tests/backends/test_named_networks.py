@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from builders import Heard
+from facts import raises
 from named import made
 
 from crossdistill import Batch, Dataset, Recipe, Stage, load_student, run
+from crossdistill.backends.names import check_name
 from crossdistill.data.rendered import rendered
 from crossdistill.errors import SettingError
 from crossdistill.recipe import NetworkConfig
@@ -156,11 +158,15 @@ def test_a_frozen_teacher_in_bfloat16(folder: Folder, digits: Dataset) -> None:
         made(folder("vit"), digits, "all", dtype="bfloat16")
 
 
-def test_names_in_a_recipe(digits: Dataset) -> None:
+def test_names_in_a_recipe(folder: Folder) -> None:
     with pytest.raises(ValueError, match=r"timn.*timm"):
         NetworkConfig.model_validate("timn:resnet18")
     with pytest.raises(ValueError, match="small-imag"):
         NetworkConfig.model_validate("small-imag")
+    with raises(SettingError, "runs/none", "run:FOLDER", "transformers:FOLDER"):
+        check_name("runs/none")
+    with raises(SettingError, f"transformers:{folder('vit')}"):
+        check_name(str(folder("vit")))
     with pytest.raises(ValueError, match="last-N"):
         NetworkConfig(model="small-image", tune="most")
     assert NetworkConfig.model_validate("small-image") == NetworkConfig(model="small-image")

@@ -247,5 +247,5 @@ def test_remains_of_killed_processes_are_swept(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there() -> None:
-    with raises(BankMissing, "nowhere"):
+    with raises(BankMissing, "nowhere", "source=banked"):
         find_banks(Path("nowhere"))

@@ -82,6 +82,7 @@ def test_coefficients_are_those_of_the_lowest_loss() -> None:
     lines = found.settings()
     assert lines[0] == f"stages.richkd-l.method.alpha={found.best.alpha:g}"
     assert found.command_line() in found.text()
+    states(found.text(), *(f"{name} {value:.3g}" for name, value in found.best.temperatures.items()))
     useless = choose(drawn(good=False, scale=100.0), RichKDL(), "richkd-l")
     assert useless.best.alpha > 0.9
     assert useless.best.nll <= alone.nll + 1e-3

@@ -103,6 +103,15 @@ def check_name(name: str) -> None:
             f"no network is called {name!r}; {nearest(prefix, BACKENDS)}. Networks are named {known}, "
             "package.module:Class, or as crossdistill list models says, also with a file of weights: MODEL:FILE"
         )
+    if os.path.isfile(os.path.join(name, "config.json")):
+        raise SettingError(
+            f"{name} is a folder and no name of a network; if transformers saved it: transformers:{name}"
+        )
+    if not is_model(name) and os.sep in name:
+        raise SettingError(
+            f"{name}: there is no such run or folder of a network; a folder of transformers is transformers:FOLDER, "
+            f"a run's folder is run:FOLDER, and weights of a network in the table are MODEL:FILE"
+        )
     find_model(name)
 
 

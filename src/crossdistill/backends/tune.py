@@ -59,7 +59,10 @@ def _choose_weights(module: nn.Module, how: str, who: str) -> None:
     last = _last(module)
     if how == "head":
         if not last:
-            raise SettingError(f"{who}: tune is 'head', and it has no last linear layer")
+            raise SettingError(
+                f"{who}: tune is 'head', and it has no last linear layer; for data without classes it is an encoder, "
+                "which has none: give the rows labels (a folder for each class), or set tune=frozen"
+            )
         for layer in last:
             layer.requires_grad_(True)
         return

@@ -44,7 +44,8 @@ def find_banks(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise BankMissing(
-            f"there is no folder {folder}; banks are in the folder `banks` of a run or of a shared folder"
+            f"there is no folder {folder}; banks are in the folder `banks` of a run or of a shared folder. A run has "
+            "none whose teachers were all read live, as in a single epoch; --set stages.STAGE.source=banked stores them"
         )
     paths = [file.parent for file in folder.rglob(DESCRIPTION)]
     return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))

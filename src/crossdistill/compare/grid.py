@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -194,6 +195,8 @@ class Grid(BaseModel):
         # Of a table or folder, the settings belong to it, and they are validated next.
         if not is_file_data(value):
             _setup(value, ())
+        elif Path(value).suffix and not Path(value).expanduser().exists():
+            raise ValueError(f"{value}: there is no such file")
         return value
 
     @field_validator("settings")

@@ -89,6 +89,8 @@ class FusionChoice:
             kind = ", by sample" if one.per_sample else ""
             mark = "  <- chosen" if one == self.best else ""
             lines.append(_line(f"alpha {one.alpha:.2f}{kind}", one.accuracy, one.nll, one.ece) + mark)
+        common = ", ".join(f"{name} {value:.3g}" for name, value in self.best.temperatures.items())
+        lines.append(f"temperatures of the fused logits, times one factor that minimises their NLL: {common}")
         nll, accuracy = self.held_out
         lines.append(f"chosen on one half, measured on the other: accuracy {accuracy:.4f}, NLL {nll:.4f}")
         if self.best.alpha == 1:
