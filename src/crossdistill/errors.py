@@ -25,6 +25,7 @@ CrossdistillError                     a fault that a user can correct; the comma
 """
 
 import difflib
+import itertools
 from collections.abc import Iterable, Sequence
 
 
@@ -121,9 +122,16 @@ class ApplicabilityError(CrossdistillError, ValueError):
     """A method cannot apply to these networks or to this data."""
 
 
+LISTED_CHARACTERS = 300
+"""Length of the list of known names in a message."""
+
+
 def nearest(wanted: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest names, then all of them."""
+    """A hint for an unknown name: the nearest names, then all of them, or the first and the number of the rest."""
     names = sorted(set(known))
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
-    return f"{hint}known: {', '.join(names) if names else '(none)'}"
+    ends = itertools.accumulate(len(name) + 2 for name in names)
+    shown = max(1, sum(end <= LISTED_CHARACTERS for end in ends))
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return f"{hint}known: {', '.join(names[:shown]) if names else '(none)'}{more}"

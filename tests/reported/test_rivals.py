@@ -150,22 +150,25 @@ def test_a10_it_is_found_before_anything_trains(tmp_path: Path) -> None:
 
 # Those whose signal is not a gradient to the student through its logits or features, or which need settings.
 OTHERS = {"supervised", "specialise", "salience", "route"}
+FUSING = {"richkd", "richkd-l", "richkd-f"}
+"""Those that fuse two or more teachers."""
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in OTHERS])
 def test_a10_whatever_accepts_two_classes_gives_a_gradient_from_the_teacher(name: str) -> None:
     """Logits on which the teacher and the student disagree: something has to move the student besides the labels."""
-    settings = {"beta": 0.0} if name == "dist" else {"negatives": 8} if name == "crd" else {}
+    settings = {"beta": 0.0} if name == "dist" else {"negatives": 8} if name == "crd" or name in FUSING else {}
     config = METHODS[name].model_validate(settings)
     torch.manual_seed(0)
+    names = ("t", "u") if name in FUSING else ("t",)
     try:
-        method = config.build(TWO, {"t": TWO}, ON_TWO)
+        method = config.build(TWO, dict.fromkeys(names, TWO), ON_TWO)
     except ApplicabilityError:
         assert name == "dkd"
         return
-    student, teacher = (FakeTeacher(who, TWO, signals=_signals(0), given=_signals(n)) for n, who in enumerate("st"))
+    student, *others = (FakeTeacher(who, TWO, signals=_signals(0), given=_signals(n)) for n, who in enumerate("stu"))
     batch = rows_of(targets=torch.arange(8) % 2)
-    step = method(batch, student, {"t": teacher}, Progress(epoch=1))
+    step = method(batch, student, dict(zip(names, others, strict=False)), Progress(epoch=1))
     signal = sum((t.reduced(8) * t.weight).sum() for key, t in step.terms.items() if not key.startswith("task"))
     leaves = [value for value in student.given.values() if value.requires_grad]
     gradients = torch.autograd.grad(signal, leaves, allow_unused=True)
@@ -216,7 +219,9 @@ def test_a10_a_batch_of_fewer_rows_than_are_compared_is_refused(name: str, least
         run(recipe, tmp_path / "out", dataset=toy_dataset(("first",)))
 
 
-FEATURES = [name for name, one in METHODS.items() if issubclass(one, FeatureConfig) and name != "c2kd"]
+FEATURES = [
+    name for name, one in METHODS.items() if issubclass(one, FeatureConfig) and name != "c2kd" and name not in FUSING
+]
 
 
 def test_c_class_counts_that_differ_come_with_a_cure() -> None:
