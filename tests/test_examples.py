@@ -69,6 +69,7 @@ def test_the_trainer_of_transformers_trains_a_student(tmp_path: Path) -> None:
     assert float(found[1]) > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(find_spec, ("transformers", "PIL"))), reason="needs the extras transformers and image")
 def test_a_small_clip_is_saved_as_transformers_saves_one(tmp_path: Path) -> None:
     from PIL import Image

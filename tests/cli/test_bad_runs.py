@@ -168,6 +168,7 @@ def limited(size: int, *words: object, cwd: Path) -> Said:
 SMALL = ("av-digits/supervised", "--tiny", "--set", "stages.0.optimizer.name=sgd", "--set", "checkpoints.steps=2")
 
 
+@pytest.mark.slow
 def test_a_full_disk(digits: None, tmp_path: Path, crossdistill: Command) -> None:
     """After the first epoch checkpoints hold the best weights too, and no longer fit."""
     said = limited(100_000, "run", *SMALL, "--out", "out", cwd=tmp_path)

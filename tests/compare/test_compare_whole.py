@@ -169,6 +169,7 @@ def test_if_no_cell_can_run_the_folder_stays_free(
     compare(grid(methods="supervised", seeds=1), tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_tuning_reads_no_test_row_and_its_choice_is_used_by_every_seed(
     tmp_path: Path, here: list[Here], monkeypatch: pytest.MonkeyPatch
 ) -> None:

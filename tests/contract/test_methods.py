@@ -39,7 +39,7 @@ TRAINS: Mapping[str, tuple[str, ...]] = {
 CASES = [(name, trains) for name in METHODS for trains in TRAINS.get(name, ("student",))]
 
 # Methods of each kind; the whole contract of every other one is among the slow tests.
-ALSO_FAST = {"supervised", "kd", "hint", "at", "specialise", "route", "dml"}
+ALSO_FAST = {"supervised", "kd", "hint", "specialise", "route"}
 
 
 # Where rounding in a norm over all rows can carry a unit across the kink of its ReLU.

@@ -202,6 +202,7 @@ def test_half_precision_is_close(tmp_path: Path) -> None:
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 0.02
 
 
+@pytest.mark.slow
 def test_from_disk_it_is_as_from_memory(tmp_path: Path) -> None:
     run(recipe(*ALL_STAGES["mst"]("auto")), tmp_path / "memory")
     run(recipe(*ALL_STAGES["mst"]("auto"), bank=BankSettings(memory=0)), tmp_path / "disk")

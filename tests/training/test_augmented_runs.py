@@ -44,12 +44,14 @@ def test_views_from_banks_are_what_live_networks_see(tmp_path: Path, control: st
     assert_close(weights(tmp_path / "live"), weights(tmp_path / "auto"))
 
 
+@pytest.mark.slow
 def test_masks_and_routing_on_banked_views(tmp_path: Path) -> None:
     for source in ("live", "banked"):
         run(specialised(source), tmp_path / source)
     assert_close(weights(tmp_path / "live"), weights(tmp_path / "banked"))
 
 
+@pytest.mark.slow
 def test_other_views_train_another_student(tmp_path: Path) -> None:
     found = []
     for number, augmentation in enumerate((None, TWO, TWO.model_copy(update={"seed": 1}))):
