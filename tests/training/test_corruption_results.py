@@ -144,3 +144,4 @@ def test_the_command(
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"test.json", "test.svg", "test-corruptions.md"}
     states(called(*words, "--teacher", "cn", **here).complaint(), "'cn'", "'cnn'")
     states(called("analyse", tmp_path, **here).complaint(), tmp_path / "recipe.yaml")
+    states(called("analyse", tmp_path, "--baseline", "mm", **here).complaint(), "--baseline mm", "--corruptions")

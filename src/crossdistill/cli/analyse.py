@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from crossdistill.cli.options import AsJson, OwnRecipe, Settings, folder_option
+from crossdistill.errors import SettingError
 from crossdistill.runtime.escaping import visible
 
 analysis = typer.Typer(rich_markup_mode=None)
@@ -77,6 +78,11 @@ def analyse_command(
     from crossdistill.training.analysis import analyse
     from crossdistill.training.corruption_results import chosen_corruptions, chosen_severities
 
+    if baseline is not None and corruptions is None:
+        raise SettingError(
+            f"--baseline {baseline} compares errors on corrupted pictures, and --corruptions is not given; "
+            "add --corruptions all, or take --teacher for the changes against a teacher"
+        )
     kinds = () if corruptions is None else chosen_corruptions(corruptions)
     degrees = chosen_severities(severities)
     unchanged(run)
