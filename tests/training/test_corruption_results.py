@@ -104,6 +104,12 @@ def test_another_run_is_a_baseline_under_the_same_conditions(finished: Path) -> 
     assert error == pytest.approx(1.0) or again.without_error
     with raises(DataError, "severities", "[4]", "[5]"):
         analyse(finished, made(), corruptions=KINDS, severities=(4,), baseline=str(finished))
+    file = finished / "analysis" / "test-corruptions.json"
+    stored = json.loads(file.read_text())
+    # Another split of the same data, such as that of another seed, has as many rows.
+    file.write_text(json.dumps({**stored, "rows_key": "0" * 64}))
+    with raises(DataError, "rows_key", "0" * 64):
+        analyse(finished, made(), corruptions=KINDS, severities=(5,), baseline=str(finished))
     with raises(DataError, "validation-corruptions.json"):
         analyse(finished, made(), split="validation", corruptions=KINDS, baseline=str(finished))
     with raises(SettingError, "'cnnn'", "'cnn'"):

@@ -23,6 +23,7 @@ from crossdistill.outputs import Signal
 from crossdistill.planning.part_size import rows_at_once
 from crossdistill.runtime.escaping import markdown
 from crossdistill.runtime.files import file_fault, read_json, write_text
+from crossdistill.runtime.hashing import tensor_hash
 from crossdistill.runtime.progress import Display, counted
 from crossdistill.teacher import TeacherBase
 from crossdistill.training.calibration import expected_calibration_error
@@ -50,6 +51,8 @@ class Robustness:
     ece: Values
     baseline: str | None = None
     baseline_errors: Mapping[str, tuple[float, ...]] | None = None
+    rows_key: str = ""
+    """A hash of the rows: splits that are drawn by other seeds are of one name and size."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -82,9 +85,10 @@ class Robustness:
 
     def as_data(self) -> dict[str, Any]:
         """All values as plain JSON values."""
-        plain = {name: getattr(self, name) for name in ("data", "split", "rows", "seed", "severities", "baseline")}
+        plain = {name: getattr(self, name) for name in ("data", "split", "rows", "rows_key", "seed", "severities")}
         return {
             **plain,
+            "baseline": self.baseline,
             "sources": {
                 name: {
                     "clean": self.clean[name],
@@ -180,7 +184,8 @@ def robustness(
         SettingError: no such baseline.
     """
     known = {name: source for name, source in sources.items() if _sees(source)}
-    found = Robustness(dataset.name, split, len(rows), seed, tuple(severities), {}, {}, {})
+    same = tensor_hash(rows.sort().values)
+    found = Robustness(dataset.name, split, len(rows), seed, tuple(severities), {}, {}, {}, rows_key=same)
     own = next((name for name in (baseline, f"{TEACHER}{baseline}") if name in known), None)
     # Before anything is measured.
     others = None if baseline is None or own is not None else _of_run(found, kinds, Path(baseline), known)
@@ -266,7 +271,7 @@ def _of_run(
         raise DataError(f"--baseline: {file}: {file_fault(file)}; analyse that run with the same corruptions first")
     try:
         stored = read_json(file)
-        conditions = {name: stored[name] for name in ("data", "rows", "seed", "severities")}
+        conditions = {name: stored[name] for name in ("data", "rows", "rows_key", "seed", "severities")}
         own = {name: getattr(wanted, name) for name in conditions} | {"severities": list(wanted.severities)}
         if conditions != own:
             raise ValueError(f"wanted {own}, found {conditions}; analyse that run under the same conditions")
