@@ -17,7 +17,8 @@ from crossdistill.batch import Batch, Input, InputSpec, Task
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.data.decode import decode, prepare_array
 from crossdistill.data.prediction import Prediction, predictions_of
-from crossdistill.data.rendering import padded, rendering_of, varies
+from crossdistill.data.prepare import padded
+from crossdistill.data.rendering import rendering_of, varies
 from crossdistill.data.targets import TargetScale
 from crossdistill.errors import DataError, NonFiniteError, RunError, SettingError, ShapeError
 from crossdistill.methods.layer_choice import chosen

@@ -12,9 +12,11 @@ from named import made
 
 from crossdistill import Batch, CrossdistillError, Dataset, InputSpec, Network
 from crossdistill.backends.pretrained import Pretrained
+from crossdistill.backends.processors import picture_rendering
 from crossdistill.backends.saved import rebuilt
 from crossdistill.backends.transformers import load
 from crossdistill.data.rendered import rendered
+from crossdistill.data.rendering import PictureRendering
 from crossdistill.errors import SettingError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -170,9 +172,21 @@ def test_the_rendering_is_pillow_s_resizing(folder: Folder, size: tuple[int, int
     np.testing.assert_allclose(found[0].permute(1, 2, 0), wanted, atol=2.1 / 255)
 
 
+def test_a_processor_that_resizes_both_sides_and_cuts_the_middle_is_rendered_so() -> None:
+    config = {"image_processor_type": "DeiTImageProcessor", "size": {"height": 24, "width": 24}, "crop_size": 16}
+    rendering = picture_rendering({**config, "do_center_crop": True, "do_normalize": False}, "it")
+    image = pytest.importorskip("PIL.Image")
+    picture = np.random.default_rng(0).integers(0, 256, (30, 60, 3), dtype=np.uint8)
+    found = rendering.apply(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    wanted = np.asarray(image.fromarray(picture).resize((24, 24), 2), dtype=np.float32)[4:20, 4:20] / 255
+    np.testing.assert_allclose(found[0].permute(1, 2, 0), wanted, atol=1.1 / 255)
+    again = PictureRendering.model_validate(rendering.model_dump())
+    assert again.both_sides
+    assert "both_sides" not in PictureRendering(size=(16, 16), shortest=24).model_dump()
+
+
 def test_pictures_in_memory_are_rendered_from_their_views(digits: Dataset) -> None:
     from crossdistill.data.augmentation import Variation, Variations
-    from crossdistill.data.rendering import PictureRendering
 
     rendering = PictureRendering(size=(16, 16), channels=3, mean=(0.5,), deviation=(0.5,))
     varied = replace(digits, augmentation=Variations(inputs={"image": Variation(noise=0.3)}, views=2))

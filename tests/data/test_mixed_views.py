@@ -63,13 +63,18 @@ def test_cutmix_pastes_a_box_of_the_area_of_its_part() -> None:
     plain = dataset.inputs["image"]
     assert isinstance(plain, Tensor)
     areas = []
+    assert batch.targets is not None
+    labels = torch.as_tensor(dataset.targets)
     for row in range(40):
+        wanted = torch.zeros(3)
         top, left, tall, wide = mix.box[row].tolist()
         for y in range(8):
             for x in range(8):
                 inside = top <= (y + 0.5) / 8 < top + tall and left <= (x + 0.5) / 8 < left + wide
                 source = int(mix.other[row]) if inside else row
                 assert torch.equal(picture(batch)[row, :, y, x], plain[source, :, y, x])
+                wanted[labels[source]] += 1 / 64
+        assert torch.allclose(batch.targets[row], wanted, atol=1e-6)
         areas.append(abs(tall * wide - (1 - float(mix.part[row]))))
     assert max(areas) < 1e-5
     both = data(cutmix=1.0, mixup=1.0).augmentation

@@ -81,7 +81,8 @@ def picture_rendering(config: Mapping[str, Any], who: str, channels: int = 3) ->
         crop, shortest = (shortest, shortest), int(shortest / float(config["crop_pct"]))
     elif "crop_pct" in config and shortest:
         size, shortest = (shortest, shortest), None
-    if size is not None and crop is not None and size != crop:
+    both_sides = size is not None and crop is not None and size != crop
+    if size is not None and crop is not None and both_sides:
         if size[0] != size[1] or size[0] < max(crop):
             raise _refused(who, kind, f"it resizes to {size} and keeps {crop}")
         size, shortest = crop, size[0]
@@ -94,6 +95,7 @@ def picture_rendering(config: Mapping[str, Any], who: str, channels: int = 3) ->
         who,
         size=result,
         shortest=shortest,
+        both_sides=both_sides,
         interpolation=INTERPOLATIONS[config.get("resample", 2)],
         rounded=True,
         rescale=config.get("rescale_factor", 1 / 255) if rescaled else 1.0,

@@ -16,7 +16,7 @@ from crossdistill.data.array_file import native, read_array
 from crossdistill.data.audio.sound_file import SOUND_SUFFIXES, read_sound
 from crossdistill.data.input_options import check_options, picture_size
 from crossdistill.data.picture_file import check_depth
-from crossdistill.data.prepare import example_shapes, fit_length, normalise, prepare_pictures, prepare_sound
+from crossdistill.data.prepare import LUMINANCE, example_shapes, fit_length, normalise, prepare_pictures, prepare_sound
 from crossdistill.data.rendered_example import decoded_array, decoded_file
 from crossdistill.data.rendering import rendering_of
 from crossdistill.errors import DataError, MissingExtraError
@@ -24,8 +24,6 @@ from crossdistill.runtime.files import file_fault
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARRAY_SUFFIX = ".npy"
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue, as in Pillow (ITU-R 601-2)."""
 _READS = {
     "image": (*PICTURE_SUFFIXES, ARRAY_SUFFIX),
     "log-mel": (*SOUND_SUFFIXES, ARRAY_SUFFIX),

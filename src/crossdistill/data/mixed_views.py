@@ -4,7 +4,7 @@ The other row and the parts are functions of the seed, the row's id and its view
 networks for mixed rows can be banked.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,6 +71,15 @@ def mixed(own: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"], mix: M
     inside = inside & _inside(own.shape[-1], mix.box[:, 1], mix.box[:, 3])[:, None, :]
     pasted = torch.where(inside[:, None], other, own)
     return torch.where(cuts.view(-1, 1, 1, 1), pasted, blended)
+
+
+def with_counted_parts(mix: Mix, height: int, width: int) -> Mix:
+    """The mix with the own part of CutMix's rows as the part of the pixels that the box leaves, as published.
+
+    Boxes end at whole pixels, so that their areas are not quite the drawn ones.
+    """
+    pasted = _inside(height, mix.box[:, 0], mix.box[:, 2]).sum(1) * _inside(width, mix.box[:, 1], mix.box[:, 3]).sum(1)
+    return replace(mix, part=torch.where(mix.box[:, 0].isnan(), mix.part, 1 - pasted / (height * width)))
 
 
 def mixed_targets(own: Int64[Tensor, " B"], other: Int64[Tensor, " B"], mix: Mix, classes: int) -> Float[Tensor, "B C"]:

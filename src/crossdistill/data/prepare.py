@@ -5,7 +5,7 @@ training and prediction.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ from crossdistill.batch import InputSpec
 from crossdistill.data.audio.sound import MelSettings, log_mel
 from crossdistill.data.principal import weaken
 from crossdistill.errors import ShapeError
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey, as in Pillow (ITU-R 601-2)."""
 
 MIN_MAX = {"kind": "per-sample min-max"}
 
@@ -112,3 +115,22 @@ def normalise(values: Float[Tensor, "B *shape"], how: Mapping[str, Any]) -> Floa
         return (values - bottom) / (top - bottom)
     mean, deviation = float(how["mean"]), float(how["deviation"])
     return (values - mean) / deviation
+
+
+def in_channels(values: Float[Tensor, "B c h w"], channels: int) -> Float[Tensor, "B C h w"]:
+    """Pictures in grey (1 channel) or in colours (3)."""
+    found = values.shape[1]
+    if found == channels:
+        return values
+    if channels == 3:
+        return values.expand(-1, 3, -1, -1)
+    grey: Tensor = torch.tensordot(torch.tensor(LUMINANCE), values, ([0], [1]))
+    return grey[:, None]
+
+
+def padded(parts: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """Tensors of varying length in their last dimension as one batch, with zeros after their ends, and the lengths."""
+    lengths = torch.tensor([part.shape[-1] for part in parts], dtype=torch.int64)
+    longest = int(lengths.max())
+    values = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+    return {"values": torch.stack(values), "lengths": lengths}

@@ -4,20 +4,29 @@ A modality may have several (`image`, `image@clip`): one file is decoded once, a
 resolution, rate and normalisation.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from crossdistill.batch import Input, InputSpec
 from crossdistill.data.audio.sound import MelSettings, log_mel
 from crossdistill.data.audio.sound_file import resample
 from crossdistill.data.input_options import HIGHEST_RATE, LOWEST_RATE, MOST_BINS, MOST_FILTERS, MOST_SAMPLES
-from crossdistill.data.prepare import fit_length
+from crossdistill.data.prepare import fit_length, in_channels, padded
 from crossdistill.data.tokens import Tokens, parse_tokenizer, read_tokenizer
 from crossdistill.errors import DataError
 from crossdistill.runtime.hashing import key_hash
@@ -27,8 +36,6 @@ OPTION = "rendering"
 TOKENIZER = "tokenizer"
 """Name of the tokenizer's content among an `InputSpec`'s fitted tensors."""
 MOST_SIDE = 8192
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey, as in Pillow (ITU-R 601-2)."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -65,7 +72,8 @@ class PictureRendering(_Rendering):
     """A picture, resized, cropped in its middle, scaled and normalised.
 
     Without `shortest` it is resized to `size` whatever its proportions. With it, the shorter side is resized to
-    `shortest`, the longer one in proportion (rounded down, as in torchvision and Transformers), and the middle is kept.
+    `shortest`, the longer one in proportion (rounded down, as in torchvision and Transformers), and the middle is kept;
+    `both_sides` resizes both to `shortest` first.
     """
 
     type: Literal["picture"] = "picture"
@@ -75,6 +83,7 @@ class PictureRendering(_Rendering):
     shortest: int | None = Field(
         default=None, ge=1, le=MOST_SIDE, description="shorter side before the middle is cut out; null: no crop"
     )
+    both_sides: bool = Field(default=False, description="resize both sides to `shortest`, whatever the proportions")
     interpolation: Literal["nearest", "bilinear", "bicubic", "area"] = "bilinear"
     antialias: bool = Field(default=True, description="smooth before shrinking, as Pillow does (bilinear, bicubic)")
     rounded: bool = Field(
@@ -94,6 +103,12 @@ class PictureRendering(_Rendering):
                 raise ValueError(f"{name} has {len(getattr(self, name))} numbers, for {self.channels} channels")
         return self
 
+    @model_serializer(mode="wrap")
+    def _shortly(self, write: Callable[["PictureRendering"], dict[str, Any]]) -> dict[str, Any]:
+        """Without a setting that came later, where it is not used: keys of before stay equal."""
+        settings = write(self)
+        return settings if self.both_sides else {name: v for name, v in settings.items() if name != "both_sides"}
+
     @property
     def input_kind(self) -> str:
         """The `InputSpec.kind` of the result."""
@@ -108,7 +123,7 @@ class PictureRendering(_Rendering):
         """A decoded picture (..., 1 or 3, h, w), bytes or floating point of 0 to 255, as float32."""
         picture = decoded if decoded.ndim == 4 else decoded[None]
         # Grey before resizing: a third of the work.
-        values = _in_channels(picture.float(), self.channels)
+        values = in_channels(picture.float(), self.channels)
         values = self._cut(self._resized(values)) * self.rescale
         if self.mean:
             values = values - torch.tensor(self.mean)[:, None, None]
@@ -126,7 +141,9 @@ class PictureRendering(_Rendering):
     def _resized(self, values: Float[Tensor, "B C h w"]) -> Tensor:
         height, width = values.shape[-2:]
         wanted = self.size
-        if self.shortest is not None:
+        if self.shortest is not None and self.both_sides:
+            wanted = (self.shortest, self.shortest)
+        elif self.shortest is not None:
             short, long = sorted((height, width))
             other = int(self.shortest * long / short)
             wanted = (self.shortest, other) if height <= width else (other, self.shortest)
@@ -345,14 +362,6 @@ def varies(rendering: Rendering | None) -> bool:
     return isinstance(rendering, SoundRendering) and rendering.seconds is None
 
 
-def padded(parts: Sequence[Tensor]) -> Mapping[str, Tensor]:
-    """Tensors of varying length in their last dimension as one batch, with zeros after their ends, and the lengths."""
-    lengths = torch.tensor([part.shape[-1] for part in parts], dtype=torch.int64)
-    longest = int(lengths.max())
-    values = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
-    return {"values": torch.stack(values), "lengths": lengths}
-
-
 def rendering_of(spec: InputSpec, who: str) -> Rendering | None:
     """The rendering that made an input, from its specification; None: another preparation did.
 
@@ -380,16 +389,6 @@ def rendering_of(spec: InputSpec, who: str) -> Rendering | None:
             + ("" if isinstance(rendering, ArrayRendering) else f" {rendering.shape}")
         )
     return rendering
-
-
-def _in_channels(values: Float[Tensor, "B c h w"], channels: int) -> Float[Tensor, "B C h w"]:
-    found = values.shape[1]
-    if found == channels:
-        return values
-    if channels == 3:
-        return values.expand(-1, 3, -1, -1)
-    grey: Tensor = torch.tensordot(torch.tensor(LUMINANCE), values, ([0], [1]))
-    return grey[:, None]
 
 
 def _alike(keys: Sequence[Hashable]) -> list[list[int]]:

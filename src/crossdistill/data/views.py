@@ -9,7 +9,7 @@ from torch import Tensor, cat
 
 from crossdistill.batch import Batch, Input
 from crossdistill.data.augmentation import Variations, in_views
-from crossdistill.data.mixed_views import Mix, mixed, mixed_targets
+from crossdistill.data.mixed_views import Mix, mixed, mixed_targets, with_counted_parts
 from crossdistill.data.workers import Ready, Request
 
 if TYPE_CHECKING:
@@ -85,6 +85,9 @@ def with_mixed_targets(dataset: "Dataset", batch: Batch) -> Batch:
     if mix is None or not isinstance(augmentation, Variations) or augmentation.mixed_targets == "own":
         return batch
     assert batch.targets is not None
+    if augmentation.cutmix:
+        # The modalities of several sizes have boxes of nearly equal parts; the first counts.
+        mix = with_counted_parts(mix, *next(iter(dataset.input_specs.values())).shape[-2:])
     targets = mixed_targets(batch.targets, dataset.targets[mix.other], mix, len(dataset.classes))
     labelled = batch.labelled if batch.labelled is None else batch.labelled & _labelled(dataset, mix)
     return replace(batch, targets=targets, labelled=labelled, task="soft")

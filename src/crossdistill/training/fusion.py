@@ -121,6 +121,8 @@ class FusionReport:
     def warning(self) -> str:
         """What is wrong where the other parts do not move the target, and what to do."""
         others = [name for name in self.parts if name != self.main]
+        if self.alpha == 1:
+            return f"{' and '.join(map(repr, others))} cannot move the target: alpha is 1, all of it is {self.main!r}"
         sizes = ", ".join(f"{name} {value:.3g}" for name, value in self.spread.items())
         return (
             f"{' and '.join(map(repr, others))} cannot move the target: KL(fused ‖ {self.alpha:.3g} · {self.main}) is "
