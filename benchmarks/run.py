@@ -21,7 +21,7 @@ RESULTS = HERE / "results.json"
 TABLES = HERE.parent / ".ci" / "tables.py"
 SCRIPTS = (
     "masknet", "bank_read", "more_samples", "route_epoch", "student_alone", "peak_memory", "specialise_epoch",
-    "whole_method", "step_switches", "part_size", "row_sources", "contrast_step", "richkd_epoch",
+    "whole_method", "step_switches", "part_size", "row_sources", "kd_job", "contrast_step", "richkd_epoch",
 )  # fmt: skip
 
 
