@@ -256,6 +256,7 @@ class Network(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Network":
         self._types = None
+        # PyTorch leaves this method without annotations.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -140,9 +139,8 @@ def test_d_a_ctrl_c_in_a_program_saves_and_says_how_it_goes_on(tmp_path: Path) -
     assert max(path.name for path in (out / "checkpoints").iterdir()).endswith("-00001-0000002")
     hint = str(stop.value).partition("go on with: ")[2].partition(" in the program")[0]
     assert hint.startswith("run(recipe, ")
-    call: Callable[[], Report] = lambda: run(recipe, out, resume=True)  # noqa: E731
     assert hint == f"run(recipe, {str(out)!r}, resume=True)"
-    call()
+    run(recipe, out, resume=True)
     run(recipe, alone)
     assert (out / WEIGHTS).read_bytes() == (alone / WEIGHTS).read_bytes()
     assert (out / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()

@@ -152,8 +152,9 @@ class BankNetwork(Network):
         self.reads = ()
 
     def _places(self, batch: Batch) -> Tensor:
-        places: Tensor = self.module.places(batch.ids, batch.view)  # type: ignore[operator]
-        return places
+        stored = self.module
+        assert isinstance(stored, StoredOutputs)
+        return stored.places(batch.ids, batch.view)
 
     def usable(self, batch: Batch) -> tuple[Tensor | None, Batch]:
         """The rows that the file holds (None: all), and the batch of these rows."""

@@ -238,8 +238,9 @@ def _body(
             model = loader(made) if classifier else loader.from_config(made)
             model = model.to(dtype)
     # The place of the folder is part of no key.
-    for holder in (model, model.config):
-        setattr(holder, "name_or_path", "")  # noqa: B010  # torch declares other attributes as tensors
+    holders: tuple[Any, ...] = (model, model.config)
+    for holder in holders:
+        holder.name_or_path = ""
     unread = [name for name in missing if "pooler" not in name]
     if unread:
         raise SettingError(

@@ -228,8 +228,10 @@ def export_command(
 
     if to is None:
         raise SettingError("bank export: wanted a file, found none; give --to FILE, as in --to clip.safetensors")
-    if dtype not in get_args(LogitType):
-        raise SettingError(f"--dtype: no type is called {dtype!r}; {nearest(dtype, get_args(LogitType))}")
+    types: tuple[LogitType, ...] = get_args(LogitType)
+    stored_as = next((known for known in types if known == dtype), None)
+    if stored_as is None:
+        raise SettingError(f"--dtype: no type is called {dtype!r}; {nearest(dtype, types)}")
     made = of_run(run, recipe, settings or [], "bank export")
     infos = export_bank(
         banks or run / "banks",
@@ -238,7 +240,7 @@ def export_command(
         teacher=teacher,
         models={name: one.model for name, one in made.teachers.items() if not isinstance(one, Network)},
         stages=[stage.name for stage in made.stages],
-        form=Form(dtype, top, embedding),  # type: ignore[arg-type]  # checked above
+        form=Form(stored_as, top, embedding),
     )
     _show(to, infos, as_json)
 
