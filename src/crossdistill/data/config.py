@@ -12,7 +12,9 @@ from crossdistill.data.augmentation import Variations
 from crossdistill.data.cache import CacheEntry
 from crossdistill.data.content import OnProgress, quiet
 from crossdistill.data.dataset import Dataset
+from crossdistill.data.file_source import FileSource
 from crossdistill.data.hidden_labels import hide_labels
+from crossdistill.data.kept import DEFAULT_MB
 from crossdistill.data.workers import Workers
 from crossdistill.errors import DataError
 
@@ -40,6 +42,12 @@ class DataConfig(BaseModel, abc.ABC):
     workers: int | None = Field(
         default=None, ge=0, exclude=True, description="processes that read files; by default one per core, 8 at most"
     )
+    keep_mb: int = Field(
+        default=DEFAULT_MB,
+        ge=0,
+        exclude=True,
+        description="decoded picture files are kept in memory if all take so many megabytes at most; 0: never",
+    )
     augmentation: Variations = Field(
         default=Variations(), description="training rows varied, in seeded views; by default as they are"
     )
@@ -49,6 +57,9 @@ class DataConfig(BaseModel, abc.ABC):
         built = self.build(progress or quiet)
         if self.augmentation != Variations():
             built = replace(built, augmentation=self.augmentation)
+        for source in built.inputs.values():
+            if isinstance(source, FileSource):
+                source.files.keep(self.keep_mb * 1_000_000)
         if self.workers is not None:
             built = replace(built, workers=Workers(self.workers))
         return hide_labels(built, self.labelled, self.seed if self.label_seed is None else self.label_seed)

@@ -18,6 +18,7 @@ from crossdistill.data.array_file import native, read_array
 from crossdistill.data.audio.any_sound import decode_sound
 from crossdistill.data.augmentation import Parts
 from crossdistill.data.file_facts import Facts, FileKind
+from crossdistill.data.kept import KeptPictures
 from crossdistill.data.picture_file import decode_picture
 from crossdistill.data.rendering import (
     ArrayRendering,
@@ -60,6 +61,8 @@ class Files:
             [(0, 0) if path is None else file_facts.state_of(path) for path in paths], dtype=np.int64
         )
         self.readers = 0
+        self.kept: KeptPictures | None = None
+        """Pictures that have been decoded before."""
         self._last: tuple[tuple[int, ...], list[Any]] | None = None
 
     def __len__(self) -> int:
@@ -67,8 +70,13 @@ class Files:
         return len(self._ends) - 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the last batch."""
-        return {**self.__dict__, "_last": None}
+        """Everything but the pictures in memory."""
+        return {**self.__dict__, "_last": None, "kept": None}
+
+    def keep(self, most_bytes: int) -> None:
+        """Keep decoded pictures in memory from now on, if all together take at most so many bytes."""
+        shapes = [self.shape(row) for row in range(len(self))] if self.kind == "image" else []
+        self.kept = KeptPictures.of(shapes, most_bytes)
 
     def path(self, row: int) -> Path | None:
         """The file of a row."""
@@ -103,10 +111,14 @@ class Files:
         key = tuple(rows)
         if self._last is not None and self._last[0] == key:
             return self._last[1]
+        kept = [False] * len(rows) if self.kept is None else self.kept.there(rows)
         decoded = []
-        for row in rows:
+        for row, there in zip(rows, kept, strict=True):
             reading(row)
-            decoded.append(self._decode(row))
+            decoded.append(self.kept.picture(row) if there and self.kept is not None else self._decode(row))
+        if self.kept is not None and not all(kept):
+            new = zip(rows, decoded, kept, strict=True)
+            self.kept.keep({row: picture for row, picture, there in new if not there})
         self._last = (key, decoded) if self.readers > 1 else None
         return decoded
 
@@ -177,6 +189,14 @@ class FileSource:
         """
         rendered: Input = self.rendering.apply_all(self.files.decoded(rows.tolist()))
         return rendered
+
+    def quick(self, rows: Int64[Tensor, " B"]) -> bool:
+        """Whether these rows are in memory at the size that the network reads, so that no worker is worth it."""
+        kept, rendering = self.files.kept, self.rendering
+        if kept is None or not isinstance(rendering, PictureRendering):
+            return False
+        wanted = rows.tolist()
+        return all(self.files.shape(row)[1:] == rendering.size for row in wanted) and all(kept.there(wanted))
 
     def in_parts(self, rows: Int64[Tensor, " B"], view: Int64[Tensor, " B"], parts: Parts) -> "FileParts":
         """The same files, of which these rows are parts of their pictures in these views."""

@@ -22,9 +22,9 @@ class RowSource(Protocol):
 
     A source may have further methods: `name_of(row) -> str`, such as the row's file, for errors; `row_key(row) ->
     bytes`, equal for rows with equal values, which saves decoding them; `check_unchanged()`, which raises a DataError
-    if the files have changed; and the attributes `lengths` (N,), where batches are padded to their longest row, else
-    None, and `in_memory`, true where
-    reading rows is so cheap that no worker is worth it.
+    if the files have changed; `quick(rows) -> bool`, whether these rows need no worker now; and the attributes
+    `lengths` (N,), where batches are padded to their longest row, else None, and `in_memory`, true where reading rows
+    is so cheap that no worker is worth it.
     """
 
     def __len__(self) -> int:

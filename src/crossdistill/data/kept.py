@@ -1,0 +1,60 @@
+"""Decoded files kept in memory that all data workers share, so that a small data set is decoded once."""
+
+import mmap
+import multiprocessing
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEFAULT_MB = 256
+"""Most megabytes (10⁶ bytes) of decoded pictures that are kept by default."""
+
+
+class KeptPictures:
+    """Memory for pictures as bytes (channels, height, width), which processes forked later write and read too.
+
+    The operating system provides a page of it when a picture is first written there. A lock orders a picture before the
+    note that it is there.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._shapes = list(shapes)
+        self._ends = np.cumsum([0, *(int(np.prod(shape)) if shape else 0 for shape in shapes)])
+        self._values = np.frombuffer(mmap.mmap(-1, max(1, int(self._ends[-1]))), dtype=np.uint8)
+        self._there = np.frombuffer(mmap.mmap(-1, max(1, len(shapes))), dtype=np.uint8)
+        self._lock = multiprocessing.get_context("fork").Lock()
+
+    @staticmethod
+    def of(shapes: Sequence[tuple[int, ...]], most_bytes: int) -> "KeptPictures | None":
+        """Memory for pictures of these shapes; None if they take more, or if workers here are not forked."""
+        size = sum(int(np.prod(shape)) for shape in shapes if shape)
+        return KeptPictures(shapes) if sys.platform == "linux" and 0 < size <= most_bytes else None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all pictures in bytes."""
+        return int(self._ends[-1])
+
+    def there(self, rows: Sequence[int]) -> list[bool]:
+        """Whether each of these rows is kept."""
+        with self._lock:
+            found: list[bool] = self._there[list(rows)].astype(bool).tolist()
+        return found
+
+    def picture(self, row: int) -> Tensor:
+        """The picture of a row that is kept; nobody may write to it."""
+        values = self._values[self._ends[row] : self._ends[row + 1]]
+        return torch.from_numpy(values).view(self._shapes[row])
+
+    def keep(self, pictures: dict[int, Tensor]) -> None:
+        """Keep pictures by row; those of another shape or of more than 8 bits are left out."""
+        kept = []
+        for row, picture in pictures.items():
+            if picture.dtype == torch.uint8 and tuple(picture.shape) == self._shapes[row]:
+                self._values[self._ends[row] : self._ends[row + 1]] = picture.numpy().reshape(-1)
+                kept.append(row)
+        with self._lock:
+            self._there[kept] = 1
