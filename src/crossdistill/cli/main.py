@@ -12,6 +12,7 @@ import typer
 
 from crossdistill import __version__
 from crossdistill.cli.analyse import analysis
+from crossdistill.cli.audio import audio
 from crossdistill.cli.bank import bank
 from crossdistill.cli.fusion import fusion
 from crossdistill.cli.listing import listing
@@ -61,8 +62,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(listing, name="list")
-app.add_typer(bank, name="bank")
+for group, name in ((listing, "list"), (bank, "bank"), (audio, "audio")):
+    app.add_typer(group, name=name)
 
 
 @app.callback(invoke_without_command=True)

@@ -16,6 +16,7 @@ DATA = {
     "cifar100": "crossdistill.data.sets.cifar:Cifar100Config",
     "folder": "crossdistill.data.folder:FolderConfig",
     "imagenet": "crossdistill.data.sets.imagenet:ImagenetConfig",
+    "speech-music": "crossdistill.data.sets.speech_music:SpeechMusicConfig",
     "tiny-imagenet": "crossdistill.data.sets.tiny_imagenet:TinyImagenetConfig",
     "table": "crossdistill.data.table:TableConfig",
 }

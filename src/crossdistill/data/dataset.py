@@ -14,6 +14,7 @@ from crossdistill.batch import Batch, Input, InputSpec, Task
 from crossdistill.data.arrays import as_domain, as_groups, as_inputs, as_mask, as_rows, rows_of
 from crossdistill.data.augmentation import Augmentation, Variations, drawn_views
 from crossdistill.data.content import OnProgress, content_sample, hash_content
+from crossdistill.data.domain_mix import DomainMix
 from crossdistill.data.input_options import check_described
 from crossdistill.data.other_datasets import from_huggingface, from_shards, from_torch
 from crossdistill.data.remarks import described, remarks
@@ -60,7 +61,7 @@ class Dataset:
         labelled: mask (N,) of the rows whose target the *student* may use (None: every row that has one); teachers use
             all targets.
         present: modality -> mask (N,) of the rows in which it is present; a modality without an entry is in all rows.
-        domain: the domain of each row, such as "speech".
+        domain: the domain of each row, such as "speech"; `mix` says how many of each a training batch has.
         groups: kind ("voice", "handwriting") -> group of each row. Rows of one group share a source, so they are not
             independent.
         about: one paragraph for reports.
@@ -83,6 +84,7 @@ class Dataset:
     labelled: Bool[Tensor, " N"] | None = None
     present: Mapping[str, Tensor] = field(default_factory=dict)
     domain: tuple[str, ...] | None = None
+    mix: DomainMix | None = None
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     about: str = ""
     licences: tuple[Licence, ...] = ()
@@ -355,6 +357,7 @@ class Dataset:
         if view is not None and isinstance(self.augmentation, Variations) and hasattr(source, "in_parts"):
             parts = self.augmentation.part_of(modality, rows, view)
             source = source if parts is None else source.in_parts(rows, view, parts)
+        source = source.in_view(view) if view is not None and hasattr(source, "in_view") else source
         return read_rows(source, rows, where, self.present.get(modality))
 
     def views(self, rows: Int64[Tensor, " B"], seed: int, epoch: int) -> Int64[Tensor, " B"] | None:

@@ -169,9 +169,8 @@ class PictureRendering(_Rendering):
 class SoundRendering(_Rendering):
     """A recording at a rate, of a length, as a waveform or a log-mel spectrogram.
 
-    Longer recordings lose their ends and shorter ones are padded with silence, so that the middle (or, with `align`
-    "start", the beginning) stays. Without `seconds` the length varies, and rows are padded at their ends:
-    {"values", "lengths"}, lengths in samples or frames.
+    Longer recordings are cut and shorter ones padded with silence, so that the middle (`align` "start": the beginning)
+    stays. Without `seconds` the length varies, and rows are padded: {"values", "lengths"}, in samples or frames.
     """
 
     type: Literal["sound"] = "sound"
@@ -183,8 +182,8 @@ class SoundRendering(_Rendering):
     hop: int = Field(default=256, ge=1, le=2**20)
     bands: int = Field(default=64, ge=1, le=4096)
     top_db: Positive | None = Field(default=80.0, description="range below the loudest point of an example, decibels")
-    normalise: Literal["none", "example"] = Field(
-        default="none", description="example: each waveform to mean 0 and variance 1, as wav2vec 2.0 reads it"
+    normalise: Literal["none", "mean", "example"] = Field(
+        default="none", description="each waveform to mean 0; example: and to variance 1, as wav2vec 2.0 reads it"
     )
     mean: Finite = Field(default=0.0, description="subtracted from waveform or decibels")
     deviation: Positive = Field(default=1.0, description="divided by afterwards")
@@ -236,6 +235,8 @@ class SoundRendering(_Rendering):
                 wave = fit_length(wave, samples)
             else:
                 wave = torch.nn.functional.pad(wave[:samples], (0, max(0, samples - len(wave))))
+        if self.normalise == "mean":
+            return wave - wave.mean()
         if self.normalise == "example":
             wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
         return wave

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crossdistill.data.domain_mix import DomainDraw
 from crossdistill.runtime.hashing import derived_seed
 
 
@@ -30,25 +31,35 @@ class Order:
     buckets: int = 0
     lengths: Float[Tensor, " M"] | None = None
     """The length of every row of the data set."""
+    mix: DomainDraw | None = None
+    """Quotas or shares of domains; None: rows as they come."""
 
     @property
     def joined(self) -> bool:
         """Whether the last batch of an epoch has one row more than the batch size."""
         batches, left = divmod(self.num_rows, self.batch_size)
-        return self.joins and left == 1 and batches > 0 and (self.limit is None or self.limit > batches)
+        whole = self.mix is not None and bool(self.mix.counts)
+        return self.joins and not whole and left == 1 and batches > 0 and (self.limit is None or self.limit > batches)
 
     @property
     def steps(self) -> int:
         """Optimizer steps in an epoch."""
         steps = -(-self.num_rows // self.batch_size) - self.joined
+        if self.mix is not None:
+            steps = self.mix.steps(self.num_rows, self.batch_size) or steps
         return steps if self.limit is None else min(steps, self.limit)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Int64[Tensor, " B"]]:
         """The rows of each step of an epoch (of all ranks together), from step `start` on."""
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
+        own = None if self.lengths is None else self.lengths[self.rows]
         rounds = -(-self.num_rows // len(self.rows))
-        drawn = torch.cat([torch.randperm(len(self.rows), generator=generator) for _ in range(rounds)])[: self.num_rows]
-        if self.buckets and self.lengths is not None:
+        if self.mix is not None:
+            drawn = self.mix.epoch(self.num_rows, self.batch_size, generator, self.buckets, own)
+        else:
+            rounds_drawn = [torch.randperm(len(self.rows), generator=generator) for _ in range(rounds)]
+            drawn = torch.cat(rounds_drawn)[: self.num_rows]
+        if self.buckets and self.lengths is not None and not (self.mix and self.mix.counts):
             drawn = self._of_similar_length(drawn, self.lengths[self.rows[drawn]], generator)
         for step in range(start, self.steps):
             end = None if self.joined and step == self.steps - 1 else (step + 1) * self.batch_size

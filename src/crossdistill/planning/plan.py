@@ -345,7 +345,10 @@ class _Planner:
         joins = any(map(batch_statistics, trained))
         buckets = stage.length_buckets
         lengths = row_lengths(dataset.inputs, f"stage {stage.name!r}") if buckets else None
-        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps, joins, buckets, lengths)
+        mix = None
+        if dataset.mix is not None and dataset.domain is not None:
+            mix = dataset.mix.draw(dataset.domain, rows, stage.batch_size, f"stage {stage.name!r}")
+        return Order(rows, len(train), stage.batch_size, self.recipe.seed, stage.steps, joins, buckets, lengths, mix)
 
     def _partners(self) -> Tensor:
         """Each training row's partner under the control's permutation; other rows are their own partners."""

@@ -94,6 +94,7 @@ class StageKeys:
                 # For methods or data in the user's code; code of this package changes with the version.
                 **({"code": code.text()} if code.own else {}),
                 **({"joined": True} if order.joined else {}),
+                **({"mix": order.mix.key} if order.mix is not None else {}),
             }
         )
 

@@ -61,6 +61,57 @@ def read_sound(path: Path, sample_rate: int | None = None) -> tuple[NDArray[np.f
     return resample(mono, rate, int(sample_rate)), int(sample_rate)
 
 
+def read_part(path: Path, start: float, seconds: float) -> tuple[NDArray[np.float32], int]:
+    """A part of a recording as mono samples in [-1, 1], and its rate in hertz; other parts are not decoded.
+
+    `start` and `seconds` are its place and length; a part that ends behind the recording is shorter.
+
+    Raises:
+        DataError: the file is missing, unreadable or truncated, or the part is empty or holds NaN; names it.
+        MissingExtraError: soundfile is not installed.
+    """
+    soundfile = _import("soundfile", "reading recordings")
+    try:
+        if path.suffix.lower() in (".wav", ".ogg"):
+            _check_complete(path)
+        with soundfile.SoundFile(str(path)) as stream:
+            rate = int(stream.samplerate)
+            _check_promise(path, rate, int(stream.frames))
+            if start > 0:
+                stream.seek(min(int(start * rate), int(stream.frames)))
+            mono = _mono(path, stream, max(1, int(seconds * rate + 1e-6)))
+    except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        fault = file_fault(path)
+        raise DataError(f"{path}: {fault or f'not a readable sound file: {error}'}") from error
+    if len(mono) == 0:
+        raise DataError(f"{path}: holds no samples from second {start:g} on")
+    if not np.isfinite(mono).all():
+        raise DataError(f"{path}: holds NaN or Inf")
+    return mono, rate
+
+
+def read_header(path: Path) -> tuple[int, int]:
+    """Samples and rate in hertz of a recording, from its header.
+
+    Raises:
+        DataError: it is not readable, or truncated; names it.
+        MissingExtraError: soundfile is not installed.
+    """
+    soundfile = _import("soundfile", "reading recordings")
+    try:
+        _check_complete(path)
+        with soundfile.SoundFile(str(path)) as stream:
+            rate, samples = int(stream.samplerate), int(stream.frames)
+            _check_promise(path, rate, samples)
+            return samples, rate
+    except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a readable sound file: {error}") from error
+
+
 def _check_promise(path: Path, rate: int, samples: int) -> None:
     """Check the rate and length in a header, since they determine the allocated memory.
 
@@ -76,15 +127,18 @@ def _check_promise(path: Path, rate: int, samples: int) -> None:
     raise DataError(f"{path}: its header has {samples:,} samples; at most {MOST_SAMPLES:,} are read: cut it into parts")
 
 
-def _mono(path: Path, stream: Any) -> NDArray[np.float32]:
-    """The mean of all channels, read in parts; warns if channels cancel each other.
+def _mono(path: Path, stream: Any, most: int | None = None) -> NDArray[np.float32]:
+    """The mean of all channels of at most `most` samples, read in parts; warns if channels cancel each other.
 
     Raises:
         DataError: the recording is too long.
     """
     parts, held = [], 0
     loud, left = 0.0, 0.0
-    while len(block := stream.read(BLOCK_NUMBERS // stream.channels, dtype="float32", always_2d=True)):
+    at_once = BLOCK_NUMBERS // stream.channels
+    while (due := at_once if most is None else min(at_once, most - held)) and len(
+        block := stream.read(due, dtype="float32", always_2d=True)
+    ):
         parts.append(block.mean(1, dtype=np.float32))
         held += len(block)
         if held > MOST_SAMPLES:

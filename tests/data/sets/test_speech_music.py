@@ -1,0 +1,209 @@
+"""The data set of clips named in a manifest: crops, renderings, bad files, splits, quotas."""
+
+import csv
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import called
+from facts import raises, states
+
+from crossdistill.batch import Input
+from crossdistill.data.audio.manifest import make_manifest
+from crossdistill.data.rendering import SoundRendering
+from crossdistill.data.sets.speech_music import SpeechMusicConfig
+from crossdistill.data.workers import Request, end_workers
+from crossdistill.errors import DataError
+
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("soxr")
+
+
+def tone(seconds: float, rate: int = 16_000, pitch: float = 220.0, offset: float = 0.1) -> np.ndarray:
+    """A sine with an offset, which the data set subtracts."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * pitch * time) + offset).astype(np.float32)
+
+
+def folder_of(root: Path, clips: int = 12, seconds: float = 0.2) -> Path:
+    """Speech at 16 kHz and music at 44.1 kHz, as many clips of each."""
+    for domain, rate in (("speech", 16_000), ("music", 44_100)):
+        (root / domain).mkdir(parents=True)
+        for number in range(clips):
+            wave = tone(seconds + 0.01 * number, rate, 200 + 20 * number)
+            soundfile.write(root / domain / f"{number:02d}.wav", wave, rate)
+    return root
+
+
+def manifest_of(root: Path, rows: Sequence[dict[str, Any]] | None = None, name: str = "m.csv") -> Path:
+    """A manifest of these rows, by default of all clips of the folder, without durations."""
+    rows = rows or [{"path": f"{p.parent.name}/{p.name}", "domain": p.parent.name} for p in sorted(root.rglob("*.wav"))]
+    path = root / name
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def waves(value: Input) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and lengths of a batch."""
+    assert not isinstance(value, torch.Tensor)
+    return value["values"], value["lengths"]
+
+
+def test_batches_are_padded_mono_resampled_and_without_their_mean(tmp_path: Path) -> None:
+    data = SpeechMusicConfig(manifest=manifest_of(folder_of(tmp_path)), workers=0).load()
+    rows = torch.arange(len(data))
+    batch = data.batch(rows)
+    values, lengths = waves(batch.inputs["audio"])
+    assert data.task == "none"
+    assert batch.domain == ["music"] * 12 + ["speech"] * 12
+    assert lengths.tolist() == [round((0.2 + 0.01 * number) * 16_000) for number in range(12)] * 2
+    assert values.shape == (24, int(lengths.max()))
+    for value, length in zip(values, lengths.tolist(), strict=True):
+        assert abs(float(value[:length].mean())) < 1e-6
+        assert not value[length:].any()
+    # The same tone, at both rates.
+    torch.testing.assert_close(values[0, 200:3000], values[12, 200:3000], atol=2e-3, rtol=0)
+
+
+def test_crops_are_drawn_by_row_and_by_view_and_shared_by_renderings(tmp_path: Path) -> None:
+    manifest = manifest_of(folder_of(tmp_path, clips=10, seconds=0.5), name="m.jsonl")
+    fixed = SpeechMusicConfig(manifest=manifest, workers=0, crop_seconds=0.1).load()
+    rows = torch.arange(len(fixed))
+    whole, lengths = waves(fixed.read("audio", rows))
+    assert set(lengths.tolist()) == {1600}
+    assert fixed.views(rows, seed=0, epoch=1) is None
+    alone, _ = waves(fixed.read("audio", rows[3:4]))
+    torch.testing.assert_close(alone[0], whole[3], atol=0, rtol=0)
+    varied = SpeechMusicConfig(manifest=manifest, workers=0, crop_seconds=0.1, crops=None).load()
+    first, second = (varied.batch(rows, view=varied.views(rows, 0, epoch)).inputs["audio"] for epoch in (1, 2))
+    assert not torch.equal(waves(first)[0], waves(second)[0])
+    torch.testing.assert_close(waves(varied.batch(rows).inputs["audio"])[0], whole, atol=0, rtol=0)
+    source: Any = varied.inputs["audio"]
+    other = source.rendered(SoundRendering(rate=8000, kind="wave", normalise="mean"))
+    halved, halves = waves(other.in_view(varied.views(rows, 0, 1)).fetch(rows))
+    assert set(halves.tolist()) == {800}
+    torch.testing.assert_close(halved[:, 50:750], waves(first)[0][:, ::2][:, 50:750], atol=2e-2, rtol=0)
+
+
+def test_bad_files_are_counted_at_the_start_and_replaced_when_they_break_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_of(tmp_path)
+    (root / "speech" / "00.wav").write_bytes(b"no sound at all")
+    (root / "speech" / "01.wav").write_bytes(b"")
+    soundfile.write(root / "music" / "00.wav", tone(0.02, 16_000), 16_000)
+    manifest = manifest_of(root)
+    (root / "music" / "01.wav").unlink()
+    with caplog.at_level(logging.WARNING):
+        data = SpeechMusicConfig(manifest=manifest, workers=2).load()
+    assert len(data) == 20
+    states(data.how_split, 4, 24, "00.wav", "320 samples", "does not exist")
+    broken = Path(data.inputs["audio"].name_of(3))  # type: ignore[union-attr]
+    soundfile.write(broken, np.full(len(soundfile.read(broken)[0]), np.nan, np.float32), 44_100, subtype="FLOAT")
+    caplog.clear()
+    requests = (Request(part) for part in torch.arange(20).split(4))
+    read = list(data.batches(requests, torch.device("cpu")))
+    end_workers()
+    assert sum(len(batch) for batch in read) == 20
+    assert all(bool((waves(batch.inputs["audio"])[1] > 400).all()) for batch in read)
+    assert data.inputs["audio"].clips.skipped == 1  # type: ignore[union-attr]
+
+
+def test_a_domain_of_bad_files_alone_is_refused(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, clips=3)
+    for path in (root / "speech").iterdir():
+        path.write_bytes(b"")
+    with raises(DataError, "'speech'", 3):
+        SpeechMusicConfig(manifest=manifest_of(root)).load()
+
+
+def test_antiphase_and_another_rate_than_stated_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder_of(tmp_path, clips=10)
+    wave = tone(0.3, offset=0)
+    soundfile.write(root / "speech" / "00.wav", np.stack([wave, -wave], 1), 16_000)
+    rows = [{"path": f"{p.parent.name}/{p.name}", "domain": p.parent.name, "rate": 16_000}
+            for p in sorted(root.rglob("*.wav"))]  # fmt: skip
+    data = SpeechMusicConfig(manifest=manifest_of(root, rows), workers=0).load()
+    with caplog.at_level(logging.WARNING):
+        data.batch(torch.arange(len(data)))
+    states(caplog.text, "2 channels", "inverted", "16000 Hz", "44100 Hz")
+
+
+def test_splits_follow_a_column_else_groups_else_domains(tmp_path: Path) -> None:
+    root = folder_of(tmp_path)
+    paths = sorted(root.rglob("*.wav"))
+    names = ["train", "dev", "test"]
+    rows = [{"path": str(p), "domain": p.parent.name, "split": names[i % 3], "target": str(i % 2)}
+            for i, p in enumerate(paths)]  # fmt: skip
+    data = SpeechMusicConfig(manifest=manifest_of(root, rows)).load()
+    assert {name: len(index) for name, index in data.splits.items()} == {"train": 8, "validation": 8, "test": 8}
+    assert data.task == "classes"
+    grouped = [{"path": str(p), "domain": p.parent.name, "group": p.stem[0:2]} for p in paths]
+    data = SpeechMusicConfig(manifest=manifest_of(root, grouped)).load()
+    groups = [set(data.groups["group"][index].tolist()) for index in data.splits.values()]
+    assert not (groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2])
+    plain = SpeechMusicConfig(manifest=manifest_of(root)).load()
+    assert plain.domain is not None
+    assert Counter(plain.domain[row] for row in plain.splits["test"].tolist()) == {"speech": 1, "music": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts"),
+    [
+        ([{"file": "a.wav", "domain": "speech"}], ["'path'"]),
+        ([{"path": "a.wav", "domain": ""}], ["'domain'", "line 2"]),
+        ([{"path": "a.wav", "domain": "speech", "duration": "long"}], ["'duration'", "'long'"]),
+    ],
+)
+def test_faulty_manifests_are_refused(tmp_path: Path, rows: list[dict[str, Any]], facts: list[str]) -> None:
+    with raises(DataError, *facts):
+        SpeechMusicConfig(manifest=manifest_of(tmp_path, rows)).load()
+
+
+def test_a_manifest_is_made_of_folders_and_appended_to(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, clips=4)
+    (root / "music" / "bad.mp3").write_bytes(b"nothing")
+    for to in (root / "made.csv", root / "made.jsonl"):
+        first = make_manifest([root / "speech"], "speech", to, group=True)
+        second = make_manifest([root / "speech", root / "music"], "music", to)
+        assert (first.added, second.added, second.already) == (4, 4, 4)
+        assert second.clips == {"speech": 4, "music": 4}
+        states(second.skipped, 1, "bad.mp3")
+        data = SpeechMusicConfig(manifest=to, workers=0).load()
+        assert len(data) == 8
+    with raises(DataError, "holds no recording"):
+        (tmp_path / "empty").mkdir()
+        make_manifest([tmp_path / "empty"], "speech", root / "made.csv")
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("philharmonia", 1075), ("esc10", 120)])
+def test_real_folders_are_scanned(tmp_path: Path, shared_data: Path, name: str, seconds: int) -> None:
+    if not (shared_data / name).is_dir():
+        pytest.skip(f"the shared data {name} are absent")
+    made = make_manifest([shared_data / name], "music", tmp_path / "m.csv")
+    assert made.added == seconds
+    data = SpeechMusicConfig(manifest=tmp_path / "m.csv", workers=0, rows=8).load()
+    assert bool((waves(data.batch(torch.arange(8)).inputs["audio"])[1] > 0).all())
+
+
+def test_the_command_writes_a_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder_of(tmp_path, clips=3)
+    words = ("audio", "manifest", root / "speech", "--domain", "speech", "--to", root / "c.csv")
+    said = called(*words, "--json", capsys=capsys, monkeypatch=monkeypatch)
+    assert json.loads(said.out)["clips"] == {"speech": 3}
+    assert called(*words, capsys=capsys, monkeypatch=monkeypatch).status == 0
+    assert called(*words[:-1], root / "c.txt", capsys=capsys, monkeypatch=monkeypatch).status == 1
