@@ -234,6 +234,7 @@ def commands() -> str:
         *_commands(folder / "analyse.py", "", "analysis"),
         *_commands(folder / "fusion.py", "", "fusion"),
         *_commands(folder / "audio.py", "audio", "audio"),
+        *_commands(folder / "probe.py", "", "probing"),
         *_commands(folder / "bank.py", "bank", "bank"),
         *_commands(folder / "listing.py", "list", "listing"),
     ]

@@ -11,7 +11,9 @@ from pydantic_core import to_jsonable_python
 from crossdistill.cli.options import AsJson
 from crossdistill.runtime.escaping import visible
 
-listing = typer.Typer(help="List recipes, methods, data sets or models.", no_args_is_help=True, rich_markup_mode=None)
+listing = typer.Typer(
+    help="List recipes, methods, data sets, models or probes.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Entry = TypeVar("Entry")
 
@@ -37,6 +39,14 @@ def recipes(as_json: AsJson = False) -> None:
         for method, plan in PLANS.items()
     ]
     _print(rows, as_json, hidden=("data", "method"))
+
+
+@listing.command("probes")
+def probes(as_json: AsJson = False) -> None:
+    """List the tasks of `crossdistill probe`, with their data and metric."""
+    from crossdistill.probes.tasks import TASKS
+
+    _print([{"name": task.name, "metric": task.metric, "about": task.about} for task in TASKS.values()], as_json)
 
 
 @listing.command("methods")

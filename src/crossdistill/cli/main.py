@@ -45,6 +45,7 @@ from crossdistill.cli.options import (
     TimedSteps,
     Tiny,
 )
+from crossdistill.cli.probe import probing
 from crossdistill.errors import CrossdistillError, RecipeError, StoppedError
 from crossdistill.runtime.escaping import visible
 
@@ -166,10 +167,8 @@ def eval_command(
         typer.echo(json.dumps(result))
     else:
         rows = f"{result['rows']:,} of {result['of']:,}" if result["rows"] != result["of"] else f"{result['rows']:,}"
-        noun = "row" if result["of"] == 1 else "rows"
-        typer.echo(
-            f"{visible(str(run))}: {result['metric']} {result['value']:.4f} on {rows} {noun} of the {split} split"
-        )
+        of = f"{rows} row{'' if result['of'] == 1 else 's'} of the {split} split"
+        typer.echo(f"{visible(str(run))}: {result['metric']} {result['value']:.4f} on {of}")
 
 
 @app.command("predict")
@@ -331,7 +330,7 @@ def doctor_command(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-app.registered_commands += [*analysis.registered_commands, *fusion.registered_commands]
+app.registered_commands += [command for one in (analysis, fusion, probing) for command in one.registered_commands]
 
 
 def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:

@@ -1,0 +1,163 @@
+"""Frozen networks of sound by name: a run, a student, a folder of transformers, or a network of another library."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossdistill.backends.names import BACKENDS, RUN, backend_of
+from crossdistill.backends.pretrained import Pretrained
+from crossdistill.backends.processors import read_json
+from crossdistill.batch import Batch, Input, InputSpec
+from crossdistill.data.prepare import fit_length, prepare_sound
+from crossdistill.data.rendering import Sound, SoundRendering, rendering_of
+from crossdistill.errors import SettingError
+from crossdistill.methods.layer_choice import chosen
+from crossdistill.nets.translators import by_position
+from crossdistill.network import Network
+from crossdistill.outputs import Signal
+from crossdistill.runtime.files import file_fault
+from crossdistill.runtime.hashing import fingerprint, key_hash, structure
+from crossdistill.student import load_student
+
+MODALITY = "audio"
+FORMS = "a run's or student's folder, a folder of transformers, or transformers:FOLDER_OR_ID"
+SHORTEST = 0.1
+"""Seconds to which shorter clips are padded with silence: networks of waves read 25 ms at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A frozen network of sound: what it reads, how recordings are prepared for it, and its layers.
+
+    `prepare` makes the input of some decoded recordings of one length; `key` says how. `layers` are taps, shallow
+    first; without any the embedding is probed. `seconds` is the fixed length that clips are padded to at their ends by
+    a network whose frames follow time (Whisper's 30 s): frames of the padding are left out of means.
+    """
+
+    name: str
+    network: Network
+    modality: str
+    prepare: Callable[[Sequence[Sound]], Input]
+    rate: int
+    key: str
+    layers: tuple[str, ...] = ()
+    seconds: float | None = None
+    weights: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        """Put the network into evaluation mode and take the key of its weights and code."""
+        self.network.eval().requires_grad_(False)
+        if not self.weights:
+            module = self.network.module
+            object.__setattr__(
+                self, "weights", key_hash([fingerprint(module), structure(module), self.network.code_text()])
+            )
+
+    @torch.no_grad()
+    def states(self, sounds: Sequence[Sound], device: torch.device) -> Tensor:
+        """The layers (B, T, L, D) for recordings of one length; one frame of a network without layers.
+
+        Raises:
+            SettingError: the layers differ in shape, so that they cannot be summed.
+        """
+        prepared = self.prepare(sounds)
+        batch = Batch({self.modality: prepared}, torch.arange(len(sounds))).to(device)
+        if not self.layers:
+            signal = self._vector(batch)
+            return by_position(self.network(batch, {signal}).need(signal)).mean(1)[:, None, None].float().cpu()
+        outputs = self.network(batch, {Signal.feature(tap) for tap in self.layers})
+        values = [by_position(outputs.need(Signal.feature(tap))) for tap in self.layers]
+        shapes = {tuple(value.shape[1:]) for value in values}
+        if len(shapes) > 1:
+            raise SettingError(f"{self.name}: its layers give {sorted(shapes)}, which have no sum; probe --layers last")
+        stacked = torch.stack(values, 2).float().cpu()
+        if self.seconds is not None:
+            heard = min(1.0, len(sounds[0].wave) / sounds[0].rate / self.seconds)
+            stacked = stacked[:, : max(1, round(heard * stacked.shape[1]))]
+        return stacked
+
+    def _vector(self, batch: Batch) -> Signal:
+        signal = next(iter(chosen("vector", self.network.spec or self.network.probe(batch))), None)
+        if signal is None:
+            raise SettingError(f"{self.name} has no embedding and no layer besides its logits")
+        return signal
+
+
+def open_frozen(name: str) -> Frozen:
+    """A network by name: a run's folder, a student's folder, a folder of transformers, or `transformers:FOLDER`.
+
+    Raises:
+        SettingError: there is none of that name, or it reads no sound.
+        RunError: a run has no student yet.
+        DataError: its weights or its processor are missing or damaged.
+    """
+    backend = backend_of(name)
+    path = Path(name.partition(":")[2] if backend == RUN else name).expanduser()
+    if backend in BACKENDS:
+        return _of_library(name)
+    if backend not in (None, RUN) or not path.exists():
+        raise SettingError(f"{name}: no network to probe; wanted {FORMS}")
+    for folder in (path / "student", path):
+        if file_fault(folder / "config.json") is None and "library" not in read_json(folder / "config.json"):
+            return _of_library(f"transformers:{folder}", name)
+    return _of_student(name, path)
+
+
+def _of_library(full: str, name: str | None = None) -> Frozen:
+    prefix, _, source = full.partition(":")
+    backend: Any = importlib.import_module(BACKENDS[prefix])
+    if not hasattr(backend, "load") or not hasattr(backend, "modality_of"):
+        raise SettingError(f"{full}: a network of {prefix}: has no layers to probe; wanted {FORMS}")
+    kind = backend.modality_of(source, {})
+    if kind != MODALITY:
+        raise SettingError(f"{full} reads no sound: its input is {kind!r}; wanted a network of audio")
+    loaded = backend.load(source, {})
+    rendering = loaded.rendering
+    if not isinstance(rendering, SoundRendering):
+        raise SettingError(f"{full}: nothing says how it reads recordings; wanted a preparation of waves")
+    module = Pretrained(loaded.body, logits=False)
+    whisper = "whisper" in str(getattr(getattr(loaded.body.model, "config", None), "model_type", ""))
+    return Frozen(
+        name or full,
+        Network(module, (MODALITY,), module.taps),
+        MODALITY,
+        rendering.apply_all,
+        rendering.rate,
+        rendering.key,
+        module.taps,
+        rendering.seconds if whisper else None,
+    )
+
+
+def _of_student(name: str, path: Path) -> Frozen:
+    student = load_student(path)
+    network = student.network
+    spec = student.inputs[network.reads[0]]
+    prepare, rate, key = _preparation(spec, name)
+    if len(network.reads) != 1 or prepare is None:
+        reads = ", ".join(f"{one} ({student.inputs[one].kind})" for one in network.reads)
+        raise SettingError(f"{name} reads no sound alone: it reads {reads}; wanted a network of audio")
+    taps = network.module.taps if isinstance(network.module, Pretrained) else ()
+    return Frozen(
+        name, network, network.reads[0], prepare, rate, key, tuple(tap for tap in network.taps if tap in taps)
+    )
+
+
+def _preparation(spec: InputSpec, who: str) -> tuple[Callable[[Sequence[Sound]], Input] | None, int, str]:
+    """The preparation of a student's recordings, with its rate in hertz and its key; None: it reads no recordings."""
+    rendering = rendering_of(spec, who)
+    if isinstance(rendering, SoundRendering):
+        return rendering.apply_all, rendering.rate, rendering.key
+    if spec.kind == "log-mel" and "samples" in spec.options:
+        return partial(_spectrograms, spec), int(spec.options["sample_rate"]), key_hash(dict(spec.options))
+    return None, 0, ""
+
+
+def _spectrograms(spec: InputSpec, sounds: Sequence[Sound]) -> Tensor:
+    return prepare_sound(torch.stack([fit_length(sound.wave, spec.options["samples"]) for sound in sounds]), spec)

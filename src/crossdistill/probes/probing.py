@@ -1,0 +1,265 @@
+"""Probes of frozen networks: all checks first, then features, heads and scores of every network on every task."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import DataError, SettingError, nearest
+from crossdistill.probes.clips import ProbeData
+from crossdistill.probes.ctc import fit_speech
+from crossdistill.probes.features import frame_features, pooled_features
+from crossdistill.probes.frozen import Frozen, open_frozen
+from crossdistill.probes.heads import HeadKind, Score, fit_heads, slot_classes, slot_loss, square_loss
+from crossdistill.probes.metrics import KEYS, class_score, r2, word_error_rate
+from crossdistill.probes.report import ProbeReport, ProbeScore
+from crossdistill.probes.shots import subsets
+from crossdistill.probes.tasks import ProbeTask, find_task
+from crossdistill.runtime.distributed import kinds
+from crossdistill.runtime.progress import Display, Quiet
+
+SUBSETS = "subsets"
+Layers = Literal["last", "sum"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The protocol: layers, head, seeds, and numbers of clips a class besides all of them."""
+
+    layers: Layers = "last"
+    head: HeadKind = "linear"
+    seeds: int = 5
+    shots: tuple[int, ...] = ()
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            SettingError: one is unknown or out of range.
+        """
+        for name, value, known in (("layers", self.layers, ("last", "sum")), ("head", self.head, ("linear", "mlp"))):
+            if value not in known:
+                raise SettingError(f"probe: {name}: no choice is called {value!r}; {nearest(value, known)}")
+        if self.seeds < 1 or any(one < 1 for one in self.shots):
+            raise SettingError(f"probe: seeds and shots are 1 at least; found {self.seeds} and {list(self.shots)}")
+        if self.device.partition(":")[0] not in ("auto", *kinds()):
+            raise SettingError(
+                f"probe: device: {self.device!r} is not here; {nearest(self.device, ['auto', *kinds()])}"
+            )
+
+    def place(self) -> torch.device:
+        """The device that features and heads are computed on."""
+        wanted = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(wanted)
+
+
+def probe(
+    networks: Sequence[str | Frozen],
+    tasks: Sequence[tuple[str, Path]],
+    settings: Settings | None = None,
+    *,
+    out: Path | None = None,
+    display: Display | None = None,
+) -> ProbeReport:
+    """Scores of frozen networks on tasks, each a name of `tasks.TASKS` and the folder (or table) of its data.
+
+    Everything is checked before features are computed. Features are kept in the cache folder. With `out`, subsets of
+    few shots are read from `out/subsets`, or drawn and stored there, and the report is written there. The test split
+    is read once for each head, after the validation has chosen its learning rate and its epoch.
+
+    Raises:
+        SettingError: no such task, network or setting, or a network that reads no sound.
+        DataError: data in another layout, or a recording that cannot be read.
+    """
+    settings = settings or Settings()
+    settings.check()
+    if not networks or not tasks:
+        raise SettingError("probe: wanted at least one network and one task")
+    shown = display or Quiet()
+    found = [(task, _readable(task, where, settings)) for task, where in _named(tasks)]
+    unique = dict.fromkeys(networks)
+    opened = [_layered(open_frozen(one) if isinstance(one, str) else one, settings) for one in unique]
+    folder = None if out is None else out / SUBSETS
+    scores: list[ProbeScore] = []
+    for task, data in found:
+        amounts = [None, *settings.shots]
+        chosen = {shots: _training(data, task, shots, settings, folder) for shots in amounts}
+        for frozen in opened:
+            scores += _scores(frozen, task, data, chosen, settings, shown)
+    remarks = tuple(f"{task.name}: {data.remark}" for task, data in found if data.remark)
+    report = ProbeReport(tuple(scores), settings.head, settings.layers, settings.seeds, remarks)
+    if out is not None:
+        report.save(out)
+    return report
+
+
+def _named(tasks: Sequence[tuple[str, Path]]) -> list[tuple[ProbeTask, Path]]:
+    """The tasks with their data; a task of several data is named after them too."""
+    counts = Counter(name for name, _ in dict.fromkeys(tasks))
+    made = []
+    for name, where in dict.fromkeys(tasks):
+        task = find_task(name)
+        made.append((task if counts[name] == 1 else replace(task, name=f"{name}-{where.stem}"), where))
+    return made
+
+
+def _readable(task: ProbeTask, where: Path, settings: Settings) -> ProbeData:
+    data = task.read(where)
+    if settings.shots and task.kind != "classes":
+        raise SettingError(
+            f"task {task.name!r} has no classes, so that no number of shots a class exists; leave out --shots"
+        )
+    return data
+
+
+def _layered(frozen: Frozen, settings: Settings) -> Frozen:
+    """The network with the layers that are read: the last one, or all."""
+    if settings.layers == "sum" and len(frozen.layers) < 2:
+        raise SettingError(f"{frozen.name} has {len(frozen.layers)} layers, which have no sum; probe --layers last")
+    return frozen if settings.layers == "sum" else replace(frozen, layers=frozen.layers[-1:])
+
+
+def _training(
+    data: ProbeData, task: ProbeTask, shots: int | None, settings: Settings, folder: Path | None
+) -> list[list[tuple[int, ...]]]:
+    """The training rows of each fold and seed."""
+    seeds = range(settings.seeds)
+    if shots is None:
+        return [[fold.train] * settings.seeds for fold in data.folds]
+    return [subsets(data, task.name, number, shots, seeds, folder) for number in range(len(data.folds))]
+
+
+Chosen = dict[int | None, list[list[tuple[int, ...]]]]
+
+
+def _scores(
+    frozen: Frozen, task: ProbeTask, data: ProbeData, chosen: Chosen, settings: Settings, display: Display
+) -> list[ProbeScore]:
+    """The scores of a network on a task, for all training clips and for each number of shots."""
+    device = settings.place()
+    if task.kind == "text":
+        return [_speech(frozen, task, data, settings, display)]
+    features = pooled_features(frozen, data.clips, device, display)
+    score = _numbers if task.kind == "numbers" else _classes
+    return [score(frozen.name, task, data, shots, rows, features, settings) for shots, rows in chosen.items()]
+
+
+def _classes(
+    model: str,
+    task: ProbeTask,
+    data: ProbeData,
+    shots: int | None,
+    training: list[list[tuple[int, ...]]],
+    features: Tensor,
+    settings: Settings,
+) -> ProbeScore:
+    names = (KEYS,) if task.metric == "key-score" else data.classes()
+    targets = torch.tensor([[names[i].index(label) for i, label in enumerate(clip.labels)] for clip in data.clips])
+    sizes = [len(one) for one in names]
+    read, measure = slot_classes(sizes), class_score(task.metric)
+    score: Score = lambda outputs, wanted: measure(read(outputs), wanted)  # noqa: E731
+    values: list[list[float]] = []
+    floors: list[float] = []
+    rates: list[float] = []
+    layers: list[Tensor] = []
+    for fold, rows in zip(data.folds, training, strict=True):
+        seeds = range(settings.seeds)
+        fitted = fit_heads(
+            settings.head, features, targets, rows, fold.validation, sum(sizes), slot_loss(sizes), score,
+            seeds=seeds, device=settings.place(),
+        )  # fmt: skip
+        tested = targets[list(fold.test)]
+        values.append([score(one, tested) for one in fitted.outputs(features[list(fold.test)])])
+        usual = Counter(data.clips[row].labels for row in fold.train).most_common(1)[0][0]
+        constant = torch.tensor([[names[i].index(label) for i, label in enumerate(usual)]]).expand(len(tested), -1)
+        floors.append(measure(constant, tested))
+        rates += fitted.rates
+        layers.append(fitted.layers.mean(0))
+    return _score(model, task, data, shots, training, values, floors, rates, layers)
+
+
+def _numbers(
+    model: str,
+    task: ProbeTask,
+    data: ProbeData,
+    shots: int | None,
+    training: list[list[tuple[int, ...]]],
+    features: Tensor,
+    settings: Settings,
+) -> ProbeScore:
+    numbers = torch.tensor([clip.numbers for clip in data.clips])
+    values: list[list[float]] = []
+    rates: list[float] = []
+    layers: list[Tensor] = []
+    for fold, rows in zip(data.folds, training, strict=True):
+        known = numbers[list(fold.train)]
+        # Learned in units of the training's deviation; R² does not depend on the unit.
+        targets = (numbers - known.mean(0)) / known.std(0, correction=0).clamp(min=1e-9)
+        score: Score = lambda outputs, wanted: sum(r2(outputs, wanted)) / wanted.shape[1]  # noqa: E731
+        fitted = fit_heads(
+            settings.head, features, targets, rows, fold.validation, numbers.shape[1], square_loss, score,
+            seeds=range(settings.seeds), device=settings.place(),
+        )  # fmt: skip
+        tested = targets[list(fold.test)]
+        values.append([score(one, tested) for one in fitted.outputs(features[list(fold.test)])])
+        rates += fitted.rates
+        layers.append(fitted.layers.mean(0))
+    return _score(model, task, data, shots, training, values, [0.0], rates, layers)
+
+
+def _speech(frozen: Frozen, task: ProbeTask, data: ProbeData, settings: Settings, display: Display) -> ProbeScore:
+    frames = frame_features(frozen, data.clips, settings.place(), display)
+    texts = [clip.labels[0] for clip in data.clips]
+    values: list[list[float]] = []
+    rates: list[float] = []
+    layers: list[Tensor] = []
+    for fold in data.folds:
+        if not any(texts[row].split() for row in fold.test):
+            raise DataError(f"task {task.name!r}: the texts of the test have no word")
+        fitted = fit_speech(
+            settings.head,
+            frames,
+            texts,
+            fold.train,
+            fold.validation,
+            seeds=range(settings.seeds),
+            device=settings.place(),
+        )
+        spoken = [texts[row] for row in fold.test]
+        values.append([word_error_rate(one, spoken) for one in fitted.texts([frames[row] for row in fold.test])])
+        rates += fitted.rates
+        layers.append(torch.stack([head.layers.detach().softmax(0).cpu() for head in fitted.heads]).mean(0))
+    training = _training(data, task, None, settings, None)
+    return _score(frozen.name, task, data, None, training, values, [1.0], rates, layers)
+
+
+def _score(
+    model: str,
+    task: ProbeTask,
+    data: ProbeData,
+    shots: int | None,
+    training: list[list[tuple[int, ...]]],
+    values: list[list[float]],
+    floors: list[float],
+    rates: list[float],
+    layers: list[Tensor],
+) -> ProbeScore:
+    """The score of each seed as the mean over folds."""
+    means = tuple(sum(seed) / len(seed) for seed in zip(*values, strict=True))
+    return ProbeScore(
+        task.name,
+        model,
+        shots,
+        task.metric,
+        means,
+        sum(floors) / len(floors),
+        max(len(rows[0]) for rows in training),
+        sum(len(fold.test) for fold in data.folds),
+        tuple(torch.stack(layers).mean(0).tolist()) if len(layers[0]) > 1 else (),
+        tuple(rates),
+    )
