@@ -13,6 +13,7 @@ from crossdistill.losses.correlation import class_correlation, row_correlation
 from crossdistill.losses.cross_entropy import cross_entropy
 from crossdistill.losses.dkd import other_classes_kl, target_class_kl
 from crossdistill.losses.fusion import fused_logits, trusted_coefficients
+from crossdistill.losses.hidden_states import barlow_distance, hidden_state_distance
 from crossdistill.losses.kdsvd import singular_flow
 from crossdistill.losses.kl import distillation_kl, kl_divergence, log_probabilities
 from crossdistill.losses.nst import selectivity_transfer
@@ -36,6 +37,7 @@ __all__ = [
     "attention_transfer",
     "balance_cv",
     "balance_kl",
+    "barlow_distance",
     "class_correlation",
     "collaborative_kl",
     "collaborative_terms",
@@ -46,6 +48,7 @@ __all__ = [
     "feature_distance",
     "fused_logits",
     "gaussian_nll",
+    "hidden_state_distance",
     "hierarchical_context",
     "info_nce",
     "kendall_tau_b",

@@ -1,0 +1,119 @@
+"""Distances between predicted and real hidden states of a teacher, over the valid frames of each row."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+HiddenLoss = Literal["l1", "l2", "usad"]
+"""l1, l2: mean absolute or squared difference, plus a multiple of -log sigmoid(cos) (DistilHuBERT, arXiv 2110.01900,
+and 2506.07237). usad: mean absolute difference, plus a multiple of 1 - cos (USAD, 2506.18843)."""
+
+
+def valid_frames(frames: Int64[Tensor, " B"], total: int) -> Bool[Tensor, "B T"]:
+    """The mask of the first `frames` of `total` positions."""
+    return torch.arange(total, device=frames.device) < frames.unsqueeze(1)
+
+
+def hidden_state_distance(
+    prediction: Float[Tensor, "B N T D"],
+    target: Float[Tensor, "B N T D"],
+    valid: Bool[Tensor, "B T"] | None = None,
+    kind: HiddenLoss = "l1",
+    cosine: float = 1.0,
+) -> Float[Tensor, "B N"]:
+    """The distance of each layer, a mean over a row's valid frames and all channels; 0 for a row without frames.
+
+    In the unit of the features (l2: its square), plus `cosine` times a dimensionless term of the angle. Values in
+    other frames are never used, NaN included. With rows of equal length, its mean over rows and layers is the
+    published mean over rows, layers, frames and channels.
+    """
+    if valid is not None:
+        there = valid[:, None, :, None]
+        prediction, target = prediction.where(there, 0.0), target.where(there, 0.0)
+    difference = prediction - target
+    size = (difference.square() if kind == "l2" else difference.abs()).mean(-1)
+    value = size
+    if cosine:
+        angle = functional.cosine_similarity(prediction, target, dim=-1)
+        value = size + cosine * (1 - angle if kind == "usad" else -functional.logsigmoid(angle))
+    if valid is None:
+        return value.mean(-1)
+    counts = valid.sum(1).clamp_min(1).unsqueeze(1)
+    return value.where(valid.unsqueeze(1), 0.0).sum(-1) / counts
+
+
+def pooled_frames(
+    values: Float[Tensor, "B N T D"], valid: Bool[Tensor, "B T"] | None, bins: int
+) -> Float[Tensor, "B N P D"]:
+    """The valid frames of each row, averaged in `bins` parts as adaptive average pooling does."""
+    rows, _, total, _ = values.shape
+    if valid is None:
+        valid = torch.ones(rows, total, dtype=torch.bool, device=values.device)
+    length = valid.sum(1, keepdim=True)
+    part = torch.arange(bins, device=values.device).unsqueeze(0)
+    starts, ends = part * length // bins, -(-(part + 1) * length // bins)
+    frame = torch.arange(total, device=values.device)
+    inside = (frame >= starts.unsqueeze(2)) & (frame < ends.unsqueeze(2))
+    share = inside.to(values.dtype) / inside.sum(2, keepdim=True).clamp_min(1)
+    return share.unsqueeze(1) @ values.where(valid[:, None, :, None], 0.0)
+
+
+def barlow_distance(
+    prediction: Float[Tensor, "B N P D"],
+    target: Float[Tensor, "B N P D"],
+    across: float = 5e-5,
+    within: float = 5e-6,
+    eps: float = 1e-5,
+) -> Float[Tensor, ""]:
+    """Correlation of predicted and real channels over the rows, made the identity (arXiv 2505.13270, L_CL).
+
+    Channels are standardised over the rows for each layer and position; C is their cross-correlation and A the
+    prediction's own correlation, each with divisor B - 1. The mean over layers and positions of
+    sum_i (C_ii - 1)² / 10 + across · sum_(i≠j) C_ij² / 100 + within · sum_(i≠j) A_ij² / 50,000; dimensionless.
+    All positions of a batch belong to its rows, so rows of other lengths are pooled first. 0 for less than two rows.
+    """
+    rows = len(prediction)
+    if rows < 2:
+        return prediction.sum() * 0
+    total = prediction.new_zeros(())
+    for layer in range(prediction.shape[1]):
+        # One layer at a time: a matrix of D² numbers for each position.
+        mine, theirs = (_standard(value[:, layer].transpose(0, 1), eps) for value in (prediction, target))
+        cross, own = (mine.transpose(1, 2) @ other / (rows - 1) for other in (theirs, mine))
+        same = cross.diagonal(dim1=1, dim2=2)
+        outside = cross.square().sum((1, 2)) - same.square().sum(1)
+        others = own.square().sum((1, 2)) - own.diagonal(dim1=1, dim2=2).square().sum(1)
+        value = (same - 1).square().sum(1) / 10 + across * outside / 100 + within * others / 50_000
+        total = total + value.mean()
+    return total / prediction.shape[1]
+
+
+def _standard(value: Float[Tensor, "P B D"], eps: float) -> Tensor:
+    centred = value - value.mean(1, keepdim=True)
+    return centred / (centred.square().sum(1, keepdim=True) / (value.shape[1] - 1) + eps).sqrt()
+
+
+def at_frame_rate(
+    values: Float[Tensor, "B N T D"], frames: Int64[Tensor, " B"] | None, ratio: float, total: int
+) -> Float[Tensor, "B N S D"]:
+    """Frames of a teacher at the student's rate: linear interpolation at the centres of `total` frames.
+
+    `ratio` is the teacher's rate divided by the student's (75 Hz / 50 Hz = 1.5). Only a row's own `frames` are read.
+    """
+    if ratio == 1:
+        return values
+    last = values.shape[2] - 1 if frames is None else (frames - 1).clamp_min(0).to(values.dtype).unsqueeze(1)
+    centres = (torch.arange(total, device=values.device, dtype=values.dtype) + 0.5) * ratio - 0.5
+    place = centres.clamp_min(0).expand(len(values), -1)
+    place = place.clamp_max(last) if frames is None else torch.minimum(place, last)
+    low = place.floor().long()
+    high = torch.minimum(low + 1, torch.as_tensor(last, device=values.device).long().expand_as(low))
+
+    def at(index: Tensor) -> Tensor:
+        where = index[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+        return values.gather(2, where)
+
+    return at(low).lerp(at(high), (place - low)[:, None, :, None])
