@@ -46,6 +46,7 @@ class Batch:
     is present; an unlisted modality always is. `total_rows` counts the rows of the whole optimizer step, over all ranks
     and micro-batches: every loss is a sum over rows divided by it. `task` is the kind of the targets; those of other
     kinds than classes are (B, C) in float, NaN where missing, and those of a regression are standardised.
+    `domain_rows` are the rows of each domain in the whole optimizer step (None: not known).
     """
 
     inputs: Mapping[str, Input]
@@ -57,6 +58,7 @@ class Batch:
     domain: Sequence[str] | None = None
     total_rows: int = 0
     task: Task = "classes"
+    domain_rows: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         """Check that all tensors have the same number of rows; `total_rows` defaults to that number."""
@@ -126,6 +128,7 @@ class Batch:
             domain=None if self.domain is None else [self.domain[i] for i in index.tolist()],
             total_rows=self.total_rows,
             task=self.task,
+            domain_rows=self.domain_rows,
         )
 
     def rendered(self, name: str) -> "Batch":

@@ -98,6 +98,8 @@ class DataSpec:
     ids: Int64[Tensor, " N"] | None = None
     labelled_fraction: float = 1.0
     task: Task = "classes"
+    domains: tuple[str, ...] | None = None
+    """The domains of the training rows; None: they have none, or they are not known."""
 
 
 class Method(nn.Module, abc.ABC):

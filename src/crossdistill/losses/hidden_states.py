@@ -105,12 +105,12 @@ def at_frame_rate(
     """
     if ratio == 1:
         return values
-    last = values.shape[2] - 1 if frames is None else (frames - 1).clamp_min(0).to(values.dtype).unsqueeze(1)
+    known = torch.full((len(values),), values.shape[2], device=values.device) if frames is None else frames
+    last = (known - 1).clamp_min(0).unsqueeze(1)
     centres = (torch.arange(total, device=values.device, dtype=values.dtype) + 0.5) * ratio - 0.5
-    place = centres.clamp_min(0).expand(len(values), -1)
-    place = place.clamp_max(last) if frames is None else torch.minimum(place, last)
+    place = torch.minimum(centres.clamp_min(0), last.to(values.dtype))
     low = place.floor().long()
-    high = torch.minimum(low + 1, torch.as_tensor(last, device=values.device).long().expand_as(low))
+    high = torch.minimum(low + 1, last)
 
     def at(index: Tensor) -> Tensor:
         where = index[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])

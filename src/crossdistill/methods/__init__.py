@@ -18,6 +18,7 @@ from crossdistill.methods.kd import KD as KD
 from crossdistill.methods.kdsvd import KDSVD as KDSVD
 from crossdistill.methods.mlkd import MLKD as MLKD
 from crossdistill.methods.mlld import MLLD as MLLD
+from crossdistill.methods.multi_distillation import MultiDistillation as MultiDistillation
 from crossdistill.methods.nst import NST as NST
 from crossdistill.methods.ofa import OFA as OFA
 from crossdistill.methods.ofd import OFD as OFD

@@ -65,7 +65,8 @@ class SplitLinear(nn.Module):
     def forward(self, value: Float[Tensor, "B T GI"]) -> Float[Tensor, "B G T O"]:
         """One result for each group."""
         parts = value.unflatten(-1, (self.groups, -1)).transpose(1, 2)
-        return parts @ self.weight + self.bias
+        mapped: Tensor = parts @ self.weight + self.bias
+        return mapped
 
 
 class AllLayers(nn.Module):
@@ -199,7 +200,7 @@ class _Attention(nn.Module):
         parts = self.mixed(self.norm(frames)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # A row without valid frames attends to all of them: a softmax over nothing is NaN.
         mask = None if valid is None else (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
-        seen = functional.scaled_dot_product_attention(*parts.unbind(0), attn_mask=mask)
+        seen = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], mask)
         value = frames + self.joined(seen.transpose(1, 2).flatten(2))
         predicted: Tensor = self.last(value + self.inner(value))
         return predicted

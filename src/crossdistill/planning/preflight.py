@@ -109,7 +109,9 @@ def data_spec(dataset: Dataset) -> DataSpec:
     train = dataset.splits["train"]
     known = rows_with_label(dataset)[train]
     targets = hidden(dataset.learnt(train), known)
-    return DataSpec(len(train), len(dataset.classes), targets, train, float(known.double().mean()), dataset.task)
+    domains = None if dataset.domain is None else tuple(dict.fromkeys(dataset.domain[row] for row in train.tolist()))
+    share = float(known.double().mean())
+    return DataSpec(len(train), len(dataset.classes), targets, train, share, dataset.task, domains)
 
 
 def check_sources(

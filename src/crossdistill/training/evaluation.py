@@ -105,6 +105,7 @@ class WithAccuracy:
     def __init__(self, source: Teacher) -> None:
         self.name, self.modalities, self.spec = source.name, source.modalities, source.spec
         self._source = source
+        self.network = getattr(source, "network", None)
         self.counts = torch.zeros(2, dtype=torch.float64)
         """Correct predictions, and predictions of rows with a target."""
 

@@ -1,8 +1,8 @@
 """Training step of one stage: trained parameters, train and eval modes, gradients and the optimizer."""
 
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice
@@ -131,7 +131,15 @@ class Training:
         stream = job.dataset.batches(requests(), self.devices.device)
         for first in stream:
             rows, parts = waiting.popleft()
-            yield rows, chain([first], islice(stream, parts - 1))
+            yield rows, map(self._with_domain_rows(rows), chain([first], islice(stream, parts - 1)))
+
+    def _with_domain_rows(self, rows: Tensor) -> Callable[[Batch], Batch]:
+        """A function that gives each part of a step the numbers of the step's rows by domain."""
+        domain = self.job.dataset.domain
+        if domain is None:
+            return lambda batch: batch
+        counts = Counter(domain[row] for row in rows.tolist())
+        return lambda batch: replace(batch, domain_rows=counts)
 
     def step(self, rows: Tensor, progress: Progress, batches: Iterator[Batch] | None = None) -> dict[str, Tensor]:
         """One optimizer step on these rows (of all ranks); returns raw and weighted terms, without a host sync.

@@ -35,7 +35,9 @@ class GradNorm(Separate):
     def combine(self, gradients: Float[Tensor, "G P"], losses: Float[Tensor, " G"], turn: Turn) -> Float[Tensor, " P"]:
         """The weighted sum; the weights are updated in `after_step`."""
         factors = self.factors.to(gradients)
-        first = torch.where(self.first.isnan(), losses, self.first.to(losses))
+        # A group without rows in this step has loss 0: neither a first value nor a pace.
+        there = losses != 0
+        first = torch.where(self.first.isnan() & there, losses, self.first.to(losses))
         norms = gradients.norm(dim=1) / turn.scale(torch.ones((), device=gradients.device, dtype=gradients.dtype))
         pulls = factors * norms
         pace = losses / first
@@ -43,7 +45,7 @@ class GradNorm(Separate):
         moved = (factors - self.learning_rate * torch.sign(pulls - targets) * norms).clamp_min(0.0)
         moved = moved * (len(self.groups) / moved.sum())
         # An overflow in mixed precision skips the optimizer's step and must not change the weights either.
-        self._pending = (torch.where(moved.isfinite().all(), moved, factors), first)
+        self._pending = (torch.where(moved.isfinite().all() & there.all(), moved, factors), first)
         return factors @ gradients
 
     def weights(self) -> Mapping[str, Float[Tensor, ""]]:

@@ -1,0 +1,206 @@
+"""Multi-Distillation: hidden layers of teachers of several domains, each learnt from rows of its own (2506.07237).
+
+Routing of whole rows is that of Wei, Lin, Ritter-Gutierrez and Lee; soft weights of domains are after USAD 2.0
+(2606.06444).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crossdistill.batch import Batch, Task
+from crossdistill.errors import ApplicabilityError, SettingError
+from crossdistill.losses.hidden_states import barlow_distance, hidden_state_distance, pooled_frames
+from crossdistill.losses.task import EVERY_TASK
+from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key
+from crossdistill.methods.domain_routing import (
+    Layers,
+    check_names,
+    domain_weights,
+    layers_of,
+    routes,
+    rows_in_step,
+    rows_of,
+    statistics_of,
+)
+from crossdistill.methods.routed_layers import Compared, add_moments, compared, heads_for, kept_teachers
+from crossdistill.methods.routed_settings import RoutedSettings
+from crossdistill.nets.domain_classifier import DomainClassifier, DomainSums
+from crossdistill.nets.teacher_head import TeacherHead
+from crossdistill.outputs import Outputs, OutputSpec, Signal, zero_of
+from crossdistill.teacher import Teacher
+
+
+class _MultiDistillation(Method):
+    tasks: ClassVar[frozenset[Task]] = EVERY_TASK
+    judged_by_targets: ClassVar[bool] = False
+    trains_logits: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: RoutedSettings,
+        layers: Layers,
+        domains: Mapping[str, tuple[str, ...]],
+        heads: Mapping[str, TeacherHead],
+    ) -> None:
+        super().__init__()
+        self.config, self.layers, self.domains = config, layers, domains
+        self.heads = nn.ModuleDict({module_key(name): head for name, head in heads.items()})
+        known = dict.fromkeys(domain for own in domains.values() for domain in own)
+        self.classifier = DomainClassifier(tuple(known)) if config.routing == "soft" else None
+
+    def needs(self) -> Mapping[str, frozenset[Signal]]:
+        return {name: frozenset(signals) for name, signals in self.layers.items()}
+
+    def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        outputs = student(batch)
+        kept = kept_teachers(tuple(self.domains), self.config.drop, self.config.drop_seed, progress)
+        found = {one.name: one for one in self._compared(kept, batch, outputs, student, teachers)}
+        terms = {f"multi-distillation/{name}": self._term(name, found.get(name), batch, progress) for name in teachers}
+        return Step(terms, outputs)
+
+    def _term(self, name: str, found: Compared | None, batch: Batch, progress: Progress) -> Term:
+        """A teacher's term; of a teacher that is left out, one of no rows, so that every step has all terms."""
+        weight = self.config.teacher_weights.get(name, 1.0)
+        if found is None or not len(found.rows):
+            zero = zero_of(self._head(name).parameters(), batch.ids.device)
+            return Term(zero.expand(0) if found is None else found.prediction.flatten(1).sum(1) + zero, weight, name)
+        rows = self._distance(found).mean(1)
+        if found.weight is not None:
+            rows = rows * found.weight
+        elif self.config.normalise == "teacher" and self.config.routing == "hard":
+            rows = rows * (batch.total_rows / rows_in_step(self.domains[name], batch))
+        return Term(rows, weight, name)
+
+    def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
+        """The loss of each teacher's layers by row, as `TEACHER/LAYER`, and each row's mean over its teachers."""
+        total, count = torch.zeros(2, len(batch), device=batch.ids.device).unbind()
+        values: dict[str, Tensor] = {}
+        for found in self._compared(tuple(teachers), batch, student(batch), student, teachers):
+            distance = self._distance(found)
+            taps = (signal.tap or str(signal) for signal in self.layers[found.name])
+            values |= {f"{found.name}/{tap}": distance[:, number] for number, tap in enumerate(taps)}
+            weight = torch.ones_like(distance[:, 0]) if found.weight is None else found.weight
+            total = total.index_add(0, found.rows, distance.mean(1) * weight)
+            count = count.index_add(0, found.rows, weight)
+        return {STUDENT: (total / count)[count > 0], **values}
+
+    def _distance(self, found: Compared) -> Tensor:
+        kind = self.config.loss if self.config.loss != "barlow" else "l1"
+        return hidden_state_distance(found.prediction, found.target, found.valid, kind, self.config.cosine)
+
+    def _compared(
+        self, names: Iterable[str], batch: Batch, outputs: Outputs, student: Teacher, teachers: Mapping[str, Teacher]
+    ) -> Iterator[Compared]:
+        weights = None
+        if self.classifier is not None:
+            weights = domain_weights(self.classifier, batch, student, self.domains, self.config.sharpness)
+        for name in names:
+            rows = self._rows(name, batch, weights)
+            weight = None if weights is None else weights[name]
+            sources = (student, teachers[name])
+            yield compared(name, rows, weight, self._head(name), self.layers, batch, outputs, sources)
+
+    def _rows(self, name: str, batch: Batch, weights: Mapping[str, Tensor] | None) -> Tensor:
+        if weights is not None:
+            return (weights[name] > self.config.least_weight).nonzero().flatten()
+        if self.config.routing == "all":
+            return torch.arange(len(batch), device=batch.ids.device)
+        return rows_of(self.domains[name], batch)
+
+    def _head(self, teacher: str) -> TeacherHead:
+        head = self.heads[module_key(teacher)]
+        assert isinstance(head, TeacherHead)
+        return head
+
+
+class _Measured(_MultiDistillation):
+    """Fits the classifier of domains and the standardisation of layers in a pass before the first step."""
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
+        sums = None if self.classifier is None else DomainSums(self.classifier)
+        moments = {name: self._head(name).moments() for name in teachers}
+        for batch in batches:
+            if sums is not None:
+                rows_of((), batch)
+                sums.add(statistics_of(batch, student), batch.domain or ())
+            for name in teachers if self.config.standardise != "none" else ():
+                rows = torch.arange(len(batch)) if self.config.routing == "all" else rows_of(self.domains[name], batch)
+                if len(rows):
+                    add_moments(moments[name], teachers[name], self.layers[name], batch.select(rows))
+        if sums is not None and self.classifier is not None:
+            self.classifier.settle(sums)
+        for name in teachers if self.config.standardise != "none" else ():
+            self._head(name).settle(moments[name])
+
+
+class _Relational(_MultiDistillation):
+    """Correlations over the rows of all ranks."""
+
+    batch_relational: ClassVar[bool] = True
+
+    def _term(self, name: str, found: Compared | None, batch: Batch, progress: Progress) -> Term:
+        if found is None:
+            return super()._term(name, found, batch, progress)
+        config, zero = self.config, zero_of(self._head(name).parameters(), batch.ids.device)
+        bins = min(config.bins, found.target.shape[2])
+        pairs = [pooled_frames(value, found.valid, bins) for value in (found.prediction, found.target)]
+        mine, theirs = (progress.gather(value) for value in pairs)
+        loss = barlow_distance(mine, theirs, config.across, config.within)
+        if len(mine):
+            angle = functional.cosine_similarity(mine, theirs, dim=-1)
+            loss = loss - config.cosine * functional.logsigmoid(angle).mean()
+        return Term(loss + zero, config.teacher_weights.get(name, 1.0), name)
+
+
+class _MeasuredRelational(_Measured, _Relational):
+    """Both."""
+
+
+class MultiDistillation(RoutedSettings):
+    """`Σ over teachers of weight · mean over its rows, layers and frames of (|p-y| - cosine · log sigmoid cos(p,y))`.
+
+    p is predicted from the student's last layer by the teacher's head, y is the teacher's layer. Features are frames
+    (B, T, D) or maps; a vector (B, D) is one frame. Frames of padding are in no term. A teacher runs on its rows alone.
+    """
+
+    name: Literal["multi-distillation"] = "multi-distillation"
+
+    def build(self, student: OutputSpec, teachers: Mapping[str, OutputSpec], data: DataSpec) -> Method:
+        """Builds a head for each teacher.
+
+        Raises:
+            SettingError: a setting names no teacher, or domains of data and teachers do not match.
+        """
+        if not teachers:
+            raise ApplicabilityError("multi-distillation needs at least one teacher; this stage has none")
+        given = {"layers": self.layers, "domains": self.domains, "teacher_weights": self.teacher_weights}
+        given |= {"frame_rates": self.frame_rates, "convolution": dict.fromkeys(self.convolution or (), 0.0)}
+        check_names({name: tuple(value) for name, value in given.items()}, tuple(teachers))
+        if self.loss == "barlow" and self.routing == "soft":
+            raise SettingError(
+                "multi-distillation: the loss barlow compares rows and takes no weights; routing is soft"
+            )
+        own = routes(self.domains, tuple(teachers), data.domains if self.routing != "all" else None)
+        layers = {name: layers_of(spec, f"teacher {name!r}", self.layers.get(name)) for name, spec in teachers.items()}
+        mine = layers_of(student, STUDENT, self.taps or None)
+        layers = {STUDENT: mine if self.taps else mine[-1:], **layers}
+        kind: type[_MultiDistillation] = _Relational if self.loss == "barlow" else _MultiDistillation
+        if self.routing == "soft" or self.standardise != "none":
+            kind = _MeasuredRelational if self.loss == "barlow" else _Measured
+        return kind(self, layers, own, self._heads(layers, {STUDENT: student, **teachers}, own))
+
+    def _heads(
+        self, layers: Layers, specs: Mapping[str, OutputSpec], own: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, TeacherHead]:
+        teachers = [name for name in layers if name != STUDENT]
+        music = tuple(name for name in teachers if "music" in own[name]) or tuple(teachers[1:])
+        convolving = music if self.convolution is None else self.convolution
+        kinds = dict.fromkeys(teachers, self.translator)
+        if self.translator == "hybrid":
+            kinds = {name: "lconv" if name in convolving else "mlp" for name in teachers}
+        return heads_for(kinds, layers, specs, self.frame_rates, self.standardise)

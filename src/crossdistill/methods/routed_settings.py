@@ -1,0 +1,49 @@
+"""Settings of multi-distillation: layers, heads, routing of rows, and the loss."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from crossdistill.method import MethodConfig
+from crossdistill.methods.domain_routing import Routing
+from crossdistill.nets.feature_translators import TranslatorKind
+from crossdistill.nets.standardisation import Standardise
+
+
+class RoutedSettings(MethodConfig):
+    """The fields of `MultiDistillation`."""
+
+    layers: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
+    """The layers of each teacher, by number (4: the tap `layer4`) or name; default: 4, 8, 12 or the nearest thirds."""
+    taps: tuple[str, ...] = ()
+    """The student's layer that all heads read, or one for each layer of the teachers; default: its last one."""
+    translator: TranslatorKind = "lconv"
+    """The head of each teacher; `hybrid` is lconv for the teachers in `convolution` and mlp for the others."""
+    convolution: tuple[str, ...] | None = None
+    """Teachers with convolutions in a hybrid; None: those of music, or else all but the first."""
+    domains: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The domains of rows that each teacher teaches; default: the one that has the teacher's name."""
+    routing: Routing = "hard"
+    sharpness: float = Field(1.0, gt=0)
+    """Multiplies the log-odds of domains in soft routing (dimensionless)."""
+    least_weight: float = Field(0.01, ge=0, lt=1)
+    """Soft routing leaves a teacher out of the rows in which its weight is below this one."""
+    teacher_weights: Mapping[str, float] = Field(default_factory=dict)
+    """The weight of each teacher's term; default: 1."""
+    loss: Literal["l1", "l2", "barlow", "usad"] = "l1"
+    cosine: float = Field(1.0, ge=0)
+    """Weight of the term of the angle."""
+    normalise: Literal["teacher", "batch"] = "teacher"
+    """Divide a teacher's loss by its rows in the whole step (as published), or by all rows of the step."""
+    standardise: Standardise = "none"
+    """Standardisation of teachers' layers, by statistics of the training rows: none (as published), z-score, phi-s."""
+    frame_rates: Mapping[str, float] = Field(default_factory=dict)
+    """Frames per second of teachers and "student", where they differ: layers are interpolated to the student's."""
+    drop: float = Field(0.0, ge=0, lt=1)
+    """Probability that a teacher is left out of a step; at least one stays."""
+    drop_seed: int = Field(0, ge=0)
+    across: float = Field(5e-5, ge=0)
+    within: float = Field(5e-6, ge=0)
+    bins: int = Field(150, ge=1)
+    """Weights of other channels' correlations, and pooled frames, of the loss `barlow` (arXiv 2505.13270)."""
