@@ -7,7 +7,20 @@ import pytest
 from pydantic import ValidationError
 
 from crossdistill.method import MethodConfig
-from crossdistill.methods import CRD, KD, METHODS, MLKD, PKT, SP, RichKD, RichKDF, Route, Salience, Specialise
+from crossdistill.methods import (
+    CRD,
+    KD,
+    METHODS,
+    MLKD,
+    PKT,
+    SP,
+    MultiDistillation,
+    RichKD,
+    RichKDF,
+    Route,
+    Salience,
+    Specialise,
+)
 from crossdistill.testing import CLAUSES, TOY_MAPS, check_method, check_ranks, toy_dataset, toy_map_models
 from crossdistill.testing.contract import hold
 from crossdistill.testing.rehearsal import Contract
@@ -16,6 +29,8 @@ from crossdistill.testing.rehearsal import Contract
 ARGUMENTS: Mapping[str, Callable[[Sequence[str]], MethodConfig]] = {
     # Few negatives, because the data are few; weights at which rounding stays below what is compared.
     "crd": lambda _: CRD(negatives=32, width=16),
+    # Toy rows have no domain.
+    "multi-distillation": lambda _: MultiDistillation(routing="all"),
     "pkt": lambda _: PKT(weight=100.0),
     "richkd": lambda _: RichKD(negatives=32, width=16),
     "richkd-f": lambda _: RichKDF(negatives=32, width=16),

@@ -146,6 +146,8 @@ def frames_of(source: Teacher, batch: Batch, total: int) -> Tensor | None:
     )
     if padded == total:
         return lengths
+    if bool((lengths == padded).all()):
+        return None
     raise ApplicabilityError(
         f"{WHO}: rows are padded to {padded} values, and {source.name!r} gives {total} frames without saying which are "
         "padding; give its module a method frames(lengths) that returns the valid frames, or crop rows to one length"

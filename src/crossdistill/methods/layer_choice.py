@@ -13,6 +13,7 @@ The layers that each method reads as published, and in the recipes of this packa
 | ofa | the student's stages, after their activation | its spatial layers and its late one, after it |
 | c2kd | features before the classifier | the penultimate layer, as a map before it is flattened |
 | salience (mgdfr) | the layer before the classifier | the late layer, before its activation, a map by channels |
+| multi-distillation | blocks 4, 8 and 12 of teachers, the student's last | the same, or the nearest thirds of theirs |
 | translate | summary and patch tokens of the last layer | the penultimate layer and the last spatial one, after it |
 | specialise (mst-distill) | an intermediate and the penultimate layer | a middle and a late layer, before activation |
 | kd, dkd, dist, mlkd, mlld, dml, collaborate, route, supervised | logits | logits |

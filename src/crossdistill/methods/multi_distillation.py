@@ -100,8 +100,7 @@ class _MultiDistillation(Method):
             weights = domain_weights(self.classifier, batch, student, self.domains, self.config.sharpness)
         for name in names:
             rows = self._rows(name, batch, weights)
-            weight = None if weights is None else weights[name]
-            sources = (student, teachers[name])
+            weight, sources = None if weights is None else weights[name], (student, teachers[name])
             yield compared(name, rows, weight, self._head(name), self.layers, batch, outputs, sources)
 
     def _rows(self, name: str, batch: Batch, weights: Mapping[str, Tensor] | None) -> Tensor:
@@ -157,8 +156,7 @@ class _Relational(_MultiDistillation):
         return Term(loss + zero, config.teacher_weights.get(name, 1.0), name)
 
 
-class _MeasuredRelational(_Measured, _Relational):
-    """Both."""
+class _MeasuredRelational(_Measured, _Relational): ...
 
 
 class MultiDistillation(RoutedSettings):
@@ -192,14 +190,11 @@ class MultiDistillation(RoutedSettings):
         kind: type[_MultiDistillation] = _Relational if self.loss == "barlow" else _MultiDistillation
         if self.routing == "soft" or self.standardise != "none":
             kind = _MeasuredRelational if self.loss == "barlow" else _Measured
-        return kind(self, layers, own, self._heads(layers, {STUDENT: student, **teachers}, own))
+        return kind(self, layers, own, self._heads(layers, {STUDENT: student, **teachers}))
 
-    def _heads(
-        self, layers: Layers, specs: Mapping[str, OutputSpec], own: Mapping[str, tuple[str, ...]]
-    ) -> dict[str, TeacherHead]:
+    def _heads(self, layers: Layers, specs: Mapping[str, OutputSpec]) -> dict[str, TeacherHead]:
         teachers = [name for name in layers if name != STUDENT]
-        music = tuple(name for name in teachers if "music" in own[name]) or tuple(teachers[1:])
-        convolving = music if self.convolution is None else self.convolution
+        convolving = teachers[1:] if self.convolution is None else self.convolution
         kinds = dict.fromkeys(teachers, self.translator)
         if self.translator == "hybrid":
             kinds = {name: "lconv" if name in convolving else "mlp" for name in teachers}

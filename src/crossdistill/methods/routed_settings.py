@@ -21,7 +21,7 @@ class RoutedSettings(MethodConfig):
     translator: TranslatorKind = "lconv"
     """The head of each teacher; `hybrid` is lconv for the teachers in `convolution` and mlp for the others."""
     convolution: tuple[str, ...] | None = None
-    """Teachers with convolutions in a hybrid; None: those of music, or else all but the first."""
+    """Teachers with convolutions in a hybrid; None: all but the first."""
     domains: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """The domains of rows that each teacher teaches; default: the one that has the teacher's name."""
     routing: Routing = "hard"
