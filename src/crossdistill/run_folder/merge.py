@@ -1,0 +1,136 @@
+"""Merging of student folders: those of this library, and plain folders of Hugging Face models."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossdistill.data.audio.manifest import sounds_in
+from crossdistill.data.audio.sound_file import read_part, resample
+from crossdistill.data.table_file import TABLES, read_table
+from crossdistill.errors import DataError, MissingExtraError, RunError, SettingError
+from crossdistill.models.alignment import permutations_to, permuted
+from crossdistill.models.merging import Method, check_alike, merge
+from crossdistill.run_folder.student_files import CONFIG, STUDENT_FOLDER, WEIGHTS, sealed
+from crossdistill.runtime.files import atomic_folder, file_fault
+from crossdistill.runtime.hashing import file_hash
+from crossdistill.runtime.tensor_file import read_weights, write_tensors
+
+INDEX = "model.safetensors.index.json"
+CLIPS, SECONDS, RATE = 200, 5.0, 16_000
+"""Clips, and seconds of each, whose activations align two networks; their rate in hertz."""
+
+
+def merge_folders(
+    parents: Sequence[Path],
+    weights: Sequence[float],
+    out: Path,
+    *,
+    base: Path | None = None,
+    method: Method = "linear",
+    layers: Mapping[str, Sequence[float]] | None = None,
+    keep: float = 0.2,
+    scale: float = 1.0,
+    permute: Path | None = None,
+) -> Path:
+    """Merge students into a folder that loads as its first parent does; see `models.merging.merge`.
+
+    `permute` is a manifest, or a folder of recordings: the units of all networks are first put into the order of the
+    first one's (`models.alignment`).
+
+    Raises:
+        RunError: a folder is no student's, or `out` exists.
+        SettingError: weights, base or layers do not fit, or the networks cannot be aligned.
+        ShapeError: the networks have different shapes; names the first key.
+    """
+    if out.exists():
+        raise RunError(f"{out} exists; name another folder by --out")
+    folders = [_folder(path) for path in parents]
+    states = [read_weights(folder / WEIGHTS) for folder in folders]
+    start = None if base is None else read_weights(_folder(base) / WEIGHTS)
+    if permute is not None:
+        for number, state in enumerate(states[1:], 2):
+            check_alike(states[0], state, f"network {number}")
+        waves = clips_of(permute)
+        reference = _network(folders[0])
+        orders = [permutations_to(reference, _network(folder), waves) for folder in folders[1:]]
+        states[1:] = [permuted(state, order) for state, order in zip(states[1:], orders, strict=True)]
+    merged = merge(states, weights, base=start, method=method, layers=layers, keep=keep, scale=scale)
+    with atomic_folder(out) as temporary:
+        for file in sorted(folders[0].iterdir()):
+            if file.is_file() and file.name != WEIGHTS and not file.name.startswith("."):
+                shutil.copyfile(file, temporary / file.name)
+        write_tensors(temporary / WEIGHTS, {key: value.contiguous() for key, value in merged.items()}, {"format": "pt"})
+        for file in temporary.glob("*.json"):
+            _seal(file, temporary)
+    return out
+
+
+def clips_of(data: Path) -> list[Tensor]:
+    """Waves (1, samples) at 16 kHz, of a seeded choice of a manifest's or a folder's recordings.
+
+    Raises:
+        DataError: none can be read.
+    """
+    if data.suffix.lower() in TABLES:
+        cells = read_table(data, "utf-8", None).column("path", "permute")
+        paths = [data.absolute().parent / str(cell) for cell in cells]
+    else:
+        paths = [Path(path) for path in sounds_in(data.absolute())]
+    order = np.random.default_rng(0).permutation(len(paths)).tolist()[:CLIPS]
+    waves, why = [], ""
+    for number in order:
+        try:
+            wave, rate = read_part(paths[number], 0.0, SECONDS)
+        except DataError as error:
+            why = str(error)
+            continue
+        wave = resample(wave, rate, RATE)
+        # Two frames of a HuBERT-like network, so that frames vary.
+        if len(wave) >= 720:
+            waves.append(torch.from_numpy(wave - wave.mean())[None])
+    if not waves:
+        raise DataError(f"{data}: no recording can be read: {why or 'all are shorter than 720 samples'}")
+    return waves
+
+
+def _folder(path: Path) -> Path:
+    """The folder of a student's weights: that of a run, or the folder itself."""
+    for folder in (path / STUDENT_FOLDER, path):
+        if (folder / WEIGHTS).is_file() and file_fault(folder / CONFIG) is None:
+            return folder
+    if (path / INDEX).is_file():
+        raise RunError(f"{path}: its weights are in several files; save them in one ({WEIGHTS}) to merge them")
+    raise RunError(
+        f"{path}: is no folder of a student: wanted {CONFIG} and {WEIGHTS}, in it or in its {STUDENT_FOLDER}"
+    )
+
+
+def _network(folder: Path) -> torch.nn.Module:
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise MissingExtraError("aligning networks", "transformers", "transformers") from error
+    try:
+        network: torch.nn.Module = AutoModel.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise SettingError(
+            f"{folder}: units are aligned of Hugging Face folders of networks like HuBERT, and this is none: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    return network.eval()
+
+
+def _seal(file: Path, folder: Path) -> None:
+    """Write the hash of the merged weights into a config of this library."""
+    content: Any = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and "checksum" in content and WEIGHTS in content.get("files", {}):
+        content["files"][WEIGHTS] = file_hash(folder / WEIGHTS)
+        file.write_text(sealed(content), encoding="utf-8")

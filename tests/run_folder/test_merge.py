@@ -1,0 +1,50 @@
+"""Merging of folders of this library's students."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from facts import raises
+
+from crossdistill import Dataset, NetworkConfig
+from crossdistill.errors import RunError, SettingError, ShapeError
+from crossdistill.run_folder.merge import merge_folders
+from crossdistill.student import load_student, save_student
+
+
+@pytest.fixture
+def parents(tmp_path: Path) -> list[Path]:
+    """Two students of one shape, and one of another."""
+    data = Dataset.from_arrays("toy", {"x": np.random.default_rng(0).normal(size=(20, 6))}, np.arange(20) % 3)
+    folders = []
+    for seed, hidden in ((0, 8), (1, 8), (2, 9)):
+        torch.manual_seed(seed)
+        config = NetworkConfig(model="mlp", options={"features": 6, "width": hidden}, reads=("x",))
+        folders.append(tmp_path / f"{seed}" / "student")
+        folders[-1].parent.mkdir()
+        save_student(folders[-1], config.build(3), config, data, "card")
+    return folders
+
+
+def test_students_of_this_library_are_merged_and_sealed_again(tmp_path: Path, parents: list[Path]) -> None:
+    first, second = (load_student(path).network.module.state_dict() for path in parents[:2])
+    # A run's folder stands for its student.
+    merged = load_student(merge_folders([parents[0].parent, parents[1]], [0.5, 0.5], tmp_path / "merged"))
+    for key, value in merged.network.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (first[key] + second[key]) / 2)
+
+
+def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path, parents: list[Path]) -> None:
+    with raises(ShapeError, 8, 9):
+        merge_folders([parents[0], parents[2]], [0.5, 0.5], tmp_path / "merged")
+    with raises(RunError, "model.safetensors"):
+        merge_folders([parents[0], tmp_path], [0.5, 0.5], tmp_path / "merged")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("transformers")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 4000), 16_000)
+    with raises(SettingError, "HuBERT"):
+        merge_folders(parents[:2], [0.5, 0.5], tmp_path / "merged", permute=tmp_path)
+    assert not (tmp_path / "merged").exists()
