@@ -158,6 +158,10 @@ class Script:
         figure = Figure(name, value, limit, spread, self.device.type, self.command)
         print(figure.text(), flush=True)
         self._figures.append(figure)
+        self.save()
+
+    def save(self) -> None:
+        """Write the figures that are known so far, which may be none."""
         if self._out is not None:
             write(self._out, self._figures)
 

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from own_files import class_folders, write_picture
@@ -67,14 +68,15 @@ def test_pictures_of_other_sizes_are_kept_and_still_rendered_by_workers(tmp_path
 
 
 def test_more_than_the_limit_and_more_than_eight_bits_are_not_kept() -> None:
-    assert KeptPictures.of([(3, 10, 10)] * 4, 1199) is None
-    assert KeptPictures.of([(), ()], 1199) is None
-    kept = KeptPictures.of([(3, 2, 2), (1, 2, 2), (1, 2, 2)], 1199)
+    assert KeptPictures.of(np.array([(3, 10, 10)] * 4), 1199) is None
+    assert KeptPictures.of(np.full((2, 3), -1), 1199) is None
+    assert KeptPictures.of(np.zeros((2, 0), dtype=np.int64), 1199) is None
+    kept = KeptPictures.of(np.array([(3, 2, 2), (1, 2, 2), (1, 2, 2), (-1, -1, -1)]), 1199)
     assert kept is not None
     byte = torch.arange(4, dtype=torch.uint8).view(1, 2, 2)
     # Row 0 has another shape than its facts say, row 2 has 16 bits.
     kept.keep({0: byte, 1: byte, 2: byte.float()})
-    assert kept.there([0, 1, 2]) == [False, True, False]
+    assert kept.there([0, 1, 2, 3]) == [False, True, False, False]
     assert torch.equal(kept.picture(1), byte)
 
 

@@ -75,8 +75,7 @@ class Files:
 
     def keep(self, most_bytes: int) -> None:
         """Keep decoded pictures in memory from now on, if all together take at most so many bytes."""
-        shapes = [self.shape(row) for row in range(len(self))] if self.kind == "image" else []
-        self.kept = KeptPictures.of(shapes, most_bytes)
+        self.kept = KeptPictures.of(self._shapes, most_bytes) if self.kind == "image" else None
 
     def path(self, row: int) -> Path | None:
         """The file of a row."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 DEFAULT_MB = 256
@@ -20,17 +21,18 @@ class KeptPictures:
     note that it is there.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._shapes = list(shapes)
-        self._ends = np.cumsum([0, *(int(np.prod(shape)) if shape else 0 for shape in shapes)])
+    def __init__(self, shapes: NDArray[np.int64]) -> None:
+        """`shapes` (N, dimensions) has -1 in rows without a picture."""
+        self._shapes = shapes
+        self._ends = np.concatenate([[0], _sizes(shapes).cumsum()])
         self._values = np.frombuffer(mmap.mmap(-1, max(1, int(self._ends[-1]))), dtype=np.uint8)
         self._there = np.frombuffer(mmap.mmap(-1, max(1, len(shapes))), dtype=np.uint8)
         self._lock = multiprocessing.get_context("fork").Lock()
 
     @staticmethod
-    def of(shapes: Sequence[tuple[int, ...]], most_bytes: int) -> "KeptPictures | None":
+    def of(shapes: NDArray[np.int64], most_bytes: int) -> "KeptPictures | None":
         """Memory for pictures of these shapes; None if they take more, or if workers here are not forked."""
-        size = sum(int(np.prod(shape)) for shape in shapes if shape)
+        size = int(_sizes(shapes).sum())
         return KeptPictures(shapes) if sys.platform == "linux" and 0 < size <= most_bytes else None
 
     @property
@@ -47,14 +49,21 @@ class KeptPictures:
     def picture(self, row: int) -> Tensor:
         """The picture of a row that is kept; nobody may write to it."""
         values = self._values[self._ends[row] : self._ends[row + 1]]
-        return torch.from_numpy(values).view(self._shapes[row])
+        return torch.from_numpy(values).view(self._shapes[row].tolist())
 
     def keep(self, pictures: dict[int, Tensor]) -> None:
         """Keep pictures by row; those of another shape or of more than 8 bits are left out."""
         kept = []
         for row, picture in pictures.items():
-            if picture.dtype == torch.uint8 and tuple(picture.shape) == self._shapes[row]:
+            if picture.dtype == torch.uint8 and list(picture.shape) == self._shapes[row].tolist():
                 self._values[self._ends[row] : self._ends[row + 1]] = picture.numpy().reshape(-1)
                 kept.append(row)
         with self._lock:
             self._there[kept] = 1
+
+
+def _sizes(shapes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bytes of each picture (N,); 0 for a row without one."""
+    if not shapes.size:
+        return np.zeros(len(shapes), dtype=np.int64)
+    return np.where((shapes < 0).any(1), 0, shapes.prod(1))
