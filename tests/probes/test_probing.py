@@ -10,6 +10,7 @@ from command_line import called
 from facts import raises
 from own_files import write_sound
 
+from crossdistill import Network
 from crossdistill.data import cache
 from crossdistill.errors import DataError, SettingError
 from crossdistill.probes import features
@@ -125,7 +126,7 @@ def test_the_command_writes_a_report_and_its_subsets(
     )
 
 
-def test_a_students_folder_and_numbers(tmp_path: Path, hubert: Path) -> None:
+def test_numbers_of_a_manifest(tmp_path: Path, hubert: Path) -> None:
     table = tmp_path / "clips.csv"
     lines = ["path,target,split"]
     for number in range(18):
@@ -135,6 +136,23 @@ def test_a_students_folder_and_numbers(tmp_path: Path, hubert: Path) -> None:
     report = probe([str(hubert)], [("manifest-numbers", table)], Settings(seeds=1))
     assert report.scores[0].metric == "r2"
     assert report.scores[0].floor == 0
+
+
+def test_a_network_without_layers_gives_its_embedding(tmp_path: Path) -> None:
+    write_sound(tmp_path / "clips" / "a.wav", 1, 0.2)
+    write_sound(tmp_path / "clips" / "b.wav", 2, 0.2)
+    network = Network(torch.nn.Linear(1600, 5), ("wave",), output_adapter=lambda value: {"embedding": value})
+    frozen = Frozen("own", network, "wave", lambda sounds: torch.stack([one.wave for one in sounds]), 8000, "waves")
+    found = pooled_features(frozen, clips_of(tmp_path / "clips"), CPU)
+    assert found.shape == (2, 1, 5)
+    wave = features.wave_of(clips_of(tmp_path / "clips")[1], 8000)
+    torch.testing.assert_close(found[1, 0], network.module(wave[None])[0])
+    table = tmp_path / "clips.csv"
+    splits = ("train", "validation", "test")
+    table.write_text("path,target,split\n" + "\n".join(f"clips/{n}.wav,{n},{one}" for n in "ab" for one in splits))
+    assert len(probe([frozen], [("manifest", table)], Settings(seeds=2)).scores[0].values) == 2
+    with raises(SettingError, 0):
+        probe([frozen], [("manifest", table)], Settings(layers="sum"))
 
 
 def test_few_shots_are_balanced_stored_and_read_again(tmp_path: Path) -> None:

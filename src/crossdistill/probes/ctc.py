@@ -164,7 +164,7 @@ def _loss(
     wanted = [alphabet.encode(texts[row]) for row in rows]
     return functional.ctc_loss(
         head(states, lengths).transpose(0, 1),
-        torch.cat(wanted),
+        torch.cat(wanted).to(states.device),
         lengths.cpu(),
         torch.tensor([len(one) for one in wanted]),
         blank=BLANK,
