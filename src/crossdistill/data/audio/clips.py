@@ -43,6 +43,7 @@ class Clips:
         starts: where a clip begins in its file, in seconds.
         seconds: length of each clip.
         rates: the stated rate of each file in hertz, 0: none is stated.
+        sizes: bytes of each file.
         kin: rows of one number stand for each other where a file cannot be read.
         crop: longest part of a clip that is read, in seconds.
         shortest: clips of fewer seconds count as bad.
@@ -56,6 +57,7 @@ class Clips:
         starts: NDArray[np.float64],
         seconds: NDArray[np.float64],
         rates: NDArray[np.int64],
+        sizes: NDArray[np.int64],
         kin: NDArray[np.int64],
         *,
         crop: float,
@@ -67,8 +69,7 @@ class Clips:
         # One block of bytes: as objects, the names would be copied into each worker as their counters change.
         self._names = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)])
-        self._starts, self.seconds, self._rates = starts, seconds, rates
-        self._sizes = np.array([_size(os.path.join(self.root, name)) for name in names], dtype=np.int64)
+        self._starts, self.seconds, self._rates, self._sizes = starts, seconds, rates, sizes
         self._order = np.argsort(kin, kind="stable")
         self._place = np.empty_like(self._order)
         self._place[self._order] = np.arange(len(kin))
@@ -116,7 +117,7 @@ class Clips:
             DataError: a file has another size; names the first.
         """
         for row, size in enumerate(self._sizes.tolist()):
-            now = _size(os.path.join(self.root, os.fsdecode(self._names[self._ends[row] : self._ends[row + 1]])))
+            now = size_of(os.path.join(self.root, os.fsdecode(self._names[self._ends[row] : self._ends[row + 1]])))
             if now not in (size, 0):
                 raise DataError(f"{self.path(row)}: has {now:,} bytes, and {size:,} at the start: load the data again")
 
@@ -269,7 +270,8 @@ class CropViews:
         return inputs
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+    """Bytes of a file; 0 if it is not there."""
     try:
         return os.stat(path).st_size
     except (OSError, ValueError):

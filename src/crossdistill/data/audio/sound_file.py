@@ -139,10 +139,12 @@ def _mono(path: Path, stream: Any, most: int | None = None) -> NDArray[np.float3
     while (due := at_once if most is None else min(at_once, most - held)) and len(
         block := stream.read(due, dtype="float32", always_2d=True)
     ):
-        parts.append(block.mean(1, dtype=np.float32))
+        parts.append(block[:, 0] if stream.channels == 1 else block.mean(1, dtype=np.float32))
         held += len(block)
         if held > MOST_SAMPLES:
             raise DataError(f"{path}: more than {MOST_SAMPLES:,} samples; cut it into parts")
+        if stream.channels == 1:
+            continue
         with np.errstate(all="ignore"):
             loud += float(np.square(block, dtype=np.float64).mean(1).sum())
             left += float(np.square(parts[-1], dtype=np.float64).sum())
@@ -154,6 +156,8 @@ def _mono(path: Path, stream: Any, most: int | None = None) -> NDArray[np.float3
             stream.channels,
             left / loud,
         )
+    if len(parts) == 1:
+        return np.ascontiguousarray(parts[0])
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
