@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from kills import assert_same_run
 from torch import Tensor, nn
 
 from crossdistill import Dataset, Network, OptimizerConfig, Recipe, Stage, run
 from crossdistill.batch import Batch
 from crossdistill.data.variable_length import Padded
-from crossdistill.errors import ApplicabilityError, CrossdistillError, RecipeError
+from crossdistill.errors import ApplicabilityError, CrossdistillError, RecipeError, StoppedError
 from crossdistill.method import Progress
 from crossdistill.methods import MultiDistillation
 from crossdistill.recipe import Checkpoints
-from crossdistill.testing import check_method, toy_dataset
+from crossdistill.testing import check_method, check_ranks, toy_dataset
 from crossdistill.testing.rehearsal import Contract, Rehearsal
 
 HOP = 4
@@ -82,18 +83,18 @@ def rehearsal(settings: MultiDistillation, data: Dataset | None = None, **stage:
     return Rehearsal(Contract(settings, sounds() if data is None else data, given=networks()), teachers=2, **stage)
 
 
+def of_domains(names: Sequence[str]) -> MultiDistillation:
+    """Settings for teachers of two domains, which one teacher has alone."""
+    own = [("a", "b")] if len(names) == 1 else [("ab"[number % 2],) for number in range(len(names))]
+    return MultiDistillation(domains=dict(zip(names, own, strict=True)))
+
+
 @pytest.mark.slow
 def test_the_contract_holds_with_a_term_for_all_teachers_and_domains() -> None:
     data = toy_dataset(("first", "second", "third"))
     data = replace(data, domain=tuple("ab"[row // 8 % 2] for row in range(len(data))))
 
-    def settings(names: Sequence[str]) -> MultiDistillation:
-        alone = len(names) == 1
-        return MultiDistillation(
-            domains={name: ("a", "b") if alone else ("ab"[i % 2],) for i, name in enumerate(names)}
-        )
-
-    check_method(settings, dataset=data)
+    check_method(of_domains, dataset=data)
 
 
 def test_a_row_teaches_the_head_of_its_domain_alone_and_a_teacher_runs_on_its_rows_alone() -> None:
@@ -270,3 +271,25 @@ def test_validation_has_the_loss_of_each_teacher_and_layer(tmp_path: Path) -> No
     text = (tmp_path / "out" / "metrics.jsonl").read_text()
     assert all(f'"{teacher}/layer{number}"' in text for teacher in ("speech", "music") for number in (1, 2, 3))
     assert result is not None
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does_with_domains() -> None:
+    data = toy_dataset(("first", "second", "third"))
+    data = replace(data, domain=tuple("ab"[row // 8 % 2] for row in range(len(data))))
+    check_ranks(of_domains, dataset=data, tolerance=1e-5)
+
+
+def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    settings = {"routing": "soft", "standardise": "z-score", "drop": 0.3}
+    left = [2]
+
+    def stop() -> bool:
+        left[0] -= 1
+        return left[0] == 0
+
+    with pytest.raises(StoppedError):
+        run(recipe(settings, weighting="gradnorm"), tmp_path / "stopped", stop=stop)
+    run(recipe(settings, weighting="gradnorm"), tmp_path / "stopped", resume=True)
+    run(recipe(settings, weighting="gradnorm"), tmp_path / "whole")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")

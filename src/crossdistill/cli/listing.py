@@ -24,7 +24,7 @@ WIDE = 200
 @listing.command("recipes")
 def recipes(as_json: AsJson = False) -> None:
     """List the recipes that `run` accepts, with their teachers."""
-    from crossdistill.recipes import FAMILIES
+    from crossdistill.recipes import FAMILIES, OWN_METHODS, own_methods
     from crossdistill.recipes.stages import PLANS
 
     rows = [
@@ -38,6 +38,12 @@ def recipes(as_json: AsJson = False) -> None:
         for data in FAMILIES
         for method, plan in PLANS.items()
     ]
+    for data in OWN_METHODS:
+        own = {method: _first(make).rstrip(".") for method, make in own_methods(data).items()}
+        rows += [
+            {"name": f"{data}/{method}", "data": data, "method": method, "teachers": "by name", "about": about}
+            for method, about in own.items()
+        ]
     _print(rows, as_json, hidden=("data", "method"))
 
 

@@ -133,7 +133,7 @@ def frames_of(source: Teacher, batch: Batch, total: int) -> Tensor | None:
     if lengths is None or total == 1:
         return None
     network = getattr(source, "network", None)
-    frames = getattr(network, "frames", None)
+    frames = getattr(network, "frames", None) or getattr(getattr(network, "module", None), "frames", None)
     found = None if frames is None else frames(lengths)
     if isinstance(found, Tensor):
         return found.clamp(0, total)

@@ -36,6 +36,9 @@ FAMILIES: Mapping[str, str] = {
 }
 """Data by name, each with the function that builds the recipe of a method; imported on first use."""
 
+OWN_METHODS: Mapping[str, str] = {"speech-music": "crossdistill.recipes.speech_music:speech_music"}
+"""Data whose recipes are not those of `PLANS`, each with the function that builds them; its module lists `METHODS`."""
+
 Maker = Callable[..., Recipe]
 
 
@@ -127,7 +130,14 @@ def names_student(data: str) -> bool:
 
 def names() -> list[str]:
     """All short names."""
-    return [f"{data}/{method}" for data in FAMILIES for method in PLANS]
+    own = [f"{data}/{method}" for data in OWN_METHODS for method in own_methods(data)]
+    return [*(f"{data}/{method}" for data in FAMILIES for method in PLANS), *own]
+
+
+def own_methods(data: str) -> Mapping[str, Any]:
+    """The methods of data in `OWN_METHODS`, by name, each with its function."""
+    methods: Mapping[str, Any] = importlib.import_module(OWN_METHODS[data].partition(":")[0]).METHODS
+    return methods
 
 
 def find(name: str) -> Maker:
@@ -150,8 +160,12 @@ def find(name: str) -> Maker:
     if name.endswith(".py"):
         raise SettingError(f"recipe {name!r} names a file without its function: give {name}:FUNCTION")
     data, slash, method = name.partition("/")
+    if slash and data in OWN_METHODS:
+        if method not in own_methods(data):
+            raise SettingError(f"no recipe of {data} is called {method!r}; {nearest(method, own_methods(data))}")
+        return functools.partial(_function(OWN_METHODS[data]), method)
     if not slash or data not in FAMILIES or method not in PLANS:
-        wrong = nearest(data, FAMILIES) if data not in FAMILIES else nearest(method, PLANS)
+        wrong = nearest(data, [*FAMILIES, *OWN_METHODS]) if data not in FAMILIES else nearest(method, PLANS)
         raise SettingError(
             f"no recipe is called {name!r}. Of its two parts, DATA/METHOD, "
             f"{'the data' if data not in FAMILIES else 'the method'} is unknown: {wrong}. Other recipes are given as "
@@ -177,6 +191,7 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     parameters = inspect.signature(make_recipe).parameters
     # A table or folder builds its networks by name; elsewhere a student of another library replaces the recipe's.
     by_name = isinstance(make_recipe, functools.partial) and make_recipe.func is from_files
+    by_name = by_name or name.partition("/")[0] in OWN_METHODS
     arguments, texts, others, faults = _arguments([*settings, *seeded], parameters, by_name=by_name)
     rest = [text for text in others if others[text].partition(".")[0] in Recipe.model_fields]
     unknown = [(text, path) for text, path in others.items() if text not in rest]

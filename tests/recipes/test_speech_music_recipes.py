@@ -1,0 +1,126 @@
+"""Recipes of speech and music from a manifest and small real networks in folders, as a user types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from crossdistill import Recipe, run
+from crossdistill.errors import CrossdistillError, RecipeError, SettingError
+from crossdistill.methods.multi_distillation import MultiDistillation
+from crossdistill.recipes import find, make, names
+from crossdistill.recipes.speech_music import METHODS, WARM_UP, optimizer
+from crossdistill.training.optimizer import optimizer_for, schedule_for
+
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("soxr")
+transformers = pytest.importorskip("transformers")
+
+
+def encoder(folder: Path, width: int, layers: int) -> str:
+    """A small HuBERT of 250 frames a second."""
+    config = transformers.HubertConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=[8, 8],
+        conv_kernel=[16, 4],
+        conv_stride=[16, 4],
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        layerdrop=0.0,
+        mask_time_prob=0.0,
+    )
+    torch.manual_seed(width)
+    transformers.HubertModel(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000, "feature_size": 1}
+            | {"do_normalize": False, "padding_value": 0.0, "return_attention_mask": True}
+        )
+    )
+    return f"transformers:{folder}"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words after `crossdistill run speech-music/METHOD`."""
+    root = tmp_path_factory.mktemp("speech-music")
+    source, lines = np.random.default_rng(0), ["path,domain"]
+    for number in range(24):
+        # One length: which frames are padding is known to networks that have `frames`.
+        seconds = 0.1
+        time = np.arange(round(seconds * 16_000)) / 16_000
+        tone = 0.3 * np.sin(2 * np.pi * 200 * time)
+        wave = source.standard_normal(len(time)) * 0.2 if number % 2 else tone
+        soundfile.write(root / f"{number}.wav", wave.astype(np.float32), 16_000)
+        lines.append(f"{number}.wav,{'music' if number % 2 else 'speech'}")
+    (root / "clips.csv").write_text("\n".join(lines) + "\n")
+    teachers = {"speech": encoder(root / "speech", 16, 3), "music": encoder(root / "music", 24, 4)}
+    return [
+        f"data.manifest={root / 'clips.csv'}",
+        "data.workers=0",
+        *(f"teachers.{name}={folder}" for name, folder in teachers.items()),
+        f"student={encoder(root / 'student', 12, 2)}",
+        "epochs=1",
+        "batch_size=8",
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_trains_a_student_from_folders(method: str, settings: list[str], tmp_path: Path) -> None:
+    recipe = make(f"speech-music/{method}", [*settings, "learning_rate=0.001"])
+    run(recipe, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    written = {name for line in lines for name in line}
+    assert {"raw/multi-distillation/speech", "raw/multi-distillation/music", "speech/layer3", "music/layer4"} <= written
+    assert (tmp_path / "out" / "student").is_dir()
+
+
+def test_the_published_schedule_reaches_its_rate_and_ends_at_zero() -> None:
+    # A tenth of the published 200,000 steps, of which 14,000 warm up.
+    weight = nn.Parameter(torch.zeros(1))
+    config = optimizer(1)
+    assert config.arguments == {"betas": [0.9, 0.98], "eps": 1e-6}
+    made = optimizer_for(config, [{"params": [weight]}])
+    schedule = schedule_for(config, made, 20_000, 1)
+    rates = []
+    for _ in range(20_000):
+        rates.append(schedule.get_last_lr()[0])
+        made._opt_called = True
+        schedule.step()
+    assert pytest.approx(14_000) == WARM_UP * 200_000
+    assert rates[1_400] == pytest.approx(2e-4, rel=1e-3)
+    assert max(rates) <= 2e-4 * (1 + 1e-9)
+    assert schedule.get_last_lr()[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_recipes_are_found_by_name_and_faults_name_what_to_do(settings: list[str], tmp_path: Path) -> None:
+    assert {f"speech-music/{method}" for method in METHODS} <= set(names())
+    with pytest.raises(SettingError, match="translate-soft"):
+        find("speech-music/translate-sotf")
+    with pytest.raises(SettingError, match=r"teachers\.speech"):
+        make("speech-music/translate", [])
+    with pytest.raises(CrossdistillError, match="lenght"):
+        make("speech-music/translate", [*settings, "data.lenght=3"])
+    lonely = [one for one in settings if not one.startswith("teachers.music")]
+    with pytest.raises(RecipeError, match="'music'"):
+        run(make("speech-music/translate", lonely), tmp_path / "out")
+    other = make("speech-music/translate", [*lonely, "domains.speech=[speech, music]"])
+    assert isinstance(other.stages[0].method, MultiDistillation)
+    assert other.stages[0].method.domains == {"speech": ("speech", "music")}
+
+
+def test_settings_reach_the_stage(settings: list[str]) -> None:
+    words = ["weighting=gradnorm", "translator=hybrid", "layers.speech=[1, 3]", "steps=2", "micro_batches=2"]
+    recipe: Recipe = make("speech-music/translate", [*settings, *words])
+    stage = recipe.stages[0]
+    method = stage.method
+    assert isinstance(method, MultiDistillation)
+    assert (stage.weighting.name, stage.steps, stage.micro_batches, stage.clip_norm) == ("gradnorm", 2, 2, 5.0)
+    assert (method.layers, method.convolution) == ({"speech": (1, 3)}, ("music",))
