@@ -49,9 +49,8 @@ class Network(nn.Module):
     transformers' ModelOutput is read by the names `logits`, `embedding`, `pooler_output`, else the mean over steps of
     `last_hidden_state`).
 
-    `factory`, a function without arguments that returns a module, can replace `module`: each run then draws the weights
-    from the recipe's seed and the member's name, so that another seed gives other weights. A `module` keeps its own
-    weights for every seed.
+    `factory`, a function without arguments that returns a module, can replace `module`, which keeps its own weights for
+    every seed: each run then draws the weights from the recipe's seed and the member's name.
 
     With `needs="any"` a row is used where at least one of `reads` is present, and `absent` replaces the missing inputs
     (by modality a tensor of one row's shape; by default zeros). By default ("all") such a row is left out.
@@ -217,9 +216,7 @@ class Network(nn.Module):
             parts = [self.outputs(graph.tail(tap)(*live)) for _ in range(2)]
         for name in ("logits", "embedding"):
             if not all(same_values(getattr(whole, name), getattr(part, name)) for part in parts):
-                raise SplitError(
-                    f"{self.name} cut at {tap!r} gives other {name} than the whole; it cannot be cut there"
-                )
+                raise SplitError(f"{self.name} cut at {tap!r} gives other {name} than the whole; cut it elsewhere")
         self._verified.add(tap)
 
     def outputs(
@@ -263,6 +260,11 @@ class Network(nn.Module):
     def _whole(self, value: Any) -> Any:
         """An output in float32, where the weights are of lower precision."""
         return value.float() if isinstance(value, Tensor) and {value.dtype, self._dtype()} <= set(LOW) else value
+
+    def frames(self, lengths: Tensor) -> Tensor | None:
+        """Valid frames (B,) at every tap of sounds of `lengths` (B,) samples; None: no time axis is known."""
+        frames: Callable[[Tensor], Tensor | None] | None = getattr(self.module, "frames", None)
+        return frames(lengths) if callable(frames) else None
 
     def usable(self, batch: Batch) -> tuple[Tensor | None, Batch]:
         """The rows that the network can read (None: all), and the batch of these rows; see `needs`."""
@@ -389,9 +391,7 @@ class Network(nn.Module):
             result = self._run(batch, compiled=not taps)
         missing = [tap for tap in taps if tap not in seen]
         if missing:
-            raise TapError(
-                f"{self.name} never ran the layers {missing} for this input; tap layers that every pass runs"
-            )
+            raise TapError(f"{self.name} never ran the layers {missing} for this input; tap ones that every pass runs")
         overwritten = {tap for tap, (value, version) in seen.items() if value._version != version}
         if overwritten:
             # The next layer has overwritten the value in place: keep a copy from now on.

@@ -31,6 +31,10 @@ class Body(nn.Module):
         """The blocks of the network, shallow first."""
         return ()
 
+    def frames(self, lengths: Tensor) -> Tensor | None:
+        """Valid frames (B,) at each layer of sounds of `lengths` (B,) samples; None: no time axis is known."""
+        return None
+
     def description(self) -> dict[str, Any]:
         """Plain JSON from which the backend's `rebuilt` makes the architecture again; empty: it cannot."""
         return {}
@@ -106,6 +110,10 @@ class Pretrained(nn.Module):
             logits = logits[:, self.order]
         given = {"embedding": embedding, "logits": logits if self.logits else None}
         return {name: value for name, value in given.items() if value is not None}
+
+    def frames(self, lengths: Tensor) -> Tensor | None:
+        """See `Body`."""
+        return self.body.frames(lengths)
 
     def train(self, mode: bool = True) -> "Pretrained":
         """The training mode of all submodules but those that stay as they are."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.backends.pretrained import Body, Kind, blocks_of, read_before
+from crossdistill.backends.sound_frames import frames_of, mean_of_frames, normalised_by_row
 
 INPUTS: Mapping[str, Kind] = {
     "pixel_values": "image",
@@ -80,8 +81,12 @@ class TransformersBody(Body):
         right = [name for name, one in wide if one.out_features == self._classes]
         return (self.model, right[-1] if right else wide[-1][0]) if wide else None
 
+    def frames(self, lengths: Tensor) -> Tensor | None:
+        """See `Body`: by the rule of the convolutions of models that read waves, as HuBERT, wav2vec 2.0 and WavLM."""
+        return frames_of(self.model, lengths) if self.input == "input_values" and self.frontend is None else None
+
     def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
-        """The embedding, and a classifier's logits."""
+        """The embedding, and a classifier's logits; of a padded batch, each row's as from its valid frames alone."""
         if self.frontend is not None:
             waves = values[0] if values else named["values"]
             features = self.frontend(waves, named.get("lengths"))
@@ -91,6 +96,14 @@ class TransformersBody(Body):
             named = self.patches(named[self.input])
         if self.projected:
             return {"embedding": _pooled(getattr(self.model, PROJECTIONS[self.kind])(**named))}
+        lengths = named["attention_mask"].sum(1) if self._padded(named) else None
+        with normalised_by_row(self.model, lengths):
+            return self._outputs(named)
+
+    def _padded(self, named: Mapping[str, Tensor]) -> bool:
+        return self.input == "input_values" and "attention_mask" in named
+
+    def _outputs(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.classifier:
             return {"embedding": self._embedding(self.model(**named, return_dict=True), named)}
         place = self.last()
@@ -108,6 +121,10 @@ class TransformersBody(Body):
         if states.ndim == 4:
             return states.mean((2, 3))
         mask = named.get("attention_mask")
+        count = getattr(self.model, "_get_feat_extract_output_lengths", None)
+        if mask is not None and self._padded(named) and count is not None:
+            # The model's own count: an adapter after the blocks gives fewer frames than they.
+            return mean_of_frames(states, count(mask.sum(1)))
         if mask is not None and mask.shape == states.shape[:2]:
             weights = mask[..., None].to(states)
             return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
