@@ -175,7 +175,7 @@ def save_student(path: Path, network: Network, source: NetworkConfig | Network, 
     """
     other = saved_options(network, len(dataset.classes))
     if other is not None and isinstance(source, NetworkConfig):
-        model: dict[str, Any] = {"name": backend_of(source.model), "options": other}
+        model: dict[str, Any] = {"name": backend_of(source.model) or "transformers", "options": other}
     elif isinstance(source, NetworkConfig) and backend_of(source.model) is None:
         model = {"name": source.model, "options": {"classes": len(dataset.classes), **source.options}}
     else:

@@ -85,7 +85,7 @@ def _compares(body: TransformersBody) -> bool:
 
 def _text(folder: Path, who: str) -> Callable[[], TextSide]:
     def read() -> nn.Module:
-        transformers = _needed()
+        transformers = needed()
         with _quiet(transformers):
             return _read(transformers.AutoModel, folder, who, torch.float32)[0]
 
@@ -114,7 +114,7 @@ def find(source: str) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
         raise SettingError(f"transformers:{source}: there is no such folder")
-    _needed()
+    needed()
     from huggingface_hub import snapshot_download
 
     offline = bool(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE"))
@@ -188,7 +188,7 @@ def rebuilt(description: Mapping[str, Any]) -> TransformersBody:
     Raises:
         SettingError: the description is invalid, or this version of transformers has no such architecture.
     """
-    transformers = _needed()
+    transformers = needed()
     config, architecture = description.get("config"), str(description.get("architecture"))
     kind: Any = description.get("kind")
     if not isinstance(config, dict) or kind not in PROJECTIONS or config.get("model_type") not in _model_types():
@@ -225,7 +225,7 @@ def _body(
     kind = _kind(config, options, who)
     architecture = str(next(iter(config.get("architectures") or [""])))
     classifier = CLASSIFIERS.search(architecture) is not None
-    transformers = _needed()
+    transformers = needed()
     loader = getattr(transformers, architecture, None) if classifier else transformers.AutoModel
     if loader is None:
         raise SettingError(f"{who}: this version of transformers has no {architecture}")
@@ -281,7 +281,7 @@ def _kind(config: Mapping[str, Any], options: Mapping[str, Any], who: str) -> Ki
         if wanted is None:
             return "image" if "image" in sides else sides[0]
         raise SettingError(f"{who}: options.modality: wanted {' or '.join(sides)}, found {wanted!r}")
-    transformers = _needed()
+    transformers = needed()
     with _quiet(transformers):
         made = transformers.AutoConfig.for_model(**config)
     architecture = str(next(iter(config.get("architectures") or [""])))
@@ -304,13 +304,14 @@ def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _model_types() -> list[str]:
-    _needed()
+    needed()
     from transformers import CONFIG_MAPPING
 
     return list(CONFIG_MAPPING.keys())
 
 
-def _needed() -> Any:
+def needed() -> Any:
+    """The package, or an error that says how it is installed."""
     try:
         import transformers
     except ImportError as error:

@@ -86,6 +86,27 @@ MODELS: Mapping[str, Model] = {
         "encoders of any modalities, their embeddings concatenated and classified",
         layers=("concat", "fc1"),
     ),
+    "hubert-student-2": Model(
+        "crossdistill.backends.hubert_student:hubert_student",
+        ("audio",),
+        ("layer1", "layer2"),
+        "DistilHuBERT's student of 2 blocks for 16 kHz waves; option initial: a teacher whose weights it copies",
+        {"layers": 2},
+    ),
+    "hubert-student-3": Model(
+        "crossdistill.backends.hubert_student:hubert_student",
+        ("audio",),
+        ("layer1", "layer2", "layer3"),
+        "DistilHuBERT's student of 3 blocks for 16 kHz waves; option initial: a teacher whose weights it copies",
+        {"layers": 3},
+    ),
+    "hubert-student-4": Model(
+        "crossdistill.backends.hubert_student:hubert_student",
+        ("audio",),
+        ("layer1", "layer2", "layer3", "layer4"),
+        "DistilHuBERT's student of 4 blocks for 16 kHz waves; option initial: a teacher whose weights it copies",
+        {"layers": 4},
+    ),
 }
 
 

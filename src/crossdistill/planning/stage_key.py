@@ -131,7 +131,8 @@ def initial_key(recipe: Recipe, name: str, network: Network) -> str:
         return key_hash([*own, settings["options"]])
     if network.has_own_code() or not find_model(config.model).source.startswith("crossdistill."):
         settings["code"] = network.code_text()
-    if config.weights is not None:
+    if config.weights is not None or config.options.get("initial") is not None:
+        # Weights of a file or a folder, which may change in place.
         return key_hash([settings, fingerprint(network)])
     return key_hash([name, recipe.seed, settings])
 
