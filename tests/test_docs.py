@@ -73,7 +73,9 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTEBOOKS = ("CHANGELOG.md", "LOG.md")
 """Pages about the past: what they name need not be there any more."""
 PAGES = [str(page.relative_to(ROOT)) for page in pages() if page.name not in NOTEBOOKS]
-COMMAND = re.compile(r"(?<![\w/.-])crossdistill ((?:run|compare|eval|predict|list|bank|doctor|--)[^`\n#]*)")
+COMMAND = re.compile(
+    r"(?<![\w/.-])crossdistill ((?:run|compare|eval|predict|list|bank|doctor|probe|merge|audio|--)[^`\n#]*)"
+)
 PLACEHOLDER = re.compile(r"\b[A-Z]{4,}\b")
 """A word that a reader replaces: DATA/METHOD, FOLDER."""
 # typer brings a click of its own.
@@ -90,7 +92,8 @@ def _fenced(page: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[str]:
-    found = [match.group(1).strip() for page in PAGES for match in COMMAND.finditer((ROOT / page).read_text())]
+    texts = [(ROOT / page).read_text().replace("\\\n", " ") for page in PAGES]
+    found = [match.group(1).strip() for text in texts for match in COMMAND.finditer(text)]
     return sorted({command for command in found if "..." not in command})
 
 
