@@ -25,6 +25,7 @@ def made(**changes: object) -> Batch:
         "labelled": torch.tensor([True, True, False, True]),
         "present": {"image": torch.tensor([True, False, True, True]), "text": torch.tensor([True, True, False, True])},
         "domain": ["speech", "music", "speech", "music"],
+        "domain_rows": {"speech": 2, "music": 2},
     }
     return Batch(**(given | changes))
 

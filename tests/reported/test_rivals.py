@@ -157,7 +157,8 @@ FUSING = {"richkd", "richkd-l", "richkd-f"}
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in OTHERS])
 def test_a10_whatever_accepts_two_classes_gives_a_gradient_from_the_teacher(name: str) -> None:
     """Logits on which the teacher and the student disagree: something has to move the student besides the labels."""
-    settings = {"beta": 0.0} if name == "dist" else {"negatives": 8} if name == "crd" or name in FUSING else {}
+    of_some = {"dist": {"beta": 0.0}, "crd": {"negatives": 8}, "multi-distillation": {"routing": "all"}}
+    settings = {"negatives": 8} if name in FUSING else of_some.get(name, {})
     config = METHODS[name].model_validate(settings)
     torch.manual_seed(0)
     names = ("t", "u") if name in FUSING else ("t",)
