@@ -71,11 +71,10 @@ class DataError(CrossdistillError, ValueError):
 class MissingExtraError(CrossdistillError, ImportError):
     """An optional dependency is absent."""
 
-    def __init__(self, what: str, package: str, extra: str) -> None:
-        """Say that `what` needs `package`, which comes with `extra`."""
-        super().__init__(
-            f'{what} needs the package {package!r}, which is not installed: pip install "crossdistill[{extra}]"'
-        )
+    def __init__(self, what: str, package: str, extra: str, *, install: str | None = None) -> None:
+        """Say that `what` needs `package`, which comes with `extra`, or by the command `install`."""
+        command = install or f'pip install "crossdistill[{extra}]"'
+        super().__init__(f"{what} needs the package {package!r}, which is not installed: {command}")
 
 
 class NonFiniteError(CrossdistillError, ArithmeticError):

@@ -28,8 +28,13 @@ BACKENDS: Mapping[str, str] = {
     "open_clip": "crossdistill.backends.open_clip",
     "onnx": "crossdistill.backends.onnx",
     "bank": "crossdistill.backends.from_bank",
+    "resemblyzer": "crossdistill.backends.resemblyzer",
+    "torchcrepe": "crossdistill.backends.torchcrepe",
 }
 """Libraries by the prefix of their names, each with the module here that loads from it, imported on first use."""
+
+WHOLE = ("resemblyzer",)
+"""Libraries of one network, whose name is the prefix alone: `resemblyzer:`."""
 
 RUN = "run"
 """Prefix of the folder of a run, whose student is the network: a plan loads it."""
@@ -51,7 +56,7 @@ def backend_of(name: str) -> str | None:
     if not colon:
         return None
     if prefix in BACKENDS or prefix == RUN:
-        return prefix if rest else None
+        return prefix if rest or prefix in WHOLE else None
     return "module" if re.fullmatch(r"[A-Za-z_][\w.]*", prefix) and rest.isidentifier() else None
 
 
@@ -73,6 +78,9 @@ def settings_of(value: Any) -> Any:
     Raises:
         ValueError: the name and the settings name weights both.
     """
+    if isinstance(value, Mapping) and list(value.items()) in [[(name, None)] for name in WHOLE]:
+        # YAML reads `resemblyzer:` as a key without a value.
+        value = f"{next(iter(value))}:"
     values = {"model": value} if isinstance(value, str) else value
     if not isinstance(values, Mapping) or not isinstance(values.get("model"), str):
         return values

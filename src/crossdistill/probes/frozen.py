@@ -122,7 +122,7 @@ def _of_library(full: str, name: str | None = None) -> Frozen:
     if not isinstance(rendering, SoundRendering):
         raise SettingError(f"{full}: nothing says how it reads recordings; wanted a preparation of waves")
     module = Pretrained(loaded.body, logits=False)
-    whisper = "whisper" in str(getattr(getattr(loaded.body.model, "config", None), "model_type", ""))
+    whisper = "whisper" in str(getattr(getattr(getattr(loaded.body, "model", None), "config", None), "model_type", ""))
     return Frozen(
         name or full,
         Network(module, (MODALITY,), module.taps),
