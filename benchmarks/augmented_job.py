@@ -12,17 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from kd_job import BATCH, CLASSES, EPOCHS, ROWS, WORKERS, Files, draw, module
+from kd_job import BATCH, CLASSES, EPOCHS, ROWS, WORKERS, Files, draw, module, recipe_of
 from measure import Script, ratios
 from sizes import Course, job_of
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from crossdistill import Network, Recipe, Stage, run
-from crossdistill.data.augmentation import Variations
-from crossdistill.data.folder import FolderConfig
-from crossdistill.methods import KD
+from crossdistill import run
 from crossdistill.planning.plan import prepare
 from crossdistill.runtime.progress import Quiet
 
@@ -80,17 +77,9 @@ class Plain:
         self.accuracy("val")
 
 
-def recipe_of(folder: Path, device: str, views: int | None, epochs: int = EPOCHS) -> Recipe:
-    """The same job by this library."""
-    changes = {"inputs": {"image": {"crop": PAD, "flip": True}}, "views": views}
-    return Recipe(
-        name="job",
-        data=FolderConfig(path=folder, workers=WORKERS, augmentation=Variations.model_validate(changes)),
-        student=Network(module("cifar-resnet8"), ("image",)),
-        teachers={"big": Network(module("cifar-resnet32"), ("image",))},
-        stages=(Stage(method=KD(temperature=4), epochs=epochs, batch_size=BATCH),),
-        device=device,
-    )
+def changes(views: int | None) -> dict[str, object]:
+    """The same augmentation in this library's settings."""
+    return {"inputs": {"image": {"crop": PAD, "flip": True}}, "views": views}
 
 
 def main() -> None:
@@ -103,7 +92,7 @@ def main() -> None:
     def job(views: int | None) -> None:
         for made in ("cache", "out"):
             shutil.rmtree(script.scratch / made, ignore_errors=True)
-        run(recipe_of(folder, device.type, views), script.scratch / "out", display=Quiet())
+        run(recipe_of(folder, device.type, changes=changes(views)), script.scratch / "out", display=Quiet())
 
     def theirs() -> None:
         plain = Plain(folder, device)
@@ -114,7 +103,7 @@ def main() -> None:
     live, banked, loop = script.alternate([lambda: job(None), lambda: job(4), theirs], 3, warm=0)
     script.ratio(f"a job of kd with a live teacher, {what} / a plain loop", ratios(live, loop), TOTAL_LIMIT)
     script.ratio(f"a job of kd in 4 banked views, {what} / a plain loop", ratios(banked, loop), VIEWS_LIMIT)
-    recipe = recipe_of(folder, device.type, None, 100)
+    recipe = recipe_of(folder, device.type, 100, changes(None))
     data = recipe.data.load()
     plan = prepare(recipe, data, device)
     course, plain = Course(plan, job_of(plan, "kd"), device, script.scratch / "course"), Plain(folder, device)

@@ -8,7 +8,9 @@ made anew in each round.
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from crossdistill import Network, Recipe, Stage, run
+from crossdistill.data.augmentation import Variations
 from crossdistill.data.folder import FolderConfig
 from crossdistill.methods import KD
 from crossdistill.recipe import NetworkConfig
@@ -95,6 +98,18 @@ def plain(folder: Path, student: nn.Module, teacher: nn.Module, device: torch.de
     return accuracy("test")
 
 
+def recipe_of(folder: Path, device: str, epochs: int = EPOCHS, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The same job by this library; `changes` are the settings of its augmentation."""
+    return Recipe(
+        name="job",
+        data=FolderConfig(path=folder, workers=WORKERS, augmentation=Variations.model_validate(changes or {})),
+        student=Network(module("cifar-resnet8"), ("image",)),
+        teachers={"big": Network(module("cifar-resnet32"), ("image",))},
+        stages=(Stage(method=KD(temperature=4), epochs=epochs, batch_size=BATCH),),
+        device=device,
+    )
+
+
 def main() -> None:
     """Measure whole jobs."""
     script = Script(__file__)
@@ -104,14 +119,7 @@ def main() -> None:
     def ours() -> None:
         shutil.rmtree(script.scratch / "cache", ignore_errors=True)
         shutil.rmtree(script.scratch / "out", ignore_errors=True)
-        recipe = Recipe(
-            name="job",
-            data=FolderConfig(path=folder, workers=WORKERS),
-            student=Network(module("cifar-resnet8"), ("image",)),
-            teachers={"big": Network(module("cifar-resnet32"), ("image",))},
-            stages=(Stage(method=KD(temperature=4), epochs=EPOCHS, batch_size=BATCH),),
-            device=script.device.type,
-        )
+        recipe = recipe_of(folder, script.device.type)
         run(recipe, script.scratch / "out", display=Quiet())
 
     def theirs() -> None:

@@ -10,14 +10,12 @@ import os
 import shutil
 
 import torch
-from kd_job import BATCH, EPOCHS, LIMIT, ROWS, WORKERS, Files, draw, module
+from kd_job import BATCH, EPOCHS, LIMIT, ROWS, WORKERS, Files, draw, module, recipe_of
 from measure import Script, ratios
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SequentialSampler
 
-from crossdistill import Network, Recipe, Stage, run
-from crossdistill.data.folder import FolderConfig
-from crossdistill.methods import KD
+from crossdistill import run
 from crossdistill.runtime.progress import Quiet
 
 
@@ -74,14 +72,7 @@ def main() -> None:
     def ours() -> None:
         for made in ("cache", "out"):
             shutil.rmtree(script.scratch / made, ignore_errors=True)
-        recipe = Recipe(
-            name="job",
-            data=FolderConfig(path=folder, workers=WORKERS),
-            student=Network(module("cifar-resnet8"), ("image",)),
-            teachers={"big": Network(module("cifar-resnet32"), ("image",))},
-            stages=(Stage(method=KD(temperature=4), epochs=EPOCHS, batch_size=BATCH),),
-            device=script.device.type,
-        )
+        recipe = recipe_of(folder, script.device.type)
         run(recipe, script.scratch / "out", display=Quiet())
 
     def theirs() -> None:

@@ -19,7 +19,7 @@ from crossdistill.backends.names import backend_of, build, check_name, modalitie
 from crossdistill.backends.pretrained import Pretrained
 from crossdistill.backends.saved import rebuilt, saved_options
 from crossdistill.data.rendering import Sound
-from crossdistill.errors import MissingExtraError, SettingError
+from crossdistill.errors import DataError, MissingExtraError, SettingError, ShapeError
 from crossdistill.outputs import Signal
 from crossdistill.runtime.plain_yaml import parse_yaml
 
@@ -202,16 +202,16 @@ def test_wrong_names_options_and_files_are_refused(weights: Path, tmp_path: Path
         torchcrepe.load("huge", {})
     with raises(SettingError, "second", "seconds"):
         resemblyzer.load(str(weights), {"second": 3})
-    with raises(SettingError, "absent.pt"):
+    with raises(DataError, "absent.pt"):
         resemblyzer.load(str(tmp_path / "absent.pt"), {})
     (tmp_path / "text.pt").write_text("no weights")
-    with raises(SettingError, "text.pt"):
+    with raises(DataError, "text.pt"):
         resemblyzer.load(str(tmp_path / "text.pt"), {})
     torch.save({"model_state": {"linear.bias": torch.zeros(3)}}, tmp_path / "other.pt")
-    with raises(SettingError, "linear.bias", "lstm.weight_ih_l0"):
+    with raises(ShapeError, "linear.bias", "lstm.weight_ih_l0"):
         resemblyzer.load(str(tmp_path / "other.pt"), {})
     torch.save({"weights": {}}, tmp_path / "keyless.pt")
-    with raises(SettingError, "model_state"):
+    with raises(DataError, "model_state"):
         resemblyzer.load(str(tmp_path / "keyless.pt"), {})
 
 

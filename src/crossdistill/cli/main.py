@@ -16,6 +16,7 @@ from crossdistill.cli.audio import audio
 from crossdistill.cli.bank import bank
 from crossdistill.cli.fusion import fusion
 from crossdistill.cli.listing import listing
+from crossdistill.cli.merge import merging
 from crossdistill.cli.options import (
     AsJson,
     Budget,
@@ -330,7 +331,7 @@ def doctor_command(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-app.registered_commands += [command for one in (analysis, fusion, probing) for command in one.registered_commands]
+app.registered_commands += [one for part in (analysis, fusion, merging, probing) for one in part.registered_commands]
 
 
 def _folder(name: str, recipe: "Recipe", *, resume: bool, tiny: bool) -> Path:

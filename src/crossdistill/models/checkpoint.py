@@ -44,9 +44,17 @@ def load_checkpoint(module: nn.Module, path: Path, model: str) -> None:
         DataError: the file or its archive cannot be read or is unsafe; an archive has no such network.
         ShapeError: weights are missing, unknown, or of another shape; names them.
     """
-    state = read_checkpoint(path, model)
+    fill(module, read_checkpoint(path, model), path, model)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, model: str) -> None:
+    """Give a network these weights of a file, all of them and no others; see `load_checkpoint` for counters.
+
+    Raises:
+        ShapeError: weights are missing, unknown, or of another shape; names them.
+    """
     wanted = module.state_dict()
-    state |= {name: torch.zeros_like(value) for name, value in wanted.items() if _old(name, state)}
+    state = {**state, **{name: torch.zeros_like(value) for name, value in wanted.items() if _old(name, state)}}
     faults = {
         "missing": [name for name in wanted if name not in state],
         "unknown": [name for name in state if name not in wanted],
@@ -63,8 +71,10 @@ def load_checkpoint(module: nn.Module, path: Path, model: str) -> None:
     module.load_state_dict(state)
 
 
-def read_checkpoint(path: Path, model: str) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, model: str, key: str = "model") -> dict[str, Tensor]:
     """The weights by name, on the CPU: of a file, or of the folder of `model` in an archive.
+
+    They are under `key`, or alone.
 
     Raises:
         DataError: the file or its archive cannot be read, is unsafe, or has no such network or weights.
@@ -78,8 +88,8 @@ def read_checkpoint(path: Path, model: str) -> dict[str, Tensor]:
                 member = _member(archive, path, model)
                 file = archive.extractfile(member)
                 assert file is not None
-                return _weights(file.read(), f"{path}: {member.name}")
-        return _weights(path.read_bytes(), str(path))
+                return _weights(file.read(), f"{path}: {member.name}", key)
+        return _weights(path.read_bytes(), str(path), key)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path}: damaged, or cannot be read: {' '.join(str(error).split())[:200]}") from error
 
@@ -114,19 +124,19 @@ def _model_of(path: PurePosixPath) -> str:
     return f"cifar-{folder}"
 
 
-def _weights(file: bytes, where: str) -> dict[str, Tensor]:
+def _weights(file: bytes, where: str, key: str) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
     except Exception as error:  # the reader may raise anything for damaged files, and refuses other objects
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{where}: damaged, or no checkpoint of tensors and plain values alone: {said}") from error
-    state = content.get("model", content) if isinstance(content, Mapping) else content
+    state = content.get(key, content) if isinstance(content, Mapping) else content
     tensors = isinstance(state, Mapping) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     )
     if not tensors or not state:
         kind = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-        raise DataError(f"{where}: wanted weights by name under the key 'model', or alone; found {kind or 'nothing'}")
+        raise DataError(f"{where}: wanted weights by name under the key {key!r}, or alone; found {kind or 'nothing'}")
     return dict(state)
 
 

@@ -7,7 +7,7 @@ model; here every task vector is trimmed, as Yadav et al. do, and each weight be
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from crossdistill.errors import SettingError, ShapeError, nearest
 
 State = Mapping[str, Tensor]
 Method = Literal["linear", "task", "ties"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 SUM_TOLERANCE = 1e-6
 

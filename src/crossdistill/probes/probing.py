@@ -14,7 +14,7 @@ from crossdistill.probes.clips import ProbeData
 from crossdistill.probes.ctc import fit_speech
 from crossdistill.probes.features import frame_features, pooled_features
 from crossdistill.probes.frozen import Frozen, open_frozen
-from crossdistill.probes.heads import HeadKind, Score, fit_heads, slot_classes, slot_loss, square_loss
+from crossdistill.probes.heads import HeadKind, fit_heads, slot_classes, slot_loss, square_loss
 from crossdistill.probes.metrics import KEYS, class_score, r2, word_error_rate
 from crossdistill.probes.report import ProbeReport, ProbeScore
 from crossdistill.probes.shots import subsets
@@ -162,7 +162,10 @@ def _classes(
     targets = torch.tensor([[names[i].index(label) for i, label in enumerate(clip.labels)] for clip in data.clips])
     sizes = [len(one) for one in names]
     read, measure = slot_classes(sizes), class_score(task.metric)
-    score: Score = lambda outputs, wanted: measure(read(outputs), wanted)  # noqa: E731
+
+    def score(outputs: Tensor, wanted: Tensor) -> float:
+        return measure(read(outputs), wanted)
+
     values: list[list[float]] = []
     floors: list[float] = []
     rates: list[float] = []
@@ -200,16 +203,19 @@ def _numbers(
         known = numbers[list(fold.train)]
         # Learned in units of the training's deviation; R² does not depend on the unit.
         targets = (numbers - known.mean(0)) / known.std(0, correction=0).clamp(min=1e-9)
-        score: Score = lambda outputs, wanted: sum(r2(outputs, wanted)) / wanted.shape[1]  # noqa: E731
         fitted = fit_heads(
-            settings.head, features, targets, rows, fold.validation, numbers.shape[1], square_loss, score,
+            settings.head, features, targets, rows, fold.validation, numbers.shape[1], square_loss, _mean_r2,
             seeds=range(settings.seeds), device=settings.place(),
         )  # fmt: skip
         tested = targets[list(fold.test)]
-        values.append([score(one, tested) for one in fitted.outputs(features[list(fold.test)])])
+        values.append([_mean_r2(one, tested) for one in fitted.outputs(features[list(fold.test)])])
         rates += fitted.rates
         layers.append(fitted.layers.mean(0))
     return _score(model, task, data, shots, training, values, [0.0], rates, layers)
+
+
+def _mean_r2(outputs: Tensor, wanted: Tensor) -> float:
+    return sum(r2(outputs, wanted)) / wanted.shape[1]
 
 
 def _speech(frozen: Frozen, task: ProbeTask, data: ProbeData, settings: Settings, display: Display) -> ProbeScore:

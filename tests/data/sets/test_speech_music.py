@@ -207,3 +207,19 @@ def test_the_command_writes_a_manifest(
     assert json.loads(said.out)["clips"] == {"speech": 3}
     assert called(*words, capsys=capsys, monkeypatch=monkeypatch).status == 0
     assert called(*words[:-1], root / "c.txt", capsys=capsys, monkeypatch=monkeypatch).status == 1
+
+
+def test_a_file_written_anew_with_as_many_bytes_is_other_data(tmp_path: Path) -> None:
+    root = folder_of(tmp_path)
+    config = SpeechMusicConfig(manifest=manifest_of(root))
+    before, again = config.load(), config.load()
+    path = root / "speech" / "00.wav"
+    size = path.stat().st_size
+    soundfile.write(path, -tone(0.2, pitch=200), 16_000)
+    assert path.stat().st_size == size
+    assert again.fingerprint == before.fingerprint != config.load().fingerprint
+    source: Any = before.inputs["audio"]
+    with raises(DataError, "00.wav"):
+        source.check_unchanged()
+    path.unlink()
+    source.check_unchanged()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crossdistill.batch import Input
 from crossdistill.data.audio.sound_file import read_part
+from crossdistill.data.file_facts import state_of
 from crossdistill.data.rendering import Rendering, Sound, SoundRendering
 from crossdistill.data.row_random import RowRandom
 from crossdistill.data.workers import reading
@@ -43,7 +44,7 @@ class Clips:
         starts: where a clip begins in its file, in seconds.
         seconds: length of each clip.
         rates: the stated rate of each file in hertz, 0: none is stated.
-        sizes: bytes of each file.
+        states: bytes and time of modification of each file (N, 2), as in `file_facts.state_of`.
         kin: rows of one number stand for each other where a file cannot be read.
         crop: longest part of a clip that is read, in seconds.
         shortest: clips of fewer seconds count as bad.
@@ -57,7 +58,7 @@ class Clips:
         starts: NDArray[np.float64],
         seconds: NDArray[np.float64],
         rates: NDArray[np.int64],
-        sizes: NDArray[np.int64],
+        states: NDArray[np.int64],
         kin: NDArray[np.int64],
         *,
         crop: float,
@@ -69,7 +70,7 @@ class Clips:
         # One block of bytes: as objects, the names would be copied into each worker as their counters change.
         self._names = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)])
-        self._starts, self.seconds, self._rates, self._sizes = starts, seconds, rates, sizes
+        self._starts, self.seconds, self._rates, self._states = starts, seconds, rates, states
         self._order = np.argsort(kin, kind="stable")
         self._place = np.empty_like(self._order)
         self._place[self._order] = np.arange(len(kin))
@@ -99,27 +100,33 @@ class Clips:
 
     @property
     def key(self) -> str:
-        """A hash of the files' names and sizes and of the clips; their content is read with the batches only."""
+        """A hash of the files' names, sizes and times of modification, and of the clips.
+
+        Reading the content of so many recordings would take hours: files that are copied anew count as others.
+        """
         digest = hashlib.sha256(self._names)
-        for values in (self._ends, self._starts, self.seconds, self._sizes):
+        for values in (self._ends, self._starts, self.seconds, self._states):
             digest.update(np.ascontiguousarray(values).tobytes())
         return key_hash([digest.hexdigest(), self.crop, self.seed])
 
     def row_key(self, row: int) -> bytes:
         """Equal for clips of equal parts of one file."""
-        own = [str(self.path(row)), float(self._starts[row]), float(self.seconds[row]), int(self._sizes[row])]
+        own = [str(self.path(row)), float(self._starts[row]), float(self.seconds[row]), *self._states[row].tolist()]
         return key_hash([*own, row if self.seconds[row] > self.crop else -1]).encode()
 
     def check_unchanged(self) -> None:
-        """Compare the sizes of the files with those at the start; a file that is gone is skipped when it is read.
+        """Compare sizes and times of modification with those at the start; a file that is gone is skipped when read.
 
         Raises:
-            DataError: a file has another size; names the first.
+            DataError: a file was written since then; names the first.
         """
-        for row, size in enumerate(self._sizes.tolist()):
-            now = size_of(os.path.join(self.root, os.fsdecode(self._names[self._ends[row] : self._ends[row + 1]])))
-            if now not in (size, 0):
-                raise DataError(f"{self.path(row)}: has {now:,} bytes, and {size:,} at the start: load the data again")
+        for row, before in enumerate(self._states.tolist()):
+            now = state_of(os.path.join(self.root, os.fsdecode(self._names[self._ends[row] : self._ends[row + 1]])))
+            if now[0] and list(now) != before:
+                raise DataError(
+                    f"{self.path(row)}: was written after the start (it has {now[0]:,} bytes, and had {before[0]:,}): "
+                    "load the data again"
+                )
 
     def decoded(self, rows: Sequence[int], views: Sequence[int] | None) -> list[Sound]:
         """The cropped clips of some rows in their views, mono, at the rates of their files.
@@ -268,11 +275,3 @@ class CropViews:
     def __call__(self, inputs: Any, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Any:
         """The inputs as they are."""
         return inputs
-
-
-def size_of(path: str) -> int:
-    """Bytes of a file; 0 if it is not there."""
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return 0

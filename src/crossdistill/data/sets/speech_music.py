@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from crossdistill.data.audio.clips import Clips, ClipSource, CropViews, size_of
+from crossdistill.data.audio.clips import Clips, ClipSource, CropViews
 from crossdistill.data.audio.manifest import KNOWN, SHORTEST, Skipped, scan_all
 from crossdistill.data.cache import CacheEntry
 from crossdistill.data.config import DataConfig
 from crossdistill.data.content import OnProgress
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.domain_mix import DomainMix
+from crossdistill.data.file_facts import state_of
 from crossdistill.data.input_options import HIGHEST_RATE, LOWEST_RATE
 from crossdistill.data.own_splits import few_rows, of_column
 from crossdistill.data.rendering import SoundRendering
@@ -124,7 +125,7 @@ class SpeechMusicConfig(DataConfig):
             rows.starts,
             rows.seconds,
             rows.rates,
-            rows.sizes,
+            rows.states,
             _kin(strata, splits, targets),
             crop=self.crop_seconds,
             shortest=self.min_seconds,
@@ -180,12 +181,12 @@ class SpeechMusicConfig(DataConfig):
         seconds, rates = _measured(root, names, kept, starts, numbers, progress)
         skipped = Skipped()
         good, prefix = [], str(root)
-        sizes = np.zeros(len(names), dtype=np.int64)
+        states = np.zeros((len(names), 2), dtype=np.int64)
         for row in kept:
             # As objects of pathlib, 300,000 names take ten seconds.
             path = os.path.join(prefix, names[row])
-            sizes[row] = size_of(path)
-            if sizes[row] and seconds[row] >= self.min_seconds - 1e-9:
+            states[row] = state_of(path)
+            if states[row, 0] and seconds[row] >= self.min_seconds - 1e-9:
                 good.append(row)
             else:
                 skipped.add(_fault(path, starts[row], seconds[row], self.min_seconds))
@@ -203,7 +204,7 @@ class SpeechMusicConfig(DataConfig):
             groups["group"] = torch.from_numpy(np.unique(cells, return_inverse=True)[1].astype(np.int64))
         chosen = [domain[row] for row in good]
         stated = rates[index].astype(np.int64)
-        return _Rows(left, chosen, starts[index], seconds[index], stated, sizes[index], groups), note
+        return _Rows(left, chosen, starts[index], seconds[index], stated, states[index], groups), note
 
     def _splits(self, rows: "_Rows", strata: Tensor) -> tuple[dict[str, Tensor], str]:
         if "split" in rows.table.columns:
@@ -215,14 +216,14 @@ class SpeechMusicConfig(DataConfig):
 
 @dataclass(frozen=True)
 class _Rows:
-    """The clips that can be read: cells, domains, places and lengths in seconds, rates (0: unknown), bytes, groups."""
+    """The clips that can be read: cells, domains, seconds, rates (0: unknown), states of files, groups."""
 
     table: Table
     domain: list[str]
     starts: NDArray[np.float64]
     seconds: NDArray[np.float64]
     rates: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    states: NDArray[np.int64]
     groups: Mapping[str, Tensor]
 
 
@@ -275,7 +276,7 @@ def _fault(path: str, start: float, seconds: float, shortest: float) -> str:
     """Why a clip is left out."""
     if not os.path.exists(path):
         return f"{path}: does not exist"
-    if not size_of(path):
+    if not state_of(path)[0]:
         return f"{path}: is empty"
     if np.isnan(seconds):
         found = next(iter(scan_all([path])))
