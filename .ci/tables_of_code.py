@@ -233,6 +233,7 @@ def commands() -> str:
         *_commands(folder / "main.py", "", "app"),
         *_commands(folder / "analyse.py", "", "analysis"),
         *_commands(folder / "fusion.py", "", "fusion"),
+        *_commands(folder / "merge.py", "", "merging"),
         *_commands(folder / "audio.py", "audio", "audio"),
         *_commands(folder / "probe.py", "", "probing"),
         *_commands(folder / "bank.py", "bank", "bank"),
