@@ -73,6 +73,14 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
         _set(inputs={"image": "fil"}, group="takr"),
         ("2 faults", "data.inputs.image", "'fil'", "'file'", "data.group", "'taker'"),
     ),
+    "settings of recordings for pictures": (
+        _set(inputs={"image": {"column": "file", "seconds": 2.0, "kind": "wave"}}),
+        ("data.inputs.image", "seconds, kind", "'image'"),
+    ),
+    "a size beside a rendering": (
+        _set(inputs={"image": {"column": "file", "size": [8, 8], "rendering": {"type": "picture", "size": [8, 8]}}}),
+        ("data.inputs.image", "size", "rendering"),
+    ),
     "an input without a column": (_set(inputs={"image": {"size": [8, 8]}}), ("data.inputs.image", "file, label")),
     "nothing that is an input": (_file("t.csv", "label\na\nb\n"), ("label", "input")),
     "broken and missing files": (

@@ -35,6 +35,12 @@ OF_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in s
 SIDE = 64
 """Side of larger pictures, and of pictures of several sizes."""
 RATE, LONGEST_S = 16_000, 5.0
+OF_TYPE: Mapping[str, tuple[str, ...]] = {
+    "image": ("size", "channels"),
+    "sound": ("rate", "seconds", "kind"),
+    "text": ("tokenizer", "length"),
+}
+"""Settings that belong to one type of input."""
 MEASURED_ROWS = 256
 """Training rows from which mean and deviation are measured."""
 
@@ -58,7 +64,7 @@ class InputColumn(BaseModel):
     length: int | None = Field(default=None, ge=1, description="of texts, in tokens")
     normalise: bool = Field(default=True, description="by mean and deviation of training rows")
     rendering: Annotated[Rendering, Field(discriminator="type")] | None = Field(
-        default=None, description="every setting of the preparation; the fields above are then not used"
+        default=None, description="every setting of the preparation, in place of the fields above"
     )
 
     @model_validator(mode="before")
@@ -122,6 +128,26 @@ def type_of_column(cells: Sequence[Any], where: str, lines: Sequence[int]) -> Co
     if column_type is None:
         raise DataError(f"{where} holds values of the type {most}; wanted names of files, texts or numbers")
     return column_type
+
+
+def unused_settings(settings: InputColumn, kind: str) -> str | None:
+    """A sentence about settings that an input of this type has no use for; None: each has its use."""
+    own = () if settings.rendering is not None else OF_TYPE.get(kind, ())
+    given = [
+        (name, of)
+        for of, names in OF_TYPE.items()
+        for name in names
+        if name not in own and getattr(settings, name) != InputColumn.model_fields[name].default
+    ]
+    if not given:
+        return None
+    names = ", ".join(name for name, _ in given)
+    if settings.rendering is not None:
+        return f"{names}: the rendering decides this; set it there, or leave the rendering out"
+    kinds = " and ".join(
+        dict.fromkeys({"image": "pictures", "sound": "recordings", "text": "texts"}[of] for _, of in given)
+    )
+    return f"{names}: of {kinds} alone, and this input is of type {kind!r}; leave it out, or set the type"
 
 
 def rendering_for(settings: InputColumn, kind: ColumnType, shapes: Sequence[tuple[int, ...]]) -> Rendering:

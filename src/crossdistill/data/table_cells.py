@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from crossdistill.data.content import OnProgress
 from crossdistill.data.file_facts import Facts, FileKind, facts_of
-from crossdistill.data.input_column import ColumnType, InputColumn, is_number, type_of_cell, type_of_column
+from crossdistill.data.input_column import (
+    ColumnType,
+    InputColumn,
+    is_number,
+    type_of_cell,
+    type_of_column,
+    unused_settings,
+)
 from crossdistill.data.table_file import Table
 from crossdistill.errors import DataError
 from crossdistill.runtime.escaping import visible
@@ -95,6 +102,8 @@ def modalities_of(table: Table, inputs: Mapping[str, InputColumn], faults: Fault
     for name, settings in inputs.items():
         where = f"data.inputs.{name}"
         if settings.file is not None:
+            if (unused := unused_settings(settings, "array")) is not None:
+                faults.add(f"{where}: {unused}")
             found.append(Modality(name, settings, (), "array"))
             continue
         columns = settings.columns or ((settings.column,) if settings.column else ())
@@ -113,6 +122,9 @@ def modalities_of(table: Table, inputs: Mapping[str, InputColumn], faults: Fault
         other = next((i for i, kind in enumerate(kinds) if kind != "numbers"), None)
         if len(columns) > 1 and other is not None:
             faults.add(f"{where}: several columns are numbers, and {columns[other]!r} holds {kinds[other]}")
+            continue
+        if (unused := unused_settings(settings, kinds[0])) is not None:
+            faults.add(f"{where}: {unused}")
             continue
         found.append(Modality(name, settings, tuple(columns), kinds[0]))
     return found
