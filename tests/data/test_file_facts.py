@@ -75,12 +75,12 @@ def test_workers_read_many_files_and_a_crash_costs_one(tmp_path: Path, monkeypat
     (tmp_path / "crashing_worker.py").write_text(CRASHING)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(file_facts, "WORKER", "crashing_worker")
-    monkeypatch.setattr(file_facts, "INLINE_FILES", 2)
+    monkeypatch.setattr(file_facts, "INLINE_S", 0.0)
     facts = facts_of("image", paths, Said())
     assert [one for n, one in enumerate(facts) if n != 5] == [one for n, one in enumerate(wanted) if n != 5]
     assert "11" in facts[5].fault
     # This process would end at that file: it is not tried again.
-    monkeypatch.setattr(file_facts, "INLINE_FILES", 20)
+    monkeypatch.setattr(file_facts, "INLINE_S", 60.0)
     assert facts_of("image", paths, Said()) == facts
 
 

@@ -43,8 +43,9 @@ CRASH = "its decoder ended with"
 AT_ONCE = 64
 """Files of one request to a worker, and of one step of the progress display."""
 WORKER = "crossdistill.data.facts_worker"
-INLINE_FILES, INLINE_BYTES = 2000, 2**27
-"""Up to so many files and bytes are read by this process: a worker takes two seconds to start."""
+INLINE_S, FILE_S, BYTE_S = 4.0, 2e-4, 3e-8
+"""Files are read by this process where that takes so many seconds at most, from its seconds for a file and for a byte
+of it (JPEG and PNG on one core): workers take two seconds to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,7 @@ def facts_of(kind: FileKind, paths: Sequence[str], said: Callable[[int, int], No
     found = kept.read(kind, paths, states)
     due = [number for number, facts in enumerate(found) if facts is None]
     size = int(states[due, 0].sum())
-    inline = len(due) <= INLINE_FILES and size <= INLINE_BYTES
-    reads = _inline if inline else _by_workers
+    reads = _inline if len(due) * FILE_S + size * BYTE_S <= INLINE_S else _by_workers
     unwritten: list[tuple[str, tuple[int, int], Facts]] = []
     done = 0
     try:
