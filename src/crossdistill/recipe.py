@@ -256,7 +256,7 @@ class Recipe(BaseModel):
         members = {STUDENT, self.learner, *self.teachers}
         for stage in self.stages:
             where = f"stages.{stage.name}"
-            for name in dict.fromkeys((stage.learner, *(part.partition(":")[0] for part in stage.trained))):
+            for name in stage.members:
                 if name not in members:
                     faults.append(f"{where}: no member is called {name!r}; {nearest(name, members)}")
         if faults:

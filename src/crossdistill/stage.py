@@ -16,7 +16,8 @@ from pydantic import (
 
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import method_config
-from crossdistill.overrides import KIND
+from crossdistill.models.merging import Method as MergeMethod
+from crossdistill.overrides import GROWS, KIND
 from crossdistill.runtime.precision import PrecisionName
 from crossdistill.runtime.torch_optimizers import OWN_NAMES, argument_faults, optimizer_name, plain_arguments, takes
 from crossdistill.weighting import AnyWeighting, SumConfig
@@ -130,6 +131,27 @@ class OptimizerConfig(BaseModel):
         )
 
 
+class MergeConfig(BaseModel):
+    """The weights from which a learner starts a stage: those of other members, merged; see `models.merging`.
+
+    The base of task vectors is the learner as it is before. One member of weight 1 is copied. Modules of the stage's
+    method go on from those of the stages that trained the members, where names and shapes are equal.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: Mapping[str, float] = Field(min_length=1, json_schema_extra=GROWS)
+    """The share of each member, by name; without a base (linear) they sum to 1."""
+    method: MergeMethod = "linear"
+    """linear (interpolation), task (task vectors), or ties."""
+    keep: float = Field(0.2, gt=0, le=1)
+    """Share of each task vector that ties keeps."""
+    scale: float = Field(1.0, allow_inf_nan=False)
+    """Factor of the merged task vector."""
+    permute: bool = False
+    """Put the units of all members into the order of the first one's, by training rows; for networks like HuBERT."""
+
+
 class Stage(BaseModel):
     """A method with its length, the members that train, and the choice of the best state.
 
@@ -175,6 +197,8 @@ class Stage(BaseModel):
     """Batches hold rows of similar length: so many batches of rows are sorted by length at a time; 0: random rows."""
     fresh: bool = False
     """Start the learner from its initial weights again, instead of the weights from earlier stages."""
+    merge: MergeConfig | None = None
+    """Start the learner from merged weights of other members."""
     precision: PrecisionName = "float32"
     """Precision of training passes; weights, losses, validation and banks stay float32."""
     compile: bool = False
@@ -225,10 +249,13 @@ class Stage(BaseModel):
             raise ValueError(f"ema: it averages {self.learner!r}, which does not train in this stage")
         if self.micro_batches > self.batch_size:
             raise ValueError(f"{self.micro_batches} micro-batches cannot share a batch of {self.batch_size} rows")
-        if self.fresh and self.learner not in self.trained:
-            raise ValueError(
-                f"fresh: {self.learner!r} starts from its initial weights here, so it has to train as a whole"
-            )
+        for setting, given in {"fresh": self.fresh, "merge": bool(self.merged)}.items():
+            if given and self.learner not in self.trained:
+                raise ValueError(
+                    f"{setting}: {self.learner!r} starts from other weights here, so it has to train as a whole"
+                )
+        if self.learner in self.merged:
+            raise ValueError(f"merge: {self.learner!r} is the learner itself, which is merged from other members")
         if self.cuda_graphs:
             unfit = {
                 "micro_batches of 1": self.micro_batches != 1,
@@ -243,7 +270,18 @@ class Stage(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("ema", "length_buckets", "select_by"))
+        return _without_defaults(self, handler(self), ("ema", "length_buckets", "merge", "select_by"))
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """The members of whose weights the learner's are merged at the start."""
+        return () if self.merge is None else tuple(self.merge.weights)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members that the stage names besides its teachers."""
+        parts = (part.partition(":")[0] for part in self.trained)
+        return tuple(dict.fromkeys((self.learner, *parts, *self.merged)))
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from crossdistill.data.variable_length import Padded
 from crossdistill.errors import ApplicabilityError, CrossdistillError, RecipeError, StoppedError
 from crossdistill.method import Progress
 from crossdistill.methods import MultiDistillation
+from crossdistill.methods.domain_routing import confidence_weights, domain_weights
 from crossdistill.recipe import Checkpoints
 from crossdistill.testing import check_method, check_ranks, toy_dataset
 from crossdistill.testing.rehearsal import Contract, Rehearsal
@@ -141,6 +142,7 @@ def test_each_teacher_counts_its_rows_of_the_whole_step() -> None:
         {"translator": "hybrid", "loss": "usad", "standardise": "z-score"},
         {"translator": "layer-lconv", "routing": "soft", "layers": {"speech": (1, 3), "music": (2, 3)}},
         {"translator": "half", "loss": "barlow", "bins": 4},
+        {"translator": "mlp", "routing": "soft", "soft_by": "confidence", "least_weight": 0.0},
     ],
     ids=lambda settings: settings["translator"],
 )
@@ -178,13 +180,57 @@ def test_soft_weights_follow_the_sound_of_a_row() -> None:
     held = rehearsal(MultiDistillation(routing="soft"))
     method, batches = held.job.method, [held.batch(held.dataset.splits["train"])]
     method.measure(batches, held.job.student, held.job.teachers)
-    from crossdistill.methods.domain_routing import domain_weights
-
     weights = domain_weights(method.classifier, batches[0], held.job.student, method.domains, 1.0)
     assert torch.allclose(weights["speech"] + weights["music"], torch.ones(len(batches[0])))
     speech = torch.tensor([domain == "speech" for domain in batches[0].domain or ()])
     assert bool((weights["speech"][speech] > 0.9).all())
     assert bool((weights["speech"][~speech] < 0.1).all())
+
+
+def test_a_teacher_is_confident_of_rows_like_those_of_its_domain_alone() -> None:
+    held = rehearsal(MultiDistillation(routing="soft", soft_by="confidence", sharpness=3.0))
+    method, batch = held.job.method.eval(), held.batch(held.dataset.splits["train"])
+    teachers, layers = held.job.teachers, held.job.method.layers
+    method.measure(
+        [batch.select(torch.arange(9)), batch.select(torch.arange(9, len(batch)))], held.job.student, teachers
+    )
+    ran = {name: teacher(batch) for name, teacher in teachers.items()}
+    weights = confidence_weights(method.own, batch, ran, teachers, layers, 3.0)
+    assert torch.allclose(weights["speech"] + weights["music"], torch.ones(len(batch)))
+    speech = torch.tensor([domain == "speech" for domain in batch.domain or ()])
+    assert weights["speech"][speech].mean() > 0.75
+    assert weights["speech"][~speech].mean() < 0.25
+    # The formula by hand: the mean over channels of the log-odds of two Gaussians, in each teacher's own features.
+    odds = []
+    for name, own in {"speech": speech, "music": ~speech}.items():
+        frames = batch.inputs["audio"]["lengths"] // HOP
+        states = ran[name].features["layer3"].double()
+        mean = torch.stack([states[row, :count].mean(0) for row, count in enumerate(frames.tolist())])
+        likely = []
+        for rows in (own, ~own):
+            variance = mean[rows].var(0, correction=0)
+            spread = (variance + 0.1 * variance.mean()).sqrt()
+            likely.append(torch.distributions.Normal(mean[rows].mean(0), spread).log_prob(mean).mean(1))
+        odds.append(likely[0] - likely[1])
+    expected = torch.softmax(torch.stack(odds) * 3.0, 0)
+    assert torch.allclose(weights["speech"].double(), expected[0], atol=1e-4)
+    # A teacher runs once, on all rows.
+    for teacher in held.teachers.values():
+        teacher.module.seen.clear()
+    terms = held.terms(batch)
+    assert all(bool(term.isfinite()) and term > 0 for term in terms.values())
+    assert [teacher.module.seen for teacher in held.teachers.values()] == [[len(batch)]] * 2
+
+
+def test_a_row_that_no_teacher_can_read_has_no_weight() -> None:
+    held = rehearsal(MultiDistillation(routing="soft", soft_by="confidence"))
+    batch = held.batch(held.dataset.splits["train"][:4])
+    held.job.method.measure([batch], held.job.student, held.job.teachers)
+    half = replace(batch, present={"audio": torch.tensor([True, False, True, False])})
+    ran = {name: teacher(half) for name, teacher in held.job.teachers.items()}
+    weights = confidence_weights(held.job.method.own, half, ran, held.job.teachers, held.job.method.layers, 1.0)
+    total = weights["speech"] + weights["music"]
+    assert total.tolist() == pytest.approx([1, 0, 1, 0])
 
 
 @pytest.mark.parametrize("weighting", ["uncertainty", "gradnorm", "loss-ratio", "pcgrad"])
@@ -237,6 +283,8 @@ def recipe(settings: Mapping[str, Any] | None = None, data: Dataset | None = Non
         ({"taps": ["layer1", "layer2"]}, ("speech", "music"), ["layer-mlp", "lconv"]),
         ({"translator": "shared"}, ("speech", "music"), ["6", "10"]),
         ({"loss": "barlow", "routing": "soft"}, ("speech", "music"), ["barlow", "soft"]),
+        ({"untaught": ["speech"]}, ("speech", "music"), ["untaught", "'speech'"]),
+        ({"untaught": ["bird"]}, ("speech", "music", "birds"), ["'bird'", "'birds'"]),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(
@@ -280,8 +328,9 @@ def test_two_processes_compute_what_one_does_with_domains() -> None:
     check_ranks(of_domains, dataset=data, tolerance=1e-5)
 
 
-def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    settings = {"routing": "soft", "standardise": "z-score", "drop": 0.3}
+@pytest.mark.parametrize("soft_by", ["classifier", "confidence"])
+def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(soft_by: str, tmp_path: Path) -> None:
+    settings = {"routing": "soft", "soft_by": soft_by, "standardise": "z-score", "drop": 0.3}
     left = [2]
 
     def stop() -> bool:

@@ -222,6 +222,23 @@ def test_a_fresh_stage_forgets_what_came_before() -> None:
     assert last_key(0.1, fresh=True) == last_key(0.2, fresh=True) != last_key(0.1, fresh=False)
 
 
+def test_a_merged_start_depends_on_the_stage_that_trained_the_member_and_is_refused_for_other_shapes() -> None:
+    def merged(rate: float, width: int = 12, **merge: Any) -> Plan:
+        other = {"other": toy_network(("first",), width=width, seed=1)}
+        rates = OptimizerConfig(learning_rate=rate)
+        first = Stage(name="first", method="supervised", learner="other", teachers=(), epochs=1, optimizer=rates)
+        made = {"name": "last", "method": KD(), "epochs": 0, "merge": {"weights": {"other": 1.0}, **merge}}
+        return toy(teachers=other, stages=(first, Stage.model_validate(made)))
+
+    assert merged(0.1).jobs[-1].key == merged(0.1).jobs[-1].key != merged(0.2).jobs[-1].key
+    with raises(RecipeError, "stages.last", "inputs.0.weight", "(10, 6)"):
+        merged(0.1, width=10)
+    with raises(RecipeError, "merge", 0.5):
+        merged(0.1, weights={"other": 0.5})
+    with raises(RecipeError, "alignment"):
+        merged(0.1, permute=True)
+
+
 def test_masked_teachers_are_those_of_the_next_stage() -> None:
     plan = planned("av-digits/mst-distill")
     collaborate, specialise, route = plan.jobs

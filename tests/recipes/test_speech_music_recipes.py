@@ -1,18 +1,22 @@
 """Recipes of speech and music from a manifest and small real networks in folders, as a user types them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from facts import states
+from safetensors.torch import load_file
 from torch import nn
+from traces import compare_trace, plainly_trained
 
 from crossdistill import Recipe, run
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError
 from crossdistill.methods.multi_distillation import MultiDistillation
 from crossdistill.recipes import find, make, names
-from crossdistill.recipes.speech_music import METHODS, WARM_UP, optimizer
+from crossdistill.recipes.speech_music import METHODS, WARM_UP, optimizer, single
 from crossdistill.training.optimizer import optimizer_for, schedule_for
 
 soundfile = pytest.importorskip("soundfile")
@@ -35,9 +39,17 @@ def encoder(folder: Path, width: int, layers: int) -> str:
         num_conv_pos_embedding_groups=2,
         layerdrop=0.0,
         mask_time_prob=0.0,
+        **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
     )
-    torch.manual_seed(width)
-    transformers.HubertModel(config).save_pretrained(folder)
+    model = transformers.HubertModel(config)
+    source = torch.Generator().manual_seed(width)
+    with torch.no_grad():
+        # Drawn here, so that the traces do not depend on how a version of transformers draws them.
+        for _, weight in sorted(model.named_parameters()):
+            weight.copy_(
+                torch.randn(weight.shape, generator=source) * (0.2 if weight.ndim > 1 else 0.02) + (weight == 1)
+            )
+    model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
             {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000, "feature_size": 1}
@@ -73,13 +85,39 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_recipe_trains_a_student_from_folders(method: str, settings: list[str], tmp_path: Path) -> None:
-    recipe = make(f"speech-music/{method}", [*settings, "learning_rate=0.001"])
-    run(recipe, tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    written = {name for line in lines for name in line}
-    assert {"raw/multi-distillation/speech", "raw/multi-distillation/music", "speech/layer3", "music/layer4"} <= written
-    assert (tmp_path / "out" / "student").is_dir()
+def test_a_recipe_leaves_its_trace(method: str, settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = make(f"speech-music/{method}", settings)
+    compare_trace(f"speech-music-{method}", plainly_trained(recipe, 0.002), out)
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "validation"
+    wanted = {"second-stage": {"music/layer4"}}.get(method, {"speech/layer3", "music/layer4"})
+    assert wanted <= set(last)
+    assert (out / "student").is_dir()
+
+
+def test_students_of_one_first_state_are_merged_and_a_resumed_run_merges_them_again(
+    settings: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["merge.weights.speech=0.9", "merge.weights.music=0.1", "routing=hard", "learning_rate=0.001"]
+    recipe = make("speech-music/merge", [*settings, *words])
+    run(recipe, out)
+    folders = sorted(path.name for path in (out / "stages").iterdir())
+    assert folders == ["00-student-speech", "01-student-music", "02-merge"]
+    files = [f"00-student-speech/{single('speech')}", f"01-student-music/{single('music')}", "02-merge/student"]
+    speech, music, merged = (load_file(out / "stages" / f"{file}.safetensors") for file in files)
+    assert any(not torch.equal(speech[name], music[name]) for name in speech)
+    for name, value in merged.items():
+        assert torch.allclose(value, 0.9 * speech[name] + 0.1 * music[name], atol=1e-6), name
+    before = (out / "metrics.jsonl").read_text()
+    for gone in (out / "stages" / "02-merge", out / "student"):
+        shutil.rmtree(gone)
+    (out / "results.json").unlink()
+    run(recipe, out, resume=True)
+    again = load_file(out / "stages" / "02-merge" / "student.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in merged.items())
+    assert (out / "metrics.jsonl").read_text() == before
 
 
 def test_the_published_schedule_reaches_its_rate_and_ends_at_zero() -> None:
@@ -124,3 +162,43 @@ def test_settings_reach_the_stage(settings: list[str]) -> None:
     assert isinstance(method, MultiDistillation)
     assert (stage.weighting.name, stage.steps, stage.micro_batches, stage.clip_norm) == ("gradnorm", 2, 2, 5.0)
     assert (method.layers, method.convolution) == ({"speech": (1, 3)}, ("music",))
+    words = ["drop=0.25", "routing=all", "normalise=batch", "standardise=z-score"]
+    method = make("speech-music/translate", [*settings, *words]).stages[0].method
+    assert isinstance(method, MultiDistillation)
+    assert (method.drop, method.routing, method.normalise, method.standardise) == (0.25, "all", "batch", "z-score")
+    soft = make("speech-music/translate-soft", [*settings, "soft_by=confidence", "sharpness=2"]).stages[0].method
+    assert isinstance(soft, MultiDistillation)
+    assert (soft.routing, soft.soft_by, soft.sharpness) == ("soft", "confidence", 2.0)
+    merge = make("speech-music/merge", [*settings, "merge.method=ties", "merge.keep=0.5"]).stages[-1].merge
+    assert merge is not None
+    assert (merge.method, merge.keep) == ("ties", 0.5)
+    assert merge.weights == {single("speech"): 0.5, single("music"): 0.5}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word", "facts"),
+    [
+        ("translate", "drop=1", ["drop", 1]),
+        ("translate", "routing=soff", ["routing", "soft"]),
+        ("translate", "normalise=rows", ["normalise", "teacher", "batch"]),
+        ("translate", "standardise=zscore", ["standardise", "z-score"]),
+        ("translate", "soft_by=confidence", ["soft_by", "routing=soft"]),
+        ("translate", "merge.weights.speech=1", ["speech-music/merge"]),
+        ("translate-soft", "routing=hard", ["speech-music/translate"]),
+        ("translate-soft", "soft_by=entropy", ["soft_by", "confidence"]),
+        ("merge", "routing=soft", ["routing=all", "routing=hard"]),
+        ("merge", "translator=shared", ["shared", "lconv"]),
+        ("merge", "merge.weights.spech=1", ["spech", "speech"]),
+        ("merge", "merge.weights.speech=1", ["music", 0]),
+        ("merge", "merge.weights={speech: 0.9, music: 0.2}", ["1.1", "task"]),
+        ("merge", "merge.method=slerp", ["merge.method", "ties"]),
+        ("merge", "merge.kept=0.5", ["kept", "keep"]),
+    ],
+)
+def test_wrong_settings_are_refused_before_training(
+    recipe: str, word: str, facts: list[object], settings: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises((RecipeError, SettingError)) as refused:
+        run(make(f"speech-music/{recipe}", [*settings, word]), tmp_path / "out")
+    states(refused.value, *facts)
+    assert not (tmp_path / "out" / "stages").exists()

@@ -5,32 +5,27 @@ A change that alters no numbers leaves these files as they are. One that is mean
 gradient's own size, and so hides a wrong factor.
 """
 
-import json
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
+from traces import TRACES, compare_trace, differences, plainly_trained
 
-from crossdistill import Dataset, NetworkConfig, OptimizerConfig, Recipe, run
+from crossdistill import Dataset, NetworkConfig, Recipe
 from crossdistill.data.config import DataConfig
 from crossdistill.data.content import OnProgress
 from crossdistill.recipes import av_digits, make
 from crossdistill.recipes.setup import ExperimentSetup, Length
+from crossdistill.recipes.speech_music import METHODS as OF_SPEECH_AND_MUSIC
 from crossdistill.recipes.stages import PLANS, recipe
 from crossdistill.testing import toy_dataset
 
 PUBLISHED = ("supervised", "kd", "mst-distill")
-TRACES = Path(__file__).parent / "traces"
-REGENERATE = os.environ.get("REGENERATE_TRACES") == "1"
 PACES = {"at": 1e-3, "c2kd": 1e-3, "crd": 5e-3, "lskd": 1e-3, "nst": 1e-3, "pkt": 1e-4, "sp": 1e-4}
 """Learning rates of methods whose published weights make large gradients, and rounding with them."""
 PUBLISHED_PACES = {"mst-distill": 1e-3}
 """At published sizes: divergences of T² = 16 have gradients of size 500, which other processors round apart."""
-RELATIVE, ABSOLUTE = 2e-4, 2e-6
-"""What other processors may round otherwise, over a dozen steps in single precision."""
 
 
 class ToyConfig(DataConfig):
@@ -74,52 +69,7 @@ def _published(method: str) -> Recipe:
 
 
 def _plain(made: Recipe, pace: float | None = None) -> Recipe:
-    pace = pace or PACES.get((made.method or "").removesuffix("-release"), 0.02)
-    plain = OptimizerConfig(name="sgd", learning_rate=pace, momentum=0.0)
-    stages = tuple(stage.model_copy(update={"optimizer": plain, "steps": 3}) for stage in made.stages)
-    return made.model_copy(update={"stages": stages, "device": "cpu"})
-
-
-def trace_of(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, to seven digits; without accuracies, which move by whole rows where rounding does."""
-    run(recipe, out, dataset=recipe.data.load())
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {
-            name: float(f"{value:.7g}") if isinstance(value, float) else value
-            for name, value in line.items()
-            if name != "accuracy"
-        }
-        for line in lines
-    ]
-
-
-def differences(then: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    """Where two traces part, first lines first."""
-    if len(then) != len(now):
-        return [f"{len(now)} lines instead of {len(then)}"]
-    found = []
-    for number, (old, new) in enumerate(zip(then, now, strict=True)):
-        where = f"line {number}, {new.get('stage')}, epoch {new.get('epoch')}, step {new.get('step')}"
-        if set(old) != set(new):
-            found.append(f"{where}: {sorted(set(old) ^ set(new))} in one of them only")
-        for name in sorted(set(old) & set(new)):
-            one, two = old[name], new[name]
-            numbers = isinstance(one, float) and isinstance(two, float)
-            same = math.isclose(one, two, rel_tol=RELATIVE, abs_tol=ABSOLUTE) if numbers else one == two
-            if not same:
-                found.append(f"{where}: {name} was {one}, is {two}")
-    return found
-
-
-def _compared(name: str, recipe: Recipe, out: Path) -> None:
-    file = TRACES / f"{name}.json"
-    now = trace_of(recipe, out)
-    assert any("gradient_norm" in line for line in now)
-    if REGENERATE:
-        file.write_text("[\n" + ",\n".join(json.dumps(line) for line in now) + "\n]\n")
-    found = differences(json.loads(file.read_text()), now)
-    assert not found, f"{len(found)} numbers of {name} are others:\n" + "\n".join(found[:10])
+    return plainly_trained(made, pace or PACES.get((made.method or "").removesuffix("-release"), 0.02))
 
 
 # Presets that differ from their method in settings of a network that toy data do not have, or in the draw alone.
@@ -130,17 +80,18 @@ ALMOST_ALIKE = {name for name in PLANS if name.startswith("richkd") and name.end
     "method", [pytest.param(name, marks=pytest.mark.slow) if name in ALMOST_ALIKE else name for name in PLANS]
 )
 def test_a_recipe_leaves_its_trace(method: str, tmp_path: Path) -> None:
-    _compared(method, _recipe(method), tmp_path / "out")
+    compare_trace(method, _recipe(method), tmp_path / "out")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_a_recipe_of_published_sizes_leaves_its_trace(method: str, tmp_path: Path) -> None:
-    _compared(f"published-{method}", _published(method), tmp_path / "out")
+    compare_trace(f"published-{method}", _published(method), tmp_path / "out")
 
 
 def test_every_trace_belongs_to_a_method() -> None:
     wanted = {*PLANS, *(f"published-{method}" for method in PUBLISHED)}
+    wanted |= {f"speech-music-{method}" for method in OF_SPEECH_AND_MUSIC}
     assert {path.stem for path in TRACES.glob("*.json")} == wanted
 
 

@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError, nearest
-from crossdistill.method import STUDENT
+from crossdistill.losses.hidden_states import valid_frames
+from crossdistill.method import STUDENT, module_key
 from crossdistill.methods.layer_choice import chosen
 from crossdistill.nets.domain_classifier import DomainClassifier, lengths_of, row_statistics
-from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.nets.own_domain import mean_position
+from crossdistill.nets.translators import by_position
+from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
 
 WHO = "multi-distillation"
@@ -35,9 +38,14 @@ def check_names(settings: Mapping[str, Sequence[str]], teachers: Sequence[str]) 
 
 
 def routes(
-    domains: Mapping[str, tuple[str, ...]], teachers: Sequence[str], known: Sequence[str] | None
+    domains: Mapping[str, tuple[str, ...]],
+    teachers: Sequence[str],
+    known: Sequence[str] | None,
+    untaught: Sequence[str] = (),
 ) -> dict[str, tuple[str, ...]]:
-    """The domains of each teacher: its own name, unless `domains` says otherwise. `known` are those of the data.
+    """The domains of each teacher: its own name, unless `domains` says otherwise.
+
+    `known` are those of the data, `untaught` those whose rows have no teacher on purpose.
 
     Raises:
         SettingError: a teacher without rows, or a domain without teacher; names both sides.
@@ -53,12 +61,18 @@ def routes(
                 f"{WHO}: teacher {name!r} teaches {what}. Set domains.{name} to domains of the data "
                 f"({', '.join(known)}), or leave the teacher out"
             )
+    for domain in untaught:
+        teaching = [name for name, own in found.items() if domain in own]
+        if domain not in known or teaching:
+            what = f"teacher {teaching[0]!r} teaches it" if teaching else nearest(domain, known)
+            raise SettingError(f"{WHO}: untaught names the domain {domain!r}: {what}")
     for domain in known:
-        if not any(domain in own for own in found.values()):
+        if domain not in untaught and not any(domain in own for own in found.values()):
             raise SettingError(
                 f"{WHO}: rows of the domain {domain!r} have no teacher; the teachers' domains are "
                 f"{', '.join(f'{name}: {list(own)}' for name, own in found.items())}. Add {domain!r} to one of them "
-                "(domains.TEACHER), give a teacher of that name, leave the rows out, or set routing=all"
+                "(domains.TEACHER), give a teacher of that name, leave the rows out (data.domains, or untaught for "
+                "this stage alone), or set routing=all"
             )
     return found
 
@@ -173,3 +187,33 @@ def domain_weights(
     # Teachers of one domain share it.
     sharing = {domain: sum(domain in own for own in domains.values()) for domain in of}
     return {name: torch.stack([of[one] / sharing[one] for one in own]).sum(0) for name, own in domains.items()}
+
+
+def confidence_weights(
+    own: nn.ModuleDict,
+    batch: Batch,
+    ran: Mapping[str, Outputs],
+    teachers: Mapping[str, Teacher],
+    layers: Layers,
+    sharpness: float,
+) -> Mapping[str, Tensor]:
+    """Each teacher's weight in each row (B,): softmax over teachers of `sharpness · log-odds` (`OwnDomain`).
+
+    They add up to 1, except in rows that no teacher can read. `ran` are the teachers' outputs for the batch.
+    """
+    odds = torch.full((len(ran), len(batch)), -torch.inf, device=batch.ids.device)
+    for number, (name, outputs) in enumerate(ran.items()):
+        feature, rows = row_features(teachers[name], outputs, layers[name], batch)
+        odds[number, rows] = own[module_key(name)](feature).to(odds)
+    # The smallest finite value, since a row of infinite values alone would give NaN.
+    scores = (sharpness * odds).clamp_min(torch.finfo(odds.dtype).min)
+    weights = torch.softmax(scores, 0).where(odds.isfinite(), 0.0)
+    return dict(zip(ran, weights, strict=True))
+
+
+def row_features(teacher: Teacher, outputs: Outputs, layers: Sequence[Signal], batch: Batch) -> tuple[Tensor, Tensor]:
+    """The mean of a teacher's last layer over valid positions (R, D), and the rows of the batch that it has."""
+    feature = by_position(outputs.need(layers[-1]))
+    rows = torch.arange(len(batch), device=batch.ids.device) if outputs.rows is None else outputs.rows
+    frames = frames_of(teacher, batch if outputs.rows is None else batch.select(rows), feature.shape[1])
+    return mean_position(feature, None if frames is None else valid_frames(frames, feature.shape[1])), rows

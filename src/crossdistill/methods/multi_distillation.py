@@ -1,7 +1,7 @@
 """Multi-Distillation: hidden layers of teachers of several domains, each learnt from rows of its own (2506.07237).
 
 Routing of whole rows is that of Wei, Lin, Ritter-Gutierrez and Lee; soft weights of domains are after USAD 2.0
-(2606.06444).
+(2606.06444), also by the teachers' own confidence (`OwnDomain`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,7 @@ from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term,
 from crossdistill.methods.domain_routing import (
     Layers,
     check_names,
+    confidence_weights,
     domain_weights,
     layers_of,
     routes,
@@ -26,9 +27,10 @@ from crossdistill.methods.domain_routing import (
     rows_of,
     statistics_of,
 )
-from crossdistill.methods.routed_layers import Compared, add_moments, compared, heads_for, kept_teachers
+from crossdistill.methods.routed_layers import Compared, add_moments, add_rows, compared, heads_for, kept_teachers
 from crossdistill.methods.routed_settings import RoutedSettings
 from crossdistill.nets.domain_classifier import DomainClassifier, DomainSums
+from crossdistill.nets.own_domain import OwnDomain
 from crossdistill.nets.teacher_head import TeacherHead
 from crossdistill.outputs import Outputs, OutputSpec, Signal, zero_of
 from crossdistill.teacher import Teacher
@@ -50,7 +52,10 @@ class _MultiDistillation(Method):
         self.config, self.layers, self.domains = config, layers, domains
         self.heads = nn.ModuleDict({module_key(name): head for name, head in heads.items()})
         known = dict.fromkeys(domain for own in domains.values() for domain in own)
-        self.classifier = DomainClassifier(tuple(known)) if config.routing == "soft" else None
+        soft_by = config.soft_by if config.routing == "soft" else None
+        self.classifier = DomainClassifier(tuple(known)) if soft_by == "classifier" else None
+        widths = {module_key(name): head.width for name, head in heads.items() if soft_by == "confidence"}
+        self.own = nn.ModuleDict({name: OwnDomain(width) for name, width in widths.items()})
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
         return {name: frozenset(signals) for name, signals in self.layers.items()}
@@ -95,13 +100,16 @@ class _MultiDistillation(Method):
     def _compared(
         self, names: Iterable[str], batch: Batch, outputs: Outputs, student: Teacher, teachers: Mapping[str, Teacher]
     ) -> Iterator[Compared]:
-        weights = None
+        weights, ran = None, dict[str, Outputs]()
         if self.classifier is not None:
             weights = domain_weights(self.classifier, batch, student, self.domains, self.config.sharpness)
+        elif len(self.own):
+            ran = {name: teacher(batch) for name, teacher in teachers.items()}
+            weights = confidence_weights(self.own, batch, ran, teachers, self.layers, self.config.sharpness)
         for name in names:
             rows = self._rows(name, batch, weights)
             weight, sources = None if weights is None else weights[name], (student, teachers[name])
-            yield compared(name, rows, weight, self._head(name), self.layers, batch, outputs, sources)
+            yield compared(name, rows, weight, self._head(name), self.layers, batch, outputs, sources, ran.get(name))
 
     def _rows(self, name: str, batch: Batch, weights: Mapping[str, Tensor] | None) -> Tensor:
         if weights is not None:
@@ -110,6 +118,11 @@ class _MultiDistillation(Method):
             return torch.arange(len(batch), device=batch.ids.device)
         return rows_of(self.domains[name], batch)
 
+    def _own(self, teacher: str) -> OwnDomain:
+        own = self.own[module_key(teacher)]
+        assert isinstance(own, OwnDomain)
+        return own
+
     def _head(self, teacher: str) -> TeacherHead:
         head = self.heads[module_key(teacher)]
         assert isinstance(head, TeacherHead)
@@ -117,24 +130,29 @@ class _MultiDistillation(Method):
 
 
 class _Measured(_MultiDistillation):
-    """Fits the classifier of domains and the standardisation of layers in a pass before the first step."""
+    """Measures what soft routing and the standardisation of layers need, in a pass before the first step."""
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch], student: Teacher, teachers: Mapping[str, Teacher]) -> None:
         sums = None if self.classifier is None else DomainSums(self.classifier)
-        moments = {name: self._head(name).moments() for name in teachers}
+        moments = {name: self._head(name).moments() for name in teachers if self.config.standardise != "none"}
+        own = {name: self._own(name).moments() for name in teachers if len(self.own)}
         for batch in batches:
             if sums is not None:
                 rows_of((), batch)
                 sums.add(statistics_of(batch, student), batch.domain or ())
-            for name in teachers if self.config.standardise != "none" else ():
+            for name, of_rows in own.items():
+                add_rows(of_rows, teachers[name], self.layers[name], batch, self.domains[name])
+            for name, each in moments.items():
                 rows = torch.arange(len(batch)) if self.config.routing == "all" else rows_of(self.domains[name], batch)
                 if len(rows):
-                    add_moments(moments[name], teachers[name], self.layers[name], batch.select(rows))
+                    add_moments(each, teachers[name], self.layers[name], batch.select(rows))
         if sums is not None and self.classifier is not None:
             self.classifier.settle(sums)
-        for name in teachers if self.config.standardise != "none" else ():
-            self._head(name).settle(moments[name])
+        for name, of_rows in own.items():
+            self._own(name).settle(of_rows)
+        for name, each in moments.items():
+            self._head(name).settle(each)
 
 
 class _Relational(_MultiDistillation):
@@ -183,7 +201,8 @@ class MultiDistillation(RoutedSettings):
             raise SettingError(
                 "multi-distillation: the loss barlow compares rows and takes no weights; routing is soft"
             )
-        own = routes(self.domains, tuple(teachers), data.domains if self.routing != "all" else None)
+        known = data.domains if self.routing != "all" else None
+        own = routes(self.domains, tuple(teachers), known, self.untaught)
         layers = {name: layers_of(spec, f"teacher {name!r}", self.layers.get(name)) for name, spec in teachers.items()}
         mine = layers_of(student, STUDENT, self.taps or None)
         layers = {STUDENT: mine if self.taps else mine[-1:], **layers}

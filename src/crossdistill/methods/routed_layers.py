@@ -10,7 +10,7 @@ from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError
 from crossdistill.losses.hidden_states import valid_frames
 from crossdistill.method import STUDENT, Progress
-from crossdistill.methods.domain_routing import WHO, Layers, frames_of, shape_of
+from crossdistill.methods.domain_routing import WHO, Layers, frames_of, row_features, rows_of, shape_of
 from crossdistill.nets.feature_translators import LAYERWISE, TranslatorKind, feature_translator
 from crossdistill.nets.standardisation import Moments, Standardise
 from crossdistill.nets.teacher_head import TeacherHead, frames_differ
@@ -44,18 +44,20 @@ def compared(
     batch: Batch,
     outputs: Outputs,
     sources: tuple[Teacher, Teacher],
+    ran: Outputs | None = None,
 ) -> Compared:
     """Run a teacher on these rows of a batch alone, and predict its layers from the student's outputs of the batch.
 
-    `sources` are the student and the teacher; without rows, the teacher does not run.
+    `sources` are the student and the teacher; without rows, the teacher does not run, nor where it `ran` on the batch.
     """
     student, teacher = sources
     part = batch.select(rows)
-    theirs = (
-        teacher(part)
-        if len(rows)
-        else teacher.spec.no_rows(name, layers[name], torch.zeros((), device=batch.ids.device))
-    )
+    if ran is not None:
+        theirs = of_rows(ran, rows, layers[name])
+    elif len(rows):
+        theirs = teacher(part)
+    else:
+        theirs = teacher.spec.no_rows(name, layers[name], torch.zeros((), device=batch.ids.device))
     inside = torch.arange(len(part), device=rows.device) if theirs.rows is None else theirs.rows
     here, there, shared = shared_rows(outputs, replace(theirs, rows=rows[inside]))
     assert shared is not None
@@ -73,6 +75,17 @@ def compared(
     return Compared(name, shared, None if weight is None else weight[shared], prediction, target, valid)
 
 
+def of_rows(outputs: Outputs, rows: Tensor, signals: Sequence[Signal]) -> Outputs:
+    """A batch's outputs in some of its rows, whose numbers are then places among these rows."""
+    have = torch.arange(int(rows.max()) + 1 if len(rows) else 0, device=rows.device)
+    have = have if outputs.rows is None else outputs.rows
+    inside = torch.isin(rows, have)
+    place = torch.searchsorted(have, rows[inside])
+    features = {one.tap: outputs.need(one)[place] for one in signals if one.kind == "feature"}
+    embedding = outputs.need(Signal.EMBEDDING)[place] if Signal.EMBEDDING in signals else None
+    return Outputs(outputs.source, embedding=embedding, features=features, rows=inside.nonzero().flatten())
+
+
 @torch.no_grad()
 def add_moments(moments: Sequence[Moments], teacher: Teacher, layers: Sequence[Signal], batch: Batch) -> None:
     """Add a teacher's layers to the sums of each of them, over valid frames."""
@@ -83,6 +96,21 @@ def add_moments(moments: Sequence[Moments], teacher: Teacher, layers: Sequence[S
         frames = frames_of(teacher, known, states.shape[1])
         kept = states if frames is None else states[valid_frames(frames, states.shape[1])].unsqueeze(0)
         sums.add(kept)
+
+
+@torch.no_grad()
+def add_rows(
+    moments: tuple[Moments, Moments],
+    teacher: Teacher,
+    layers: Sequence[Signal],
+    batch: Batch,
+    domains: Sequence[str],
+) -> None:
+    """Add a teacher's mean features of rows to the sums of its own domains, or to those of others."""
+    feature, rows = row_features(teacher, teacher(batch), layers, batch)
+    own = torch.isin(rows, rows_of(domains, batch))
+    for sums, kept in zip(moments, (own, ~own), strict=True):
+        sums.add(feature[kept].unsqueeze(1))
 
 
 def heads_for(

@@ -1,7 +1,7 @@
 """Settings of multi-distillation: layers, heads, routing of rows, and the loss."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from crossdistill.nets.standardisation import Standardise
 class RoutedSettings(MethodConfig):
     """The fields of `MultiDistillation`."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"untaught", "soft_by"})
+
     layers: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
     """The layers of each teacher, by number (4: the tap `layer4`) or name; default: 4, 8, 12 or the nearest thirds."""
     taps: tuple[str, ...] = ()
@@ -24,9 +26,13 @@ class RoutedSettings(MethodConfig):
     """Teachers with convolutions in a hybrid; None: all but the first."""
     domains: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """The domains of rows that each teacher teaches; default: the one that has the teacher's name."""
+    untaught: tuple[str, ...] = ()
+    """Domains whose rows have no teacher on purpose; a domain without teacher is refused otherwise."""
     routing: Routing = "hard"
+    soft_by: Literal["classifier", "confidence"] = "classifier"
+    """Soft weights from a small classifier of domains, or from how well a row fits each teacher (all teachers run)."""
     sharpness: float = Field(1.0, gt=0)
-    """Multiplies the log-odds of domains in soft routing (dimensionless)."""
+    """Multiplies the log-odds of soft routing (dimensionless)."""
     least_weight: float = Field(0.01, ge=0, lt=1)
     """Soft routing leaves a teacher out of the rows in which its weight is below this one."""
     teacher_weights: Mapping[str, float] = Field(default_factory=dict)

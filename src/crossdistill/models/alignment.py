@@ -6,6 +6,7 @@ order of their own. They are matched by the correlation of their activations and
 relative positions that depend on the head (WavLM) keep the order of their attention.
 """
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ def permutations_to(reference: nn.Module, other: nn.Module, batches: Iterable[Te
         SettingError: the networks have no units that are known here, or there are no waves.
         MissingExtraError: scipy is not installed.
     """
+    check_alignable(reference)
     groups, heads = _groups(reference.state_dict()), _heads(reference)
     found = {name: _Correlation() for name in groups}
     modes = reference.training, other.training
@@ -65,13 +67,26 @@ def permutations_to(reference: nn.Module, other: nn.Module, batches: Iterable[Te
     other.train(modes[1])
     known = {name: one.value() for name, one in found.items() if one.count}
     if not known:
-        raise SettingError("alignment: no wave was given, or the network has no convolutions and layers as HuBERT has")
+        raise SettingError("alignment: no wave was given")
     result = {name: _matched(value)[0] for name, value in known.items() if name.endswith(".units") or "conv" in name}
     for name, count in heads.items():
         if f"{name}.values" in known and f"{name}.keys" in known:
             orders = _matched_heads(known[f"{name}.values"], known[f"{name}.keys"], count)
             result[f"{name}.values"], result[f"{name}.keys"] = orders
     return result
+
+
+def check_alignable(network: nn.Module) -> None:
+    """Check that a network has units without an order of their own, and that the matching is installed.
+
+    Raises:
+        SettingError: it has no convolutions and layers as HuBERT has.
+        MissingExtraError: scipy is not installed.
+    """
+    if not _groups(network.state_dict()):
+        raise SettingError("alignment: the network has no convolutions and layers as HuBERT has")
+    if importlib.util.find_spec("scipy") is None:
+        raise MissingExtraError("permutation alignment", "scipy", "audio")
 
 
 def _groups(state: Mapping[str, Tensor]) -> dict[str, list[tuple[str, int]]]:
@@ -184,10 +199,8 @@ def _before(module: nn.Module, note: Callable[[Tensor], None]) -> torch.utils.ho
 
 def _matched(correlation: Float[Tensor, "units units"]) -> tuple[Int64[Tensor, " units"], float]:
     """For each unit of the first network that of the second, with the largest sum of correlations; and that sum."""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise MissingExtraError("permutation alignment", "scipy", "audio") from error
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(correlation.numpy(), maximize=True)
     return torch.from_numpy(columns).long(), float(correlation.numpy()[rows, columns].sum())
 

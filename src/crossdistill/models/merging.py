@@ -51,7 +51,7 @@ def merge(
             `layers` begins no tensor; the method needs a base.
         ShapeError: keys, shapes or whole numbers differ; names the first.
     """
-    _check_weights(len(states), weights, method, base, layers or {}, list(states[0]) if states else [])
+    check_weights(len(states), weights, method, base, layers or {}, list(states[0]) if states else [])
     for number, other in enumerate([*states[1:], *([] if base is None else [base])], 2):
         check_alike(states[0], other, f"network {number}" if number <= len(states) else "the base")
     chosen = {key: _weights_of(key, weights, layers or {}) for key in states[0]}
@@ -99,7 +99,7 @@ def check_alike(first: State, other: State, who: str) -> None:
             raise ShapeError(f"merge: {who} has {key!r}, which the first network lacks")
 
 
-def _check_weights(
+def check_weights(
     count: int,
     weights: Sequence[float],
     method: Method,
@@ -107,6 +107,11 @@ def _check_weights(
     layers: Mapping[str, Sequence[float]],
     keys: Sequence[str],
 ) -> None:
+    """Check the weights of so many networks, and those of tensors whose names begin with a name in `layers`.
+
+    Raises:
+        SettingError: numbers of weights and networks differ, sums are not 1 without a base, or no tensor is named so.
+    """
     if count < 2 or len(weights) != count:
         raise SettingError(
             f"merge: {count} networks and {len(weights)} weights; give one weight for each of two or more"

@@ -72,6 +72,10 @@ class Moments:
         self._sum = torch.zeros(width, dtype=exact, device=device)
         self._products = torch.zeros((width, width) if of.kind == "phi-s" else width, dtype=exact, device=device)
 
+    def __len__(self) -> int:
+        """Positions added so far."""
+        return self._count
+
     def add(self, feature: Float[Tensor, "B P D"]) -> None:
         """Add the rows of a batch."""
         values = feature.detach().flatten(0, 1).to(self._sum.dtype)

@@ -17,7 +17,7 @@ class TeacherHead(nn.Module):
     """Predictions of a teacher's layers, and these layers at the student's frames.
 
     `channels` are the student's channels that the translator reads; `ratio` is the teacher's frame rate divided by the
-    student's. The translator may belong to several heads.
+    student's, `width` the channels of the teacher's layers. The translator may belong to several heads.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class TeacherHead(nn.Module):
     ) -> None:
         super().__init__()
         self.translator = translator
-        self.channels, self.ratio = channels, ratio
+        self.channels, self.ratio, self.width = channels, ratio, width
         self.standardise = nn.ModuleList(Standardisation(standardise, width) for _ in range(layers))
 
     def forward(self, student: list[Tensor], valid: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B N T D"]:

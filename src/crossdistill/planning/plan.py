@@ -22,6 +22,7 @@ from crossdistill.method import STUDENT, Method
 from crossdistill.nets.batch_statistics import batch_statistics
 from crossdistill.network import Network
 from crossdistill.outputs import OutputSpec, Signal
+from crossdistill.planning.merged_start import check_merge
 from crossdistill.planning.networks import build_members
 from crossdistill.planning.preflight import (
     Trained,
@@ -157,8 +158,9 @@ def prepare(
             faults += _faults(f"stages.{stage.name}", error)
             if stage.method.makes_next_teachers:
                 break  # later stages need the teachers that this stage makes
-    if faults or _trains_logits(jobs, recipe.learner):
-        # Features learn, and are judged, without labels too.
+    # Features learn, and are judged, without labels too; a stage with faults does not say which of both it trains.
+    known = not faults or dataset.task != "none" or any(recipe.learner in job.trained for job in jobs)
+    if known and _trains_logits(jobs, recipe.learner):
         faults += check_tested(members[recipe.learner], dataset, recipe.metrics)
     if faults:
         raise RecipeError(recipe.name, faults)
@@ -231,7 +233,7 @@ class _Planner:
             self.keys.restart(learner)
         code = code_key(method=type(method), settings=type(stage.method), data=type(self.recipe.data))
         key = self.keys.stage(stage, method, learner, trained, sources, control, choices, code, order)
-        unkeyed = self.keys.unkeyed({learner, *trained}, sources, code)
+        unkeyed = self.keys.unkeyed({*stage.members, learner, *trained}, sources, code)
         next_teachers = dict(method.next_teachers(teachers)) if needs else teachers
         self.keys.advance({*trained, *(next_teachers.keys() - teachers.keys())}, key, unkeyed)
         self.known |= next_teachers
@@ -312,6 +314,7 @@ class _Planner:
         training = {**training, "method": method}
         faults = check_settings(stage, method, training, teachers, self.device, self.ranks)
         faults += check_learner(stage, method, student, dataset)
+        faults += check_merge(stage, self.recipe.learner, student.name, self.members)
         batch = dataset.example().to(self.device)
         train = [self.members[name] for name in training if name in self.members]
         faults += check_sources(train, student, teachers, dataset, batch)

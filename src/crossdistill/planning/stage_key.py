@@ -11,7 +11,7 @@ from crossdistill.backends.names import backend_of
 from crossdistill.batch import Input
 from crossdistill.data.dataset import Dataset
 from crossdistill.data.sampler import Order
-from crossdistill.method import Method
+from crossdistill.method import STUDENT, Method
 from crossdistill.models import find_model
 from crossdistill.network import Network
 from crossdistill.planning.preflight import Trained
@@ -73,6 +73,7 @@ class StageKeys:
         teacher_keys = {name: self._teacher(name, teacher) for name, teacher in teachers.items()}
         # Only for banked outputs: stages with banks and live stages differ in the last bits.
         banked, views = choices_key(choices), views_key(self._dataset)
+        merged = [self._recipe.learner if name == STUDENT else name for name in stage.merged]
         # The names of entries are part of the hash, so they stay as they are.
         return key_hash(
             {
@@ -86,7 +87,7 @@ class StageKeys:
                 "trained": sorted(
                     f"{name}:{tap}" for name, (_, taps) in trained.items() for tap in sorted(taps) or [""]
                 ),
-                "cast": {name: self._current[name] for name in {learner, *trained}} | teacher_keys,
+                "cast": {name: self._current[name] for name in {learner, *trained, *merged}} | teacher_keys,
                 "layout": "channels last" if self._recipe.channels_last else None,
                 "control": control,
                 **({"banked": banked} if banked else {}),

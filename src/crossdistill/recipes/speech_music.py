@@ -8,22 +8,29 @@ A teacher's name is the domain whose rows it teaches, unless `domains.NAME` says
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from crossdistill.data import find_data
 from crossdistill.errors import RecipeError, SettingError, nearest
+from crossdistill.method import STUDENT
+from crossdistill.methods.domain_routing import Routing
 from crossdistill.methods.multi_distillation import MultiDistillation
 from crossdistill.nets.feature_translators import TranslatorKind
+from crossdistill.nets.standardisation import Standardise
 from crossdistill.overrides import sentences
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.recipes.setup import Seed
-from crossdistill.stage import OptimizerConfig, Stage
+from crossdistill.stage import MergeConfig, OptimizerConfig, Stage
 
-DATA, STUDENT = "speech-music", "hubert-student-2"
+DATA, MODEL = "speech-music", "hubert-student-2"
 WARM_UP = 0.07
 """Share of the steps; the published warm-up is 14,000 of 200,000."""
+MERGE = "merge"
+ONE_START = MergeConfig(weights={STUDENT: 1.0})
+"""Students of single teachers start from the first weights of the student, so that they can be merged."""
+Settings = TypeVar("Settings", bound=BaseModel)
 Make = Callable[[MultiDistillation, Sequence[str], Callable[..., Stage]], tuple[Stage, ...]]
 
 
@@ -47,7 +54,7 @@ def _translate(method: MultiDistillation, teachers: Sequence[str], stage: Callab
 
 def _soft(method: MultiDistillation, teachers: Sequence[str], stage: Callable[..., Stage]) -> tuple[Stage, ...]:
     """Each clip weighs every teacher by how well its domain matches (USAD 2.0)."""
-    return (stage("translate", method.model_copy(update={"routing": "soft"}), teachers),)
+    return (stage("translate", method, teachers),)
 
 
 def _second(method: MultiDistillation, teachers: Sequence[str], stage: Callable[..., Stage]) -> tuple[Stage, ...]:
@@ -64,7 +71,22 @@ def _second(method: MultiDistillation, teachers: Sequence[str], stage: Callable[
     )
 
 
-METHODS: Mapping[str, Make] = {"translate": _translate, "translate-soft": _soft, "second-stage": _second}
+def _merge(method: MultiDistillation, teachers: Sequence[str], stage: Callable[..., Stage]) -> tuple[Stage, ...]:
+    """A student for each teacher, all of one first state; then the student is merged from them (2505.13270)."""
+    alone = [
+        stage(single(name), _alone(method, name, teachers), [name], learner=single(name), merge=ONE_START)
+        for name in teachers
+    ]
+    # Its heads are those of the students, so that its validation has the losses of all teachers.
+    return (*alone, stage("merge", method, teachers, epochs=0, optimizer=OptimizerConfig()))
+
+
+METHODS: Mapping[str, Make] = {
+    "translate": _translate,
+    "translate-soft": _soft,
+    "second-stage": _second,
+    MERGE: _merge,
+}
 """The recipes of this family, by name."""
 
 
@@ -73,13 +95,20 @@ def speech_music(
     *,
     data: Mapping[str, Any] | None = None,
     teachers: Mapping[str, str | Mapping[str, Any]] | None = None,
-    student: str = STUDENT,
+    student: str = MODEL,
     domains: Mapping[str, Sequence[str] | str] | None = None,
     translator: TranslatorKind = "lconv",
     layers: Mapping[str, Sequence[int]] | None = None,
     frame_rates: Mapping[str, float] | None = None,
     teacher_weights: Mapping[str, float] | None = None,
     loss: Literal["l1", "l2", "barlow", "usad"] = "l1",
+    routing: Routing | None = None,
+    soft_by: Literal["classifier", "confidence"] | None = None,
+    sharpness: float | None = None,
+    normalise: Literal["teacher", "batch"] = "teacher",
+    standardise: Standardise = "none",
+    drop: float = 0.0,
+    merge: Mapping[str, Any] | None = None,
     weighting: Literal["sum", "uncertainty", "gradnorm", "loss-ratio", "pcgrad"] = "sum",
     epochs: int = 12,
     steps: int | None = None,
@@ -90,9 +119,13 @@ def speech_music(
 ) -> Recipe:
     """A student of speech and music; `teachers.NAME` are networks by name, `data.manifest` names the clips.
 
+    `routing` is that of the method: hard, in `translate-soft` soft, and in `merge` all, where it says which rows teach
+    each single student (hard: those of its domain). `merge` has the fields of `MergeConfig`, with a teacher's name for
+    the weight of its student; default: equal weights.
+
     Raises:
-        SettingError: there is no such method, or no teacher.
-        RecipeError: a setting of the data is invalid.
+        SettingError: there is no such method, or no teacher, or settings contradict the method.
+        RecipeError: a setting of the data, the method or the merge is invalid.
     """
     if method not in METHODS:
         raise SettingError(f"no method of {DATA} is called {method!r}; {nearest(method, METHODS)}")
@@ -102,24 +135,94 @@ def speech_music(
             "--set teachers.music=transformers:FOLDER"
         )
     networks = {name: _teacher(given) for name, given in teachers.items()}
-    given = {"layers": layers, "frame_rates": frame_rates, "teacher_weights": teacher_weights}
-    settings = _method(tuple(networks), domains or {}, translator=translator, loss=loss, **given)
+    own = NetworkConfig.model_validate(student)
+    of_method: dict[str, Any] = {
+        "translator": translator,
+        "layers": layers,
+        "frame_rates": frame_rates,
+        "teacher_weights": teacher_weights,
+        "loss": loss,
+        "routing": _routing(method, routing, {"soft_by": soft_by, "sharpness": sharpness}),
+        "soft_by": soft_by,
+        "sharpness": sharpness,
+        "normalise": normalise,
+        "standardise": standardise,
+        "drop": drop,
+    }
+    settings = _method(tuple(networks), domains or {}, of_method)
     plain: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "micro_batches": micro_batches}
     stage = partial(_stage, **plain, optimizer=optimizer(epochs, learning_rate), weighting=weighting)
+    stages = METHODS[method](settings, tuple(networks), stage)
+    if method == MERGE:
+        stages = (*stages[:-1], stages[-1].model_copy(update={"merge": _merged(merge or {}, tuple(networks))}))
+        networks |= _singles(own, networks)
+    elif merge is not None:
+        raise SettingError(f"{DATA}/{method} merges no students, so it takes no `merge`; take {DATA}/{MERGE}")
     return Recipe.model_validate(
         {
             "name": f"{DATA}/{method}",
             "data": _data(data or {}),
-            "student": NetworkConfig.model_validate(student),
-            "student_name": "student",
+            "student": own,
+            "student_name": STUDENT,
             "teachers": networks,
-            "stages": METHODS[method](settings, tuple(networks), stage),
+            "stages": stages,
             "seed": seed,
         }
     )
 
 
-def _method(teachers: Sequence[str], domains: Mapping[str, Sequence[str] | str], **settings: Any) -> MultiDistillation:
+def single(teacher: str) -> str:
+    """The name of the student of one teacher, among the members of `merge`."""
+    return f"{STUDENT}-{teacher}"
+
+
+def _singles(student: NetworkConfig, teachers: Mapping[str, NetworkConfig]) -> dict[str, NetworkConfig]:
+    if len(teachers) < 2:
+        raise SettingError(f"{DATA}/{MERGE} merges students of two teachers or more; it has {', '.join(teachers)}")
+    taken = [name for name in teachers if single(name) in teachers]
+    if taken:
+        raise SettingError(
+            f"{DATA}/{MERGE}: {single(taken[0])!r} is the name of the student of {taken[0]!r}; give the teacher another"
+        )
+    # Of a teacher, no weights would train by default.
+    return {single(name): student.model_copy(update={"tune": student.tune or "all"}) for name in teachers}
+
+
+def _merged(given: Mapping[str, Any], teachers: Sequence[str]) -> MergeConfig:
+    weights = given.get("weights", dict.fromkeys(teachers, 1 / len(teachers)))
+    for name in weights if isinstance(weights, Mapping) else ():
+        if name not in teachers:
+            raise SettingError(f"merge.weights: no teacher is called {name!r}; {nearest(name, teachers)}")
+    missing = [name for name in teachers if isinstance(weights, Mapping) and name not in weights]
+    if missing:
+        raise SettingError(f"merge.weights has none for the student of {missing[0]!r}; give 0 to leave it out")
+    named = {single(name): weights[name] for name in teachers} if isinstance(weights, Mapping) else weights
+    return _checked(MergeConfig, {**given, "weights": named}, "merge")
+
+
+def _routing(method: str, given: Routing | None, of_soft: Mapping[str, object]) -> Routing:
+    """The routing of a recipe; `of_soft` are settings that soft routing alone reads, None where they are not given.
+
+    Raises:
+        SettingError: settings contradict each other or the method.
+    """
+    usual: Mapping[str, Routing] = {"translate-soft": "soft", MERGE: "all"}
+    routing = given or usual.get(method, "hard")
+    if method == "translate-soft" and routing != "soft":
+        raise SettingError(f"{DATA}/{method} has routing=soft; for routing={routing} take {DATA}/translate")
+    if method == MERGE and routing == "soft":
+        raise SettingError(
+            f"{DATA}/{method}: a student of one teacher has nothing to weigh; take routing=all or routing=hard"
+        )
+    useless = [name for name, value in of_soft.items() if value is not None and routing != "soft"]
+    if useless:
+        raise SettingError(f"{useless[0]}: soft routing alone reads it, and routing is {routing}; set routing=soft")
+    return routing
+
+
+def _method(
+    teachers: Sequence[str], domains: Mapping[str, Sequence[str] | str], settings: Mapping[str, Any]
+) -> MultiDistillation:
     """The method for these teachers; in a hybrid, those of music have convolutions."""
     own = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in domains.items()}
     music = tuple(name for name in teachers if "music" in own.get(name, (name,)))
@@ -140,10 +243,28 @@ def _teacher(given: str | Mapping[str, Any]) -> NetworkConfig:
 
 
 def _data(settings: Mapping[str, Any]) -> Any:
+    return _checked(find_data(DATA), {"name": DATA, **settings}, "data")
+
+
+def _checked(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
     try:
-        return find_data(DATA).model_validate({"name": DATA, **settings})
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(DATA, [f"data.{text}" for text in sentences(error)]) from error
+        raise RecipeError(DATA, [f"{where}.{text}" for text in sentences(error, kind, values)]) from error
+
+
+def _alone(method: MultiDistillation, teacher: str, teachers: Sequence[str]) -> MultiDistillation:
+    """The settings of a student of one teacher: rows of all domains teach it, or with hard routing those of its own."""
+    if method.translator in ("shared", "half"):
+        raise SettingError(
+            f"{DATA}/{MERGE}: translator={method.translator} divides one student among several teachers, and students "
+            "have one teacher each here; take mlp or lconv"
+        )
+    if method.routing == "all":
+        return _only(method, [teacher]).model_copy(update={"routing": "all"})
+    domains = {name: method.domains.get(name, (name,)) for name in teachers}
+    others = (domain for name in teachers for domain in domains[name] if domain not in domains[teacher])
+    return _only(method, [teacher]).model_copy(update={"routing": "hard", "untaught": tuple(dict.fromkeys(others))})
 
 
 def _only(method: MultiDistillation, teachers: Sequence[str]) -> MultiDistillation:

@@ -1,7 +1,7 @@
 """The training loops: `run` trains all stages of a recipe, `fit` trains one stage, `validate` measures it."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from crossdistill.planning.remarks import absent_inputs, frozen_parameters
 from crossdistill.planning.sources import load_choices, save_choices
 from crossdistill.recipe import Recipe
 from crossdistill.report import Report
-from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, restore, save_outcome
+from crossdistill.run_folder.checkpoint import drop_checkpoints, load_outcome, save_outcome
 from crossdistill.run_folder.data_record import check_data, record_data
 from crossdistill.run_folder.folder import (
     check_folder,
@@ -49,6 +49,7 @@ from crossdistill.training.evaluation import WithAccuracy, batches, few_rows
 from crossdistill.training.monitor import Monitor, Pace, shown
 from crossdistill.training.results import Outcome, finish
 from crossdistill.training.selection import with_metric
+from crossdistill.training.start import set_start
 from crossdistill.training.step import Training
 from crossdistill.training.teacher_accuracy import TeacherCheck
 
@@ -261,8 +262,7 @@ def fit(
     """
     stage, steps = job.stage, job.order.steps
     torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
-    if job.initial is not None:
-        restore({job.student.name: plan.members[job.student.name]}, job.initial)
+    complete = set_start(plan, job, devices.device)
     before = _frozen_fingerprints(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices, out)
     state = StageState(out, select_by=stage.select_by)
@@ -301,6 +301,8 @@ def fit(
         pace.validated(epoch, steps, _validate_epoch(epoch, job, training, devices, state))
         if saver.due_after_epoch():
             saver.save(epoch + 1, 0)
+    if complete and not stage.epochs:
+        pace.validated(0, 0, _validate_epoch(0, job, training, devices, state))
     training.use_average()
     state.load_best(selected_parts(job))
     changed = [name for name, value in _frozen_fingerprints(plan, job).items() if value != before[name]]
@@ -390,11 +392,8 @@ def _frozen_fingerprints(plan: Plan, job: Job) -> dict[str, str]:
     prints = {name: fingerprint(network) for name, network in plan.members.items() if name not in job.trained}
     for name, (network, taps) in job.trained.items():
         # A network that trains only at some taps is frozen elsewhere.
-        rest = {key: value for key, value in network.module.state_dict().items() if not key.startswith(_below(taps))}
+        below = tuple(f"{tap}." for tap in taps)
+        rest = {key: value for key, value in network.module.state_dict().items() if not key.startswith(below)}
         prints |= {f"{name}.{key}": tensor_hash(value) for key, value in rest.items()} if taps else {}
     methods = {f"method of {earlier.stage.name}": earlier.method for earlier in plan.jobs if earlier.index < job.index}
     return prints | {name: fingerprint(method) for name, method in methods.items()}
-
-
-def _below(taps: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{tap}." for tap in taps)
