@@ -19,7 +19,7 @@ LINKS = 50_000
 """Names that one file has: a file system counts them up to 65,000 or so."""
 CLIPS, WORKERS, BATCH = 96, 2, 8
 CROP, RATE = 250_000, 16_000
-START_LIMIT_S, RATE_LIMIT = 10.0, 1 / 0.9
+START_LIMIT_S, MEMORY_LIMIT, RATE_LIMIT = 10.0, 1.3, 1 / 0.9
 
 
 def write_many(folder: Path, count: int = MANY) -> Path:
@@ -60,7 +60,8 @@ def started(manifest: str, rows: int) -> dict[str, float]:
     from crossdistill.data.sets.speech_music import SpeechMusicConfig
 
     before, begun = peak_mb(), time.perf_counter()
-    data = SpeechMusicConfig(manifest=Path(manifest), workers=0, rows=rows if rows < MANY else None).load()
+    data = SpeechMusicConfig(manifest=Path(manifest), workers=0).load()
+    assert len(data) == rows
     seconds = time.perf_counter() - begun
     loaded = peak_mb()
     return {"rows": len(data), "seconds": seconds, "before": before, "mb": loaded}
@@ -115,11 +116,12 @@ def main() -> None:
     from measure import Script
 
     script = Script(__file__)
-    manifest = write_many(script.scratch / "many")
-    few, many = (child(__file__, "--measure", str(manifest), str(count)) for count in (FEW, MANY))
+    manifests = {count: write_many(script.scratch / str(count), count) for count in (FEW, MANY)}
+    few, many = (child(__file__, "--measure", str(path), str(count)) for count, path in manifests.items())
     print(
         f"  {many['rows']:,.0f} rows: {many['seconds']:.1f} s, peak {many['mb']:.0f} MB ({few['mb']:.0f} MB with few)"
     )
+    script.value("peak memory with 300,000 files / with 3,000", many["mb"] / few["mb"], MEMORY_LIMIT)
     script.value("seconds to start with a manifest of 300,000 files", many["seconds"], START_LIMIT_S)
     rates(script, write_long(script.scratch / "long"))
 

@@ -65,6 +65,8 @@ class Batch:
         rows = len(self.ids)
         if self.total_rows <= 0:
             object.__setattr__(self, "total_rows", rows)
+        if self.domain is not None and len(self.domain) != rows:
+            raise ShapeError(f"batch: 'domain' names {len(self.domain)} rows, but there are {rows} sample ids")
         for name, tensor in self._tensors():
             if len(tensor) != rows:
                 raise ShapeError(f"batch: {name!r} has {len(tensor)} rows, but there are {rows} sample ids")

@@ -1,6 +1,7 @@
 """A method as one module for any training loop: `distiller(inputs, targets)` returns the loss of a step."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -50,8 +51,8 @@ class Distiller(nn.Module):
     `trains` names other members ("student", names of teachers). All others are frozen: without gradient, in eval mode
     also after `train()`, moved by `to()`, and not in `state_dict()`.
 
-    Sizes are measured on `example` (inputs, or inputs and targets), or else on the first batch. A method that adds
-    parameters needs the example, because an optimizer is made before the first batch.
+    Sizes are measured on `example` (inputs, or inputs, targets and domains), or else on the first batch. A method that
+    adds parameters needs the example, because an optimizer is made before the first batch.
 
     A method that stores rows by sample id (crd) needs the training data: `data`, or `targets` of all training rows,
     or `rows`, their number; ids are then positions in them, and each call passes `ids=`. `task` is the kind of the
@@ -127,18 +128,20 @@ class Distiller(nn.Module):
         epoch: int | None = None,
         labelled: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None,
+        domain: Sequence[str] | None = None,
     ) -> Tensor:
         """The loss of one batch: a scalar, averaged over rows.
 
         `inputs` are a tensor (rows first) or a mapping by modality; a `Batch` has its own targets and ids. `targets`
         are class numbers, `MISSING_TARGET` (-100) in rows without one; None: no row has a target. `labelled` marks
-        the rows whose target the student may use, `present` by modality the rows that have it. `epoch` is as for
+        the rows whose target the student may use, `present` by modality the rows that have it. `domain` names the
+        domain of each row, for methods whose teachers have domains (multi-distillation). `epoch` is as for
         `set_epoch`. State that the method updates after a step (queues, centres) changes at the next call, by
         `eval()`, or by `state_dict()`: the graph of this call still needs the old state.
         """
         if epoch is not None:
             self.set_epoch(epoch)
-        batch = self._batch(inputs, targets, ids, labelled, present)
+        batch = self._batch(inputs, targets, ids, labelled, present, domain)
         if self._data.ids_read and ids is None and not isinstance(inputs, Batch):
             raise SettingError(f"{self.settings.name} looks rows up by their sample ids: pass ids= with each batch")
         method = self._ready(batch)
@@ -150,6 +153,9 @@ class Distiller(nn.Module):
         devices = self._ranks(batch.ids.device) if learning else Devices(batch.ids.device)
         if devices.ranks > 1:
             batch = replace(batch, total_rows=int(devices.add_up(torch.tensor(len(batch), device=batch.ids.device))))
+            if batch.domain is not None:
+                each = devices.everyone(dict(Counter(batch.domain)))
+                batch = replace(batch, domain_rows=sum(map(Counter, each), Counter()))
         progress = replace(self._progress, gather=devices.gather)
         step: Step = method(batch, self._sources[STUDENT], self._teachers(), progress)
         if learning:
@@ -198,7 +204,8 @@ class Distiller(nn.Module):
     def measure(self, batches: Iterable[Any]) -> None:
         """The pass over the training data that some methods (ofd, salience) take before the first step.
 
-        `batches` are `Batch`, inputs, or pairs of inputs and targets, as a `DataLoader` gives them.
+        `batches` are `Batch`, inputs, or pairs of inputs and targets, as a `DataLoader` gives them, or triples with the
+        domains of the rows.
         """
         batches = iter(batches)
         first = self._of_pair(next(batches))
@@ -259,9 +266,10 @@ class Distiller(nn.Module):
         return {name: source for name, source in self._sources.items() if name != STUDENT}
 
     def _of_pair(self, item: Any) -> Batch:
-        """The batch of one item of a `DataLoader`: a `Batch`, inputs, or a pair of inputs and targets."""
-        pair = item if isinstance(item, tuple | list) else (item, None)
-        return self._batch(*pair)
+        """The batch of one item of a `DataLoader`: a `Batch`, inputs, with targets, and with ids or domains."""
+        given: list[Any] = [*(item if isinstance(item, tuple | list) else (item,)), None, None]
+        of_ids = given[2] is None or isinstance(given[2], Tensor)
+        return self._batch(*given[:2], given[2] if of_ids else None, domain=None if of_ids else given[2])
 
     def _batch(
         self,
@@ -270,6 +278,7 @@ class Distiller(nn.Module):
         ids: Tensor | None = None,
         labelled: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None,
+        domain: Sequence[str] | None = None,
     ) -> Batch:
         device = next((weight.device for weight in self.student.parameters()), torch.device("cpu"))
         if isinstance(inputs, Batch):
@@ -285,6 +294,7 @@ class Distiller(nn.Module):
             targets=torch.full((rows,), MISSING_TARGET) if targets is None else targets,
             labelled=labelled,
             present=present or {},
+            domain=None if domain is None else list(domain),
             task=self._task,
         ).to(device)
 

@@ -261,7 +261,7 @@ def filled(table: Table, column: str, what: str, faults: Faults) -> list[str]:
     empty = [row for row, cell in enumerate(cells) if cell is None]
     if empty:
         faults.add(f"{what}: column {column!r} is empty in {table.some(empty)}")
-    return [str(cell) for cell in cells]
+    return cells if all(type(cell) is str for cell in cells) else [str(cell) for cell in cells]
 
 
 def check_ids(table: Table, column: str, faults: Faults) -> None:

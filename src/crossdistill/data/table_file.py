@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ OTHERS = {
 }
 SHOWN = 3
 """Lines that a fault lists; the rest are counted."""
+SHARED = 256
+"""Values of a column of which all rows hold one object: a domain or a class of millions of rows is one text."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Table:
 
     path: Path
     columns: dict[str, list[Any]]
-    lines: list[int]
+    lines: Sequence[int]
     numbers: Sequence[int] = ()
     whole: int = -1
 
@@ -58,7 +61,9 @@ class Table:
         return self.columns[name]
 
     def rows(self, kept: Sequence[int]) -> "Table":
-        """These rows alone."""
+        """These rows alone, in ascending order."""
+        if len(kept) == len(self):
+            return self
         columns = {name: [cells[row] for row in kept] for name, cells in self.columns.items()}
         numbers = [self.numbers[row] for row in kept]
         return Table(self.path, columns, [self.lines[row] for row in kept], numbers, self.whole)
@@ -120,10 +125,10 @@ def _separated(path: Path, text: str, delimiter: str, *, chosen: bool) -> Table:
     first = text.partition("\n")[0]
     if not chosen and delimiter not in first:
         delimiter = max([delimiter, ";", "\t", "|"], key=first.count) if any(c in first for c in ";\t|") else delimiter
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     names: list[str] = []
-    cells: list[list[str]] = []
-    lines: list[int] = []
+    columns: list[_Column] = []
+    lines = array("q")
     wrong: list[str] = []
     try:
         for fields in reader:
@@ -131,11 +136,13 @@ def _separated(path: Path, text: str, delimiter: str, *, chosen: bool) -> Table:
                 continue
             if not names:
                 names = [field.strip() for field in fields]
+                columns = [_Column() for _ in names]
                 continue
             if len(fields) != len(names):
                 wrong.append(f"line {reader.line_num} has {len(fields)} fields")
                 continue
-            cells.append(fields)
+            for column, field in zip(columns, fields, strict=True):
+                column.add(field.strip() or None)
             lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote left open?") from error
@@ -150,14 +157,44 @@ def _separated(path: Path, text: str, delimiter: str, *, chosen: bool) -> Table:
             f"{path}: {'; '.join(wrong[:SHOWN])}{more}, for {len(names)} column names; put quotes around a field that "
             f"holds {delimiter!r}"
         )
-    columns = {name: [row[i].strip() or None for row in cells] for i, name in enumerate(names)}
-    return Table(path, columns, lines)
+    cells = {name: column.cells for name, column in zip(names, columns, strict=True)}
+    return Table(path, cells, _plain(lines))
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text, each with its end, one at a time."""
+    mark = "\n" if "\n" in text else "\r"
+    start = 0
+    while start < len(text):
+        end = text.find(mark, start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _plain(lines: "array[int]") -> Sequence[int]:
+    """The numbers of lines; without gaps they are a range."""
+    first, last = (lines[0], lines[-1]) if len(lines) else (1, 0)
+    return range(first, last + 1) if last - first + 1 == len(lines) else lines.tolist()
+
+
+class _Column:
+    """Cells of one column, in which the first few values are each one object."""
+
+    def __init__(self) -> None:
+        self.cells: list[Any] = []
+        self._shared: dict[str, str] = {}
+
+    def add(self, cell: Any) -> None:
+        if isinstance(cell, str):
+            shared = self._shared
+            cell = shared.setdefault(cell, cell) if len(shared) < SHARED else shared.get(cell, cell)
+        self.cells.append(cell)
 
 
 def _json_lines(path: Path, text: str) -> Table:
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    columns: dict[str, _Column] = {}
+    lines = array("q")
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
         try:
@@ -166,10 +203,13 @@ def _json_lines(path: Path, text: str) -> Table:
             raise DataError(f"{path}: line {number} is no JSON: {error}; wanted one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} holds a {type(row).__name__}; wanted one object a line")
-        rows.append(row)
+        for name in (name for name in row if name not in columns):
+            columns[name] = _Column()
+            columns[name].cells = [None] * len(lines)
+        for name, column in columns.items():
+            column.add(_cell(row.get(name)))
         lines.append(number)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(path, {name: [_cell(row.get(name)) for row in rows] for name in names}, lines)
+    return Table(path, {name: column.cells for name, column in columns.items()}, _plain(lines))
 
 
 def _parquet(path: Path) -> Table:
@@ -183,7 +223,7 @@ def _parquet(path: Path) -> Table:
         raise DataError(f"{path}: not readable as parquet: {' '.join(str(error).split())[:200]}") from error
     count = len(next(iter(columns.values()), []))
     cells = {str(name): [_cell(value) for value in values] for name, values in columns.items()}
-    return Table(path, cells, list(range(1, count + 1)))
+    return Table(path, cells, range(1, count + 1))
 
 
 def _cell(value: Any) -> Any:

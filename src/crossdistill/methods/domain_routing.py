@@ -86,10 +86,25 @@ def rows_of(domains: Sequence[str], batch: Batch) -> Tensor:
     if batch.domain is None:
         raise SettingError(
             f"{WHO}: the rows of these data have no domain; give one (the column `domain` of a manifest, "
-            "Dataset.from_arrays(domain=...)), or set routing=all"
+            "Dataset.from_arrays(domain=...), domain= of a Distiller's call), or set routing=all"
         )
     found = [row for row, domain in enumerate(batch.domain) if domain in domains]
     return torch.tensor(found, dtype=torch.long, device=batch.ids.device)
+
+
+def check_taught(domains: Mapping[str, Sequence[str]], untaught: Sequence[str], batch: Batch) -> None:
+    """Check that each row of a batch has a teacher; a plan knows that before training, a loop of one's own does not.
+
+    Raises:
+        SettingError: a row's domain has none; names it.
+    """
+    taught = {*untaught, *(domain for own in domains.values() for domain in own)}
+    alone = next((domain for domain in batch.domain or () if domain not in taught), None)
+    if alone is not None:
+        raise SettingError(
+            f"{WHO}: a row of the batch is of the domain {alone!r}, which has no teacher; {nearest(alone, taught)}. "
+            "Add it to a teacher's domains, or to untaught"
+        )
 
 
 def rows_in_step(domains: Sequence[str], batch: Batch) -> int:

@@ -19,6 +19,7 @@ from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term,
 from crossdistill.methods.domain_routing import (
     Layers,
     check_names,
+    check_taught,
     confidence_weights,
     domain_weights,
     layers_of,
@@ -61,6 +62,8 @@ class _MultiDistillation(Method):
         return {name: frozenset(signals) for name, signals in self.layers.items()}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
+        if self.config.routing == "hard":
+            check_taught(self.domains, self.config.untaught, batch)
         outputs = student(batch)
         kept = kept_teachers(tuple(self.domains), self.config.drop, self.config.drop_seed, progress)
         found = {one.name: one for one in self._compared(kept, batch, outputs, student, teachers)}

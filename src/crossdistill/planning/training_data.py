@@ -46,8 +46,9 @@ class TrainingData:
     def spec(self, classes: int) -> DataSpec:
         """The `DataSpec` for a method whose student has this number of classes."""
         known = self._known or DataSpec(0, classes, task=self._task)
+        classes = known.classes or classes
         spec = _Watched(
-            known.rows, known.classes or classes, known.targets, known.ids, known.labelled_fraction, known.task
+            known.rows, classes, known.targets, known.ids, known.labelled_fraction, known.task, known.domains
         )
         object.__setattr__(spec, "data", self)
         return spec

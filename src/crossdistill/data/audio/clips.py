@@ -40,7 +40,7 @@ class Clips:
 
     Args:
         root: folder of the files; a name that is absolute stays as it is.
-        names: the file of each row.
+        names: the file of each row, as text.
         starts: where a clip begins in its file, in seconds.
         seconds: length of each clip.
         rates: the stated rate of each file in hertz, 0: none is stated.
@@ -54,7 +54,7 @@ class Clips:
     def __init__(
         self,
         root: Path,
-        names: Sequence[str],
+        names: Sequence[object],
         starts: NDArray[np.float64],
         seconds: NDArray[np.float64],
         rates: NDArray[np.int64],
@@ -66,10 +66,12 @@ class Clips:
         seed: int,
     ) -> None:
         self.root, self.crop, self.shortest, self.seed = str(root), crop, shortest, seed
-        encoded = [os.fsencode(name) for name in names]
         # One block of bytes: as objects, the names would be copied into each worker as their counters change.
-        self._names = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)])
+        block, self._ends = bytearray(), np.zeros(len(names) + 1, dtype=np.int64)
+        for row, name in enumerate(names, 1):
+            block += os.fsencode(str(name))
+            self._ends[row] = len(block)
+        self._names = bytes(block)
         self._starts, self.seconds, self._rates, self._states = starts, seconds, rates, states
         self._order = np.argsort(kin, kind="stable")
         self._place = np.empty_like(self._order)
@@ -77,7 +79,7 @@ class Clips:
         kinds, self._kin = np.unique(kin, return_inverse=True)
         self._bounds = np.searchsorted(kin[self._order], kinds), np.searchsorted(kin[self._order], kinds, side="right")
         # Shared with the workers, which find the bad files.
-        self.marks = torch.zeros(len(encoded), dtype=torch.uint8).share_memory_()
+        self.marks = torch.zeros(len(names), dtype=torch.uint8).share_memory_()
         self.readers = 0
         self._last: tuple[Any, list[Sound]] | None = None
 

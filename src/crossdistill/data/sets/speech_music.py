@@ -7,7 +7,7 @@ seconds, rate in hertz, split, group, target and id. `crossdistill audio manifes
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -111,17 +111,16 @@ class SpeechMusicConfig(DataConfig):
                 "data 'speech-music': data.manifest is not set; make one by `crossdistill audio manifest DIR --domain "
                 "speech --to FILE` and give --set data.manifest=FILE"
             )
-        table = read_table(self.manifest, "utf-8", None)
         root = self.manifest.parent if self.root is None else self.folder()
-        rows, note = self._readable(table, root, progress)
-        domain = rows.domain
-        strata = torch.from_numpy(np.unique(domain, return_inverse=True)[1].astype(np.int64))
+        rows, note = self._readable(read_table(self.manifest, "utf-8", None), root, progress)
+        domain, groups = rows.domain, rows.groups
+        strata = torch.from_numpy(_numbered(domain))
         targets = rows.table.columns.get("target")
         splits, how = self._splits(rows, strata)
         rendering = SoundRendering(rate=self.rate, kind="wave", normalise="mean")
         clips = Clips(
             root,
-            [str(name) for name in rows.table.columns["path"]],
+            rows.table.columns["path"],
             rows.starts,
             rows.seconds,
             rows.rates,
@@ -131,6 +130,8 @@ class SpeechMusicConfig(DataConfig):
             shortest=self.min_seconds,
             seed=self.seed,
         )
+        # The texts of a large manifest take as much memory as all that is made of them.
+        del rows
         source = ClipSource(clips, rendering)
         dataset = Dataset.from_arrays(
             self.name,
@@ -138,7 +139,7 @@ class SpeechMusicConfig(DataConfig):
             targets,
             splits=splits,
             domain=domain,
-            groups=rows.groups,
+            groups=groups,
             task="none" if targets is None else None,
             input_specs={MODALITY: source.spec},
             about=f"{len(domain):,} clips of {self.manifest.name}.",
@@ -148,7 +149,7 @@ class SpeechMusicConfig(DataConfig):
             dataset = replace(dataset, mix=DomainMix(quotas=self.quotas, temperature=self.temperature))
         if self.crops != 1:
             dataset = replace(dataset, augmentation=CropViews(self.crops))
-        said = [_hours(domain, rows.seconds), how, note]
+        said = [_hours(domain, clips.seconds), how, note]
         return replace(dataset, how_split="; ".join(text for text in said if text))
 
     def _readable(self, table: Table, root: Path, progress: OnProgress) -> "tuple[_Rows, str]":
@@ -173,38 +174,37 @@ class SpeechMusicConfig(DataConfig):
         if unknown:
             faults.add(f"data.domains: no row is of the domain {unknown[0]!r}; {nearest(unknown[0], domain)}")
         faults.check()
-        kept = [row for row, name in enumerate(domain) if not self.domains or name in self.domains]
+        kept = np.arange(len(domain))
+        if self.domains:
+            kept = kept[[name in self.domains for name in domain]]
         if self.rows is not None and len(kept) > self.rows:
-            kept = [kept[place] for place in few_rows([domain[row] for row in kept], self.rows, self.seed)]
-        wanted = len(kept)
+            kept = kept[few_rows([domain[row] for row in kept], self.rows, self.seed)]
         starts = np.nan_to_num(numbers["start"])
         seconds, rates = _measured(root, names, kept, starts, numbers, progress)
-        skipped = Skipped()
-        good, prefix = [], str(root)
-        states = np.zeros((len(names), 2), dtype=np.int64)
-        for row in kept:
+        states, bad, skipped = np.zeros((len(kept), 2), dtype=np.int64), np.zeros(len(kept), dtype=bool), Skipped()
+        prefix = str(root)
+        for place, row in enumerate(kept):
             # As objects of pathlib, 300,000 names take ten seconds.
             path = os.path.join(prefix, names[row])
-            states[row] = state_of(path)
-            if states[row, 0] and seconds[row] >= self.min_seconds - 1e-9:
-                good.append(row)
-            else:
+            states[place] = state = state_of(path)
+            if not state[0] or not seconds[row] >= self.min_seconds - 1e-9:
+                bad[place] = True
                 skipped.add(_fault(path, starts[row], seconds[row], self.min_seconds))
-        lost = sorted({domain[row] for row in kept} - {domain[row] for row in good})
-        note = skipped.text("clips", wanted)
-        if lost or not good:
+        index = kept[~bad]
+        lost = sorted({domain[row] for row in kept[bad]} - {domain[row] for row in index})
+        note = skipped.text("clips", len(kept))
+        if lost or not len(index):
             raise DataError(f"{self.manifest}: no clip of the domain {lost[0] if lost else ''!r} can be read: {note}")
         if note:
             log.warning("data %r: %s", self.name, note)
-        left = table.rows(good)
-        index = np.array(good, dtype=np.int64)
+        left = table if len(index) == len(table) else table.rows(index.tolist())
         groups = {}
         if "group" in table.columns:
             cells = [str(cell) if cell is not None else f"row {row}" for row, cell in enumerate(left.columns["group"])]
-            groups["group"] = torch.from_numpy(np.unique(cells, return_inverse=True)[1].astype(np.int64))
-        chosen = [domain[row] for row in good]
+            groups["group"] = torch.from_numpy(_numbered(cells))
+        chosen = domain if left is table else [domain[row] for row in index]
         stated = rates[index].astype(np.int64)
-        return _Rows(left, chosen, starts[index], seconds[index], stated, states[index], groups), note
+        return _Rows(left, chosen, starts[index], seconds[index], stated, states[~bad], groups), note
 
     def _splits(self, rows: "_Rows", strata: Tensor) -> tuple[dict[str, Tensor], str]:
         if "split" in rows.table.columns:
@@ -227,13 +227,19 @@ class _Rows:
     groups: Mapping[str, Tensor]
 
 
+def _numbered(names: Sequence[str]) -> NDArray[np.int64]:
+    """The place of each name among the sorted ones, without an array of all texts."""
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    return np.fromiter((places[name] for name in names), np.int64, len(names))
+
+
 def _numbers(table: Table, column: str, faults: Faults) -> NDArray[np.float64]:
     """A column of numbers of 0 or more; NaN where a cell is empty or the column is missing."""
     cells = table.columns.get(column)
     if cells is None:
         return np.full(len(table), np.nan)
     try:
-        values = np.array([np.nan if cell is None else float(cell) for cell in cells], dtype=np.float64)
+        values = np.fromiter((np.nan if cell is None else float(cell) for cell in cells), np.float64, len(cells))
     except (TypeError, ValueError):
         wrong = [row for row, cell in enumerate(cells) if cell is not None and not _is_number(cell)]
         faults.add(f"column {column!r} holds {cells[wrong[0]]!r} in {table.some(wrong)}; wanted numbers")
@@ -254,15 +260,15 @@ def _is_number(cell: Any) -> bool:
 
 def _measured(
     root: Path,
-    names: list[str],
-    kept: list[int],
+    names: Sequence[str],
+    kept: NDArray[np.int64],
     starts: NDArray[np.float64],
     numbers: Mapping[str, NDArray[np.float64]],
     progress: OnProgress,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Seconds and rate of each clip; of those without a duration, from the headers of their files (NaN: unreadable)."""
     seconds, rates = numbers["duration"].copy(), np.nan_to_num(numbers["rate"])
-    due = [row for row in kept if np.isnan(seconds[row])]
+    due = kept[np.isnan(seconds[kept])].tolist()
     scans = scan_all(
         [os.path.join(root, names[row]) for row in due], lambda done, total: progress("reading headers", done, total)
     )
@@ -291,13 +297,13 @@ def _kin(strata: Tensor, splits: Mapping[str, Tensor], targets: list[Any] | None
         place[rows.numpy()] = number
     kin = strata.numpy() * (len(splits) + 1) + place
     if targets is not None:
-        target = np.unique([str(cell) for cell in targets], return_inverse=True)[1]
+        target = _numbered([str(cell) for cell in targets])
         kin = np.unique(kin * (int(target.max()) + 1) + target, return_inverse=True)[1]
     return kin.astype(np.int64)
 
 
 def _hours(domain: list[str], seconds: NDArray[np.float64]) -> str:
-    names, place = np.unique(domain, return_inverse=True)
+    names, place = sorted(set(domain)), _numbered(domain)
     told = [f"{name} {(place == number).sum():,} clips, {seconds[place == number].sum() / 3600:.3g} h"
             for number, name in enumerate(names)]  # fmt: skip
     return f"domains: {'; '.join(told)}"
