@@ -269,7 +269,8 @@ class Distiller(nn.Module):
         """The batch of one item of a `DataLoader`: a `Batch`, inputs, with targets, and with ids or domains."""
         given: list[Any] = [*(item if isinstance(item, tuple | list) else (item,)), None, None]
         of_ids = given[2] is None or isinstance(given[2], Tensor)
-        return self._batch(*given[:2], given[2] if of_ids else None, domain=None if of_ids else given[2])
+        inputs, targets, third = given[0], given[1], given[2]
+        return self._batch(inputs, targets, third if of_ids else None, domain=None if of_ids else third)
 
     def _batch(
         self,
