@@ -120,6 +120,17 @@ def test_students_of_one_first_state_are_merged_and_a_resumed_run_merges_them_ag
     assert (out / "metrics.jsonl").read_text() == before
 
 
+def test_clips_below_the_receptive_field_are_refused_before_training(settings: list[str], tmp_path: Path) -> None:
+    manifest = Path(next(word for word in settings if word.startswith("data.manifest")).partition("=")[2])
+    wave = np.random.default_rng(5).standard_normal(60).astype(np.float32) * 0.1
+    soundfile.write(manifest.parent / "short.wav", wave, 16_000)
+    (manifest.parent / "with_short.csv").write_text(manifest.read_text() + "short.wav,music\n")
+    words = [*settings, f"data.manifest={manifest.parent / 'with_short.csv'}", "data.min_seconds=0.003"]
+    with pytest.raises(RecipeError) as refused:
+        run(make("speech-music/translate", words), tmp_path / "out")
+    states(refused.value, "'student'", "'music'", 1, 25, 60, "data.min_seconds")
+
+
 def test_the_published_schedule_reaches_its_rate_and_ends_at_zero() -> None:
     # A tenth of the published 200,000 steps, of which 14,000 warm up.
     weight = nn.Parameter(torch.zeros(1))

@@ -12,6 +12,9 @@ from crossdistill.models.merging import check_alike, check_weights, merge
 from crossdistill.network import Network
 from crossdistill.stage import MergeConfig, Stage
 
+LONGEST = 80_000
+"""Values of a row that are read for the alignment: 5 s at 16 kHz."""
+
 
 def merged_members(stage: Stage, student: str) -> list[str]:
     """The members that a stage merges; `student` is the name of the recipe's student."""
@@ -68,6 +71,6 @@ def merged_state(
 def _waves(batch: Batch, modality: str) -> list[Tensor]:
     value = batch.read(modality, "alignment")
     if isinstance(value, Tensor):
-        return [row[None] for row in value]
+        return [row[None, :LONGEST] for row in value]
     lengths = value["lengths"].tolist() if "lengths" in value else [value["values"].shape[1]] * len(value["values"])
-    return [row[None, :length] for row, length in zip(value["values"], lengths, strict=True)]
+    return [row[None, : min(length, LONGEST)] for row, length in zip(value["values"], lengths, strict=True)]

@@ -141,7 +141,25 @@ def check_sources(
         for name, teacher in teachers.items()
         if not bool((_rows_of(teacher, dataset)[train] & learner_rows).any())
     ]
-    return faults
+    return faults + [fault for source in (student, *teachers.values()) for fault in _frameless(source, dataset)]
+
+
+def _frameless(source: Teacher, dataset: Dataset) -> list[str]:
+    """A fault: rows shorter than the receptive field of a network that knows its frames; they would have no loss."""
+    network = TeacherBase.of(source).unshuffled.network
+    frames = getattr(network, "frames", None) or getattr(getattr(network, "module", None), "frames", None)
+    lengths = getattr(dataset.inputs.get(source.modalities[0]), "lengths", None) if source.modalities else None
+    if frames is None or not isinstance(lengths, Tensor):
+        return []
+    counts = frames(lengths.long())
+    if counts is None or not bool((counts < 1).any()):
+        return []
+    short = (counts < 1).nonzero().flatten()
+    return [
+        f"{source.name!r} gives no frame of {len(short):,} of {len(dataset):,} rows, of which the shortest has "
+        f"{int(lengths[short].min()):,} values (row {int(short[lengths[short].argmin()])}): they are shorter than its "
+        "receptive field; leave them out (for clips of a manifest: data.min_seconds)"
+    ]
 
 
 def _rows_of(source: Teacher, dataset: Dataset) -> Bool[Tensor, " N"]:

@@ -127,28 +127,12 @@ def speech_music(
         SettingError: there is no such method, or no teacher, or settings contradict the method.
         RecipeError: a setting of the data, the method or the merge is invalid.
     """
-    if method not in METHODS:
-        raise SettingError(f"no method of {DATA} is called {method!r}; {nearest(method, METHODS)}")
-    if not teachers:
-        raise SettingError(
-            f"{DATA}/{method} needs teachers: --set teachers.speech=transformers:FOLDER "
-            "--set teachers.music=transformers:FOLDER"
-        )
-    networks = {name: _teacher(given) for name, given in teachers.items()}
+    networks = _teachers(method, teachers or {})
     own = NetworkConfig.model_validate(student)
-    of_method: dict[str, Any] = {
-        "translator": translator,
-        "layers": layers,
-        "frame_rates": frame_rates,
-        "teacher_weights": teacher_weights,
-        "loss": loss,
-        "routing": _routing(method, routing, {"soft_by": soft_by, "sharpness": sharpness}),
-        "soft_by": soft_by,
-        "sharpness": sharpness,
-        "normalise": normalise,
-        "standardise": standardise,
-        "drop": drop,
-    }
+    of_method: dict[str, Any] = {"translator": translator, "layers": layers, "frame_rates": frame_rates, "loss": loss}
+    of_method |= {"teacher_weights": teacher_weights, "soft_by": soft_by, "sharpness": sharpness, "drop": drop}
+    of_method |= {"normalise": normalise, "standardise": standardise}
+    of_method["routing"] = _routing(method, routing, {"soft_by": soft_by, "sharpness": sharpness})
     settings = _method(tuple(networks), domains or {}, of_method)
     plain: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "micro_batches": micro_batches}
     stage = partial(_stage, **plain, optimizer=optimizer(epochs, learning_rate), weighting=weighting)
@@ -166,6 +150,7 @@ def speech_music(
             "student_name": STUDENT,
             "teachers": networks,
             "stages": stages,
+            "method": MERGE if method == MERGE else None,
             "seed": seed,
         }
     )
@@ -234,6 +219,17 @@ def _stage(name: str, method: MultiDistillation, teachers: Sequence[str], **sett
     return Stage.model_validate(
         {"name": name, "method": method, "teachers": tuple(teachers), "clip_norm": 5.0, **settings}
     )
+
+
+def _teachers(method: str, teachers: Mapping[str, str | Mapping[str, Any]]) -> dict[str, NetworkConfig]:
+    if method not in METHODS:
+        raise SettingError(f"no method of {DATA} is called {method!r}; {nearest(method, METHODS)}")
+    if not teachers:
+        raise SettingError(
+            f"{DATA}/{method} needs teachers: --set teachers.speech=transformers:FOLDER "
+            "--set teachers.music=transformers:FOLDER"
+        )
+    return {name: _teacher(given) for name, given in teachers.items()}
 
 
 def _teacher(given: str | Mapping[str, Any]) -> NetworkConfig:

@@ -87,8 +87,8 @@ class StageState:
         """The epoch and the value that each part was selected by."""
         return {name: {"epoch": self.epochs[name], "value": value} for name, value in self.values.items()}
 
-    def note(self, seconds: float) -> str:
-        """One line for the display: epochs, seconds, and the selected validation values."""
+    def note(self, seconds: float, epochs: int) -> str:
+        """One line for the display: epochs of the stage, seconds, and the selected validation values."""
         if not self.history:
             return "no epochs"
         values = ", ".join(
@@ -97,7 +97,7 @@ class StageState:
         )
         by = "lowest validation loss" if self.select_by is None else f"best validation {self.select_by}"
         kind = f"{by}: {values}" if values else f"last validation: {metrics_text(self.history[-1])}"
-        return f"{counted(len(self.history), 'epoch')} in {seconds:.1f} s, {kind}"
+        return f"{counted(epochs, 'epoch')} in {seconds:.1f} s, {kind}"
 
     def _accuracy(self, name: str, epoch: int | float) -> str:
         """The student's validation accuracy in the selected epoch, as text; empty for other parts."""

@@ -261,7 +261,6 @@ def fit(
         FrozenError: a weight that does not train in this stage has changed.
     """
     stage, steps = job.stage, job.order.steps
-    torch.manual_seed(derived_seed("stage", plan.recipe.seed, stage.name))
     complete = set_start(plan, job, devices.device)
     before = _frozen_fingerprints(plan, job)
     training = Training(job, [*plan.members.values(), *(other.method for other in plan.jobs)], devices, out)
@@ -308,7 +307,7 @@ def fit(
     changed = [name for name, value in _frozen_fingerprints(plan, job).items() if value != before[name]]
     if changed:
         raise FrozenError(f"stage {stage.name!r} changed {', '.join(map(repr, changed))}, which it does not train")
-    display.end(state.note(saver.seconds()))
+    display.end(state.note(saver.seconds(), stage.epochs))
     return {
         "key": job.key,
         "stage": stage.name,

@@ -5,25 +5,32 @@ import torch
 from crossdistill.planning.merged_start import merged_members, merged_state
 from crossdistill.planning.plan import Job, Plan
 from crossdistill.run_folder.checkpoint import restore
+from crossdistill.runtime.hashing import derived_seed
+from crossdistill.stage import MergeConfig
 from crossdistill.training.evaluation import batches
 
 ALIGNED_ROWS, AT_ONCE = 200, 8
 """Training rows whose activations align the units of networks, and rows that are read at once."""
 
 
-@torch.no_grad()
 def set_start(plan: Plan, job: Job, device: torch.device) -> bool:
-    """Give the learner the weights from which the stage starts; returns whether its method has trained ones too.
+    """Give the learner the weights from which the stage starts, and seed it.
 
-    A stage that merges members takes the modules of its method from the stages that trained them last.
+    A stage that merges members takes the modules of its method from the stages that trained them last; returns whether
+    these have all of them.
     """
-    learner, config = plan.members[job.student.name], job.stage.merge
     if job.initial is not None:
-        restore({job.student.name: learner}, job.initial)
-    if config is None:
-        return False
-    names = merged_members(job.stage, plan.recipe.learner)
-    rows = job.dataset.splits["train"][:ALIGNED_ROWS]
+        restore({job.student.name: plan.members[job.student.name]}, job.initial)
+    complete = job.stage.merge is not None and _merge(plan, job, job.stage.merge, device)
+    torch.manual_seed(derived_seed("stage", plan.recipe.seed, job.stage.name))
+    return complete
+
+
+@torch.no_grad()
+def _merge(plan: Plan, job: Job, config: MergeConfig, device: torch.device) -> bool:
+    learner, names = plan.members[job.student.name], merged_members(job.stage, plan.recipe.learner)
+    train, source = job.dataset.splits["train"], torch.Generator().manual_seed(derived_seed("align", plan.recipe.seed))
+    rows = train[torch.randperm(len(train), generator=source)[:ALIGNED_ROWS]]
     read = batches(job.dataset, rows, device, AT_ONCE, only=learner.reads)
     learner.module.load_state_dict(merged_state(config, learner, [plan.members[name] for name in names], read))
     own = job.method.state_dict()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ Scan = tuple[float, int] | str
 """Duration in seconds and rate in hertz of a file, or why it is left out."""
 
 
-def scan(path: str) -> Scan:
-    """Duration and rate from a file's header.
+def scan(path: str, shortest: float = SHORTEST) -> Scan:
+    """Duration and rate from a file's header; a file of fewer than `shortest` seconds is left out.
 
     Raises:
         MissingExtraError: the package that reads such files is not installed.
@@ -69,15 +70,19 @@ def scan(path: str) -> Scan:
         raise
     except CrossdistillError as error:
         return str(error)
-    if samples < SHORTEST * rate:
-        return f"{path}: {samples:,} samples at {rate:,} Hz are less than {SHORTEST:g} s"
+    if samples < max(shortest * rate, 1):
+        return f"{path}: {samples:,} samples at {rate:,} Hz are less than {shortest:g} s"
     return samples / rate, rate
 
 
-def scan_all(paths: Sequence[str], said: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Scan]:
+def scan_all(
+    paths: Sequence[str],
+    said: Callable[[int, int], None] = lambda done, total: None,
+    shortest: float = SHORTEST,
+) -> Iterator[Scan]:
     """The headers of files in their order, read by threads: the decoder releases Python's lock."""
     with ThreadPoolExecutor(THREADS) as threads:
-        for done, found in enumerate(threads.map(scan, paths, chunksize=64), 1):
+        for done, found in enumerate(threads.map(partial(scan, shortest=shortest), paths, chunksize=64), 1):
             yield found
             if done % 1000 == 0 or done == len(paths):
                 said(done, len(paths))

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from crossdistill.data.audio.clips import Clips, ClipSource, CropViews
-from crossdistill.data.audio.manifest import KNOWN, SHORTEST, Skipped, scan_all
+from crossdistill.data.audio.manifest import KNOWN, SHORTEST, Skipped, scan, scan_all
 from crossdistill.data.cache import CacheEntry
 from crossdistill.data.config import DataConfig
 from crossdistill.data.content import OnProgress
@@ -180,7 +180,7 @@ class SpeechMusicConfig(DataConfig):
         if self.rows is not None and len(kept) > self.rows:
             kept = kept[few_rows([domain[row] for row in kept], self.rows, self.seed)]
         starts = np.nan_to_num(numbers["start"])
-        seconds, rates = _measured(root, names, kept, starts, numbers, progress)
+        seconds, rates = _measured(root, names, kept, starts, numbers, self.min_seconds, progress)
         states, bad, skipped = np.zeros((len(kept), 2), dtype=np.int64), np.zeros(len(kept), dtype=bool), Skipped()
         prefix = str(root)
         for place, row in enumerate(kept):
@@ -264,13 +264,16 @@ def _measured(
     kept: NDArray[np.int64],
     starts: NDArray[np.float64],
     numbers: Mapping[str, NDArray[np.float64]],
+    shortest: float,
     progress: OnProgress,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Seconds and rate of each clip; of those without a duration, from the headers of their files (NaN: unreadable)."""
     seconds, rates = numbers["duration"].copy(), np.nan_to_num(numbers["rate"])
     due = kept[np.isnan(seconds[kept])].tolist()
     scans = scan_all(
-        [os.path.join(root, names[row]) for row in due], lambda done, total: progress("reading headers", done, total)
+        [os.path.join(root, names[row]) for row in due],
+        lambda done, total: progress("reading headers", done, total),
+        shortest,
     )
     for row, found in zip(due, scans, strict=True):
         if not isinstance(found, str):
@@ -285,8 +288,10 @@ def _fault(path: str, start: float, seconds: float, shortest: float) -> str:
     if not state_of(path)[0]:
         return f"{path}: is empty"
     if np.isnan(seconds):
-        found = next(iter(scan_all([path])))
+        found = scan(path, shortest)
         return found if isinstance(found, str) else f"{path}: its duration is unknown"
+    if seconds <= 0 < start:
+        return f"{path}: its clip begins at second {start:g}, and it ends at second {start + seconds:g}"
     return f"{path}: {seconds:g} s from second {start:g} on are less than {shortest:g} s"
 
 
