@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from crossdistill.data.dataset import Licence
 from crossdistill.data.rendering import Rendering
 from crossdistill.errors import CrossdistillError, SettingError, SplitError, TapError, nearest
 from crossdistill.network_split import CutGraph, ReplayedCut
+from crossdistill.network_taps import ENDED, TapReader
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, same_values
 from crossdistill.runtime.code_key import CodeKey, code_key
 from crossdistill.runtime.hashing import structure
@@ -93,7 +95,7 @@ class Network(nn.Module):
         self._output_adapter = renamed("give", give, "output_adapter", output_adapter)
         self._graphs: dict[int, CutGraph | ReplayedCut] = {}
         self._compiled: tuple[Callable[..., Any], ...] = ()
-        self._overwritten: set[str] = set()
+        self._reader = TapReader()
         self._verified: set[str] = set()
         self.changing, self.frozen = frozenset[str](), frozenset[str]()
         self._types: frozenset[torch.dtype] | None = None
@@ -170,8 +172,11 @@ class Network(nn.Module):
         filled = {} if self.needs == "all" else {"needs": self.needs, "absent": self.absent}
         return code_key(module=self.module, call=self._input_adapter, give=self._output_adapter, **filled)
 
-    def forward(self, batch: Batch, signals: Iterable[Signal] = (Signal.LOGITS,)) -> Outputs:
+    def forward(self, batch: Batch, signals: Iterable[Signal] = (Signal.LOGITS,), *, only: bool = False) -> Outputs:
         """Outputs for all rows of `batch`: at least those that `signals` name.
+
+        With `only`, a network whose module says that its layers run `in_order` gives nothing else: where `signals` are
+        layers, its pass ends after the last of them, and there are neither logits nor an embedding.
 
         Raises:
             SignalError: the batch lacks a modality, or the network lacks a tap.
@@ -181,7 +186,15 @@ class Network(nn.Module):
         cuts = self.cuts(batch, [signal.tap for signal in sorted(signals) if signal.kind == "cut"])
         if all(signal.kind == "cut" for signal in signals):
             return Outputs(self.name, cuts=cuts)
-        result, seen = self._run_reading(batch, sorted(signal.tap for signal in signals if signal.kind == "feature"))
+        taps = sorted(signal.tap for signal in signals if signal.kind == "feature")
+        for tap in taps:
+            self._layer(tap)
+        whole = not only or bool(signals & {Signal.LOGITS, Signal.EMBEDDING})
+        ends = not whole and bool(getattr(self.module, "in_order", False))
+        run = partial(self._run, batch, compiled=not taps)
+        result, seen = self._reader.read(self.name, self.module, taps, run, ends=ends)
+        if result is ENDED:
+            return Outputs(self.name, features={tap: self._whole(value) for tap, value in seen.items()}, cuts=cuts)
         return self.outputs(result, seen, cuts)
 
     def cuts(self, batch: Batch, taps: Sequence[str]) -> dict[str, Cut]:
@@ -240,7 +253,7 @@ class Network(nn.Module):
                 args.append(value)
             else:
                 named |= value
-        dtype = self._dtype()
+        dtype = getattr(self.module, "input_dtype", None) or self._dtype()
         if dtype is None:
             return tuple(args), named
         return tuple(cast(value, dtype) for value in args), {name: cast(value, dtype) for name, value in named.items()}
@@ -372,29 +385,3 @@ class Network(nn.Module):
                 ) from error
             inputs = [value for value in (*args, *named.values()) if isinstance(value, Tensor)]
             raise refused_input(self.name, self.reads, inputs, self.module, str(error)) from error
-
-    def _run_reading(self, batch: Batch, taps: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
-        """The result of one pass, and the outputs of the tapped layers."""
-        seen: dict[str, tuple[Tensor, int]] = {}
-
-        def keep(tap: str, value: Any) -> None:
-            if not isinstance(value, Tensor):
-                raise TapError(f"{self.name}: the layer {tap!r} returns a {type(value).__name__}; wanted a tensor")
-            value = value.clone() if tap in self._overwritten else value
-            seen[tap] = (value, value._version)
-
-        with ExitStack() as hooks:
-            for tap in taps:
-                self._layer(tap)
-                layer = self.module.get_submodule(tap)
-                hooks.enter_context(layer.register_forward_hook(lambda _m, _a, out, tap=tap: keep(tap, out)))
-            result = self._run(batch, compiled=not taps)
-        missing = [tap for tap in taps if tap not in seen]
-        if missing:
-            raise TapError(f"{self.name} never ran the layers {missing} for this input; tap ones that every pass runs")
-        overwritten = {tap for tap, (value, version) in seen.items() if value._version != version}
-        if overwritten:
-            # The next layer has overwritten the value in place: keep a copy from now on.
-            self._overwritten |= overwritten
-            return self._run_reading(batch, taps)
-        return result, {tap: value for tap, (value, _) in seen.items()}

@@ -225,7 +225,8 @@ class Live(TeacherBase):
         # Without an exact cut, the cut holds the batch, and its continuation runs the whole network again.
         other = {Signal.feature(tap) for tap in cuts & self._uncut}
         plain = {signal for signal in self.signals if signal.kind != "cut"} | other
-        outputs = self.network(batch, plain) if plain else Outputs(self.name)
+        # A frozen network gives what is read of it, and no more: see `Network.forward`.
+        outputs = self.network(batch, plain, only=not self.trained) if plain else Outputs(self.name)
         whole = {tap: Cut(outputs.features[tap], (batch,)) for tap in cuts & self._uncut}
         return replace(outputs, cuts={**exact, **whole})
 

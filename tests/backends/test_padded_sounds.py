@@ -6,6 +6,7 @@ import torch
 from crossdistill import Batch, Network
 from crossdistill.backends.pretrained import Pretrained
 from crossdistill.backends.transformers_body import with_kind
+from crossdistill.errors import ShapeError
 from crossdistill.outputs import Signal
 
 transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
@@ -22,25 +23,39 @@ SOUND: dict[str, Any] = {
 LENGTHS = torch.tensor([2400, 1601, 777])
 
 
-def network_of(kind: str, norm: str) -> Network:
+POSITIONS: dict[str, Any] = {"conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 3}
+
+
+def network_of(kind: str, norm: str = "group", **more: Any) -> Network:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**BLOCKS, **SOUND, feat_extract_norm=norm)
+    config = getattr(transformers, f"{kind}Config")(**{**BLOCKS, **SOUND, "feat_extract_norm": norm, **more})
     model = getattr(transformers, f"{kind}Model")(config)
     # The random normalisation of a new model is the identity, which would hide a missing scale.
     with torch.no_grad():
         for one in model.modules():
-            if isinstance(one, torch.nn.GroupNorm):
+            if isinstance(one, torch.nn.GroupNorm | torch.nn.BatchNorm1d):
                 one.weight.uniform_(0.5, 1.5)
                 one.bias.uniform_(-0.5, 0.5)
     module = Pretrained(with_kind(model, "audio", classifier=False, pooled=False))
-    return Network(module.eval(), ("audio",), module.taps)
+    return Network(module.eval(), ("x",), module.taps)
 
 
 # transformers passes WavLM's masks to PyTorch in two types, which PyTorch deprecates.
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
-@pytest.mark.parametrize(("kind", "norm"), [("Hubert", "group"), ("Wav2Vec2", "layer"), ("WavLM", "group")])
-def test_a_padded_batch_gives_each_row_what_the_single_clip_gives(kind: str, norm: str) -> None:
-    network = network_of(kind, norm)
+@pytest.mark.parametrize(
+    ("kind", "norm", "more"),
+    [
+        ("Hubert", "group", {}),
+        ("Hubert", "layer", {"conv_pos_batch_norm": True}),
+        ("Wav2Vec2", "layer", {"do_stable_layer_norm": True}),
+        ("WavLM", "group", {}),
+        ("UniSpeech", "group", {}),
+        ("UniSpeechSat", "group", {}),
+        ("Data2VecAudio", "layer", POSITIONS),
+    ],
+)
+def test_a_padded_batch_gives_each_row_what_the_single_clip_gives(kind: str, norm: str, more: dict[str, Any]) -> None:
+    network = network_of(kind, norm, **more)
     names = sorted(network.state_dict())
     clips = [torch.randn(int(length)) for length in LENGTHS]
     values = torch.full((3, 2400), 50.0) * torch.randn(3, 2400)
@@ -50,9 +65,9 @@ def test_a_padded_batch_gives_each_row_what_the_single_clip_gives(kind: str, nor
     assert frames is not None
     signals = {Signal.EMBEDDING, *map(Signal.feature, network.taps)}
     with torch.no_grad():
-        whole = network(Batch({"audio": {"values": values, "lengths": LENGTHS}}, torch.arange(3)), signals)
+        whole = network(Batch({"x": {"values": values, "lengths": LENGTHS}}, torch.arange(3)), signals)
         for row, clip in enumerate(clips):
-            alone = network(Batch({"audio": clip[None]}, torch.arange(1)), signals)
+            alone = network(Batch({"x": clip[None]}, torch.arange(1)), signals)
             for tap in network.taps:
                 valid = alone.features[tap].shape[1]
                 assert int(frames[row]) == valid
@@ -81,10 +96,46 @@ def test_a_padded_batch_trains_with_gradients_of_the_single_clip() -> None:
     found = []
     for value in (clip, {"values": padded, "lengths": torch.tensor([777])}):
         network.zero_grad()
-        network(Batch({"audio": value}, torch.arange(1)), {Signal.EMBEDDING}).need(
+        network(Batch({"x": value}, torch.arange(1)), {Signal.EMBEDDING}).need(
             Signal.EMBEDDING
         ).square().sum().backward()
         found.append([one.grad for one in network.parameters() if one.grad is not None])
     assert len(found[0]) == len(found[1])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "said"),
+    [
+        ("Wav2Vec2Conformer", {}, "wav2vec2-conformer"),
+        ("SEW", {"squeeze_factor": 2}, "sew"),
+        ("Wav2Vec2", {"add_adapter": True}, "adapter"),
+    ],
+)
+def test_padding_is_refused_for_models_whose_rows_depend_on_it(kind: str, more: dict[str, Any], said: str) -> None:
+    network = network_of(kind, **more)
+    values = torch.randn(2, 900)
+    with pytest.raises(ShapeError, match=rf"{said}.*700 to 900"):
+        network(Batch({"x": {"values": values, "lengths": torch.tensor([900, 700])}}, torch.arange(2)))
+    # Rows of one length have no padding.
+    padded = {"values": values, "lengths": torch.tensor([900, 900])}
+    with torch.no_grad():
+        found = [network(Batch({"x": value}, torch.arange(2)), {Signal.EMBEDDING}) for value in (values, padded)]
+    assert torch.equal(found[0].need(Signal.EMBEDDING), found[1].need(Signal.EMBEDDING))
+
+
+@pytest.mark.parametrize("kind", ["Hubert", "Data2VecAudio"])
+def test_a_clip_below_the_receptive_field_is_refused_alone_and_in_a_batch(kind: str) -> None:
+    network = network_of(kind, **(POSITIONS if kind == "Data2VecAudio" else {}))
+    # (1 - 1) * 2 + 2 = 2 inputs of the last convolution, (2 - 1) * 2 + 3 = 5 of the second, (5 - 1) * 5 + 10 = 30.
+    lengths = torch.tensor([900, 29, 400])
+    refused = [
+        (torch.randn(2, 29), r"every row has 29 samples.* 30 "),
+        ({"values": torch.randn(3, 900), "lengths": lengths}, r"row 1 of the batch has 29 samples.* 30 "),
+    ]
+    for value, said in refused:
+        with pytest.raises(ShapeError, match=said):
+            network(Batch({"x": value}, torch.arange(len(lengths) if isinstance(value, dict) else 2)))
+    with torch.no_grad():
+        assert network(Batch({"x": torch.randn(1, 30)}, torch.arange(1)), {Signal.EMBEDDING}).embedding is not None

@@ -6,14 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossdistill.backends.pretrained import ExactBuffers
 from crossdistill.errors import SettingError
 
 FLOOR = 1.192092955078125e-07
 """Smallest energy of Kaldi's filter bank."""
 
 
-class WhisperFrontend(nn.Module):
-    """Log-mel spectrograms (B, bands, frames) of waves (B, samples) of Whisper's fixed length."""
+class WhisperFrontend(ExactBuffers):
+    """Log-mel spectrograms (B, bands, frames) of Whisper's window, by default 30 s, of waves (B, samples).
+
+    As by its feature extractor, shorter waves are padded with zeros, and longer ones cut.
+    """
 
     window: Tensor
     filters: Tensor
@@ -24,20 +28,25 @@ class WhisperFrontend(nn.Module):
 
         self.n_fft, self.hop = int(config.get("n_fft", 400)), int(config.get("hop_length", 160))
         bands, rate = int(config["feature_size"]), int(config["sampling_rate"])
+        self.samples = int(config.get("chunk_length", 30)) * rate
         filters = mel_filter_bank(1 + self.n_fft // 2, bands, 0.0, 8000.0, rate, norm="slaney", mel_scale="slaney")
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
     def forward(self, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The spectrograms; waves are padded with zeros already, so that their lengths do not matter."""
-        spectrum = torch.stft(waves.float(), self.n_fft, self.hop, window=self.window.float(), return_complex=True)
-        energy = self.filters.float().T @ spectrum[..., :-1].abs().square()
+        """The spectrograms, in which what is beyond a wave's length is silence."""
+        waves = waves.float()
+        if lengths is not None:
+            waves = waves.masked_fill(torch.arange(waves.shape[1], device=waves.device) >= lengths[:, None], 0)
+        waves = nn.functional.pad(waves[:, : self.samples], (0, max(0, self.samples - waves.shape[1])))
+        spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, return_complex=True)
+        energy = self.filters.T @ spectrum[..., :-1].abs().square()
         decades = energy.clamp(min=1e-10).log10()
         loudest = decades.amax((1, 2), keepdim=True)
         return (torch.maximum(decades, loudest - 8) + 4) / 4
 
 
-class KaldiFrontend(nn.Module):
+class KaldiFrontend(ExactBuffers):
     """Kaldi's log filter bank (B, frames, bands) of waves (B, samples), normalised as for AST."""
 
     window: Tensor
@@ -67,8 +76,8 @@ class KaldiFrontend(nn.Module):
         frames = frames - frames.mean(2, keepdim=True)
         before = nn.functional.pad(frames[..., :-1], (1, 0))
         before[..., 0] = frames[..., 0]
-        frames = (frames - 0.97 * before) * self.window.float()
-        energy = torch.fft.rfft(frames, self.n_fft).abs().square() @ self.filters.float()
+        frames = (frames - 0.97 * before) * self.window
+        energy = torch.fft.rfft(frames, self.n_fft).abs().square() @ self.filters
         bank = energy.clamp(min=FLOOR).log()
         if lengths is not None:
             there = 1 + (lengths.clamp(min=self.size) - self.size) // self.hop

@@ -223,7 +223,8 @@ def assembled(
         licence=loaded.licence,
     )
     logits = texts.said if texts is not None else _logits_said(match, fits, head, str(found))
-    return Built(network, ("; ".join([logits, *_weights_said(module, how, dtype, loaded.pretrained)]),))
+    weights = _weights_said(module, how, dtype, loaded.pretrained)
+    return Built(network, ("; ".join([logits, *weights]), *loaded.notes))
 
 
 def _default_input(kind: str, dataset: Dataset) -> str:

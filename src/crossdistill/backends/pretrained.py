@@ -1,8 +1,9 @@
 """A network of another library as one module: its body, numbered layers as taps, its embedding, and its logits."""
 
+import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,34 @@ Kind = Literal["image", "audio", "text", "any"]
 """Kind of input: the name of the modality that a network reads by default."""
 
 
+class TimeAxis(abc.ABC):
+    """The frames at a layer whose values are not one frame after another, or go on after the end of a clip."""
+
+    samples: int
+    """Length of the window that the network reads; of longer sounds, the beginning."""
+
+    @abc.abstractmethod
+    def frames(self, lengths: Tensor) -> Tensor:
+        """Valid frames (B,) of sounds of `lengths` (B,) samples, also where the layer has fewer."""
+
+    @abc.abstractmethod
+    def read(self, states: Tensor) -> Tensor:
+        """The frames (B, T, D) in a layer's values (B, N, D)."""
+
+    @abc.abstractmethod
+    def write(self, states: Tensor, frames: Tensor) -> Tensor:
+        """The layer's values after its frames were replaced by these."""
+
+
 class Body(nn.Module):
     """The network of the other library behind one interface; a subclass implements `forward` and `last`."""
 
     width: int
     """Size of the embedding."""
+    axis: TimeAxis | None = None
+    """The frames at each layer, where they are not the layer's own values."""
+    input_dtype: torch.dtype | None = None
+    """Type in which it reads floating-point inputs; None: that of its weights."""
 
     def last(self) -> tuple[nn.Module, str] | None:
         """The module that holds the last linear layer of a classifier, and that layer's name in it; None: no logits."""
@@ -48,6 +72,8 @@ class Pretrained(nn.Module):
     """
 
     order: Tensor | None
+    in_order: ClassVar[bool] = True
+    """Its layers run one after another, so that a pass can end after the last one that is read: see `Network`."""
     lora: int | None = None
     """Rank of the adapters that were added."""
     still: tuple[str, ...] = ()
@@ -73,7 +99,7 @@ class Pretrained(nn.Module):
         for number, layer in enumerate(body.layers(), 1):
             tap = nn.Identity()
             self.add_module(f"layer{number}", tap)
-            layer.register_forward_hook(Through(tap))
+            layer.register_forward_hook(Through(tap) if body.axis is None else ThroughFrames(tap, body.axis))
             self.taps = (*self.taps, f"layer{number}")
         self.head: nn.Linear | None = None
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
@@ -111,6 +137,11 @@ class Pretrained(nn.Module):
         given = {"embedding": embedding, "logits": logits if self.logits else None}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """See `Body`."""
+        return self.body.input_dtype
+
     def frames(self, lengths: Tensor) -> Tensor | None:
         """See `Body`."""
         return self.body.frames(lengths)
@@ -128,6 +159,21 @@ class Pretrained(nn.Module):
             return [self.head]
         place = self.body.last()
         return [] if place is None else [place[0].get_submodule(place[1])]
+
+
+class ExactBuffers(nn.Module):
+    """A module whose own buffers, such as the filters of a spectrogram, stay in float32 when its weights are cast."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "ExactBuffers":
+        before = {name: value for name, value in self._buffers.items() if value is not None}
+        # PyTorch leaves this method without annotations.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in before.items():
+            cast = self._buffers[name]
+            assert cast is not None
+            if cast.dtype != value.dtype:
+                self._buffers[name] = value.to(cast.device)
+        return self
 
 
 def read_before(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, Tensor]:
@@ -150,10 +196,28 @@ class Through:
     def __call__(self, layer: nn.Module, _arguments: Any, result: Any) -> Any:
         """The layer's result after the tap."""
         if isinstance(result, Tensor):
-            return self.tap(result)
+            return self._tapped(result)
         if isinstance(result, tuple) and result and isinstance(result[0], Tensor):
-            return (self.tap(result[0]), *result[1:])
+            return (self._tapped(result[0]), *result[1:])
         raise TapError(f"the layer {type(layer).__name__} gives a {type(result).__name__}, which no tap can read")
+
+    def _tapped(self, value: Tensor) -> Tensor:
+        passed: Tensor = self.tap(value)
+        return passed
+
+
+class ThroughFrames(Through):
+    """The same with the layer's frames at the tap."""
+
+    def __init__(self, tap: nn.Module, axis: TimeAxis) -> None:
+        super().__init__(tap)
+        self.axis = axis
+
+    def _tapped(self, value: Tensor) -> Tensor:
+        frames = self.axis.read(value)
+        passed = super()._tapped(frames)
+        # Unless the tap was edited, the layer's values go on as they are, to the bit.
+        return value if passed is frames else self.axis.write(value, passed)
 
 
 @dataclass(frozen=True)
@@ -176,6 +240,8 @@ class Loaded:
     """Place, sizes and times of its files; empty: it comes from no files."""
     pretrained: bool = True
     """Whether its weights were trained before, and not drawn from the recipe's seed."""
+    notes: tuple[str, ...] = ()
+    """Lines of output about it."""
 
 
 def blocks_of(module: nn.Module, count: int | None = None) -> list[nn.Module]:

@@ -106,7 +106,9 @@ def picture_rendering(config: Mapping[str, Any], who: str, channels: int = 3) ->
 
 
 def sound_rendering(config: Mapping[str, Any], who: str, seconds: float | None = None) -> SoundRendering:
-    """A feature extractor's settings as waves at its rate; spectrograms are a part of the network (`frontends`).
+    """A feature extractor's settings as waves at its rate, without `seconds` as long as the recording.
+
+    Spectrograms, and the window of those that have one, are a part of the network (`frontends`).
 
     Raises:
         SettingError: it names no rate.
@@ -117,7 +119,6 @@ def sound_rendering(config: Mapping[str, Any], who: str, seconds: float | None =
         raise SettingError(f"{who}: {kind} has no sampling_rate; give options.rendering")
     kind = str(config.get("feature_extractor_type", ""))
     whole = config.get("do_normalize", True) and not kind.startswith(("Whisper", "AST"))
-    seconds = float(config.get("chunk_length", 30)) if kind.startswith("Whisper") else seconds
     return SoundRendering(
         rate=rate, kind="wave", seconds=seconds, align="start", normalise="example" if whole else "none"
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.backends.installed import RATE, check_options, installed_file, loaded, silent_padding
-from crossdistill.backends.pretrained import Body, Kind, Loaded
+from crossdistill.backends.pretrained import Body, ExactBuffers, Kind, Loaded
 from crossdistill.data.audio.sound import MelSettings, mel_filters
 from crossdistill.data.dataset import Licence
 from crossdistill.models.checkpoint import fill, read_checkpoint
@@ -58,13 +58,14 @@ def rebuilt(description: Mapping[str, Any]) -> "SpeakerEncoder":
     return SpeakerEncoder()
 
 
-class SpeakerEncoder(Body):
+class SpeakerEncoder(ExactBuffers, Body):
     """Three LSTM layers over windows of a mel spectrogram, trained to tell speakers apart (Wan et al. 2018, GE2E).
 
     The spectrogram is the power in 40 bands, without a logarithm, so that loudness counts: a quiet recording is raised
     first, as the package does. The package also cuts out silence by a voice detector, which is not done here.
     """
 
+    input_dtype = torch.float32
     window: Tensor
     filters: Tensor
 
@@ -100,11 +101,11 @@ class SpeakerEncoder(Body):
             nn.functional.pad(waves, (0, short)),
             MEL.n_fft,
             MEL.hop,
-            window=self.window.float(),
+            window=self.window,
             pad_mode="constant",
             return_complex=True,
         )
-        return (self.filters.float() @ spectrum.abs().square()).mT
+        return (self.filters @ spectrum.abs().square()).mT
 
     def _raised(self, waves: Tensor, lengths: Tensor) -> Tensor:
         power = waves.square().sum(1) / lengths.clamp(min=1)

@@ -65,6 +65,8 @@ class PitchNetwork(Body):
     reads, and `layer2` (B, T, 360) the probabilities; frame t has its middle at sample 160 t.
     """
 
+    input_dtype = torch.float32
+
     def __init__(self, size: str) -> None:
         super().__init__()
         self.size, self.width = size, PITCHES

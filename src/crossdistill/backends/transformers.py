@@ -13,6 +13,7 @@ from torch import nn
 
 from crossdistill.backends.classes import has_names
 from crossdistill.backends.frontends import frontend_of
+from crossdistill.backends.mert import as_hubert, check_rate, check_weights, is_mert
 from crossdistill.backends.model_card import licence_of
 from crossdistill.backends.pretrained import Kind, Loaded
 from crossdistill.backends.processors import (
@@ -54,10 +55,12 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
     _check_options(options, who)
     folder, zero_shot = find(source), settings_of(options, who)
     config = checked_config(folder, who, weights=options.get("pretrained", True))
-    body = _body(folder, config, who, options, dtype)
+    body, notes = _body(folder, config, who, options, dtype)
     settings = processor_config(folder) if body.kind == "audio" else None
-    body.frontend = frontend_of(settings, body.input, who)
-    body.frontend_settings = settings if body.frontend is not None else None
+    own = read_json(folder / "config.json")
+    if is_mert(own):
+        check_rate(own, settings, who)
+    body.put_behind(frontend_of(settings, body.input, who), settings)
     names = _class_names(config) if body.classifier else None
     return Loaded(
         body=body,
@@ -70,7 +73,18 @@ def load(source: str, options: Mapping[str, Any], *, dtype: torch.dtype = torch.
         zero_shot=zero_shot,
         stamp=_stamp(folder),
         pretrained=bool(options.get("pretrained", True)),
+        notes=(*_code_note(own), *notes),
     )
+
+
+def _code_note(config: Mapping[str, Any]) -> list[str]:
+    """A line of output where a folder brings code along that is not needed."""
+    if is_mert(config):
+        code = "; the code that its config.json names is not run" if "auto_map" in config else ""
+        return [f"it is MERT without a constant-Q spectrogram and deep normalisation, loaded as HubertModel{code}"]
+    if "auto_map" in config:
+        return ["its config.json names code of its own, which is not run: transformers has its architecture"]
+    return []
 
 
 def _stamp(folder: Path) -> str:
@@ -137,10 +151,13 @@ def checked_config(folder: Path, who: str, *, weights: bool = True) -> dict[str,
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise SettingError(f"{who}: config.json names no model_type, so it is no model of transformers")
-    if kind not in _model_types():
+    if is_mert(config):
+        config = as_hubert(config, who)
+    elif kind not in _model_types():
         own = "it needs code of its own, which is never run" if "auto_map" in config else nearest(kind, _model_types())
         raise SettingError(f"{who}: transformers has no model of type {kind!r}: {own[:300]}")
     _refuse_kernels(config, who)
+    _refuse_code(config, who)
     if not weights:
         return config
     if file_fault(folder / WEIGHTS) is not None and file_fault(folder / INDEX) is not None:
@@ -157,8 +174,9 @@ def checked_config(folder: Path, who: str, *, weights: bool = True) -> dict[str,
 
 def modality_of(source: str, options: Mapping[str, Any]) -> Kind:
     """The kind of input, from the configuration alone."""
+    who = f"transformers:{source}"
     config = read_json(find(source) / "config.json")
-    return _kind(config, options, f"transformers:{source}")
+    return _kind(as_hubert(config, who) if is_mert(config) else config, options, who)
 
 
 def rendering(folder: Path, config: Mapping[str, Any], kind: Kind, who: str, options: Mapping[str, Any]) -> Rendering:
@@ -206,7 +224,7 @@ def rebuilt(description: Mapping[str, Any]) -> TransformersBody:
     body = with_kind(model, kind, classifier=classifier, pooled=bool(description.get("pooled")))
     settings = description.get("frontend")
     if isinstance(settings, dict):
-        body.frontend, body.frontend_settings = frontend_of(settings, body.input, architecture), settings
+        body.put_behind(frontend_of(settings, body.input, architecture), settings)
     return body
 
 
@@ -219,9 +237,22 @@ def _refuse_kernels(config: Mapping[str, Any], who: str) -> None:
             raise SettingError(f"{who}: its {key} is {value!r}, code of the hub, which is never run")
 
 
+def _refuse_code(config: Mapping[str, Any], who: str) -> None:
+    """Refuse a configuration of a known type whose architecture is in code of its folder."""
+    coded = config.get("auto_map")
+    names = [str(name) for name in config.get("architectures") or [""]]
+    transformers = needed()
+    if coded and not any(name and hasattr(transformers, name) for name in names):
+        raise SettingError(
+            f"{who}: its architecture {names[0]!r} is in code of its own ({str(coded)[:120]}), which is never run; "
+            "wanted an architecture of transformers itself, or your own class (package.module:Class)"
+        )
+
+
 def _body(
     folder: Path, config: Mapping[str, Any], who: str, options: Mapping[str, Any], dtype: torch.dtype
-) -> TransformersBody:
+) -> tuple[TransformersBody, tuple[str, ...]]:
+    """The body, and lines of output on it."""
     kind = _kind(config, options, who)
     architecture = str(next(iter(config.get("architectures") or [""])))
     classifier = CLASSIFIERS.search(architecture) is not None
@@ -230,9 +261,14 @@ def _body(
     if loader is None:
         raise SettingError(f"{who}: this version of transformers has no {architecture}")
     missing: set[str] = set()
+    notes: tuple[str, ...] = ()
     with _quiet(transformers):
-        if options.get("pretrained", True):
-            model, missing = _read(loader, folder, who, dtype)
+        if is_mert(read_json(folder / "config.json")) and options.get("pretrained", True):
+            made = transformers.AutoConfig.for_model(**config)
+            model, missing, unexpected = _read(transformers.HubertModel, folder, who, dtype, config=made)
+            notes = check_weights(unexpected, who)
+        elif options.get("pretrained", True):
+            model, missing, _ = _read(loader, folder, who, dtype)
         else:
             made = transformers.AutoConfig.for_model(**config)
             model = loader(made) if classifier else loader.from_config(made)
@@ -247,10 +283,14 @@ def _body(
             f"{who}: its weights lack {len(unread)} of {architecture or config['model_type']}, such as "
             f"{sorted(unread)[0]!r}; they are of another architecture than config.json says"
         )
-    return with_kind(model, kind, classifier=classifier, pooled=not any("pooler" in name for name in missing))
+    pooled = not any("pooler" in name for name in missing)
+    return with_kind(model, kind, classifier=classifier, pooled=pooled), notes
 
 
-def _read(loader: Any, folder: Path, who: str, dtype: torch.dtype) -> tuple[nn.Module, set[str]]:
+def _read(
+    loader: Any, folder: Path, who: str, dtype: torch.dtype, **given: Any
+) -> tuple[nn.Module, set[str], set[str]]:
+    """A model, the names of its weights that the folder lacks, and those of further weights in the folder."""
     try:
         model, info = loader.from_pretrained(
             str(folder),
@@ -261,6 +301,7 @@ def _read(loader: Any, folder: Path, who: str, dtype: torch.dtype) -> tuple[nn.M
             # Reported below; transformers itself only prints them.
             ignore_mismatched_sizes=True,
             dtype=dtype,
+            **given,
         )
     except Exception as error:  # transformers raises errors of several packages
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -268,7 +309,7 @@ def _read(loader: Any, folder: Path, who: str, dtype: torch.dtype) -> tuple[nn.M
     wrong = sorted(str(one) for one in info.get("mismatched_keys", ()))
     if wrong:
         raise SettingError(f"{who}: weights in {folder} have other shapes than config.json says: {wrong[0][:200]}")
-    return model, set(info["missing_keys"])
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
 
 
 def _kind(config: Mapping[str, Any], options: Mapping[str, Any], who: str) -> Kind:

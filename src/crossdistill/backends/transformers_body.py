@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.backends.pretrained import Body, Kind, blocks_of, read_before
-from crossdistill.backends.sound_frames import frames_of, mean_of_frames, normalised_by_row
+from crossdistill.backends.sound_frames import by_row, frames_of, mean_of_frames, padded_lengths
+from crossdistill.backends.time_axis import axis_of, of_clips
 
 INPUTS: Mapping[str, Kind] = {
     "pixel_values": "image",
@@ -44,10 +45,18 @@ class TransformersBody(Body):
         self._classes = int(config.num_labels) if classifier else 0
         self.width = 0
         self.frontend: nn.Module | None = None
-        """The spectrogram of waves, for models that do not read waves."""
+        """The spectrogram of waves, for models that do not read waves; see `put_behind`."""
         self.frontend_settings: Mapping[str, Any] | None = None
         self.patches: Patches | None = None
         """The cutting of pictures into patches, for models whose processor does that (SigLIP 2)."""
+
+    def put_behind(self, frontend: nn.Module | None, settings: Mapping[str, Any] | None) -> None:
+        """Put the spectrogram, if any, with these settings of a feature extractor between waves and the model."""
+        if frontend is not None:
+            self.frontend, self.frontend_settings = frontend, settings
+            self.input_dtype = torch.float32
+            if (axis := axis_of(self.model, frontend)) is not None:
+                self.axis = axis
 
     def description(self) -> dict[str, Any]:
         """See `Body`: the configuration, without places of files."""
@@ -82,28 +91,40 @@ class TransformersBody(Body):
         return (self.model, right[-1] if right else wide[-1][0]) if wide else None
 
     def frames(self, lengths: Tensor) -> Tensor | None:
-        """See `Body`: by the rule of the convolutions of models that read waves, as HuBERT, wav2vec 2.0 and WavLM."""
+        """See `Body`: of models that read waves by the rule of their convolutions; see `time_axis` for others."""
+        if self.axis is not None:
+            return self.axis.frames(lengths)
         return frames_of(self.model, lengths) if self.input == "input_values" and self.frontend is None else None
 
     def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
-        """The embedding, and a classifier's logits; of a padded batch, each row's as from its valid frames alone."""
+        """The embedding, and a classifier's logits; of a padded batch, each row's as from its valid frames alone.
+
+        Raises:
+            ShapeError: a sound is shorter than the receptive field, or padded for a model that reads the padding.
+        """
         if self.frontend is not None:
             waves = values[0] if values else named["values"]
-            features = self.frontend(waves, named.get("lengths"))
-            values, named = (features.to(next(self.model.parameters()).dtype),), {}
+            features = self.frontend(waves, named.get("lengths")).to(next(self.model.parameters()).dtype)
+            with of_clips(waves.shape[1]):
+                return self._result({self.input: features})
         named = {**dict(zip([self.input], values, strict=False)), **_renamed(named, self.input)}
         if self.patches is not None:
             named = self.patches(named[self.input])
-        if self.projected:
-            return {"embedding": _pooled(getattr(self.model, PROJECTIONS[self.kind])(**named))}
-        lengths = named["attention_mask"].sum(1) if self._padded(named) else None
-        with normalised_by_row(self.model, lengths):
-            return self._outputs(named)
+        if self.input != "input_values" or self.projected:
+            return self._result(named)
+        mask = named.pop("attention_mask", None)
+        lengths = padded_lengths(self.model, None if mask is None else mask.sum(1), *named[self.input].shape[:2])
+        if lengths is not None and mask is not None:
+            named["attention_mask"] = mask
+        with by_row(self.model, lengths):
+            return self._result(named)
 
     def _padded(self, named: Mapping[str, Tensor]) -> bool:
         return self.input == "input_values" and "attention_mask" in named
 
-    def _outputs(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _result(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.projected:
+            return {"embedding": _pooled(getattr(self.model, PROJECTIONS[self.kind])(**named))}
         if not self.classifier:
             return {"embedding": self._embedding(self.model(**named, return_dict=True), named)}
         place = self.last()

@@ -14,6 +14,7 @@ from crossdistill.method import STUDENT, module_key
 from crossdistill.methods.layer_choice import chosen
 from crossdistill.nets.domain_classifier import DomainClassifier, lengths_of, row_statistics
 from crossdistill.nets.own_domain import mean_position
+from crossdistill.nets.teacher_head import CUT
 from crossdistill.nets.translators import by_position
 from crossdistill.outputs import Outputs, OutputSpec, Signal
 from crossdistill.teacher import Teacher
@@ -153,7 +154,8 @@ def frames_of(source: Teacher, batch: Batch, total: int) -> Tensor | None:
     """The valid frames of each row in a layer of `total` frames; None: all of them are valid.
 
     Raises:
-        ApplicabilityError: rows are padded, and the network does not say which of its frames are padding.
+        ApplicabilityError: rows are padded, and the network does not say which of its frames are padding; or a row is
+            longer than the window that the network reads.
     """
     seen = source.sees(batch)
     lengths = next(
@@ -165,6 +167,11 @@ def frames_of(source: Teacher, batch: Batch, total: int) -> Tensor | None:
     frames = getattr(network, "frames", None) or getattr(getattr(network, "module", None), "frames", None)
     found = None if frames is None else frames(lengths)
     if isinstance(found, Tensor):
+        if len(found) and int(found.max()) > total + CUT:
+            raise ApplicabilityError(
+                f"{WHO}: a row of {int(lengths.max()):,} samples has {int(found.max())} frames of {source.name!r}, and "
+                f"its layer gives {total}; crop rows to its window (data.crop_seconds), or name other layers"
+            )
         return found.clamp(0, total)
     padded = next(
         value.shape[1]

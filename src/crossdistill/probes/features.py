@@ -20,7 +20,7 @@ from crossdistill.runtime.hashing import key_hash
 from crossdistill.runtime.progress import Display, Quiet
 from crossdistill.runtime.tensor_file import read_weights, write_tensors
 
-ENTRY, VERSION = "probe-features", 1
+ENTRY, VERSION = "probe-features", 2
 TOGETHER, AHEAD = 16, 64
 """Clips of one length in a pass, and clips that are decoded before they are grouped by length."""
 LONGEST = 30.0

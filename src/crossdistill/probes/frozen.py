@@ -36,8 +36,8 @@ class Frozen:
     """A frozen network of sound: what it reads, how recordings are prepared for it, and its layers.
 
     `prepare` makes the input of some decoded recordings of one length; `key` says how. `layers` are taps, shallow
-    first; without any the embedding is probed. `seconds` is the fixed length that clips are padded to at their ends by
-    a network whose frames follow time (Whisper's 30 s): frames of the padding are left out of means.
+    first; without any the embedding is probed. `seconds` is the window that the network reads, if it has one (30 s of
+    Whisper, 10.24 s of AST).
     """
 
     name: str
@@ -76,11 +76,7 @@ class Frozen:
         shapes = {tuple(value.shape[1:]) for value in values}
         if len(shapes) > 1:
             raise SettingError(f"{self.name}: its layers give {sorted(shapes)}, which have no sum; probe --layers last")
-        stacked = torch.stack(values, 2).float().cpu()
-        if self.seconds is not None:
-            heard = min(1.0, len(sounds[0].wave) / sounds[0].rate / self.seconds)
-            stacked = stacked[:, : max(1, round(heard * stacked.shape[1]))]
-        return stacked
+        return torch.stack(values, 2).float().cpu()
 
     def _vector(self, batch: Batch) -> Signal:
         signal = next(iter(chosen("vector", self.network.spec or self.network.probe(batch))), None)
@@ -122,7 +118,6 @@ def _of_library(full: str, name: str | None = None) -> Frozen:
     if not isinstance(rendering, SoundRendering):
         raise SettingError(f"{full}: nothing says how it reads recordings; wanted a preparation of waves")
     module = Pretrained(loaded.body, logits=False)
-    whisper = "whisper" in str(getattr(getattr(getattr(loaded.body, "model", None), "config", None), "model_type", ""))
     return Frozen(
         name or full,
         Network(module, (MODALITY,), module.taps),
@@ -131,7 +126,7 @@ def _of_library(full: str, name: str | None = None) -> Frozen:
         rendering.rate,
         rendering.key,
         module.taps,
-        rendering.seconds if whisper else None,
+        None if loaded.body.axis is None else loaded.body.axis.samples / rendering.rate,
     )
 
 
