@@ -22,7 +22,7 @@ TABLES = HERE.parent / ".ci" / "tables.py"
 SCRIPTS = (
     "masknet", "bank_read", "more_samples", "route_epoch", "student_alone", "peak_memory", "specialise_epoch",
     "whole_method", "step_switches", "part_size", "row_sources", "kd_job", "augmented_job", "torchdistill_job",
-    "second_start", "contrast_step", "richkd_epoch", "audio_rows",
+    "second_start", "contrast_step", "richkd_epoch", "audio_rows", "speech_step",
 )  # fmt: skip
 
 

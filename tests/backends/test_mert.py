@@ -27,7 +27,9 @@ OLD = {"original0": "weight_g", "original1": "weight_v"}
 WAVES = torch.randn(2, 900)
 
 
-def published(folder: Path, model_type: str = "mert_model", *, old: bool = True, rate: int = 24000, **given: Any) -> Any:
+def published(
+    folder: Path, model_type: str = "mert_model", *, old: bool = True, rate: int = 24000, **given: Any
+) -> Any:
     """A folder as MERT's are, with weights of the HuBERT that is returned."""
     torch.manual_seed(0)
     model = transformers.HubertModel(transformers.HubertConfig(**SIZES)).eval()

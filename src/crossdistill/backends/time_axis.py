@@ -91,4 +91,4 @@ def axis_of(model: nn.Module, frontend: nn.Module | None) -> TimeAxis | None:
 
 def _kept(axis: WindowAxis | PatchAxis) -> int:
     samples = _SAMPLES.get()
-    return axis.total if samples is None else min(axis.total, int(axis.frames(torch.tensor(samples))))
+    return axis.total if samples is None else min(axis.total, int(axis.frames(torch.tensor([samples]))))
