@@ -103,7 +103,8 @@ def _renamed(old: str, new: str) -> Callable[[Path], None]:
         ({"deepnorm": True}, None, ["deepnorm", "never run"]),
         ({"deepnorm": "true"}, None, ["deepnorm"]),
         ({"sample_rate": 16000}, None, ["16000", "24000"]),
-        ({}, _renamed("encoder.layer_norm.bias", "encoder.other"), ["encoder.layer_norm.bias"]),
+        ({}, _renamed("encoder.layer_norm.bias", "other"), ["encoder.layer_norm.bias"]),
+        ({}, _renamed("encoder.pos_conv_embed.conv.weight_g", "other"), ["encoder.pos_conv_embed.conv", "original0"]),
         ({}, _renamed("none", "encoder.layers.0.final_alpha"), ["final_alpha", "no place"]),
     ],
 )

@@ -131,6 +131,25 @@ def test_clips_below_the_receptive_field_are_refused_before_training(settings: l
     states(refused.value, "'student'", "'music'", 1, 25, 60, "data.min_seconds")
 
 
+def test_a_mert_of_another_rate_teaches_in_its_own_rendering(settings: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "mert"
+    encoder(folder, 24, 4)
+    for name, values in (
+        ("config.json", {"model_type": "mert_model", "auto_map": {"AutoModel": "modeling_MERT.MERTModel"}}),
+        ("preprocessor_config.json", {"sampling_rate": 24000, "do_normalize": True}),
+    ):
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **values}))
+    words = [one for one in settings if not one.startswith("teachers.music")]
+    words.append(f"teachers.music=transformers:{folder}")
+    # Without rates, 37 frames beside 25.
+    with pytest.raises(RecipeError, match="frame_rates"):
+        run(make("speech-music/translate", words), tmp_path / "refused")
+    rates = "frame_rates={student: 250, music: 375, speech: 250}"
+    run(make("speech-music/translate", [*words, rates]), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert any("music/layer4" in line for line in lines)
+
+
 def test_the_published_schedule_reaches_its_rate_and_ends_at_zero() -> None:
     # A tenth of the published 200,000 steps, of which 14,000 warm up.
     weight = nn.Parameter(torch.zeros(1))
