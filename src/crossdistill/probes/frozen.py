@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossdistill.backends.names import BACKENDS, RUN, backend_of
 from crossdistill.backends.pretrained import Pretrained
@@ -126,7 +126,7 @@ def _of_library(full: str, name: str | None = None) -> Frozen:
         rendering.rate,
         rendering.key,
         module.taps,
-        None if loaded.body.axis is None else loaded.body.axis.samples / rendering.rate,
+        _window(module, rendering.rate),
     )
 
 
@@ -139,9 +139,14 @@ def _of_student(name: str, path: Path) -> Frozen:
         reads = ", ".join(f"{one} ({student.inputs[one].kind})" for one in network.reads)
         raise SettingError(f"{name} reads no sound alone: it reads {reads}; wanted a network of audio")
     taps = network.module.taps if isinstance(network.module, Pretrained) else ()
-    return Frozen(
-        name, network, network.reads[0], prepare, rate, key, tuple(tap for tap in network.taps if tap in taps)
-    )
+    layers = tuple(tap for tap in network.taps if tap in taps)
+    return Frozen(name, network, network.reads[0], prepare, rate, key, layers, _window(network.module, rate))
+
+
+def _window(module: nn.Module, rate: int) -> float | None:
+    """The seconds that a network of another library reads at once; None: any number."""
+    axis = module.body.axis if isinstance(module, Pretrained) else None
+    return None if axis is None else axis.samples / rate
 
 
 def _preparation(spec: InputSpec, who: str) -> tuple[Callable[[Sequence[Sound]], Input] | None, int, str]:
