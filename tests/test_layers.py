@@ -22,7 +22,7 @@ LAYERS = (
     {"", "errors"},
     {"runtime", "batch", "outputs", "weighting"},
     {"overrides", "report", "adapters", "losses", "autograd"},
-    {"data", "nets", "network_split", "network_taps"},
+    {"data", "nets", "network_split"},
     {"network"},
     {"teacher", "models", "backends"},
     {"method", "bank"},

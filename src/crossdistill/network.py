@@ -28,8 +28,8 @@ from crossdistill.batch import Batch
 from crossdistill.data.dataset import Licence
 from crossdistill.data.rendering import Rendering
 from crossdistill.errors import CrossdistillError, SettingError, SplitError, TapError, nearest
+from crossdistill.nets.tap_reader import ENDED, TapReader
 from crossdistill.network_split import CutGraph, ReplayedCut
-from crossdistill.network_taps import ENDED, TapReader
 from crossdistill.outputs import Cut, Outputs, OutputSpec, Signal, same_values
 from crossdistill.runtime.code_key import CodeKey, code_key
 from crossdistill.runtime.hashing import structure
