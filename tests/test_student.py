@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from crossdistill import InputSpec, Network, NetworkConfig
 from crossdistill.data.dataset import Dataset, Licence
 from crossdistill.errors import DataError, RunError, SettingError, ShapeError, SignalError
+from crossdistill.run_folder.student_card import model_card
 from crossdistill.run_folder.student_files import sealed
-from crossdistill.student import load_student, model_card, save_student
+from crossdistill.student import load_student, save_student
 from crossdistill.testing import toy_dataset
 
 MODEL = NetworkConfig(model="small-image", reads=("picture",))

@@ -18,7 +18,7 @@ from crossdistill.runtime.hashing import bytes_hash, file_hash
 RESULTS = "results.json"
 FILES = "files.json"
 """Hashes of a run's results, predictions, recipe and student config; the student's folder has its own."""
-BELONGING = ("recipe.yaml", "student/config.json")
+BELONGING = ("recipe.yaml", "student/config.json", "student/crossdistill.json")
 """Files whose hashes tie the results to one run: each of them could be replaced by a valid file of another run."""
 PREDICTIONS = "predictions.npz"
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossdistill.backends.names import backend_of
-from crossdistill.backends.saved import is_saved_backend, rebuilt, saved_options
+from crossdistill.backends.saved import is_saved_backend, plain_model, rebuilt, saved_options
 from crossdistill.batch import Batch, Input, InputSpec, Task
-from crossdistill.data.dataset import Dataset, Licence
+from crossdistill.data.dataset import Dataset
 from crossdistill.data.decode import decode, prepare_array
 from crossdistill.data.prediction import Prediction, predictions_of
 from crossdistill.data.prepare import padded
@@ -33,25 +33,19 @@ from crossdistill.run_folder.folder import RECIPE, unfinished
 from crossdistill.run_folder.student_files import (
     CARD,
     CONFIG,
-    FORMAT,
     PREPARATION,
     STUDENT_FOLDER,
     WEIGHTS,
     ForeignModel,
     StudentConfig,
+    check_student_weights,
+    config_file,
+    load_student_weights,
     read_config,
-    sealed,
+    write_files,
 )
-from crossdistill.runtime.escaping import markdown, visible
 from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault
-from crossdistill.runtime.hashing import file_hash
-from crossdistill.runtime.tensor_file import check_weights, load_weights, read_weights, write_tensors
-
-SHOWN = 100
-"""Maximum number of class names in a model card."""
-
-COLUMNS = {"multi-label": "Labels", "regression": "Predicts"}
-"""What a model card calls the columns of other targets than classes."""
+from crossdistill.runtime.tensor_file import read_weights
 
 Example = Path | str | NDArray[Any] | Tensor
 """A file, or an array or tensor of one example."""
@@ -169,11 +163,18 @@ def _rows(spec: InputSpec, examples: Example | Sequence[Example]) -> Input:
 def save_student(path: Path, network: Network, source: NetworkConfig | Network, dataset: Dataset, card: str) -> None:
     """Write the student's folder: weights, config, preparation tensors and model card, without times and paths.
 
+    A student whose model an Auto class of transformers opens becomes a plain folder of transformers, with the student's
+    own files beside it.
+
     Raises:
         NonFiniteError: a weight is NaN or infinite; nothing is written.
         StorageError: it could not be written.
     """
-    other = saved_options(network, len(dataset.classes))
+    specs = {name: dataset.input_specs[name] for name in network.reads}
+    plain = None
+    if isinstance(source, NetworkConfig):
+        plain = plain_model(network, dataset.classes, rendering_of(next(iter(specs.values())), "the student"))
+    other = saved_options(network, len(dataset.classes), config=plain is None)
     if other is not None and isinstance(source, NetworkConfig):
         model: dict[str, Any] = {"name": backend_of(source.model) or "transformers", "options": other}
     elif isinstance(source, NetworkConfig) and backend_of(source.model) is None:
@@ -181,10 +182,7 @@ def save_student(path: Path, network: Network, source: NetworkConfig | Network, 
     else:
         kind = type(network.module)
         model = {"class": f"{kind.__module__}.{kind.__qualname__}"}
-    specs = {name: dataset.input_specs[name] for name in network.reads}
-    config = {
-        "format": FORMAT,
-        "library": "crossdistill",
+    config: dict[str, Any] = {
         "model": model,
         "reads": list(network.reads),
         "taps": list(network.taps),
@@ -204,12 +202,7 @@ def save_student(path: Path, network: Network, source: NetworkConfig | Network, 
             "take a smaller learning rate, or clip gradients"
         )
     with atomic_folder(path) as temporary:
-        write_tensors(temporary / WEIGHTS, weights)
-        if parameters:
-            write_tensors(temporary / PREPARATION, parameters)
-        written = [name for name in (WEIGHTS, PREPARATION) if (temporary / name).is_file()]
-        files = {name: file_hash(temporary / name) for name in written}
-        (temporary / CONFIG).write_text(sealed({**config, "files": files}), encoding="utf-8")
+        write_files(temporary, config, weights, parameters, plain)
         (temporary / CARD).write_text(card, encoding="utf-8")
 
 
@@ -232,11 +225,10 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
         network = made(module) if isinstance(module, Network) else Network(module, config.reads, config.taps)
     else:
         network = _of_table(path, config)
-    weights = path / WEIGHTS
-    load_weights(network.module, weights, network.name)
+    load_student_weights(network.module, path, config, network.name)
     wrong = _not_finite(network.module.state_dict(), network.module)
     if wrong:
-        raise DataError(f"{weights}: {', '.join(wrong[:3])}{_more(wrong)}")
+        raise DataError(f"{path / WEIGHTS}: {', '.join(wrong[:3])}{_more(wrong)}")
     scale = None if config.scale is None else TargetScale(config.scale.mean, config.scale.deviation)
     return Student(network, config.classes, specs, config.task, scale)
 
@@ -248,7 +240,7 @@ def student_folder(path: Path) -> Path:
         RunError: it is neither, or the student in the run's folder belongs to another run.
     """
     for folder in (path / STUDENT_FOLDER, path):
-        if file_fault(folder / CONFIG) != NO_FILE:
+        if file_fault(config_file(folder)) != NO_FILE:
             another = foreign(path) if folder != path else None
             if another is not None:
                 raise RunError(f"{another}; `crossdistill run {path} --resume` writes the run's own student again")
@@ -270,7 +262,7 @@ def _of_table(path: Path, config: StudentConfig) -> Network:
         )
     if model.options.get("classes") != len(config.classes):
         raise RunError(
-            f"{path / CONFIG} is damaged: the model has {model.options.get('classes')!r} classes, and "
+            f"{config_file(path)} is damaged: the model has {model.options.get('classes')!r} classes, and "
             f"{len(config.classes)} have names"
         )
     other = is_saved_backend(model.name)
@@ -284,13 +276,13 @@ def _of_table(path: Path, config: StudentConfig) -> Network:
     # First without memory: sizes from the folder have to match its weights before anything is allocated.
     with torch.device("meta"):
         empty = make()
-    check_weights(empty.module, path / WEIGHTS, empty.name)
+    check_student_weights(empty.module, path, config, empty.name)
     if model.name in MODELS:
         # A network of another package may depend on values, which tensors on "meta" lack.
         _check_inputs(path, config, empty)
     network = make()
     if not set(config.taps) <= set(network.taps):
-        raise RunError(f"{path / CONFIG} is damaged: {model.name} has the taps {network.taps}, not {config.taps}")
+        raise RunError(f"{config_file(path)} is damaged: {model.name} has the taps {network.taps}, not {config.taps}")
     # The model may have gained taps since the folder was written.
     return Network(network.module, network.reads, config.taps)
 
@@ -336,61 +328,3 @@ def _not_finite(tensors: Mapping[str, Tensor], module: nn.Module | None = None) 
 
 def _more(faults: Sequence[str]) -> str:
     return f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-
-
-def model_card(
-    dataset: Dataset,
-    title: str,
-    table: str,
-    teachers: Sequence[str],
-    parameters: int,
-    *,
-    foreign: bool = False,
-    ema: float | None = None,
-    of_networks: Sequence[Licence] = (),
-) -> str:
-    """The student's README: description, results, data and licences.
-
-    A `foreign` student's module is not in the table of models and has to be passed in to load it. `ema` is the decay
-    of the moving average; None: the weights are not an average. `of_networks` are the licences of pretrained networks.
-    """
-    own = "\n".join(_licence(licence) for licence in of_networks)
-    networks = f"## Licences of pretrained networks\n\n{own}\n\n" if own else ""
-    licences = "\n".join(_licence(licence) for licence in dataset.licences)
-    argument = ", module=YourModule()" if foreign else ""
-    classes = ", ".join(markdown(name) for name in dataset.classes[:SHOWN])
-    more = f" and {len(dataset.classes) - SHOWN:,} more" if len(dataset.classes) > SHOWN else ""
-    averaged = "" if ema is None else f"\nIts weights are an exponential moving average over training (decay {ema:g})."
-    return f"""# {markdown(title)}
-
-A student of {parameters:,} parameters, distilled with crossdistill.{averaged}
-Teachers: {", ".join(map(markdown, teachers)) or "none, labels alone"}.
-{COLUMNS.get(dataset.task, "Classes")}: {classes or "none, it gives embeddings"}{more}.
-
-## Measured
-
-Test split of {markdown(dataset.name)}; model selection used the validation split only.
-
-{table}
-{visible(dataset.about, lines=True)}
-
-## Licences of the data
-
-{licences or "- not stated"}
-
-{networks}## Use
-
-```python
-from crossdistill import load_student
-
-student = load_student("this folder"{argument})
-student.predict(["a file"])
-```
-"""
-
-
-def _licence(licence: Licence) -> str:
-    said = f"- {markdown(licence.name)}: {markdown(licence.licence)} ({visible(licence.source)})"
-    if licence.commercial is None:
-        return f"{said}. **Whether it allows commercial use is not known**: check its source."
-    return said if licence.commercial else f"{said}. **Forbids commercial use.**"

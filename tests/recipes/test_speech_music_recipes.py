@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 from traces import compare_trace, plainly_trained
 
-from crossdistill import Recipe, run
+from crossdistill import Batch, Recipe, load_student, run
 from crossdistill.errors import CrossdistillError, RecipeError, SettingError
 from crossdistill.methods.multi_distillation import MultiDistillation
+from crossdistill.outputs import Signal
 from crossdistill.recipes import find, make, names
 from crossdistill.recipes.speech_music import METHODS, WARM_UP, optimizer, single
+from crossdistill.run_folder.merge import merge_folders
 from crossdistill.training.optimizer import optimizer_for, schedule_for
 
 soundfile = pytest.importorskip("soundfile")
@@ -148,6 +150,37 @@ def test_a_mert_of_another_rate_teaches_in_its_own_rendering(settings: list[str]
     run(make("speech-music/translate", [*words, rates]), tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("music/layer4" in line for line in lines)
+
+
+def test_the_student_of_a_run_opens_with_transformers(settings: list[str], tmp_path: Path) -> None:
+    run(make("speech-music/translate", [*settings, "learning_rate=0.001"]), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    written = {name for line in lines for name in line}
+    assert {"raw/multi-distillation/speech", "raw/multi-distillation/music", "speech/layer3", "music/layer4"} <= written
+    folder = tmp_path / "out" / "student"
+    model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    waves, taps = torch.randn(2, 1600), ("layer1", "layer2")
+    network = load_student(folder).network
+    with torch.no_grad():
+        found = network(Batch({network.reads[0]: waves}, torch.arange(2)), set(map(Signal.feature, taps))).features
+        wanted = model(waves, output_hidden_states=True)
+    assert torch.equal(found["layer1"], wanted.hidden_states[1])
+    assert torch.equal(found["layer2"], wanted.last_hidden_state)
+
+
+def test_a_student_is_a_teacher_of_the_next_run(settings: list[str], tmp_path: Path) -> None:
+    run(make("speech-music/translate", [*settings, "steps=1"]), tmp_path / "first")
+    second = [f"teachers.speech=run:{tmp_path / 'first'}", "layers.speech=[2]", "steps=1"]
+    others = [one for one in settings if not one.startswith("teachers.speech")]
+    run(make("speech-music/translate", [*others, *second]), tmp_path / "second")
+    lines = (tmp_path / "second" / "metrics.jsonl").read_text()
+    assert "speech/layer2" in lines
+    assert "music/layer4" in lines
+    folders = [tmp_path / name for name in ("first", "second")]
+    merged = merge_folders(folders, [0.5, 0.5], tmp_path / "merged")
+    transformers.AutoModel.from_pretrained(merged)
+    assert load_student(merged).network.taps == load_student(folders[0]).network.taps
 
 
 def test_the_published_schedule_reaches_its_rate_and_ends_at_zero() -> None:

@@ -25,9 +25,10 @@ from crossdistill.compare.results.table import Findings
 from crossdistill.compare.results.terminal import terminal
 from crossdistill.data import sets
 from crossdistill.data.dataset import Dataset, Licence
+from crossdistill.run_folder.student_card import model_card
 from crossdistill.runtime import escaping
 from crossdistill.runtime.progress import Terminal
-from crossdistill.student import model_card, save_student
+from crossdistill.student import save_student
 
 NAMES = (
     *("[red]blood[/red]", "[bold", "a|b", "<script>alert(1)</script>", "<b>x", "![x](http://evil.example/p.png)"),

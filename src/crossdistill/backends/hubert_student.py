@@ -1,9 +1,11 @@
 """The student of speech and music: HuBERT of few blocks, as the student of DistilHuBERT, initialised from a teacher."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from crossdistill.backends.pretrained import Pretrained
 from crossdistill.backends.transformers import load, needed
@@ -26,28 +28,45 @@ ALIKE = (
 
 
 def hubert_student(
-    layers: int = 2, classes: int = 0, width: int = 768, initial: str | None = None, initial_norm: bool = True
+    layers: int = 2,
+    classes: int = 0,
+    width: int = 768,
+    initial: str | None = None,
+    initial_norm: bool = True,
+    feature_grad_mult: float = 0.1,
+    *,
+    head_width: int = 64,
+    expansion: int = 4,
 ) -> Pretrained:
     """HuBERT of so many blocks without a normalisation before the projection; it has no logits (Chang et al. 2022).
 
-    It gives the embedding (B, width), the mean over valid frames, and the taps layer1, ... (B, T, width), one frame for
-    320 samples. `classes` is not used. `initial` is `transformers:FOLDER` of a HuBERT, wav2vec 2.0 or WavLM of equal
-    width: its convolutions, projection, positional convolution, first blocks and, unless `initial_norm` is False, the
-    normalisation before the blocks are copied; DistilHuBERT leaves the last one random. WavLM's relative positions,
-    which HuBERT lacks, are not copied.
+    It gives the embedding (B, width), the mean over valid frames, and the taps projection, what the positional
+    convolution reads, and layer1, ... (B, T, width), one frame for 320 samples. `classes` is not used. `initial` is
+    `transformers:FOLDER` of a HuBERT, wav2vec 2.0 or WavLM of equal width: its convolutions, projection, positional
+    convolution, first blocks and, unless `initial_norm` is False, the normalisation before the blocks are copied;
+    DistilHuBERT leaves the last one random. WavLM's relative positions, which HuBERT lacks, are not copied.
+    `feature_grad_mult` scales the gradient that reaches the convolutions, as DistilHuBERT does. The table of models
+    sets `head_width`, the width of an attention head, and `expansion`, of feed-forward layers by the blocks' width.
 
     Raises:
-        SettingError: the width is no multiple of 64, or the teacher has another width or architecture.
+        SettingError: the width does not divide into heads, the teacher has another width or architecture, or the factor
+            of gradients is negative or not finite.
         MissingExtraError: transformers is not installed.
     """
-    if width < 64 or width % 64:
-        raise SettingError(f"hubert-student: width: wanted a multiple of 64, as heads are 64 wide; found {width}")
+    if width < head_width or width % head_width:
+        raise SettingError(
+            f"hubert-student: width: wanted a multiple of {head_width}, as heads are {head_width} wide; found {width}"
+        )
+    if not 0 <= feature_grad_mult < math.inf:
+        raise SettingError(
+            f"hubert-student: feature_grad_mult: wanted a finite factor of 0 or more, found {feature_grad_mult}"
+        )
     transformers = needed()
     config = transformers.HubertConfig(
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        intermediate_size=4 * width,
+        num_attention_heads=width // head_width,
+        intermediate_size=expansion * width,
         feat_proj_layer_norm=False,
         feat_extract_norm="group",
         conv_bias=False,
@@ -58,7 +77,38 @@ def hubert_student(
     model = transformers.HubertModel(config)
     if initial is not None:
         _copy(model, initial, initial_norm)
-    return Pretrained(with_kind(model, "audio", classifier=False, pooled=False))
+    if feature_grad_mult != 1:
+        model.feature_extractor.register_forward_hook(ScaledGradient(feature_grad_mult))
+    body = with_kind(model, "audio", classifier=False, pooled=False)
+    body.taps_projection = True
+    return Pretrained(body)
+
+
+class ScaledGradient:
+    """A forward hook that leaves a module's output as it is, and multiplies the gradient that reaches it."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, _module: nn.Module, _arguments: Any, result: Tensor) -> Tensor:
+        """The output itself."""
+        # PyTorch leaves this method without annotations.
+        scaled: Tensor = _Scaled.apply(result, self.factor)  # type: ignore[no-untyped-call]
+        return scaled
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(value: Tensor, factor: float) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
 
 
 def _copy(student: Any, initial: str, norm: bool) -> None:
@@ -84,7 +134,7 @@ def _copy(student: Any, initial: str, norm: bool) -> None:
                 value.copy_(given[name])
 
 
-def _check(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], who: str) -> None:
+def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], who: str) -> None:
     more = [name for name in given if name.startswith(COPIED_WHOLE) and name not in own]
     unfit = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if more or unfit:

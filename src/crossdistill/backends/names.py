@@ -208,7 +208,7 @@ def assembled(
             f"{name}: dtype is {dtype}, and tune is {how!r}: weights that train are float32; set the stage's precision "
             "to compute in a lower one, or tune=frozen"
         )
-    tune(module, how, name)
+    switched = tune(module, how, name)
     module.to(getattr(torch, dtype))
     if dtype != "float32" and texts is not None and isinstance(module.head, TextHead):
         # In bfloat16, logits of a hundred times a cosine have steps of 0.1.
@@ -224,7 +224,7 @@ def assembled(
     )
     logits = texts.said if texts is not None else _logits_said(match, fits, head, str(found))
     weights = _weights_said(module, how, dtype, loaded.pretrained)
-    return Built(network, ("; ".join([logits, *weights]), *loaded.notes))
+    return Built(network, ("; ".join([logits, *weights, *switched]), *loaded.notes))
 
 
 def _default_input(kind: str, dataset: Dataset) -> str:
@@ -271,8 +271,7 @@ def _own_class(
                 f"{', '.join(dataset.inputs)}"
             )
         network = Network(made, known)
-    tune(network.module, how or "all", name)
-    return Built(network)
+    return Built(network, tuple(tune(network.module, how or "all", name)))
 
 
 def make_own(name: str, options: Mapping[str, Any]) -> nn.Module:

@@ -37,6 +37,18 @@ class TimeAxis(abc.ABC):
         """The layer's values after its frames were replaced by these."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlainModel:
+    """What the library needs beside the weights of a model."""
+
+    config: str
+    """The text of its `config.json`."""
+    opened_by: str
+    """The name of its class that opens such a folder."""
+    processor: str | None
+    """The text of its `preprocessor_config.json`; None: none describes the preparation."""
+
+
 class Body(nn.Module):
     """The network of the other library behind one interface; a subclass implements `forward` and `last`."""
 
@@ -59,13 +71,29 @@ class Body(nn.Module):
         """Valid frames (B,) at each layer of sounds of `lengths` (B,) samples; None: no time axis is known."""
         return None
 
+    def other_taps(self) -> Mapping[str, nn.Module]:
+        """Modules before the blocks that are taps too, by the name of the tap."""
+        return {}
+
     def description(self) -> dict[str, Any]:
         """Plain JSON from which the backend's `rebuilt` makes the architecture again; empty: it cannot."""
         return {}
 
+    def plain(self, classes: Sequence[str] | None, rendering: Rendering | None) -> "PlainModel | None":
+        """What the library itself needs to open the weights of `model`; None: it cannot open them alone.
+
+        `classes` are names for a classifier's logits, in their order; None: its own names stay. `rendering` is the
+        preparation of its input.
+        """
+        return None
+
+    def settle(self) -> list[str]:
+        """Switch off what leaves out blocks or frames at random in training; one line for each thing."""
+        return []
+
 
 class Pretrained(nn.Module):
-    """A body, a tap for each of its layers (`layer1`, `layer2`, ...), and logits over the classes of the data.
+    """A body, a tap for each of its layers (`layer1`, `layer2`, ..., its `blocks`), and logits over the data's classes.
 
     The body returns an embedding and, from a classifier, logits. `order` selects and permutes these logits: class i of
     the data is class `order[i]` of the body. A `head` computes logits from the embedding instead.
@@ -95,12 +123,14 @@ class Pretrained(nn.Module):
         super().__init__()
         self.body = body
         self.logits = logits
-        self.taps: tuple[str, ...] = ()
-        for number, layer in enumerate(body.layers(), 1):
+        blocks = {f"layer{number}": layer for number, layer in enumerate(body.layers(), 1)}
+        tapped = {**body.other_taps(), **blocks}
+        self.taps, self.blocks = tuple(tapped), tuple(blocks)
+        for name, layer in tapped.items():
             tap = nn.Identity()
-            self.add_module(f"layer{number}", tap)
-            layer.register_forward_hook(Through(tap) if body.axis is None else ThroughFrames(tap, body.axis))
-            self.taps = (*self.taps, f"layer{number}")
+            self.add_module(name, tap)
+            through = Through(tap) if body.axis is None or name not in blocks else ThroughFrames(tap, body.axis)
+            layer.register_forward_hook(through)
         self.head: nn.Linear | None = None
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
         self.unit = texts is not None
@@ -122,7 +152,8 @@ class Pretrained(nn.Module):
                 f"the last layer of {type(self.body).__name__}, {name!r}, is a {type(old).__name__}, not a linear one, "
                 "so it cannot be replaced by one for the classes of the data"
             )
-        setattr(parent, name, nn.Linear(old.in_features, classes, bias=old.bias is not None))
+        # Its name may lead through other modules, as `classifier.dense` does.
+        parent.set_submodule(name, nn.Linear(old.in_features, classes, bias=old.bias is not None))
 
     def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """`{"embedding": (B, D), "logits": (B, C)}`, the latter where there are any."""

@@ -124,6 +124,26 @@ def sound_rendering(config: Mapping[str, Any], who: str, seconds: float | None =
     )
 
 
+def sound_processor(rendering: SoundRendering, *, level: bool) -> dict[str, Any] | None:
+    """The settings of a feature extractor that prepares waves as a rendering does; None: none does.
+
+    Feature extractors subtract no mean alone: a rendering that does has one where `level` is False, for networks to
+    which a constant in their input makes no difference.
+    """
+    if rendering.kind != "wave" or (rendering.mean, rendering.deviation) != (0.0, 1.0):
+        return None
+    if rendering.normalise == "mean" and level:
+        return None
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": rendering.rate,
+        "padding_value": 0.0,
+        "do_normalize": rendering.normalise == "example",
+        "return_attention_mask": True,
+    }
+
+
 def text_rendering(folder: Path, config: Mapping[str, Any], who: str, length: int | None = None) -> TextRendering:
     """A folder's tokenizer as a rendering; by default its longest texts have 128 tokens, or as many as it can read.
 

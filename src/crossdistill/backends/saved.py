@@ -1,16 +1,17 @@
 """Students that are networks of other libraries: their architecture in a saved student's config, and back."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crossdistill.backends.names import BACKENDS
-from crossdistill.backends.pretrained import Body, Pretrained
+from crossdistill.backends.pretrained import Body, PlainModel, Pretrained
 from crossdistill.backends.text_head import ClassTexts, TextHead
 from crossdistill.backends.tune import add_lora
+from crossdistill.data.rendering import Rendering
 from crossdistill.errors import SettingError
 from crossdistill.network import Network
 from crossdistill.overrides import sentences
@@ -33,14 +34,31 @@ class SavedArchitecture(BaseModel):
     lora: int | None = Field(None, ge=1, le=999)
 
 
-def saved_options(network: Network, classes: int) -> dict[str, Any] | None:
-    """The options from which `rebuilt` makes the architecture again; None for other networks."""
+def plain_model(network: Network, classes: Sequence[str], rendering: Rendering | None = None) -> PlainModel | None:
+    """How the library opens a student's model by itself, from a plain folder; None: it cannot.
+
+    The names of a classifier's classes are those of the data, `classes`, where its logits are in their order.
+    `rendering` is the preparation of its input.
+    """
+    module = network.module
+    if not isinstance(module, Pretrained):
+        return None
+    own = module.body.last() is not None and module.order is None
+    return module.body.plain(classes if own else None, rendering)
+
+
+def saved_options(network: Network, classes: int, *, config: bool = True) -> dict[str, Any] | None:
+    """The options from which `rebuilt` makes the architecture again; None for other networks.
+
+    Without `config`, they lack the model's configuration, which is in a file of its own.
+    """
     module = network.module
     if not isinstance(module, Pretrained) or not module.body.description():
         return None
+    body = {name: value for name, value in module.body.description().items() if config or name != "config"}
     found = SavedArchitecture(
         classes=classes,
-        body=module.body.description(),
+        body=body,
         head=None if module.head is None else module.head.out_features,
         order=None if module.order is None else module.order.tolist(),
         logits=module.logits,

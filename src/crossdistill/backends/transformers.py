@@ -26,7 +26,15 @@ from crossdistill.backends.processors import (
 )
 from crossdistill.backends.prompts import NAMES, settings_of
 from crossdistill.backends.text_head import TextSide
-from crossdistill.backends.transformers_body import INPUTS, PROJECTIONS, TOWERS, UNSAVED, TransformersBody, with_kind
+from crossdistill.backends.transformers_body import (
+    INPUTS,
+    PROJECTION,
+    PROJECTIONS,
+    TOWERS,
+    UNSAVED,
+    TransformersBody,
+    with_kind,
+)
 from crossdistill.backends.transformers_text import text_side
 from crossdistill.data.rendering import Rendering
 from crossdistill.errors import MissingExtraError, SettingError, nearest
@@ -222,6 +230,9 @@ def rebuilt(description: Mapping[str, Any]) -> TransformersBody:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise SettingError(f"transformers: {architecture!r} cannot be built: {said}") from error
     body = with_kind(model, kind, classifier=classifier, pooled=bool(description.get("pooled")))
+    body.taps_projection = bool(description.get("projection"))
+    if body.taps_projection and not hasattr(body.model, PROJECTION):
+        raise SettingError(f"transformers: {architecture!r} has no {PROJECTION}, which its tap `projection` reads")
     settings = description.get("frontend")
     if isinstance(settings, dict):
         body.put_behind(frontend_of(settings, body.input, architecture), settings)

@@ -1,15 +1,18 @@
 """A model of transformers as a body: one kind of input, an embedding, and a classifier's logits."""
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backends.pretrained import Body, Kind, blocks_of, read_before
+from crossdistill.backends.pretrained import Body, Kind, PlainModel, blocks_of, read_before
+from crossdistill.backends.processors import sound_processor
 from crossdistill.backends.sound_frames import by_row, frames_of, mean_of_frames, padded_lengths
 from crossdistill.backends.time_axis import axis_of, of_clips
+from crossdistill.data.rendering import Rendering, SoundRendering
 
 INPUTS: Mapping[str, Kind] = {
     "pixel_values": "image",
@@ -25,6 +28,12 @@ PROJECTIONS: Mapping[Kind, str] = {
 }
 UNSAVED = ("_name_or_path", "name_or_path", "auto_map", "transformers_version", "dtype", "quantization_config")
 """Fields of a configuration that a saved student does not need, or that could load other code."""
+SKIPPING = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "speech_encoder_layerdrop")
+"""Settings, of configurations and of layers, with which a step in training leaves out blocks."""
+PROJECTION = "feature_projection"
+"""The module before the positional convolution of HuBERT and its kin."""
+AUTO = ("AutoModel", *(f"AutoModelFor{kind}Classification" for kind in ("Image", "Sequence", "Audio", "Video")))
+"""Classes of transformers that find an architecture by its configuration."""
 TOWERS: Mapping[Kind, tuple[str, ...]] = {"image": ("vision",), "text": ("text",), "audio": ("audio",), "any": ()}
 """Names, in models of two modalities, of the part that reads one."""
 
@@ -43,10 +52,14 @@ class TransformersBody(Body):
         if projected:
             self.input = next(name for name, one in INPUTS.items() if one == kind)
         self._classes = int(config.num_labels) if classifier else 0
+        # Found once: the layer that replaces it may have another number of outputs.
+        self._last = _last(model, self._classes) if classifier else None
         self.width = 0
         self.frontend: nn.Module | None = None
         """The spectrogram of waves, for models that do not read waves; see `put_behind`."""
         self.frontend_settings: Mapping[str, Any] | None = None
+        self.taps_projection = False
+        """Whether what the positional convolution reads is the tap `projection`."""
         self.patches: Patches | None = None
         """The cutting of pictures into patches, for models whose processor does that (SigLIP 2)."""
 
@@ -74,7 +87,68 @@ class TransformersBody(Body):
             "kind": self.kind,
             "pooled": self.pooled,
             **({} if self.frontend_settings is None else {"frontend": dict(self.frontend_settings)}),
+            **({"projection": True} if self.taps_projection else {}),
         }
+
+    def plain(self, classes: Sequence[str] | None, rendering: Rendering | None) -> PlainModel | None:
+        """See `Body`: by an Auto class, which builds whole models alone, no side of two and none with adapters."""
+        import transformers
+
+        config: Any = copy.deepcopy(self.model.config)
+        config.architectures, config.dtype = [type(self.model).__name__], next(self.model.parameters()).dtype
+        for name in ("auto_map", "quantization_config"):
+            config.__dict__.pop(name, None)
+        place = self.last()
+        if place is not None:
+            last: Any = self.model.get_submodule(place[1])
+            _name_classes(config, classes, int(last.out_features))
+        for name in AUTO:
+            loader = getattr(transformers, name)
+            known = loader._model_mapping.get(type(config), ())
+            if type(self.model) not in (known if isinstance(known, tuple) else (known,)):
+                continue
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                opened = loader.from_config(config)
+            if type(opened) is type(self.model) and _shapes(opened) == _shapes(self.model):
+                return PlainModel(str(config.to_json_string()), name, self._processor(rendering))
+        return None
+
+    def _processor(self, rendering: Rendering | None) -> str | None:
+        settings = self.frontend_settings
+        if settings is None and self.input == "input_values" and isinstance(rendering, SoundRendering):
+            # A group normalisation over time removes what a constant input adds to each channel.
+            grouped = getattr(self.model.config, "feat_extract_norm", None) == "group"
+            settings = sound_processor(rendering, level=not grouped)
+        return None if settings is None else json.dumps(dict(settings), indent=2) + "\n"
+
+    def other_taps(self) -> Mapping[str, nn.Module]:
+        """See `Body`."""
+        return {"projection": self.model.get_submodule(PROJECTION)} if self.taps_projection else {}
+
+    def settle(self) -> list[str]:
+        """See `Body`: layerdrop, which leaves out blocks whose outputs are compared, and SpecAugment.
+
+        The frames that SpecAugment hides are drawn from numpy's state, which a resumed run and other processes do not
+        share, and hide from the student what its teachers hear.
+        """
+        holders: dict[int, Any] = {}
+        for module in self.model.modules():
+            found: Any = [module, getattr(module, "config", None)]
+            holders |= {id(one): one for one in found if one is not None}
+        skipping, hiding = 0.0, 0.0
+        for holder in holders.values():
+            for name in SKIPPING:
+                share = getattr(holder, name, None)
+                if isinstance(share, int | float) and share > 0:
+                    skipping = max(skipping, float(share))
+                    setattr(holder, name, 0.0)
+            shares = [getattr(holder, name, 0) or 0 for name in ("mask_time_prob", "mask_feature_prob")]
+            if getattr(holder, "apply_spec_augment", False) and max(shares) > 0:
+                hiding = max(hiding, *shares)
+                holder.apply_spec_augment = False
+        drop = f"its layerdrop of {skipping:g} is off: blocks that a step leaves out have no outputs"
+        mask = f"its SpecAugment of {hiding:g} is off: the student would not hear what its teachers hear"
+        return [*([drop] if skipping else []), *([mask] if hiding else [])]
 
     def layers(self) -> list[nn.Module]:
         """See `Body`."""
@@ -83,12 +157,8 @@ class TransformersBody(Body):
         return blocks_of(self.model, getattr(side, "num_hidden_layers", None))
 
     def last(self) -> tuple[nn.Module, str] | None:
-        """See `Body`: the last linear layer with as many outputs as classes."""
-        if not self.classifier:
-            return None
-        wide = [(name, one) for name, one in self.model.named_modules() if isinstance(one, nn.Linear)]
-        right = [name for name, one in wide if one.out_features == self._classes]
-        return (self.model, right[-1] if right else wide[-1][0]) if wide else None
+        """See `Body`: the last linear layer with as many outputs as the classes of the configuration."""
+        return None if self._last is None else (self.model, self._last)
 
     def frames(self, lengths: Tensor) -> Tensor | None:
         """See `Body`: of models that read waves by the rule of their convolutions; see `time_axis` for others."""
@@ -152,6 +222,26 @@ class TransformersBody(Body):
         if any(name.endswith("cls_token") for name, _ in self.model.named_parameters()):
             return states[:, 0]
         return states.mean(1)
+
+
+def _last(model: nn.Module, classes: int) -> str | None:
+    wide = [(name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    right = [name for name, one in wide if one.out_features == classes]
+    return right[-1] if right else wide[-1][0] if wide else None
+
+
+def _name_classes(config: Any, classes: Sequence[str] | None, number: int) -> None:
+    """Give a classifier's configuration these names, or keep its own where they are as many as its outputs."""
+    names = classes
+    if names is None or len(names) != number:
+        own = {int(key): str(name) for key, name in config.id2label.items()}
+        names = [own.get(one, f"LABEL_{one}") for one in range(number)]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: one for one, name in enumerate(names)}
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 class Patches(nn.Module):

@@ -24,16 +24,20 @@ def check_tune(value: str) -> str:
     return value
 
 
-def tune(module: nn.Module, how: str, who: str) -> None:
+def tune(module: nn.Module, how: str, who: str) -> list[str]:
     """Choose the weights that train, and keep the other parts of a pretrained network in evaluation mode.
+
+    Returns a line for each thing of the body that is switched off, since it leaves out blocks or frames in training.
 
     Raises:
         SettingError: there are fewer layers, or no head.
         MissingExtraError: LoRA needs the package peft.
     """
     _choose_weights(module, how, who)
-    if isinstance(module, Pretrained):
-        module.still = tuple(_still(module))
+    if not isinstance(module, Pretrained):
+        return []
+    module.still = tuple(_still(module))
+    return module.body.settle() if any(one.requires_grad for one in module.body.parameters()) else []
 
 
 def _still(module: nn.Module) -> Iterator[str]:

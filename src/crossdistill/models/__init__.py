@@ -19,6 +19,9 @@ def _activated(*layers: str) -> tuple[str, ...]:
     return tuple(tap for layer in layers for tap in (layer, f"{layer}_relu"))
 
 
+BLOCKS: Mapping[str, int] = {"head_width": 64, "expansion": 4}
+"""Blocks of HuBERT's proportions."""
+
 MODELS: Mapping[str, Model] = {
     "lenet5": Model(
         "crossdistill.models.lenet5:LeNet5",
@@ -89,23 +92,34 @@ MODELS: Mapping[str, Model] = {
     "hubert-student-2": Model(
         "crossdistill.backends.hubert_student:hubert_student",
         ("audio",),
-        ("layer1", "layer2"),
+        ("projection", "layer1", "layer2"),
         "DistilHuBERT's student of 2 blocks for 16 kHz waves; option initial: a teacher whose weights it copies",
-        {"layers": 2},
+        {"layers": 2, **BLOCKS},
+        revision=1,
+    ),
+    "hubert-student-2-wide": Model(
+        "crossdistill.backends.hubert_student:hubert_student",
+        ("audio",),
+        ("projection", "layer1", "layer2"),
+        "the student of 2 blocks of width 1,536, with 6 heads (Ritter-Gutierrez et al. 2025); options as the others",
+        {"layers": 2, "width": 1536, "head_width": 256, "expansion": 2},
+        revision=1,
     ),
     "hubert-student-3": Model(
         "crossdistill.backends.hubert_student:hubert_student",
         ("audio",),
-        ("layer1", "layer2", "layer3"),
+        ("projection", "layer1", "layer2", "layer3"),
         "DistilHuBERT's student of 3 blocks for 16 kHz waves; option initial: a teacher whose weights it copies",
-        {"layers": 3},
+        {"layers": 3, **BLOCKS},
+        revision=1,
     ),
     "hubert-student-4": Model(
         "crossdistill.backends.hubert_student:hubert_student",
         ("audio",),
-        ("layer1", "layer2", "layer3", "layer4"),
+        ("projection", "layer1", "layer2", "layer3", "layer4"),
         "DistilHuBERT's student of 4 blocks for 16 kHz waves; option initial: a teacher whose weights it copies",
-        {"layers": 4},
+        {"layers": 4, **BLOCKS},
+        revision=1,
     ),
 }
 

@@ -26,6 +26,8 @@ class Model:
     """For some of `maps`, the tap of the same stage that methods read after its activation; None: no activation."""
     middle: str | None = None
     """The one tap that hints compare, as published: the second stage's output. None: they compare `layers`."""
+    revision: int = 0
+    """Part of the keys of stages; increased when equal options stand for other numbers than before."""
 
     def activated(self, layer: str) -> str:
         """The tap after the activation of a layer; the layer itself where there is none."""

@@ -84,7 +84,7 @@ def _built(name: str, given: NetworkConfig | Network, dataset: Dataset, recipe: 
             built = Built(given.build(len(dataset.classes)))
             how = "frozen" if keeps_weights(given.weights, given.tune) and name != recipe.learner else given.tune
             if how is not None:
-                tune(built.network.module, how, given.model)
+                built = Built(built.network, (*built.notes, *tune(built.network.module, how, given.model)))
         elif backend_of(given.model) == RUN:
             if name == recipe.learner:
                 raise SettingError(f"{given.model}: a run's student is a teacher here; a student starts from `weights`")

@@ -53,12 +53,12 @@ def run_teacher(folder: str, member: str, how: str | None, dataset: Dataset) -> 
         reads.append(f"{base}@{member}")
         renderings[reads[-1]] = rendering
     module = student.network.module
-    tune(module, how or "frozen", f"run:{folder}")
+    switched = tune(module, how or "frozen", f"run:{folder}")
     adapter = None if match.order is None else partial(in_order, order=match.order)
     taps = student.network.taps
     network = Network(module, reads, taps, output_adapter=adapter, renderings=renderings or None)
     prepared = "" if not renderings else "; it reads the data as they were prepared in its run"
-    return Built(network, (f"{match.said}{prepared}",))
+    return Built(network, ("; ".join([f"{match.said}{prepared}", *switched]),))
 
 
 def in_order(result: Tensor | Mapping[str, Tensor], order: tuple[int, ...]) -> dict[str, Tensor]:

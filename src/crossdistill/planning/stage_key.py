@@ -130,10 +130,14 @@ def initial_key(recipe: Recipe, name: str, network: Network) -> str:
         renderings = [network.renderings[key].key for key in sorted(network.renderings)]
         own = [network.code_text(), network.reads, renderings, sorted(network.frozen), fingerprint(network)]
         return key_hash([*own, settings["options"]])
-    if network.has_own_code() or not find_model(config.model).source.startswith("crossdistill."):
+    model = find_model(config.model)
+    if network.has_own_code() or not model.source.startswith("crossdistill."):
         settings["code"] = network.code_text()
+    if model.revision:
+        settings["revision"] = model.revision
     if config.weights is not None or config.options.get("initial") is not None:
-        # Weights of a file or a folder, which may change in place.
+        # Weights of a file or a folder, which may change in place: they are part of the key, and its place is not.
+        settings["options"] = {key: value for key, value in settings["options"].items() if key != "initial"}
         return key_hash([settings, fingerprint(network)])
     return key_hash([name, recipe.seed, settings])
 

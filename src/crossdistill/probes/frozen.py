@@ -21,6 +21,7 @@ from crossdistill.methods.layer_choice import chosen
 from crossdistill.nets.translators import by_position
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
+from crossdistill.run_folder.student_files import STUDENT_FOLDER, config_file
 from crossdistill.runtime.files import file_fault
 from crossdistill.runtime.hashing import fingerprint, key_hash, structure
 from crossdistill.student import load_student
@@ -99,9 +100,12 @@ def open_frozen(name: str) -> Frozen:
         return _of_library(name)
     if backend not in (None, RUN) or not path.exists():
         raise SettingError(f"{name}: no network to probe; wanted {FORMS}")
-    for folder in (path / "student", path):
-        if file_fault(folder / "config.json") is None and "library" not in read_json(folder / "config.json"):
-            return _of_library(f"transformers:{folder}", name)
+    for folder in (path / STUDENT_FOLDER, path):
+        file = config_file(folder)
+        if file_fault(file) is None:
+            # Without our record, it is a folder that transformers saved.
+            of_student = "library" in read_json(file)
+            return _of_student(name, path) if of_student else _of_library(f"transformers:{folder}", name)
     return _of_student(name, path)
 
 
@@ -125,7 +129,7 @@ def _of_library(full: str, name: str | None = None) -> Frozen:
         rendering.apply_all,
         rendering.rate,
         rendering.key,
-        module.taps,
+        module.blocks,
         _window(module, rendering.rate),
     )
 
@@ -138,8 +142,8 @@ def _of_student(name: str, path: Path) -> Frozen:
     if len(network.reads) != 1 or prepare is None:
         reads = ", ".join(f"{one} ({student.inputs[one].kind})" for one in network.reads)
         raise SettingError(f"{name} reads no sound alone: it reads {reads}; wanted a network of audio")
-    taps = network.module.taps if isinstance(network.module, Pretrained) else ()
-    layers = tuple(tap for tap in network.taps if tap in taps)
+    blocks = network.module.blocks if isinstance(network.module, Pretrained) else ()
+    layers = tuple(tap for tap in network.taps if tap in blocks)
     return Frozen(name, network, network.reads[0], prepare, rate, key, layers, _window(network.module, rate))
 
 

@@ -16,12 +16,14 @@ from crossdistill.data.table_file import TABLES, read_table
 from crossdistill.errors import DataError, MissingExtraError, RunError, SettingError
 from crossdistill.models.alignment import permutations_to, permuted
 from crossdistill.models.merging import Method, check_alike, merge
-from crossdistill.run_folder.student_files import CONFIG, STUDENT_FOLDER, WEIGHTS, sealed
-from crossdistill.runtime.files import atomic_folder, file_fault
+from crossdistill.run_folder.student_files import CONFIG, HEAD, RECORD, STUDENT_FOLDER, WEIGHTS, sealed
+from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault
 from crossdistill.runtime.hashing import file_hash
 from crossdistill.runtime.tensor_file import read_weights, write_tensors
 
 INDEX = "model.safetensors.index.json"
+OF_HEAD = f"{HEAD}: "
+"""Beginning of the names of a head's weights among those of its model."""
 CLIPS, SECONDS, RATE = 200, 5.0, 16_000
 """Clips, and seconds of each, whose activations align two networks; their rate in hertz."""
 
@@ -51,8 +53,8 @@ def merge_folders(
     if out.exists():
         raise RunError(f"{out} exists; name another folder by --out")
     folders = [_folder(path) for path in parents]
-    states = [read_weights(folder / WEIGHTS) for folder in folders]
-    start = None if base is None else read_weights(_folder(base) / WEIGHTS)
+    states = [_weights(folder) for folder in folders]
+    start = None if base is None else _weights(_folder(base))
     if permute is not None:
         for number, state in enumerate(states[1:], 2):
             check_alike(states[0], state, f"network {number}")
@@ -63,9 +65,14 @@ def merge_folders(
     merged = merge(states, weights, base=start, method=method, layers=layers, keep=keep, scale=scale)
     with atomic_folder(out) as temporary:
         for file in sorted(folders[0].iterdir()):
-            if file.is_file() and file.name != WEIGHTS and not file.name.startswith("."):
+            if file.is_file() and file.name not in (WEIGHTS, HEAD) and not file.name.startswith("."):
                 shutil.copyfile(file, temporary / file.name)
-        write_tensors(temporary / WEIGHTS, {key: value.contiguous() for key, value in merged.items()}, {"format": "pt"})
+        tensors = {key: value.contiguous() for key, value in merged.items()}
+        head = {key: tensors.pop(key) for key in list(tensors) if key.startswith(OF_HEAD)}
+        write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})
+        if head:
+            own = {key.removeprefix(OF_HEAD): value for key, value in head.items()}
+            write_tensors(temporary / HEAD, own, {"format": "pt"})
         for file in temporary.glob("*.json"):
             _seal(file, temporary)
     return out
@@ -111,6 +118,14 @@ def _folder(path: Path) -> Path:
     )
 
 
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder's model by their names there, and of the head beside it."""
+    weights = read_weights(folder / WEIGHTS)
+    if file_fault(folder / HEAD) == NO_FILE or file_fault(folder / RECORD) == NO_FILE:
+        return weights
+    return weights | {f"{OF_HEAD}{key}": value for key, value in read_weights(folder / HEAD).items()}
+
+
 def _network(folder: Path) -> torch.nn.Module:
     try:
         from transformers import AutoModel
@@ -129,8 +144,10 @@ def _network(folder: Path) -> torch.nn.Module:
 
 
 def _seal(file: Path, folder: Path) -> None:
-    """Write the hash of the merged weights into a config of this library."""
+    """Write the hashes of the merged weights into a config of this library."""
     content: Any = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(content, dict) and "checksum" in content and WEIGHTS in content.get("files", {}):
-        content["files"][WEIGHTS] = file_hash(folder / WEIGHTS)
+        for name in (WEIGHTS, HEAD):
+            if name in content["files"]:
+                content["files"][name] = file_hash(folder / name)
         file.write_text(sealed(content), encoding="utf-8")

@@ -1,4 +1,8 @@
-"""The files of a student's folder, and their verification before a network is built from them."""
+"""The files of a student's folder, and their verification before a network is built from them.
+
+A student that an Auto class of transformers can open is in a plain folder of transformers: its `config.json`, and the
+weights of the model by its names. What belongs to the student alone is in files beside them.
+"""
 
 import json
 import math
@@ -7,18 +11,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from torch import Tensor, nn
 
+from crossdistill.backends.pretrained import PlainModel
 from crossdistill.batch import Task
 from crossdistill.data.input_options import MOST_CLASSES, MOST_LABEL, MOST_NAME, MOST_NUMBERS, check_plain
 from crossdistill.errors import DataError, RunError
-from crossdistill.runtime.files import file_fault
+from crossdistill.runtime.files import NO_FILE, file_fault
 from crossdistill.runtime.hashing import file_hash, key_hash
+from crossdistill.runtime.tensor_file import Shapes, check_shapes, read_shapes, read_weights, write_tensors
 
 WEIGHTS, CONFIG, PREPARATION, CARD = "model.safetensors", "config.json", "preparation.safetensors", "README.md"
+RECORD, HEAD = "crossdistill.json", "head.safetensors"
+"""In a plain folder of transformers: the student's config, and the weights outside of the model."""
+PROCESSOR = "preprocessor_config.json"
+"""What transformers' feature extractors read; this library reads its own config, so that it may be edited."""
+OF_MODEL = "body.model."
+"""Beginning of the names of weights of a model of transformers in its student."""
+TENSORS = (WEIGHTS, HEAD, PREPARATION)
 STUDENT_FOLDER = "student"
 """Name of the student's folder in a run folder."""
-FORMAT = 2
-"""Version of the format; changes when old folders become unreadable. Version 1 had no hashes."""
+FORMAT, PLAIN_FORMAT = 2, 3
+"""Versions of the format, of other folders and of plain ones of transformers; they change when old folders become
+unreadable. Version 1 had no hashes."""
 
 CONFIG_BYTES = 2**25
 
@@ -74,12 +89,13 @@ class ScaleConfig(_Part):
 
 
 class StudentConfig(_Part):
-    """`config.json`: the network, its inputs and classes, and the SHA-256 of every file that predictions depend on.
+    """The network, its inputs and classes, and the SHA-256 of every file that predictions depend on.
 
-    The model card is not among them, so it can be edited.
+    It is `config.json`, or `crossdistill.json` in a plain folder of transformers. The model card is not among the
+    files, so it can be edited.
     """
 
-    format: Literal[2]
+    format: Literal[2, 3]
     library: Literal["crossdistill"]
     model: ModelOfTable | ForeignModel
     reads: tuple[Name, ...] = Field(min_length=1, max_length=64)
@@ -88,7 +104,7 @@ class StudentConfig(_Part):
     task: Task = "classes"
     scale: ScaleConfig | None = None
     inputs: dict[Name, InputConfig] = Field(max_length=64)
-    files: dict[Literal["model.safetensors", "preparation.safetensors"], Hash]
+    files: dict[Literal["model.safetensors", "preparation.safetensors", "head.safetensors", "config.json"], Hash]
 
     @model_validator(mode="after")
     def _together(self) -> "StudentConfig":
@@ -96,13 +112,75 @@ class StudentConfig(_Part):
             raise ValueError(f"reads {list(self.reads)}, but inputs describe {sorted(self.inputs)}")
         if WEIGHTS not in self.files:
             raise ValueError(f"files name no {WEIGHTS}")
+        if self.is_plain is not (CONFIG in self.files) or (HEAD in self.files and not self.is_plain):
+            raise ValueError(f"files are not those of format {self.format}: {', '.join(map(str, sorted(self.files)))}")
         if self.scale is not None and {len(self.scale.mean), len(self.scale.deviation)} != {len(self.classes)}:
             raise ValueError(f"scale has {len(self.scale.mean)} numbers for {len(self.classes)} columns")
         return self
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the folder is a plain one of transformers."""
+        return self.format == PLAIN_FORMAT
+
+
+def config_file(folder: Path) -> Path:
+    """The file with a student's config."""
+    return folder / (RECORD if file_fault(folder / RECORD) != NO_FILE else CONFIG)
+
+
+def write_files(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    preparation: Mapping[str, Tensor],
+    plain: PlainModel | None,
+) -> None:
+    """Write all files of a student but its card; `plain` is what transformers needs in a plain folder."""
+    for name, tensors in _parted(weights, plain is not None).items():
+        if tensors:
+            write_tensors(folder / name, tensors, None if plain is None else {"format": "pt"})
+    if preparation:
+        write_tensors(folder / PREPARATION, preparation)
+    if plain is not None:
+        (folder / CONFIG).write_text(plain.config, encoding="utf-8")
+        if plain.processor is not None:
+            (folder / PROCESSOR).write_text(plain.processor, encoding="utf-8")
+    files = {name: file_hash(folder / name) for name in (*TENSORS, CONFIG) if (folder / name).is_file()}
+    version = FORMAT if plain is None else PLAIN_FORMAT
+    text = sealed({"format": version, "library": "crossdistill", **config, "files": files})
+    (folder / (CONFIG if plain is None else RECORD)).write_text(text, encoding="utf-8")
+
+
+def _parted(weights: Mapping[str, Tensor], plain: bool) -> dict[str, dict[str, Tensor]]:
+    """The weights of a student by the file that holds them, with their names there."""
+    if not plain:
+        return {WEIGHTS: dict(weights)}
+    model = {name.removeprefix(OF_MODEL): value for name, value in weights.items() if name.startswith(OF_MODEL)}
+    return {WEIGHTS: model, HEAD: {name: value for name, value in weights.items() if not name.startswith(OF_MODEL)}}
+
+
+def check_student_weights(module: nn.Module, folder: Path, config: StudentConfig, who: str) -> None:
+    """Verify that the weights in a student's folder fit a module; see `tensor_file.check_weights`."""
+    shapes: Shapes = read_shapes(folder / WEIGHTS)
+    if config.is_plain:
+        shapes = {f"{OF_MODEL}{name}": shape for name, shape in shapes.items()}
+        shapes = {**shapes, **(read_shapes(folder / HEAD) if HEAD in config.files else {})}
+    check_shapes(module, shapes, folder / WEIGHTS, who)
+
+
+def load_student_weights(module: nn.Module, folder: Path, config: StudentConfig, who: str) -> None:
+    """Load the weights in a student's folder into a module, strictly; see `tensor_file.load_weights`."""
+    check_student_weights(module, folder, config, who)
+    weights = read_weights(folder / WEIGHTS)
+    if config.is_plain:
+        weights = {f"{OF_MODEL}{name}": value for name, value in weights.items()}
+        weights |= read_weights(folder / HEAD) if HEAD in config.files else {}
+    module.load_state_dict(weights)
+
 
 def sealed(config: Mapping[str, Any]) -> str:
-    """The text of a `config.json`, with the hash of its content as the field `checksum`."""
+    """The text of a student's config, with the hash of its content as the field `checksum`."""
     content = {name: value for name, value in config.items() if name != "checksum"}
     return json.dumps({**content, "checksum": key_hash(content)}, indent=2, sort_keys=True) + "\n"
 
@@ -110,16 +188,16 @@ def sealed(config: Mapping[str, Any]) -> str:
 def read_config(path: Path) -> StudentConfig:
     """The config of a student's folder, after verifying its checksum and the hashes of all files.
 
+    Of a plain folder, the options of the model have the content of `config.json`, which is verified too.
+
     Raises:
         RunError: not a student's folder, or its config is damaged, edited, or of another format.
         DataError: a file is missing, unknown, or damaged; names it.
     """
-    text = _read(path)
+    file = config_file(path)
+    plain = _object(path, file)
+    _check_seal(file, plain)
     try:
-        plain = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        if not isinstance(plain, dict):
-            raise ValueError(f"wanted an object, found {type(plain).__name__}")
-        _check_seal(path, plain)
         del plain["checksum"]
         _check_lengths(plain)
         # Validated as JSON, where strict mode accepts a list for a tuple.
@@ -129,25 +207,49 @@ def read_config(path: Path) -> StudentConfig:
             f"{'.'.join(map(str, fault['loc']))[:100]}: {fault['msg'][:200]}"
             for fault in error.errors(include_url=False, include_input=False)[:5]
         ]
-        raise RunError(f"{path / CONFIG} is damaged: {'; '.join(faults)}") from error
+        raise RunError(f"{file} is damaged: {'; '.join(faults)}") from error
     except (ValueError, RecursionError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise RunError(f"{path / CONFIG} is damaged: {type(error).__name__}: {cause}") from error
+        raise _damaged(file, error) from error
     _check_files(path, config)
-    return config
+    return _with_architecture(path, config) if config.is_plain else config
 
 
-def _read(path: Path) -> bytes:
-    fault = file_fault(path / CONFIG, links=False)
-    if fault is not None:
-        raise RunError(f"{path} is not the folder of a student: {path / CONFIG}: {fault}")
+def _with_architecture(path: Path, config: StudentConfig) -> StudentConfig:
+    """The config of a plain folder with the architecture that is in transformers' `config.json`."""
+    model = config.model
+    body = model.options.get("body") if isinstance(model, ModelOfTable) else None
+    if not isinstance(model, ModelOfTable) or not isinstance(body, dict):
+        raise RunError(f"{path / RECORD} is damaged: its model is none of transformers")
+    options = {**model.options, "body": {**body, "config": _object(path, path / CONFIG)}}
+    return config.model_copy(update={"model": model.model_copy(update={"options": options})})
+
+
+def _object(path: Path, file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a student's folder, of finite numbers and unique keys."""
     try:
-        with (path / CONFIG).open("rb") as file:
-            text = file.read(CONFIG_BYTES + 1)
+        plain = json.loads(_read(path, file), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if not isinstance(plain, dict):
+            raise ValueError(f"wanted an object, found {type(plain).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, error) from error
+    return plain
+
+
+def _damaged(file: Path, error: Exception) -> RunError:
+    return RunError(f"{file} is damaged: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _read(path: Path, file: Path) -> bytes:
+    fault = file_fault(file, links=False)
+    if fault is not None:
+        raise RunError(f"{path} is not the folder of a student: {file}: {fault}")
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(CONFIG_BYTES + 1)
     except OSError as error:
-        raise RunError(f"{path / CONFIG} cannot be read: {error.strerror or error}") from error
+        raise RunError(f"{file} cannot be read: {error.strerror or error}") from error
     if len(text) > CONFIG_BYTES:
-        raise RunError(f"{path / CONFIG} is damaged: it has more than {CONFIG_BYTES:,} bytes")
+        raise RunError(f"{file} is damaged: it has more than {CONFIG_BYTES:,} bytes")
     return text
 
 
@@ -157,7 +259,7 @@ def _check_lengths(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a list is too long, or holds something else than texts.
     """
-    for field, most in (("inputs", 64), ("files", 2), ("reads", 64), ("taps", 10_000), ("classes", MOST_CLASSES)):
+    for field, most in (("inputs", 64), ("files", 4), ("reads", 64), ("taps", 10_000), ("classes", MOST_CLASSES)):
         entries = values.get(field)
         if isinstance(entries, list | dict) and len(entries) > most:
             raise ValueError(f"{field} has {len(entries):,} entries; at most {most:,}")
@@ -177,31 +279,37 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"wanted finite numbers, found {name}")
 
 
-def _check_seal(path: Path, plain: Mapping[str, Any]) -> None:
-    version = plain.get("format")
-    if type(version) is not int or version != FORMAT:
+def _check_seal(file: Path, plain: Mapping[str, Any]) -> None:
+    version, wanted = plain.get("format"), PLAIN_FORMAT if file.name == RECORD else FORMAT
+    if file.name == CONFIG and "model_type" in plain and "library" not in plain:
+        raise RunError(
+            f"{file.parent} is a folder of transformers and holds no student: there is no {RECORD} in it; as a network "
+            f"it is called transformers:{file.parent}"
+        )
+    if type(version) is not int or version != wanted:
         shown = repr(version)[:40] if "format" in plain else "none"
         raise RunError(
-            f"{path / CONFIG} is of format {shown}, and this version of crossdistill reads format {FORMAT}; a run's "
-            "student is written again, from its stages, by: crossdistill run RUN --resume"
+            f"{file} is of format {shown}, and this version of crossdistill reads format {wanted}; a run's student is "
+            "written again, from its stages, by: crossdistill run RUN --resume"
         )
     content = {name: value for name, value in plain.items() if name != "checksum"}
     if plain.get("checksum") != key_hash(content):
         raise RunError(
-            f"{path / CONFIG} is damaged or was edited: its content does not match its checksum. A run's student is "
+            f"{file} is damaged or was edited: its content does not match its checksum. A run's student is "
             "written again, from its stages, by: crossdistill run RUN --resume"
         )
 
 
 def _check_files(path: Path, config: StudentConfig) -> None:
     hashes = {str(name): value for name, value in config.files.items()}
-    for name in (WEIGHTS, PREPARATION):
+    for name in (*TENSORS, *([CONFIG] if config.is_plain else [])):
         file, wanted = path / name, hashes.get(name)
         fault = file_fault(file, links=False)
         if wanted is None:
             if fault is None:
                 raise DataError(
-                    f"{file}: {CONFIG} does not list this file, so it does not belong to this student; remove it"
+                    f"{file}: {config_file(path).name} does not list this file, so it does not belong to this student; "
+                    "remove it"
                 )
             continue
         if fault is not None:
@@ -212,6 +320,6 @@ def _check_files(path: Path, config: StudentConfig) -> None:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
         if digest != wanted:
             raise DataError(
-                f"{file}: damaged, or a file of another student: wanted the SHA-256 {wanted[:12]}... of {CONFIG}, "
-                f"found {digest[:12]}..."
+                f"{file}: damaged, or a file of another student: wanted the SHA-256 {wanted[:12]}... of "
+                f"{config_file(path).name}, found {digest[:12]}..."
             )

@@ -122,7 +122,16 @@ def check_weights(module: nn.Module, path: Path, who: str) -> None:
         DataError: the file cannot be read.
         ShapeError: it does not fit; lists weights that are missing, unknown, or of another shape or type.
     """
-    stored, wanted = read_shapes(path), module.state_dict()
+    check_shapes(module, read_shapes(path), path, who)
+
+
+def check_shapes(module: nn.Module, stored: Shapes, path: Path, who: str) -> None:
+    """Verify that stored tensors, of which `path` is named in messages, fit a module, as `check_weights` does.
+
+    Raises:
+        ShapeError: they do not fit; lists weights that are missing, unknown, or of another shape or type.
+    """
+    wanted = module.state_dict()
     faults = {
         "missing": [name for name in wanted if name not in stored],
         "unknown": [name for name in stored if name not in wanted],

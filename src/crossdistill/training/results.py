@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from crossdistill.backends.saved import plain_model
 from crossdistill.data.dataset import Dataset, rows_with_label
 from crossdistill.data.metric_names import OF_PROBABILITIES, chosen_metrics
 from crossdistill.data.targets import has_target
@@ -16,10 +17,11 @@ from crossdistill.network import Network
 from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Plan
 from crossdistill.report import PREDICTIONS, Measured, Report, Row
+from crossdistill.run_folder.student_card import model_card
 from crossdistill.run_folder.student_files import STUDENT_FOLDER
 from crossdistill.runtime.distributed import Devices
 from crossdistill.runtime.files import atomic_file, remove_folder, storage_error
-from crossdistill.student import model_card, save_student
+from crossdistill.student import save_student
 from crossdistill.teacher import Live, TeacherBase
 from crossdistill.training.evaluation import predict
 from crossdistill.training.feature_results import by_features, with_measured
@@ -84,6 +86,7 @@ def finish(
         foreign = isinstance(recipe.student, Network)
         ema = next((job.stage.ema for job in reversed(plan.jobs) if recipe.learner in job.trained), None)
         of_networks = [network.licence for network in plan.members.values() if network.licence is not None]
+        plain = None if foreign else plain_model(plan.members[recipe.learner], dataset.classes)
         card = model_card(
             dataset,
             title,
@@ -93,6 +96,7 @@ def finish(
             foreign=foreign,
             ema=ema,
             of_networks=list(dict.fromkeys(of_networks)),
+            opened_by=None if plain is None else plain.opened_by,
         )
         _remove(out / STUDENT_FOLDER)
         save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)
