@@ -15,7 +15,8 @@ from torch import Tensor
 from crossdistill import Batch, Dataset, InputSpec, Network, NetworkConfig, load_student
 from crossdistill.backends.names import build
 from crossdistill.backends.saved import plain_model
-from crossdistill.errors import DataError, RunError, ShapeError
+from crossdistill.errors import DataError, RunError, SettingError, ShapeError
+from crossdistill.models import build_network
 from crossdistill.outputs import Signal
 from crossdistill.probes.frozen import open_frozen
 from crossdistill.run_folder.merge import merge_folders
@@ -76,10 +77,12 @@ def test_its_feature_extractor_reads_recordings_as_it_does(tmp_path: Path) -> No
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     values = extractor([wave.numpy() for wave in SOUNDS], sampling_rate=16_000, return_tensors="pt").input_values
     assert torch.equal(values, SOUNDS)
-    # So the folder is a network by name, too.
+    # So the folder is a network by name, too, and a student starts from it.
     again, wanted = open_frozen(f"transformers:{folder}").network, layers(load_student(folder).network)
     # Frozen weights take another path of torch's matrix products, with other rounding.
     torch.testing.assert_close(layers(again), {tap: wanted[tap] for tap in ("layer1", "layer2")})
+    started = build_network("hubert-student-2", width=64, initial=f"transformers:{folder}")
+    assert all(torch.equal(value, wanted[tap]) for tap, value in layers(started).items())
 
 
 def test_a_student_of_a_folder_is_a_plain_folder(tmp_path: Path) -> None:
@@ -213,12 +216,24 @@ def test_students_are_merged_into_a_folder_that_transformers_opens(tmp_path: Pat
     model, network = opened(merged), load_student(merged).network
     with torch.no_grad():
         assert torch.equal(layers(network)["layer2"], model(SOUNDS).last_hidden_state)
+    assert "0.75" in (merged / "README.md").read_text()
     # A plain folder of transformers merges with a student: their weights have the same names.
     opened(folders[1]).save_pretrained(tmp_path / "plain")
     other = merge_folders([folders[0], tmp_path / "plain"], [0.75, 0.25], tmp_path / "other")
     assert all(torch.equal(value, found[name]) for name, value in opened(other).state_dict().items())
     with torch.no_grad():
         assert torch.equal(layers(load_student(other).network)["layer2"], model(SOUNDS).last_hidden_state)
+
+
+def test_networks_that_compute_otherwise_are_not_merged(tmp_path: Path) -> None:
+    folder, heads = student_folder(tmp_path / "one"), tmp_path / "heads"
+    opened(folder).save_pretrained(heads)
+    config = json.loads((heads / "config.json").read_text())
+    (heads / "config.json").write_text(json.dumps({**config, "num_attention_heads": 4}))
+    for others in ({"parents": [folder, heads]}, {"parents": [folder, folder], "base": heads, "method": "task"}):
+        with raises(SettingError, "num_attention_heads", 1, 4):
+            merge_folders(others.pop("parents"), [0.5, 0.5], tmp_path / "merged", **others)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_heads_are_merged_too(tmp_path: Path) -> None:

@@ -16,14 +16,19 @@ from crossdistill.data.table_file import TABLES, read_table
 from crossdistill.errors import DataError, MissingExtraError, RunError, SettingError
 from crossdistill.models.alignment import permutations_to, permuted
 from crossdistill.models.merging import Method, check_alike, merge
-from crossdistill.run_folder.student_files import CONFIG, HEAD, RECORD, STUDENT_FOLDER, WEIGHTS, sealed
-from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault
+from crossdistill.run_folder.student_files import CARD, CONFIG, HEAD, RECORD, STUDENT_FOLDER, WEIGHTS, sealed
+from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault, read_json
 from crossdistill.runtime.hashing import file_hash
 from crossdistill.runtime.tensor_file import read_weights, write_tensors
 
 INDEX = "model.safetensors.index.json"
 OF_HEAD = f"{HEAD}: "
 """Beginning of the names of a head's weights among those of its model."""
+COMPUTING = (
+    *("num_attention_heads", "do_stable_layer_norm", "feat_extract_norm", "conv_stride", "hidden_act"),
+    *("feat_extract_activation", "layer_norm_eps", "num_buckets", "max_bucket_distance"),
+)
+"""Settings of HuBERT and its kin that change what equal weights compute."""
 CLIPS, SECONDS, RATE = 200, 5.0, 16_000
 """Clips, and seconds of each, whose activations align two networks; their rate in hertz."""
 
@@ -47,12 +52,15 @@ def merge_folders(
 
     Raises:
         RunError: a folder is no student's, or `out` exists.
-        SettingError: weights, base or layers do not fit, or the networks cannot be aligned.
+        SettingError: weights, base or layers do not fit, the networks compute otherwise with equal weights, or they
+            cannot be aligned.
         ShapeError: the networks have different shapes; names the first key.
     """
     if out.exists():
         raise RunError(f"{out} exists; name another folder by --out")
     folders = [_folder(path) for path in parents]
+    for folder in folders[1:] if base is None else [*folders[1:], _folder(base)]:
+        _check_settings(folders[0], folder)
     states = [_weights(folder) for folder in folders]
     start = None if base is None else _weights(_folder(base))
     if permute is not None:
@@ -67,11 +75,16 @@ def merge_folders(
         for file in sorted(folders[0].iterdir()):
             if file.is_file() and file.name not in (WEIGHTS, HEAD) and not file.name.startswith("."):
                 shutil.copyfile(file, temporary / file.name)
+        if (temporary / CARD).is_file():
+            shown = ", ".join(f"{weight:g}" for weight in weights)
+            head = f"> Merged from {len(folders)} students ({method}, weights {shown}); below is the card of the first."
+            card = (temporary / CARD).read_text(encoding="utf-8")
+            (temporary / CARD).write_text(f"{head}\n\n{card}", encoding="utf-8")
         tensors = {key: value.contiguous() for key, value in merged.items()}
-        head = {key: tensors.pop(key) for key in list(tensors) if key.startswith(OF_HEAD)}
+        beside = {key: tensors.pop(key) for key in list(tensors) if key.startswith(OF_HEAD)}
         write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})
-        if head:
-            own = {key.removeprefix(OF_HEAD): value for key, value in head.items()}
+        if beside:
+            own = {key.removeprefix(OF_HEAD): value for key, value in beside.items()}
             write_tensors(temporary / HEAD, own, {"format": "pt"})
         for file in temporary.glob("*.json"):
             _seal(file, temporary)
@@ -124,6 +137,27 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     if file_fault(folder / HEAD) == NO_FILE or file_fault(folder / RECORD) == NO_FILE:
         return weights
     return weights | {f"{OF_HEAD}{key}": value for key, value in read_weights(folder / HEAD).items()}
+
+
+def _check_settings(first: Path, other: Path) -> None:
+    """Refuse networks of transformers that compute differently with equal weights."""
+    mine, theirs = _settings(first), _settings(other)
+    for name in COMPUTING:
+        if name in mine and name in theirs and mine[name] != theirs[name]:
+            raise SettingError(
+                f"merge: {name} is {mine[name]} in {first} and {theirs[name]} in {other}; networks that compute alike "
+                "are merged"
+            )
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """The configuration of a network of transformers; empty for others."""
+    try:
+        content: Any = read_json(folder / CONFIG)
+        return content if "model_type" in content else content["model"]["options"]["body"]["config"]
+    except (ValueError, KeyError, TypeError):
+        # Other networks of this library; what is damaged is reported where it is read.
+        return {}
 
 
 def _network(folder: Path) -> torch.nn.Module:
