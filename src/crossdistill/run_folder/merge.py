@@ -154,7 +154,8 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     """The configuration of a network of transformers; empty for others."""
     try:
         content: Any = read_json(folder / CONFIG)
-        return content if "model_type" in content else content["model"]["options"]["body"]["config"]
+        found: dict[str, Any] = content if "model_type" in content else content["model"]["options"]["body"]["config"]
+        return found
     except (ValueError, KeyError, TypeError):
         # Other networks of this library; what is damaged is reported where it is read.
         return {}
