@@ -259,3 +259,24 @@ def test_probes_read_the_blocks_of_a_student(tmp_path: Path) -> None:
         frozen = open_frozen(str(name))
         assert (frozen.layers, frozen.rate) == (("layer1", "layer2"), 16_000)
         torch.testing.assert_close(layers(frozen.network), layers(load_student(folder).network))
+
+
+@pytest.mark.parametrize("name", ["ast", "vit"])
+def test_a_new_last_layer_takes_the_place_of_the_old_one(tmp_path: Path, name: str) -> None:
+    from small_models import MODELS
+
+    # AST's is inside of another module; ViT has other layers of as many outputs as its 32 classes.
+    options: dict[str, Any] = {} if name == "ast" else {"classes": [str(one) for one in range(32)]}
+    kind, shape = ("audio", (1600,)) if name == "ast" else ("image", (3, 32, 32))
+    MODELS[name](tmp_path / name, **options)
+    rows = torch.randn(6, *shape)
+    specs = {kind: InputSpec("array", shape)}
+    classes = Dataset.from_arrays("toy", {kind: rows}, ["cat", "dog", "eel"] * 2, input_specs=specs)
+    built = build(
+        f"transformers:{tmp_path / name}", {}, (kind,), "head", "float32", member="it", dataset=classes, student=False
+    )
+    (layer,) = built.network.module.trainable_last()
+    assert layer.weight.shape == (3, 32)
+    assert [one for one in built.network.parameters() if one.requires_grad] == [layer.weight, layer.bias]
+    result = built.network.module.eval()(rows)
+    assert torch.equal(result["logits"], layer(result["embedding"]))

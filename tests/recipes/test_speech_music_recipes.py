@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from facts import states
+from facts import raises, states
 from safetensors.torch import load_file
 from torch import nn
 from traces import compare_trace, plainly_trained
 
 from crossdistill import Batch, Recipe, load_student, run
-from crossdistill.errors import CrossdistillError, RecipeError, SettingError
+from crossdistill.errors import CrossdistillError, RecipeError, RunError, SettingError
 from crossdistill.methods.multi_distillation import MultiDistillation
 from crossdistill.outputs import Signal
 from crossdistill.recipes import find, make, names
@@ -181,6 +181,11 @@ def test_a_student_is_a_teacher_of_the_next_run(settings: list[str], tmp_path: P
     merged = merge_folders(folders, [0.5, 0.5], tmp_path / "merged")
     transformers.AutoModel.from_pretrained(merged)
     assert load_student(merged).network.taps == load_student(folders[0]).network.taps
+    # Of two students with one config.json, each belongs to its run alone.
+    shutil.rmtree(folders[0] / "student")
+    shutil.copytree(folders[1] / "student", folders[0] / "student")
+    with raises(RunError, "crossdistill.json"):
+        load_student(folders[0])
 
 
 def test_the_published_schedule_reaches_its_rate_and_ends_at_zero() -> None:

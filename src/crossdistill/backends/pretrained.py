@@ -58,6 +58,8 @@ class Body(nn.Module):
     """The frames at each layer, where they are not the layer's own values."""
     input_dtype: torch.dtype | None = None
     """Type in which it reads floating-point inputs; None: that of its weights."""
+    replaced: str | None = None
+    """Name of a new last layer that `last` would not find by itself. Attributes of instances are part of keys."""
 
     def last(self) -> tuple[nn.Module, str] | None:
         """The module that holds the last linear layer of a classifier, and that layer's name in it; None: no logits."""
@@ -123,13 +125,13 @@ class Pretrained(nn.Module):
         super().__init__()
         self.body = body
         self.logits = logits
-        blocks = {f"layer{number}": layer for number, layer in enumerate(body.layers(), 1)}
-        tapped = {**body.other_taps(), **blocks}
-        self.taps, self.blocks = tuple(tapped), tuple(blocks)
+        others = body.other_taps()
+        tapped = {**others, **{f"layer{number}": one for number, one in enumerate(body.layers(), 1)}}
+        self.taps: tuple[str, ...] = tuple(tapped)
         for name, layer in tapped.items():
             tap = nn.Identity()
             self.add_module(name, tap)
-            through = Through(tap) if body.axis is None or name not in blocks else ThroughFrames(tap, body.axis)
+            through = Through(tap) if body.axis is None or name in others else ThroughFrames(tap, body.axis)
             layer.register_forward_hook(through)
         self.head: nn.Linear | None = None
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
@@ -154,6 +156,8 @@ class Pretrained(nn.Module):
             )
         # Its name may lead through other modules, as `classifier.dense` does.
         parent.set_submodule(name, nn.Linear(old.in_features, classes, bias=old.bias is not None))
+        if self.body.last() != place:
+            self.body.replaced = name
 
     def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """`{"embedding": (B, D), "logits": (B, C)}`, the latter where there are any."""
@@ -172,6 +176,12 @@ class Pretrained(nn.Module):
     def input_dtype(self) -> torch.dtype | None:
         """See `Body`."""
         return self.body.input_dtype
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The taps of its layers."""
+        others = self.body.other_taps()
+        return tuple(tap for tap in self.taps if tap not in others)
 
     def frames(self, lengths: Tensor) -> Tensor | None:
         """See `Body`."""

@@ -41,6 +41,9 @@ TOWERS: Mapping[Kind, tuple[str, ...]] = {"image": ("vision",), "text": ("text",
 class TransformersBody(Body):
     """A model of transformers with one kind of input."""
 
+    taps_projection = False
+    """Whether what the positional convolution reads is the tap `projection`."""
+
     def __init__(self, model: nn.Module, kind: Kind, *, classifier: bool, pooled: bool, projected: bool) -> None:
         super().__init__()
         self.model = model
@@ -52,14 +55,10 @@ class TransformersBody(Body):
         if projected:
             self.input = next(name for name, one in INPUTS.items() if one == kind)
         self._classes = int(config.num_labels) if classifier else 0
-        # Found once: the layer that replaces it may have another number of outputs.
-        self._last = _last(model, self._classes) if classifier else None
         self.width = 0
         self.frontend: nn.Module | None = None
         """The spectrogram of waves, for models that do not read waves; see `put_behind`."""
         self.frontend_settings: Mapping[str, Any] | None = None
-        self.taps_projection = False
-        """Whether what the positional convolution reads is the tap `projection`."""
         self.patches: Patches | None = None
         """The cutting of pictures into patches, for models whose processor does that (SigLIP 2)."""
 
@@ -157,8 +156,14 @@ class TransformersBody(Body):
         return blocks_of(self.model, getattr(side, "num_hidden_layers", None))
 
     def last(self) -> tuple[nn.Module, str] | None:
-        """See `Body`: the last linear layer with as many outputs as the classes of the configuration."""
-        return None if self._last is None else (self.model, self._last)
+        """See `Body`: the last linear layer with as many outputs as classes."""
+        if not self.classifier:
+            return None
+        if self.replaced is not None:
+            return self.model, self.replaced
+        wide = [(name, one) for name, one in self.model.named_modules() if isinstance(one, nn.Linear)]
+        right = [name for name, one in wide if one.out_features == self._classes]
+        return (self.model, right[-1] if right else wide[-1][0]) if wide else None
 
     def frames(self, lengths: Tensor) -> Tensor | None:
         """See `Body`: of models that read waves by the rule of their convolutions; see `time_axis` for others."""
@@ -222,12 +227,6 @@ class TransformersBody(Body):
         if any(name.endswith("cls_token") for name, _ in self.model.named_parameters()):
             return states[:, 0]
         return states.mean(1)
-
-
-def _last(model: nn.Module, classes: int) -> str | None:
-    wide = [(name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear)]
-    right = [name for name, one in wide if one.out_features == classes]
-    return right[-1] if right else wide[-1][0] if wide else None
 
 
 def _name_classes(config: Any, classes: Sequence[str] | None, number: int) -> None:
