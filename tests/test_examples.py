@@ -6,13 +6,20 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import count, product
 from pathlib import Path
 
 import pytest
+import torch
 from facts import raises
+from own_files import write_sound, write_table
+from safetensors.torch import load_file
 
 from crossdistill import load_student
+from crossdistill.data.rendering import Sound
 from crossdistill.errors import SettingError
+from crossdistill.models import build_network
+from crossdistill.probes.frozen import open_frozen
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -87,6 +94,64 @@ def test_a_small_clip_is_saved_as_transformers_saves_one(tmp_path: Path) -> None
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "trained_on.txt"}
     assert wanted <= {path.name for path in (tmp_path / "clip").iterdir()}
     # In the fast suite, tests/backends/test_zero_shot_runs.py runs it in its own process.
+
+
+SOUND = all(map(find_spec, ("transformers", "soundfile", "soxr")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SOUND, reason="needs the extras transformers and audio")
+def test_a_small_teacher_of_sounds_opens_as_any_of_transformers(tmp_path: Path) -> None:
+    rows = [
+        {"path": write_sound(tmp_path / f"{n}.wav", n, 0.2 + 0.01 * (n % 5)).name, "domain": "music", "split": split,
+         "tone": n % 7 if n % 2 else ""}
+        for n, split in enumerate(["train"] * 16 + ["validation"] * 8 + ["test"] * 8)
+    ]  # fmt: skip
+    write_table(tmp_path / "clips.csv", rows)
+    sizes = ("--steps", "3", "--batch", "4", "--width", "64", "--layers", "2", "--channels", "16", "--clusters", "5")
+    for kind in ("hubert", "wavlm"):
+        then = ("clips.csv", kind, "--domain", "music", "--labels", "tone", "--kind", kind, *sizes)
+        shown = _play("train_small_audio_teachers.py", tmp_path, "-W", "default::DeprecationWarning", then=then)
+        assert re.search(r"^16 clips, 4 s; labels: 7 of tone", shown, re.MULTILINE), shown
+        found = re.findall(r"^(.+): (\d\.\d{3}) on 8 clips of split validation$", shown, re.MULTILINE)
+        assert {name for name, _ in found} == {"masked clusters", "tone"}, shown
+        assert (tmp_path / kind / "trained_on.txt").read_text().split() == [f"{n}.wav" for n in range(16)]
+        frozen = open_frozen(f"transformers:{tmp_path / kind}")
+        assert frozen.layers == ("layer1", "layer2")
+        assert frozen.rate == 16_000
+        states = frozen.states([Sound(torch.zeros(4000), 16_000)], torch.device("cpu"))
+        assert states.shape == (1, 12, 2, 64)
+        assert bool(states.isfinite().all())
+    options = {"width": 64, "channels": 16, "initial": f"transformers:{tmp_path / 'hubert'}"}
+    assert build_network("hubert-student-2", **options).taps == ("layer1", "layer2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SOUND, reason="needs the extras transformers and audio")
+def test_speech_and_music_compares_students_and_goes_on(tmp_path: Path) -> None:
+    data, number = tmp_path / "data", count()
+    for one, speaker, take in product(range(3), ("anna", "bert"), range(12)):
+        path = data / "free-spoken-digit-dataset" / "recordings" / f"{one}_{speaker}_{take}.wav"
+        write_sound(path, one, 0.3 + 0.001 * next(number))
+    for emotion, actor, repetition in product(range(1, 3), range(1, 3), range(1, 9)):
+        name = f"03-01-{emotion:02}-01-01-{repetition:02}-{actor:02}.flac"
+        write_sound(data / "ravdess-speech-16k" / f"Actor_{actor:02}" / name, next(number), 1.5)
+    for player, note, length in product(("flute", "oboe", "horn", "tuba"), ("A", "As", "B", "C", "Cs"), range(3)):
+        name = f"{player}_{note}4_{length}_forte_normal.wav"
+        write_sound(data / "philharmonia" / "audio" / player / name, next(number), 0.5)
+    for kind, fold, take in product(("rain", "dog"), range(1, 6), "AB"):
+        write_sound(data / "esc10" / kind / f"{fold}-{next(number)}-{take}.wav", fold)
+    sizes = ("--seeds", "1", "--weighting-seeds", "0", "--epochs", "1", "--teacher-steps", "2")
+    shown = _play("speech_and_music.py", tmp_path, "-W", "default::DeprecationWarning", then=("data", "out", *sizes))
+    rows = re.findall(r"^\| ([\w -]+) \| 1 \|((?: \d+\.\d \|)+)$", shown, re.MULTILINE)
+    kinds = ["speech teacher", "music teacher", "first-weights", "untrained", "hard", "soft", "speech", "music"]
+    assert [name for name, _ in rows] == 3 * [*kinds, "merge-5-5", "merge-9-1"], shown
+    again = _play("speech_and_music.py", tmp_path, "-W", "default::DeprecationWarning", then=("data", "out", *sizes))
+    assert "trained" not in again
+    assert again.strip() == (tmp_path / "out" / "tables.md").read_text().strip()
+    weights = [load_file(tmp_path / "out" / "runs" / f"{name}@0" / "student" / "model.safetensors")
+               for name in ("first-weights", "untrained", "speech", "music")]  # fmt: skip
+    assert len({tuple(sorted(one)) for one in weights}) == 1
 
 
 def test_mst_distill_trains_all_three_stages(tmp_path: Path) -> None:

@@ -109,6 +109,18 @@ def test_it_starts_from_a_teacher(tmp_path: Path, kind: str) -> None:
     assert other == ["encoder.layer_norm.bias"]
 
 
+def test_its_convolutions_are_as_wide_as_asked(tmp_path: Path) -> None:
+    given = teacher(tmp_path, conv_dim=[16] * 7).state_dict()
+    options = {"width": 64, "initial": f"transformers:{tmp_path}"}
+    own = build_network("hubert-student-2", channels=16, **options).module.body.model.state_dict()
+    assert own["feature_extractor.conv_layers.6.conv.weight"].shape == (16, 16, 2)
+    assert [name for name, value in own.items() if not torch.equal(value, given[name])] == []
+    with raises(SettingError, "conv_dim", "16", "512", "options.channels"):
+        build_network("hubert-student-2", **options)
+    with raises(SettingError, "channels", "0"):
+        build_network("hubert-student-2", channels=0)
+
+
 def test_a_teacher_of_another_shape_is_refused(tmp_path: Path) -> None:
     teacher(tmp_path)
     for name, options in (("hubert-student-2", {"width": 128}), ("hubert-student-4", {"width": 64})):

@@ -40,8 +40,6 @@ def network_of(kind: str, norm: str = "group", **more: Any) -> Network:
     return Network(module.eval(), ("x",), module.taps)
 
 
-# transformers passes WavLM's masks to PyTorch in two types, which PyTorch deprecates.
-@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
 @pytest.mark.parametrize(
     ("kind", "norm", "more"),
     [

@@ -1,6 +1,7 @@
 """Probes from the command line to the report: networks, features, few shots, texts, and faults before any work."""
 
 import json
+import re
 from pathlib import Path
 
 import layouts
@@ -103,17 +104,20 @@ def test_the_command_writes_a_report_and_its_subsets(
 ) -> None:
     root = layouts.digits(tmp_path / "digits")
     words = ("probe", hubert, "--task", "spoken-digit", "--task", "digit-speaker", "--data", root)
-    rest = ("--shots", 2, "--seeds", 2, "--layers", "sum", "--head", "mlp", "--to", tmp_path / "report")
+    rest = ("--shots", 2, 1, "--seeds", 2, "--layers", "sum", "--head", "mlp", "--to", tmp_path / "report")
     said = called(*words, *rest, capsys=capsys, monkeypatch=monkeypatch)
     assert said.status == 0, said.err
     assert "SUPERB-style" in said.out
+    assert re.search(r"spoken-digit +2 a class: 6 ", said.out), said.out
     assert (tmp_path / "report" / "report.md").is_file()
     data = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [(one["task"], one["shots"], len(one["values"])) for one in data["scores"]] == [
         ("spoken-digit", None, 2),
         ("spoken-digit", 2, 2),
+        ("spoken-digit", 1, 2),
         ("digit-speaker", None, 2),
         ("digit-speaker", 2, 2),
+        ("digit-speaker", 1, 2),
     ]
     scores = {(one["task"], one["shots"]): one for one in data["scores"]}
     # Three tones of different pitch: found by any network that hears.

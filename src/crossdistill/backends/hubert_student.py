@@ -18,6 +18,7 @@ COPIED_WHOLE = ("feature_extractor.", "feature_projection.projection.", "encoder
 NORM = "encoder.layer_norm."
 ALIKE = (
     "hidden_size",
+    "conv_dim",
     "conv_kernel",
     "conv_stride",
     "feat_extract_norm",
@@ -25,6 +26,8 @@ ALIKE = (
     "num_attention_heads",
 )
 """Settings that have to be equal for copied weights to compute the same."""
+OPTIONS = {"hidden_size": ", or set options.width", "conv_dim": ", or set options.channels"}
+"""What else can be done about a setting that differs."""
 
 
 def hubert_student(
@@ -34,6 +37,7 @@ def hubert_student(
     initial: str | None = None,
     initial_norm: bool = True,
     feature_grad_mult: float = 0.1,
+    channels: int = 512,
     *,
     head_width: int = 64,
     expansion: int = 4,
@@ -41,15 +45,16 @@ def hubert_student(
     """HuBERT of so many blocks without a normalisation before the projection; it has no logits (Chang et al. 2022).
 
     It gives the embedding (B, width), the mean over valid frames, and the taps projection, what the positional
-    convolution reads, and layer1, ... (B, T, width), one frame for 320 samples. `classes` is not used. `initial` is
-    `transformers:FOLDER` of a HuBERT, wav2vec 2.0 or WavLM of equal width: its convolutions, projection, positional
-    convolution, first blocks and, unless `initial_norm` is False, the normalisation before the blocks are copied;
-    DistilHuBERT leaves the last one random. WavLM's relative positions, which HuBERT lacks, are not copied.
-    `feature_grad_mult` scales the gradient that reaches the convolutions, as DistilHuBERT does. The table of models
-    sets `head_width`, the width of an attention head, and `expansion`, of feed-forward layers by the blocks' width.
+    convolution reads, and layer1, ... (B, T, width), one frame for 320 samples. `channels` is the width of the
+    convolutions. `classes` is not used. `initial` is `transformers:FOLDER` of a HuBERT, wav2vec 2.0 or WavLM of equal
+    width and channels: its convolutions, projection, positional convolution, first blocks and, unless `initial_norm` is
+    False, the normalisation before the blocks are copied; DistilHuBERT leaves the last one random. WavLM's relative
+    positions, which HuBERT lacks, are not copied. `feature_grad_mult` scales the gradient that reaches the
+    convolutions, as DistilHuBERT does. The table of models sets `head_width`, the width of an attention head, and
+    `expansion`, of feed-forward layers by the blocks' width.
 
     Raises:
-        SettingError: the width does not divide into heads, the teacher has another width or architecture, or the factor
+        SettingError: the width does not divide into heads, there is no channel, the teacher has another width or architecture, or the factor
             of gradients is negative or not finite.
         MissingExtraError: transformers is not installed.
     """
@@ -57,6 +62,8 @@ def hubert_student(
         raise SettingError(
             f"hubert-student: width: wanted a multiple of {head_width}, as heads are {head_width} wide; found {width}"
         )
+    if channels < 1:
+        raise SettingError(f"hubert-student: channels: wanted 1 or more, found {channels}")
     if not 0 <= feature_grad_mult < math.inf:
         raise SettingError(
             f"hubert-student: feature_grad_mult: wanted a finite factor of 0 or more, found {feature_grad_mult}"
@@ -64,6 +71,7 @@ def hubert_student(
     transformers = needed()
     config = transformers.HubertConfig(
         hidden_size=width,
+        conv_dim=(channels,) * 7,
         num_hidden_layers=layers,
         num_attention_heads=width // head_width,
         intermediate_size=expansion * width,
@@ -124,7 +132,7 @@ def _copy(student: Any, initial: str, norm: bool) -> None:
         ):
             raise SettingError(
                 f"{who}: its {name} is {found}, and the student's is {wanted}, so its weights do not fit; take another "
-                "teacher" + (", or set options.width" if name == "hidden_size" else "")
+                f"teacher{OPTIONS.get(name, '')}"
             )
     own, given = student.state_dict(), teacher.state_dict()
     _check(own, given, who)

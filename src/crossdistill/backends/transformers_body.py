@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -191,7 +192,10 @@ class TransformersBody(Body):
         lengths = padded_lengths(self.model, None if mask is None else mask.sum(1), *named[self.input].shape[:2])
         if lengths is not None and mask is not None:
             named["attention_mask"] = mask
-        with by_row(self.model, lengths):
+        with by_row(self.model, lengths), warnings.catch_warnings():
+            if lengths is not None:
+                # WavLM of transformers gives its attention a mask of padding beside numbers for positions.
+                warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
             return self._result(named)
 
     def _padded(self, named: Mapping[str, Tensor]) -> bool:

@@ -30,7 +30,7 @@ DataFolders = Annotated[
 Shots = Annotated[
     list[int] | None,
     typer.Option(
-        "--shots", min=1, metavar="N", help="Also train on N clips of each class. Can be given several times."
+        "--shots", min=1, metavar="N...", help="Also train on N clips of each class: --shots 5 20. Can be repeated."
     ),
 ]
 ProbeSeeds = Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Number of heads and of subsets.")]
@@ -78,10 +78,14 @@ def probe_command(
 
     for name in tasks:
         find_task(name)
+    # An option takes one word: the further numbers of `--shots 5 20` come as arguments.
+    numbers = [text for text in networks if text.isdecimal() and not Path(text).exists()] if shots else []
+    networks = [text for text in networks if text not in numbers]
+    amounts = tuple(dict.fromkeys([*(shots or ()), *map(int, numbers)]))
     if len(data) not in (1, len(tasks)):
         raise SettingError(f"--data: wanted 1 folder, or one for each of the {len(tasks)} tasks; found {len(data)}")
     pairs = list(zip(tasks, data if len(data) > 1 else data * len(tasks), strict=True))
-    settings = Settings(cast(Layers, layers), cast(HeadKind, head), seeds, tuple(shots or ()), device)
+    settings = Settings(cast(Layers, layers), cast(HeadKind, head), seeds, amounts, device)
     folder = to or Path("runs") / "probe"
     with Terminal() as display:
         report = probe(networks, pairs, settings, out=folder, display=display)

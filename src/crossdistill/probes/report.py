@@ -109,7 +109,9 @@ class ProbeReport:
         cells = {(score.task, score.shots, score.model): score for score in self.scores}
         for task, shots in dict.fromkeys((score.task, score.shots) for score in self.scores):
             found = [cells[task, shots, model] for model in self.models]
-            how = f"{found[0].train_clips:,}" if shots is None else f"{shots} a class"
+            # A class of fewer clips gives all of them, so that the number of clips says more than that of shots.
+            clips = f"{found[0].train_clips:,}"
+            how = clips if shots is None else f"{shots} a class: {clips}"
             rows.append([task, how, found[0].metric, *(score.text() for score in found)])
         for shots in dict.fromkeys(score.shots for score in self.scores):
             how = "all" if shots is None else f"{shots} a class"
