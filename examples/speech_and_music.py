@@ -190,7 +190,7 @@ def student_settings(clips: Path, made: dict[str, Path], names: Sequence[str], e
         *(f"layers.{name}=[2, 4]" for name in names),
         "student=hubert-student-2",
         "student.options.width=128",
-        "student.options.channels=48",
+        "student.options.channels=32",
         f"student.options.initial=transformers:{made['speech']}",
         f"epochs={epochs}",
         "learning_rate=0.001",
@@ -265,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    for name, default in {"seeds": 5, "weighting-seeds": 3, "epochs": 2, "teacher-steps": 300}.items():
+    for name, default in {"seeds": 5, "weighting-seeds": 3, "epochs": 2, "teacher-steps": 400}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     out = given.out.absolute()

@@ -33,8 +33,8 @@ RATE, HOP, FIELD = 16_000, 320, 400
 """Hertz; samples from frame to frame, and those that a frame of HuBERT reads."""
 MEL = MelSettings(RATE, n_fft=1024, hop=HOP, bands=64)
 KINDS = {"hubert": (HubertConfig, HubertModel), "wavlm": (WavLMConfig, WavLMModel)}
-MASKED, SPAN = 0.4, 5
-"""Share of the frames that are masked, and the length of a span of them."""
+MASKED, SPAN, WHOLE = 0.4, 5, 0.5
+"""Share of the frames that are masked, length of a span of them, and share of clips in training without any."""
 
 
 @dataclass
@@ -140,10 +140,10 @@ def encoder(kind: str, width: int, layers: int, channels: int) -> Any:
 
 
 def train(model: Any, heads: Heads, clips: Clips, steps: int, batch: int, rate: float, seconds: float) -> None:
-    """Masked prediction of clusters plus the labels; rows with other labels are drawn equally often."""
+    """Masked prediction of clusters plus the labels; a kind of clips with few rows is drawn more often than its share."""
     which = list(zip(*((one >= 0).tolist() for one in clips.labels.values()), strict=True)) or [()] * len(clips.waves)
     sizes = Counter(which)
-    weights = torch.tensor([1 / sizes[one] for one in which])
+    weights = torch.tensor([sizes[one] ** -0.5 for one in which])
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     began, total = time.monotonic(), 0.0
@@ -152,6 +152,7 @@ def train(model: Any, heads: Heads, clips: Clips, steps: int, batch: int, rate: 
         rows = torch.multinomial(weights, batch, replacement=True)
         given, frames, clusters = clips.batch(rows.tolist(), seconds)
         hidden = masks(frames)
+        hidden[(torch.rand(batch) < WHOLE) & (torch.arange(batch) > 0)] = False
         states = _states(model, given, mask_time_indices=hidden)
         loss = functional.cross_entropy(heads.frame(states[hidden]), clusters[hidden])
         pooled = mean_of_frames(states, frames)
@@ -203,10 +204,10 @@ def main() -> None:
     parser.add_argument("--domain", default="speech")
     parser.add_argument("--labels", default="", help="columns with labels of clips, as digit,emotion")
     parser.add_argument("--kind", choices=tuple(KINDS), default="hubert")
-    sizes = {"steps": 600, "batch": 24, "width": 128, "layers": 4, "channels": 48, "clusters": 100, "seed": 0}
+    sizes = {"steps": 400, "batch": 24, "width": 128, "layers": 4, "channels": 32, "clusters": 100, "seed": 0}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, value in {"rate": 1e-3, "seconds": 0.8}.items():
+    for name, value in {"rate": 1.5e-3, "seconds": 0.8}.items():
         parser.add_argument(f"--{name}", type=float, default=value)
     given = parser.parse_args()
     if given.width % 64:
