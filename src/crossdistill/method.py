@@ -205,7 +205,8 @@ class MethodConfig(BaseModel, abc.ABC):
     @model_serializer(mode="wrap")
     def _plain(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         fields = type(self).model_fields
-        unset = {name for name in self.added if getattr(self, name) == fields[name].default}
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in self.added}
+        unset = {name for name, default in defaults.items() if getattr(self, name) == default}
         return {name: value for name, value in handler(self).items() if name not in unset}
 
     @classmethod

@@ -54,8 +54,8 @@ def hubert_student(
     `expansion`, of feed-forward layers by the blocks' width.
 
     Raises:
-        SettingError: the width does not divide into heads, there is no channel, the teacher has another width or architecture, or the factor
-            of gradients is negative or not finite.
+        SettingError: the width does not divide into heads, there is no channel, the teacher has another width or
+            architecture, or the factor of gradients is negative or not finite.
         MissingExtraError: transformers is not installed.
     """
     if width < head_width or width % head_width:

@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-HiddenLoss = Literal["l1", "l2", "usad"]
+HiddenLoss = Literal["l1", "l2", "usad", "cosine", "bernoulli"]
 """l1, l2: mean absolute or squared difference, plus a multiple of -log sigmoid(cos) (DistilHuBERT, arXiv 2110.01900,
-and 2506.07237). usad: mean absolute difference, plus a multiple of 1 - cos (USAD, 2506.18843)."""
+and 2506.07237). usad: mean absolute difference, plus a multiple of 1 - cos (USAD, 2506.18843). cosine: 1 - cos alone.
+bernoulli: the target's channels are separate probabilities and the prediction their logits; KL divergence in nats."""
 
 
 def valid_frames(frames: Int64[Tensor, " B"], total: int) -> Bool[Tensor, "B T"]:
@@ -26,23 +27,37 @@ def hidden_state_distance(
 ) -> Float[Tensor, "B N"]:
     """The distance of each layer, a mean over a row's valid frames and all channels; 0 for a row without frames.
 
-    In the unit of the features (l2: its square), plus `cosine` times a dimensionless term of the angle. Values in
-    other frames are never used, NaN included. With rows of equal length, its mean over rows and layers is the
-    published mean over rows, layers, frames and channels.
+    In the unit of the features (l2: its square), plus `cosine` times a dimensionless term of the angle, which the kinds
+    cosine and bernoulli do not have. Values in other frames are never used, NaN included. With rows of equal length,
+    its mean over rows and layers is the published mean over rows, layers, frames and channels.
     """
     if valid is not None:
         there = valid[:, None, :, None]
         prediction, target = prediction.where(there, 0.0), target.where(there, 0.0)
-    difference = prediction - target
-    size = (difference.square() if kind == "l2" else difference.abs()).mean(-1)
-    value = size
-    if cosine:
-        angle = functional.cosine_similarity(prediction, target, dim=-1)
-        value = size + cosine * (1 - angle if kind == "usad" else -functional.logsigmoid(angle))
+    value = _of_frames(prediction, target, kind, cosine)
     if valid is None:
         return value.mean(-1)
     counts = valid.sum(1).clamp_min(1).unsqueeze(1)
     return value.where(valid.unsqueeze(1), 0.0).sum(-1) / counts
+
+
+def _of_frames(prediction: Tensor, target: Tensor, kind: HiddenLoss, cosine: float) -> Tensor:
+    if kind == "bernoulli":
+        return _bernoulli_divergence(prediction, target).mean(-1)
+    if kind == "cosine":
+        return 1 - functional.cosine_similarity(prediction, target, dim=-1)
+    difference = prediction - target
+    size = (difference.square() if kind == "l2" else difference.abs()).mean(-1)
+    if not cosine:
+        return size
+    angle = functional.cosine_similarity(prediction, target, dim=-1)
+    return size + cosine * (1 - angle if kind == "usad" else -functional.logsigmoid(angle))
+
+
+def _bernoulli_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    cross = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    # The target's own entropy moves no gradient, and makes 0 the least value.
+    return cross + torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target)
 
 
 def pooled_frames(

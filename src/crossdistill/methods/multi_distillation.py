@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from crossdistill.batch import Batch, Task
 from crossdistill.errors import ApplicabilityError, SettingError
-from crossdistill.losses.hidden_states import barlow_distance, hidden_state_distance, pooled_frames
+from crossdistill.losses.hidden_states import HiddenLoss, barlow_distance, hidden_state_distance, pooled_frames
 from crossdistill.losses.task import EVERY_TASK
 from crossdistill.method import STUDENT, DataSpec, Method, Progress, Step, Term, module_key
 from crossdistill.methods.domain_routing import (
@@ -28,7 +28,15 @@ from crossdistill.methods.domain_routing import (
     rows_of,
     statistics_of,
 )
-from crossdistill.methods.routed_layers import Compared, add_moments, add_rows, compared, heads_for, kept_teachers
+from crossdistill.methods.routed_layers import (
+    Compared,
+    add_moments,
+    add_rows,
+    compared,
+    heads_for,
+    kept_teachers,
+    own_head,
+)
 from crossdistill.methods.routed_settings import RoutedSettings
 from crossdistill.nets.domain_classifier import DomainClassifier, DomainSums
 from crossdistill.nets.own_domain import OwnDomain
@@ -51,6 +59,7 @@ class _MultiDistillation(Method):
     ) -> None:
         super().__init__()
         self.config, self.layers, self.domains = config, layers, domains
+        self.mine = {name: _own_signal(config, name) or layers[STUDENT] for name in domains}
         self.heads = nn.ModuleDict({module_key(name): head for name, head in heads.items()})
         known = dict.fromkeys(domain for own in domains.values() for domain in own)
         soft_by = config.soft_by if config.routing == "soft" else None
@@ -59,7 +68,8 @@ class _MultiDistillation(Method):
         self.own = nn.ModuleDict({name: OwnDomain(width) for name, width in widths.items()})
 
     def needs(self) -> Mapping[str, frozenset[Signal]]:
-        return {name: frozenset(signals) for name, signals in self.layers.items()}
+        needs = {name: frozenset(signals) for name, signals in self.layers.items()}
+        return {**needs, STUDENT: frozenset(signal for signals in self.mine.values() for signal in signals)}
 
     def forward(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher], progress: Progress) -> Step:
         if self.config.routing == "hard":
@@ -84,21 +94,43 @@ class _MultiDistillation(Method):
         return Term(rows, weight, name)
 
     def validate(self, batch: Batch, student: Teacher, teachers: Mapping[str, Teacher]) -> Mapping[str, Tensor]:
-        """The loss of each teacher's layers by row, as `TEACHER/LAYER`, and each row's mean over its teachers."""
+        """The loss of each teacher's layers by row, as `TEACHER/LAYER`, and each row's mean over its teachers.
+
+        In the mean, losses are multiplied by the teachers' weights, as in the terms: it chooses the best epoch.
+        """
         total, count = torch.zeros(2, len(batch), device=batch.ids.device).unbind()
         values: dict[str, Tensor] = {}
         for found in self._compared(tuple(teachers), batch, student(batch), student, teachers):
+            self._check_target(found)
             distance = self._distance(found)
             taps = (signal.tap or str(signal) for signal in self.layers[found.name])
             values |= {f"{found.name}/{tap}": distance[:, number] for number, tap in enumerate(taps)}
             weight = torch.ones_like(distance[:, 0]) if found.weight is None else found.weight
-            total = total.index_add(0, found.rows, distance.mean(1) * weight)
+            factor = self.config.teacher_weights.get(found.name, 1.0)
+            total = total.index_add(0, found.rows, distance.mean(1) * weight * factor)
             count = count.index_add(0, found.rows, weight)
         return {STUDENT: (total / count)[count > 0], **values}
 
     def _distance(self, found: Compared) -> Tensor:
-        kind = self.config.loss if self.config.loss != "barlow" else "l1"
+        kind = self._kind(found.name)
         return hidden_state_distance(found.prediction, found.target, found.valid, kind, self.config.cosine)
+
+    def _kind(self, teacher: str) -> HiddenLoss:
+        common = self.config.loss
+        return self.config.losses.get(teacher, "l1" if common == "barlow" else common)
+
+    def _check_target(self, found: Compared) -> None:
+        """Refuse teachers without probabilities for `bernoulli`: here and not in a step, which would wait for a GPU."""
+        if self._kind(found.name) != "bernoulli" or not found.target.numel():
+            return
+        valid = None if found.valid is None else found.valid.unsqueeze(1).expand_as(found.target[..., 0])
+        values = found.target if valid is None else found.target[valid]
+        low, high = (float(value) for value in values.aminmax()) if values.numel() else (0.0, 1.0)
+        if not (low >= 0 and high <= 1):
+            raise ApplicabilityError(
+                f"multi-distillation: the loss bernoulli needs probabilities, and {self.layers[found.name][0]} of "
+                f"teacher {found.name!r} has values from {low:.3g} to {high:.3g}; choose another in losses.{found.name}"
+            )
 
     def _compared(
         self, names: Iterable[str], batch: Batch, outputs: Outputs, student: Teacher, teachers: Mapping[str, Teacher]
@@ -112,7 +144,8 @@ class _MultiDistillation(Method):
         for name in names:
             rows = self._rows(name, batch, weights)
             weight, sources = None if weights is None else weights[name], (student, teachers[name])
-            yield compared(name, rows, weight, self._head(name), self.layers, batch, outputs, sources, ran.get(name))
+            layers = (self.mine[name], self.layers[name])
+            yield compared(name, rows, weight, self._head(name), layers, batch, outputs, sources, ran.get(name))
 
     def _rows(self, name: str, batch: Batch, weights: Mapping[str, Tensor] | None) -> Tensor:
         if weights is not None:
@@ -183,8 +216,10 @@ class _MeasuredRelational(_Measured, _Relational): ...
 class MultiDistillation(RoutedSettings):
     """`Σ over teachers of weight · mean over its rows, layers and frames of (|p-y| - cosine · log sigmoid cos(p,y))`.
 
-    p is predicted from the student's last layer by the teacher's head, y is the teacher's layer. Features are frames
-    (B, T, D) or maps; a vector (B, D) is one frame. Frames of padding are in no term. A teacher runs on its rows alone.
+    p is predicted from the student's last layer by the teacher's head, or is an output of the student itself
+    (`student_heads`); y is the teacher's layer. Features are frames (B, T, D) or maps; a vector (B, D) is one frame,
+    and a teacher's vector is predicted from the mean of the student's valid frames. Frames of padding are in no term. A
+    teacher runs on its rows alone.
     """
 
     name: Literal["multi-distillation"] = "multi-distillation"
@@ -198,26 +233,60 @@ class MultiDistillation(RoutedSettings):
         if not teachers:
             raise ApplicabilityError("multi-distillation needs at least one teacher; this stage has none")
         given = {"layers": self.layers, "domains": self.domains, "teacher_weights": self.teacher_weights}
+        given |= {"student_heads": self.student_heads, "losses": self.losses}
         given |= {"frame_rates": self.frame_rates, "convolution": dict.fromkeys(self.convolution or (), 0.0)}
         check_names({name: tuple(value) for name, value in given.items()}, tuple(teachers))
         if self.loss == "barlow" and self.routing == "soft":
             raise SettingError(
                 "multi-distillation: the loss barlow compares rows and takes no weights; routing is soft"
             )
+        self._check_together()
         known = data.domains if self.routing != "all" else None
         own = routes(self.domains, tuple(teachers), known, self.untaught)
         layers = {name: layers_of(spec, f"teacher {name!r}", self.layers.get(name)) for name, spec in teachers.items()}
-        mine = layers_of(student, STUDENT, self.taps or None)
-        layers = {STUDENT: mine if self.taps else mine[-1:], **layers}
+        if self.student_heads.keys() >= layers.keys():
+            layers = {STUDENT: (), **layers}
+        else:
+            mine = layers_of(student, STUDENT, self.taps or None)
+            layers = {STUDENT: mine if self.taps else mine[-1:], **layers}
         kind: type[_MultiDistillation] = _Relational if self.loss == "barlow" else _MultiDistillation
         if self.routing == "soft" or self.standardise != "none":
             kind = _MeasuredRelational if self.loss == "barlow" else _Measured
         return kind(self, layers, own, self._heads(layers, {STUDENT: student, **teachers}))
 
+    def _check_together(self) -> None:
+        """Refuse settings that exclude each other.
+
+        Raises:
+            SettingError: there are some.
+        """
+        if self.loss == "barlow" and self.losses:
+            raise SettingError("multi-distillation: the loss barlow compares rows of all teachers alike; losses is set")
+        if self.standardise != "none" and self.student_heads:
+            raise SettingError(
+                f"multi-distillation: standardise is {self.standardise!r}, and heads of the student's own predict the "
+                "teacher's values as they are; set standardise=none, or leave student_heads out"
+            )
+
     def _heads(self, layers: Layers, specs: Mapping[str, OutputSpec]) -> dict[str, TeacherHead]:
-        teachers = [name for name in layers if name != STUDENT]
+        own = {
+            name: own_head(name, signal[0], layers[name], specs, self.frame_rates)
+            for name in layers
+            if (signal := _own_signal(self, name))
+        }
+        teachers = [name for name in layers if name not in own and name != STUDENT]
+        if not teachers:
+            return own
         convolving = teachers[1:] if self.convolution is None else self.convolution
         kinds = dict.fromkeys(teachers, self.translator)
         if self.translator == "hybrid":
             kinds = {name: "lconv" if name in convolving else "mlp" for name in teachers}
-        return heads_for(kinds, layers, specs, self.frame_rates, self.standardise)
+        return {**heads_for(kinds, layers, specs, self.frame_rates, self.standardise), **own}
+
+
+def _own_signal(config: RoutedSettings, teacher: str) -> tuple[Signal, ...]:
+    """The student's output that predicts this teacher without a translator; empty: it has a translator."""
+    tap = config.student_heads.get(teacher)
+    if tap is None:
+        return ()
+    return (Signal.EMBEDDING if tap == "embedding" else Signal.feature(tap),)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from crossdistill.batch import Batch
 from crossdistill.errors import ApplicabilityError, SettingError
-from crossdistill.losses.hidden_states import valid_frames
+from crossdistill.losses.hidden_states import pooled_frames, valid_frames
 from crossdistill.method import STUDENT, Progress
 from crossdistill.methods.domain_routing import WHO, Layers, frames_of, row_features, rows_of, shape_of
 from crossdistill.nets.feature_translators import LAYERWISE, TranslatorKind, feature_translator
 from crossdistill.nets.standardisation import Moments, Standardise
-from crossdistill.nets.teacher_head import TeacherHead, frames_differ
+from crossdistill.nets.teacher_head import OwnHead, TeacherHead, frames_differ
 from crossdistill.nets.translators import by_position, grid_of, width_of
 from crossdistill.outputs import Outputs, OutputSpec, Signal, picked, shared_rows
 from crossdistill.runtime.hashing import derived_seed
@@ -40,7 +40,7 @@ def compared(
     rows: Tensor,
     weight: Tensor | None,
     head: TeacherHead,
-    layers: Layers,
+    layers: tuple[tuple[Signal, ...], tuple[Signal, ...]],
     batch: Batch,
     outputs: Outputs,
     sources: tuple[Teacher, Teacher],
@@ -48,24 +48,30 @@ def compared(
 ) -> Compared:
     """Run a teacher on these rows of a batch alone, and predict its layers from the student's outputs of the batch.
 
-    `sources` are the student and the teacher; without rows, the teacher does not run, nor where it `ran` on the batch.
+    `layers` are those of the student and of the teacher, and `sources` these two; without rows, the teacher does not
+    run, nor where it `ran` on the batch.
     """
     student, teacher = sources
+    reads, gives = layers
     part = batch.select(rows)
     if ran is not None:
-        theirs = of_rows(ran, rows, layers[name])
+        theirs = of_rows(ran, rows, gives)
     elif len(rows):
         theirs = teacher(part)
     else:
-        theirs = teacher.spec.no_rows(name, layers[name], torch.zeros((), device=batch.ids.device))
+        theirs = teacher.spec.no_rows(name, gives, torch.zeros((), device=batch.ids.device))
     inside = torch.arange(len(part), device=rows.device) if theirs.rows is None else theirs.rows
     here, there, shared = shared_rows(outputs, replace(theirs, rows=rows[inside]))
     assert shared is not None
-    mine = [picked(outputs.need(signal), here) for signal in layers[STUDENT]]
-    states = [picked(theirs.need(signal), there).detach() for signal in layers[name]]
+    mine = [picked(outputs.need(signal), here) for signal in reads]
+    states = [picked(theirs.need(signal), there).detach() for signal in gives]
     known = part.select(inside if there is None else inside[there])
     total = by_position(mine[0]).shape[1]
     frames, reached = frames_of(student, known, total), frames_of(teacher, known, by_position(states[0]).shape[1])
+    if head.summary:
+        seen = None if frames is None else valid_frames(frames, total)
+        mine = [pooled_frames(by_position(one).unsqueeze(1), seen, 1).squeeze(1) for one in mine]
+        frames, total = None, 1
     target = head.standard(head.at_student(states, reached, total))
     most = target.shape[2]
     prediction = head(mine, None if frames is None else valid_frames(frames, total))[:, :, :most]
@@ -132,7 +138,9 @@ def heads_for(
     for number, (name, kind) in enumerate(kinds.items()):
         theirs = shape_of(specs[name], layers[name][-1], f"teacher {name!r}")
         ratio = _ratio(name, rates)
-        _check_frames(name, mine, theirs, ratio)
+        summary = is_summary(mine, theirs)
+        if not summary:
+            _check_frames(name, mine, theirs, ratio)
         out, count = width_of(theirs), len(layers[name])
         if len(layers[STUDENT]) > 1 and (kind not in LAYERWISE or len(layers[STUDENT]) != count):
             raise SettingError(
@@ -145,8 +153,39 @@ def heads_for(
             shared = feature_translator(kind, width, out, count) if shared is None else shared
             _check_shared(name, kinds, layers, specs)
         translator = feature_translator(kind, channels.stop - channels.start, out, count) if shared is None else shared
-        heads[name] = TeacherHead(translator, channels, ratio, standardise, out, count)
+        heads[name] = TeacherHead(translator, channels, ratio, standardise, out, count, summary=summary)
     return heads
+
+
+def own_head(
+    name: str, signal: Signal, layers: tuple[Signal, ...], specs: Mapping[str, OutputSpec], rates: Mapping[str, float]
+) -> TeacherHead:
+    """The head of a teacher whose layer the student's output `signal` predicts without a translator.
+
+    Raises:
+        SignalError: the student has no such output.
+        ApplicabilityError: widths or numbers of frames differ, or the teacher has several layers; names both.
+    """
+    if signal == Signal.EMBEDDING and specs[STUDENT].embedding is None:
+        raise ApplicabilityError(f"{WHO}: student_heads.{name} is 'embedding', and the student gives none; name a tap")
+    mine = shape_of(specs[STUDENT], signal, STUDENT)
+    theirs = shape_of(specs[name], layers[-1], f"teacher {name!r}")
+    if len(layers) != 1 or width_of(mine) != width_of(theirs):
+        raise ApplicabilityError(
+            f"{WHO}: student_heads.{name}: the student's {signal} of shape {mine} stands for one layer of the same "
+            f"width, and teacher {name!r} has {len(layers)} of shape {theirs}; name that layer in layers.{name}, or "
+            f"leave student_heads.{name} out"
+        )
+    ratio, summary = _ratio(name, rates), is_summary(mine, theirs)
+    if not summary:
+        _check_frames(name, mine, theirs, ratio)
+    width = width_of(mine)
+    return TeacherHead(OwnHead(), slice(0, width), ratio, "none", width, 1, summary=summary)
+
+
+def is_summary(mine: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    """Whether a teacher's layer is one vector for a row, where the student's has positions."""
+    return len(theirs) == 1 < len(mine)
 
 
 def _ratio(name: str, rates: Mapping[str, float]) -> float:

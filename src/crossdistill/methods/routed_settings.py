@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from crossdistill.losses.hidden_states import HiddenLoss
 from crossdistill.method import MethodConfig
 from crossdistill.methods.domain_routing import Routing
 from crossdistill.nets.feature_translators import TranslatorKind
@@ -14,12 +15,15 @@ from crossdistill.nets.standardisation import Standardise
 class RoutedSettings(MethodConfig):
     """The fields of `MultiDistillation`."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"untaught", "soft_by"})
+    added: ClassVar[frozenset[str]] = frozenset({"untaught", "soft_by", "student_heads", "losses"})
 
     layers: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
     """The layers of each teacher, by number (4: the tap `layer4`) or name; default: 4, 8, 12 or the nearest thirds."""
     taps: tuple[str, ...] = ()
     """The student's layer that all heads read, or one for each layer of the teachers; default: its last one."""
+    student_heads: Mapping[str, str] = Field(default_factory=dict)
+    """For some teachers, the student's own prediction: one of its taps, or `embedding`. It has the width of the
+    teacher's one layer, and the saved student contains it; other teachers have a translator outside of the student."""
     translator: TranslatorKind = "lconv"
     """The head of each teacher; `hybrid` is lconv for the teachers in `convolution` and mlp for the others."""
     convolution: tuple[str, ...] | None = None
@@ -37,9 +41,12 @@ class RoutedSettings(MethodConfig):
     """Soft routing leaves a teacher out of the rows in which its weight is below this one."""
     teacher_weights: Mapping[str, float] = Field(default_factory=dict)
     """The weight of each teacher's term; default: 1."""
-    loss: Literal["l1", "l2", "barlow", "usad"] = "l1"
+    loss: Literal["l1", "l2", "barlow", "usad", "cosine", "bernoulli"] = "l1"
+    losses: Mapping[str, HiddenLoss] = Field(default_factory=dict)
+    """The loss of some teachers, where it is not `loss`; cosine is 1 - cos alone, bernoulli is for a teacher that gives
+    probabilities, of which the prediction is the logits."""
     cosine: float = Field(1.0, ge=0)
-    """Weight of the term of the angle."""
+    """Weight of the term of the angle in l1, l2, usad and barlow."""
     normalise: Literal["teacher", "batch"] = "teacher"
     """Divide a teacher's loss by its rows in the whole step (as published), or by all rows of the step."""
     standardise: Standardise = "none"

@@ -17,15 +17,24 @@ class TeacherHead(nn.Module):
     """Predictions of a teacher's layers, and these layers at the student's frames.
 
     `channels` are the student's channels that the translator reads; `ratio` is the teacher's frame rate divided by the
-    student's, `width` the channels of the teacher's layers. The translator may belong to several heads.
+    student's, `width` the channels of the teacher's layers. The translator may belong to several heads. `summary`: the
+    teacher has one vector for a row, which is predicted from the mean of the student's valid frames.
     """
 
     def __init__(
-        self, translator: nn.Module, channels: slice, ratio: float, standardise: Standardise, width: int, layers: int
+        self,
+        translator: nn.Module,
+        channels: slice,
+        ratio: float,
+        standardise: Standardise,
+        width: int,
+        layers: int,
+        *,
+        summary: bool = False,
     ) -> None:
         super().__init__()
         self.translator = translator
-        self.channels, self.ratio, self.width = channels, ratio, width
+        self.channels, self.ratio, self.width, self.summary = channels, ratio, width, summary
         self.standardise = nn.ModuleList(Standardisation(standardise, width) for _ in range(layers))
 
     def forward(self, student: list[Tensor], valid: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B N T D"]:
@@ -65,6 +74,14 @@ class TeacherHead(nn.Module):
         for norm, sums in zip(self.standardise, moments, strict=True):
             assert isinstance(norm, Standardisation)
             norm.settle(sums)
+
+
+class OwnHead(nn.Module):
+    """In place of a translator: the student's own layer is the prediction of the teacher's one layer."""
+
+    def forward(self, frames: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B 1 T D"]:
+        """The frames as they are."""
+        return frames.unsqueeze(1)
 
 
 def frames_differ(student: int, teacher: int, ratio: float) -> bool:
