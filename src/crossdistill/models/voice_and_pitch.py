@@ -24,6 +24,10 @@ class VoiceAndPitch(nn.Module):
     all pitches. What is found there and the spectral envelope go through convolutions over time to the embedding.
     """
 
+    window: Tensor
+    filters: Tensor
+    lags: Tensor
+
     def __init__(self, channels: int = 16, width: int = 192) -> None:
         super().__init__()
         cents = torch.arange(8 * OCTAVE) / OCTAVE
