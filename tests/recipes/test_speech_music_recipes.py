@@ -160,6 +160,7 @@ def test_the_student_of_a_run_opens_with_transformers(settings: list[str], tmp_p
     folder = tmp_path / "out" / "student"
     model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
+    assert "AutoModel.from_pretrained" in (folder / "README.md").read_text()
     waves, taps = torch.randn(2, 1600), ("layer1", "layer2")
     network = load_student(folder).network
     with torch.no_grad():

@@ -47,6 +47,12 @@ def plain_model(network: Network, classes: Sequence[str], rendering: Rendering |
     return module.body.plain(classes if own else None, rendering)
 
 
+def opened_by(network: Network) -> str | None:
+    """The class of transformers that opens a student's folder; None: none does."""
+    plain = plain_model(network, ())
+    return None if plain is None else plain.opened_by
+
+
 def saved_options(network: Network, classes: int, *, config: bool = True) -> dict[str, Any] | None:
     """The options from which `rebuilt` makes the architecture again; None for other networks.
 

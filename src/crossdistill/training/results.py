@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from crossdistill.backends.saved import plain_model
+from crossdistill.backends.saved import opened_by
 from crossdistill.data.dataset import Dataset, rows_with_label
 from crossdistill.data.metric_names import OF_PROBABILITIES, chosen_metrics
 from crossdistill.data.targets import has_target
@@ -82,21 +82,19 @@ def finish(
     if devices.is_main:
         _save_predictions(out / PREDICTIONS, student)
         parameters = plan.parameters()[recipe.learner]
-        title = f"{recipe.learner} student of {recipe.name}"
         foreign = isinstance(recipe.student, Network)
         ema = next((job.stage.ema for job in reversed(plan.jobs) if recipe.learner in job.trained), None)
         of_networks = [network.licence for network in plan.members.values() if network.licence is not None]
-        plain = None if foreign else plain_model(plan.members[recipe.learner], dataset.classes)
         card = model_card(
             dataset,
-            title,
+            f"{recipe.learner} student of {recipe.name}",
             report.markdown(),
             list(recipe.teachers),
             parameters,
             foreign=foreign,
             ema=ema,
             of_networks=list(dict.fromkeys(of_networks)),
-            opened_by=None if plain is None else plain.opened_by,
+            opened_by=None if foreign else opened_by(plan.members[recipe.learner]),
         )
         _remove(out / STUDENT_FOLDER)
         save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)
