@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crossdistill import Dataset, Network, OptimizerConfig, Recipe, Stage, run
 from crossdistill.batch import Batch
+from crossdistill.data.domain_mix import DomainMix
 from crossdistill.data.variable_length import Padded
 from crossdistill.errors import ApplicabilityError, CrossdistillError, RecipeError, StoppedError
 from crossdistill.method import Progress
@@ -331,6 +332,8 @@ def test_two_processes_compute_what_one_does_with_domains() -> None:
 @pytest.mark.parametrize("soft_by", ["classifier", "confidence"])
 def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(soft_by: str, tmp_path: Path) -> None:
     settings = {"routing": "soft", "soft_by": soft_by, "standardise": "z-score", "drop": 0.3}
+    mix = DomainMix(quotas={"speech": 4, "music": 2}) if soft_by == "classifier" else DomainMix(temperature=3.0)
+    made = recipe(settings, replace(sounds(), mix=mix), weighting="gradnorm")
     left = [2]
 
     def stop() -> bool:
@@ -338,7 +341,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(soft_by: str, tm
         return left[0] == 0
 
     with pytest.raises(StoppedError):
-        run(recipe(settings, weighting="gradnorm"), tmp_path / "stopped", stop=stop)
-    run(recipe(settings, weighting="gradnorm"), tmp_path / "stopped", resume=True)
-    run(recipe(settings, weighting="gradnorm"), tmp_path / "whole")
+        run(made, tmp_path / "stopped", stop=stop)
+    run(made, tmp_path / "stopped", resume=True)
+    run(made, tmp_path / "whole")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")

@@ -38,9 +38,12 @@ class DomainMix(BaseModel):
         Raises:
             SettingError: a quota is of an unknown domain, quotas do not sum to the batch size, or a domain has none.
         """
-        own = np.array([domains[row] for row in rows.tolist()])
-        known = sorted(set(own.tolist()))
-        members = {name: torch.from_numpy(np.flatnonzero(own == name)) for name in known}
+        index = rows.numpy()
+        known = sorted({domains[row] for row in index})
+        place = {name: number for number, name in enumerate(known)}
+        # Numbers, since an array of the texts of millions of rows is large.
+        own = np.fromiter((place[domains[row]] for row in index), np.int64, len(index))
+        members = {name: torch.from_numpy(np.flatnonzero(own == place[name])) for name in known}
         if self.temperature is not None:
             sizes = np.array([len(members[name]) for name in known], dtype=np.float64)
             shares = (sizes / sizes.max()) ** (1 / self.temperature)

@@ -122,9 +122,9 @@ class Clips:
         Raises:
             DataError: a file was written since then; names the first.
         """
-        for row, before in enumerate(self._states.tolist()):
+        for row, before in enumerate(self._states):
             now = state_of(os.path.join(self.root, os.fsdecode(self._names[self._ends[row] : self._ends[row + 1]])))
-            if now[0] and list(now) != before:
+            if now[0] and now != tuple(before):
                 raise DataError(
                     f"{self.path(row)}: was written after the start (it has {now[0]:,} bytes, and had {before[0]:,}): "
                     "load the data again"
