@@ -70,7 +70,7 @@ class DomainMix(BaseModel):
 class DomainDraw:
     """The rows of each domain, as places among the training rows, with quotas of a batch or shares of an epoch."""
 
-    members: tuple[Int64[Tensor, " M"], ...]
+    members: tuple[Int64[Tensor, " _"], ...]
     counts: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
 
