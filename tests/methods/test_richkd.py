@@ -228,9 +228,9 @@ def test_another_coefficient_needs_no_other_bank(tmp_path: Path, monkeypatch: py
     passes: list[str] = []
     plain = Network.__call__
 
-    def counted(self: Network, *given: Any) -> Any:
+    def counted(self: Network, *given: Any, **named: Any) -> Any:
         passes.append(self.name)
-        return plain(self, *given)
+        return plain(self, *given, **named)
 
     found = []
     for alpha in (0.7, 0.2):

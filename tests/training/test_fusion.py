@@ -117,9 +117,9 @@ def test_settings_are_chosen_from_banks_alone(tmp_path: Path, monkeypatch: pytes
     passes = []
     plain = Network.forward
 
-    def counted(self: Network, *given: Any) -> Any:
+    def counted(self: Network, *given: Any, **named: Any) -> Any:
         passes.append(len(given[0]))
-        return plain(self, *given)
+        return plain(self, *given, **named)
 
     monkeypatch.setattr(Network, "forward", counted)
     found = tune_fusion(made, tmp_path / "run")
