@@ -29,16 +29,22 @@ def hidden_state_distance(
 
     In the unit of the features (l2: its square), plus `cosine` times a dimensionless term of the angle, which the kinds
     cosine and bernoulli do not have. Values in other frames are never used, NaN included. With rows of equal length,
-    its mean over rows and layers is the published mean over rows, layers, frames and channels.
+    its mean over rows and layers is the published mean over rows, layers, frames and channels. Computed in float32 at
+    least, also under autocast: 1 - cos and an entropy subtract nearly equal numbers.
     """
     if valid is not None:
         there = valid[:, None, :, None]
         prediction, target = prediction.where(there, 0.0), target.where(there, 0.0)
-    value = _of_frames(prediction, target, kind, cosine)
+    with torch.autocast(prediction.device.type, enabled=False):
+        value = _of_frames(_exact(prediction), _exact(target), kind, cosine)
     if valid is None:
         return value.mean(-1)
     counts = valid.sum(1).clamp_min(1).unsqueeze(1)
     return value.where(valid.unsqueeze(1), 0.0).sum(-1) / counts
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _of_frames(prediction: Tensor, target: Tensor, kind: HiddenLoss, cosine: float) -> Tensor:
@@ -63,7 +69,10 @@ def _bernoulli_divergence(logits: Tensor, target: Tensor) -> Tensor:
 def pooled_frames(
     values: Float[Tensor, "B N T D"], valid: Bool[Tensor, "B T"] | None, bins: int
 ) -> Float[Tensor, "B N P D"]:
-    """The valid frames of each row, averaged in `bins` parts as adaptive average pooling does."""
+    """The valid frames of each row, averaged in `bins` parts as adaptive average pooling does, in float32 at least.
+
+    Where there are fewer frames than parts, neighbouring parts share frames.
+    """
     rows, _, total, _ = values.shape
     if valid is None:
         valid = torch.ones(rows, total, dtype=torch.bool, device=values.device)
@@ -72,8 +81,10 @@ def pooled_frames(
     starts, ends = part * length // bins, -(-(part + 1) * length // bins)
     frame = torch.arange(total, device=values.device)
     inside = (frame >= starts.unsqueeze(2)) & (frame < ends.unsqueeze(2))
-    share = inside.to(values.dtype) / inside.sum(2, keepdim=True).clamp_min(1)
-    return share.unsqueeze(1) @ values.where(valid[:, None, :, None], 0.0)
+    exact = _exact(values)
+    share = inside.to(exact.dtype) / inside.sum(2, keepdim=True).clamp_min(1)
+    with torch.autocast(values.device.type, enabled=False):
+        return share.unsqueeze(1) @ exact.where(valid[:, None, :, None], 0.0)
 
 
 def barlow_distance(
@@ -93,17 +104,23 @@ def barlow_distance(
     rows = len(prediction)
     if rows < 2:
         return prediction.sum() * 0
+    prediction, target = _exact(prediction), _exact(target)
     total = prediction.new_zeros(())
-    for layer in range(prediction.shape[1]):
-        # One layer at a time: a matrix of D² numbers for each position.
-        mine, theirs = (_standard(value[:, layer].transpose(0, 1), eps) for value in (prediction, target))
-        cross, own = (mine.transpose(1, 2) @ other / (rows - 1) for other in (theirs, mine))
-        same = cross.diagonal(dim1=1, dim2=2)
-        outside = cross.square().sum((1, 2)) - same.square().sum(1)
-        others = own.square().sum((1, 2)) - own.diagonal(dim1=1, dim2=2).square().sum(1)
-        value = (same - 1).square().sum(1) / 10 + across * outside / 100 + within * others / 50_000
-        total = total + value.mean()
+    with torch.autocast(prediction.device.type, enabled=False):
+        for layer in range(prediction.shape[1]):
+            # One layer at a time: a matrix of D² numbers for each position.
+            mine, theirs = (_standard(value[:, layer].transpose(0, 1), eps) for value in (prediction, target))
+            total = total + _barlow_of_layer(mine, theirs, across, within).mean()
     return total / prediction.shape[1]
+
+
+def _barlow_of_layer(mine: Tensor, theirs: Tensor, across: float, within: float) -> Tensor:
+    """The distance at each position (P,), of standardised channels (P, B, D)."""
+    cross, own = (mine.transpose(1, 2) @ other / (mine.shape[1] - 1) for other in (theirs, mine))
+    same = cross.diagonal(dim1=1, dim2=2)
+    outside = cross.square().sum((1, 2)) - same.square().sum(1)
+    others = own.square().sum((1, 2)) - own.diagonal(dim1=1, dim2=2).square().sum(1)
+    return (same - 1).square().sum(1) / 10 + across * outside / 100 + within * others / 50_000
 
 
 def _standard(value: Float[Tensor, "P B D"], eps: float) -> Tensor:
@@ -117,13 +134,14 @@ def at_frame_rate(
     """Frames of a teacher at the student's rate: linear interpolation at the centres of `total` frames.
 
     `ratio` is the teacher's rate divided by the student's (75 Hz / 50 Hz = 1.5). Only a row's own `frames` are read.
+    Places are float32 for any type of the values: 16 bits do not tell neighbouring frames of a clip apart.
     """
     if ratio == 1:
         return values
     known = torch.full((len(values),), values.shape[2], device=values.device) if frames is None else frames
     last = (known - 1).clamp_min(0).unsqueeze(1)
-    centres = (torch.arange(total, device=values.device, dtype=values.dtype) + 0.5) * ratio - 0.5
-    place = torch.minimum(centres.clamp_min(0), last.to(values.dtype))
+    centres = (torch.arange(total, device=values.device, dtype=torch.float32) + 0.5) * ratio - 0.5
+    place = torch.minimum(centres.clamp_min(0), last.float())
     low = place.floor().long()
     high = torch.minimum(low + 1, last)
 
@@ -131,4 +149,4 @@ def at_frame_rate(
         where = index[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
         return values.gather(2, where)
 
-    return at(low).lerp(at(high), (place - low)[:, None, :, None])
+    return at(low).lerp(at(high), (place - low).to(values.dtype)[:, None, :, None])

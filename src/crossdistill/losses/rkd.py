@@ -47,9 +47,12 @@ def rkd_angle(
 def _distances(features: Tensor) -> Tensor:
     rows = len(features)
     # Centring leaves distances unchanged and reduces the rounding error of the subtraction below.
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     centred = features - features.mean(0)
     squares = centred.square().sum(1)
-    between = (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * (centred @ centred.T)).clamp(min=1e-12)
+    # Without autocast: with a product of 16 bits, small distances would be rounding errors of squares.
+    with torch.autocast(features.device.type, enabled=False):
+        between = (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * (centred @ centred.T)).clamp(min=1e-12)
     distances = between.sqrt() * (1 - torch.eye(rows, dtype=features.dtype, device=features.device))
     # The clamp makes the distance of every pair of different rows positive.
     return distances / (distances.sum() / (rows * (rows - 1)))

@@ -74,7 +74,10 @@ class DomainClassifier(nn.Module):
 
     def forward(self, statistics: Float[Tensor, "B F"], sharpness: float = 1.0) -> Float[Tensor, "B C"]:
         """The probabilities; `sharpness` multiplies the log-odds (dimensionless)."""
-        return torch.softmax((statistics @ self.weight.T + self.bias) * sharpness, 1)
+        # In float32 also under autocast: the log-odds are small differences of large numbers.
+        with torch.autocast(statistics.device.type, enabled=False):
+            scores = statistics.float() @ self.weight.float().T + self.bias.float()
+            return torch.softmax(scores * sharpness, 1)
 
     def settle(self, sums: "DomainSums") -> None:
         """Fit the classifier: w = S^-1 m_c, b = -m_c·w / 2 with the pooled covariance S and the means m_c."""

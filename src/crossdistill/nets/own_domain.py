@@ -30,9 +30,12 @@ class OwnDomain(nn.Module):
         self.register_buffer("variance", torch.ones(2, width))
 
     def forward(self, feature: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """The log-odds of each row's mean feature (`mean_position`)."""
-        apart = (feature.unsqueeze(1) - self.mean).square() / self.variance + self.variance.log()
-        return (apart[:, 1] - apart[:, 0]).mean(1) / 2
+        """The log-odds of each row's mean feature (`mean_position`), in float32 at least, also under autocast."""
+        with torch.autocast(feature.device.type, enabled=False):
+            exact = torch.promote_types(feature.dtype, torch.float32)
+            mean, variance = self.mean.to(exact), self.variance.to(exact)
+            apart = (feature.to(exact).unsqueeze(1) - mean).square() / variance + variance.log()
+            return (apart[:, 1] - apart[:, 0]).mean(1) / 2
 
     def moments(self) -> tuple[Moments, Moments]:
         """Empty sums over rows of the own domain, and over others."""

@@ -33,11 +33,14 @@ class Standardisation(nn.Module):
         self.register_buffer("rotation", torch.eye(width) if kind == "phi-s" else None)
 
     def forward(self, feature: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
-        """The standardised feature."""
+        """The standardised feature, in float32 at least, also under autocast."""
         if self.kind == "none":
             return feature
-        centred = feature - self.mean
-        return (centred if self.rotation is None else centred @ self.rotation.T) * self.scale
+        with torch.autocast(feature.device.type, enabled=False):
+            exact = torch.promote_types(feature.dtype, torch.float32)
+            centred = feature.to(exact) - self.mean.to(exact)
+            turned = centred if self.rotation is None else centred @ self.rotation.to(exact).T
+            return turned * self.scale.to(exact)
 
     def settle(self, moments: "Moments") -> None:
         """Set the statistics. A channel without variance keeps its unit."""
