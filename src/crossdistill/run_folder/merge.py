@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossdistill.data.audio.any_sound import decode_part
 from crossdistill.data.audio.manifest import sounds_in
-from crossdistill.data.audio.sound_file import read_part, resample
+from crossdistill.data.audio.sound_file import resample
 from crossdistill.data.table_file import TABLES, read_table
 from crossdistill.errors import DataError, MissingExtraError, RunError, SettingError
 from crossdistill.models.alignment import permutations_to, permuted
@@ -96,6 +97,7 @@ def clips_of(data: Path) -> list[Tensor]:
 
     Raises:
         DataError: none can be read.
+        MissingExtraError: soundfile, or PyAV for files that it does not read, is not installed.
     """
     if data.suffix.lower() in TABLES:
         cells = read_table(data, "utf-8", None).column("path", "permute")
@@ -106,7 +108,7 @@ def clips_of(data: Path) -> list[Tensor]:
     waves, why = [], ""
     for number in order:
         try:
-            wave, rate = read_part(paths[number], 0.0, SECONDS)
+            wave, rate = decode_part(paths[number], 0.0, SECONDS)
         except DataError as error:
             why = str(error)
             continue

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from command_line import called
 from facts import raises, states
 
 from crossdistill.batch import Input
+from crossdistill.data.audio.any_sound import decode_part, decode_sound
 from crossdistill.data.audio.manifest import make_manifest
 from crossdistill.data.rendering import SoundRendering
 from crossdistill.data.sets.speech_music import SpeechMusicConfig
 from crossdistill.data.workers import Request, end_workers
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, MissingExtraError, ShapeError
+from crossdistill.run_folder.merge import clips_of
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
@@ -90,7 +93,14 @@ def test_crops_are_drawn_by_row_and_by_view_and_shared_by_renderings(tmp_path: P
     first, second = (varied.batch(rows, view=varied.views(rows, 0, epoch)).inputs["audio"] for epoch in (1, 2))
     assert not torch.equal(waves(first)[0], waves(second)[0])
     torch.testing.assert_close(waves(varied.batch(rows).inputs["audio"])[0], whole, atol=0, rtol=0)
+    # Rows of a validation beside training rows in a batch: each has the crop that it has among its own.
+    views = torch.where(rows % 2 == 0, 0, varied.views(rows, 0, 1))
+    beside, _ = waves(varied.batch(rows, view=views).inputs["audio"])
+    torch.testing.assert_close(beside[::2], whole[::2], atol=0, rtol=0)
+    torch.testing.assert_close(beside[1::2], waves(first)[0][1::2], atol=0, rtol=0)
     source: Any = varied.inputs["audio"]
+    with raises(ShapeError, 3, len(rows)):
+        source.in_view(torch.ones(3, dtype=torch.int64)).fetch(rows)
     other = source.rendered(SoundRendering(rate=8000, kind="wave", normalise="mean"))
     halved, halves = waves(other.in_view(varied.views(rows, 0, 1)).fetch(rows))
     assert set(halves.tolist()) == {800}
@@ -157,6 +167,71 @@ def test_splits_follow_a_column_else_groups_else_domains(tmp_path: Path) -> None
     plain = SpeechMusicConfig(manifest=manifest_of(root)).load()
     assert plain.domain is not None
     assert Counter(plain.domain[row] for row in plain.splits["test"].tolist()) == {"speech": 1, "music": 1}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_parts_of_one_recording_are_in_one_split(grouped: bool, tmp_path: Path) -> None:
+    paths = sorted(folder_of(tmp_path, clips=8).rglob("*.wav"))
+    # Two parts of each file, one of them by another name of it.
+    rows = [
+        {"path": name, "domain": path.parent.name, "start": start, "duration": 0.1}
+        | ({"group": path.stem[1] if number % 2 else ""} if grouped else {})
+        for number, path in enumerate(paths)
+        for name, start in ((f"{path.parent.name}/{path.name}", 0.0), (str(path), 0.1))
+    ]
+    data = SpeechMusicConfig(manifest=manifest_of(tmp_path, rows)).load()
+    assert data.domain is not None
+    files = [{Path(rows[row]["path"]).name + data.domain[row] for row in index} for index in data.splits.values()]
+    assert sum(map(len, files)) == len(set.union(*files)) == 16
+    states(data.how_split, "'path'", *(["'group'"] if grouped else []))
+    # A recording of its own for each row is no group.
+    assert "path" not in SpeechMusicConfig(manifest=manifest_of(tmp_path, rows[::2])).load().groups
+
+
+def m4a(path: Path, seconds: float = 1.0, rate: int = 16_000) -> None:
+    """A recording of noise whose loudness grows, of which libsndfile reads nothing."""
+    av = pytest.importorskip("av", reason="the extra `video` is not installed")
+    count = round(seconds * rate)
+    wave = np.random.default_rng(0).standard_normal(count) * np.linspace(0.01, 0.3, count)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=rate)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = rate, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def test_clips_of_files_that_libsndfile_does_not_read_are_decoded(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, clips=3)
+    for number in range(3):
+        m4a(root / "speech" / f"{number}.m4a")
+    make_manifest([root / "speech"], "speech", root / "m.csv")
+    make_manifest([root / "music"], "music", root / "m.csv")
+    data = SpeechMusicConfig(manifest=root / "m.csv", workers=0, crop_seconds=0.1).load()
+    batch = data.batch(torch.arange(len(data)))
+    assert data.inputs["audio"].clips.skipped == 0  # type: ignore[union-attr]
+    assert waves(batch.inputs["audio"])[1].tolist() == [1600] * 9
+    path = root / "speech" / "0.m4a"
+    whole, rate = decode_sound(path)
+    for start, seconds in ((0.0, 0.25), (0.3333, 0.2), (0.9, 5.0)):
+        part, own = decode_part(path, start, seconds)
+        first = int(start * rate)
+        assert own == rate
+        np.testing.assert_array_equal(part, whole[first : first + int(seconds * rate)])
+    with raises(DataError, "0.m4a", "5"):
+        decode_part(path, 5.0, 1.0)
+    assert len(clips_of(root / "m.csv")) == 9
+
+
+def test_without_the_package_that_reads_a_file_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder_of(tmp_path, clips=3)
+    (root / "speech" / "song.m4a").write_bytes(b"some bytes")
+    rows = [{"path": f"speech/{name}", "domain": "speech", "duration": 0.2}
+            for name in ("00.wav", "01.wav", "02.wav", "song.m4a")]  # fmt: skip
+    monkeypatch.setitem(sys.modules, "av", None)
+    with raises(MissingExtraError, "av", ".m4a"):
+        SpeechMusicConfig(manifest=manifest_of(root, rows)).load()
 
 
 @pytest.mark.parametrize(

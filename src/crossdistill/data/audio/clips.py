@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossdistill.batch import Input
-from crossdistill.data.audio.sound_file import read_part
+from crossdistill.data.audio.any_sound import decode_part
 from crossdistill.data.file_facts import state_of
 from crossdistill.data.rendering import Rendering, Sound, SoundRendering
 from crossdistill.data.row_random import RowRandom
 from crossdistill.data.workers import reading
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, ShapeError
 from crossdistill.runtime.hashing import derived_seed, key_hash
 
 log = logging.getLogger("crossdistill")
@@ -131,7 +131,7 @@ class Clips:
                 )
 
     def decoded(self, rows: Sequence[int], views: Sequence[int] | None) -> list[Sound]:
-        """The cropped clips of some rows in their views, mono, at the rates of their files.
+        """The cropped clips of some rows in their views (None: view 0), mono, at the rates of their files.
 
         Raises:
             DataError: neither a row's file nor those of the next rows of its kin can be read.
@@ -139,12 +139,19 @@ class Clips:
         key = (tuple(rows), None if views is None else tuple(views))
         if self._last is not None and self._last[0] == key:
             return self._last[1]
-        ids = [torch.tensor(rows, dtype=torch.int64)]
-        ids += [] if views is None or not any(views) else [torch.tensor(views, dtype=torch.int64)]
-        drawn = RowRandom(derived_seed("crop", self.seed), *ids).uniform(1)[:, 0].tolist()
-        made = [self._clip(row, part) for row, part in zip(rows, drawn, strict=True)]
+        made = [self._clip(row, part) for row, part in zip(rows, self._parts(rows, views), strict=True)]
         self._last = (key, made) if self.readers > 1 else None
         return made
+
+    def _parts(self, rows: Sequence[int], views: Sequence[int] | None) -> list[float]:
+        """The drawn number of each row, which depends on its own id and view alone, not on those beside it."""
+        seed, ids = derived_seed("crop", self.seed), torch.tensor(rows, dtype=torch.int64)
+        drawn = RowRandom(seed, ids).uniform(1)[:, 0]
+        if views is not None:
+            view = torch.tensor(views, dtype=torch.int64)
+            drawn = torch.where(view == 0, drawn, RowRandom(seed, ids, view).uniform(1)[:, 0])
+        parts: list[float] = drawn.tolist()
+        return parts
 
     def _clip(self, row: int, drawn: float) -> Sound:
         kin = self._kin[row]
@@ -168,7 +175,7 @@ class Clips:
         path, seconds = self.path(row), float(self.seconds[row])
         length = min(self.crop, seconds)
         start = float(self._starts[row]) + drawn * (seconds - length)
-        wave, rate = read_part(path, start, length)
+        wave, rate = decode_part(path, start, length)
         if len(wave) < self.shortest * rate:
             raise DataError(f"{path}: {len(wave):,} samples at {rate:,} Hz are less than {self.shortest:g} s")
         stated = int(self._rates[row])
@@ -230,9 +237,11 @@ class ClipSource:
 
         Raises:
             DataError: a clip and the next ones of its kin cannot be read.
+            ShapeError: `in_view` got another number of views.
         """
-        view = self.view if self.view is not None and len(self.view) == len(rows) else None
-        decoded = self.clips.decoded(rows.tolist(), None if view is None else view.tolist())
+        if self.view is not None and len(self.view) != len(rows):
+            raise ShapeError(f"clips: {len(rows)} rows are read in {len(self.view)} views; give a view for each row")
+        decoded = self.clips.decoded(rows.tolist(), None if self.view is None else self.view.tolist())
         rendered: Input = self.rendering.apply_all(decoded)
         return rendered
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from crossdistill.data.audio.any_sound import check_packages
 from crossdistill.data.audio.clips import Clips, ClipSource, CropViews
 from crossdistill.data.audio.manifest import KNOWN, SHORTEST, Skipped, scan, scan_all
 from crossdistill.data.cache import CacheEntry
@@ -104,7 +105,7 @@ class SpeechMusicConfig(DataConfig):
 
         Raises:
             DataError: faults of the manifest, or no clip of a domain can be read.
-            MissingExtraError: soundfile, or pyarrow for parquet, is not installed.
+            MissingExtraError: soundfile, PyAV for m4a and the like, or pyarrow for parquet, is not installed.
         """
         if self.manifest is None:
             raise DataError(
@@ -180,6 +181,8 @@ class SpeechMusicConfig(DataConfig):
         if self.rows is not None and len(kept) > self.rows:
             kept = kept[few_rows([domain[row] for row in kept], self.rows, self.seed)]
         starts = np.nan_to_num(numbers["start"])
+        # A worker would find it missing at the first batch with such a file.
+        check_packages(names[row] for row in kept)
         seconds, rates = _measured(root, names, kept, starts, numbers, self.min_seconds, progress)
         states, bad, skipped = np.zeros((len(kept), 2), dtype=np.int64), np.zeros(len(kept), dtype=bool), Skipped()
         prefix = str(root)
@@ -198,7 +201,7 @@ class SpeechMusicConfig(DataConfig):
         if note:
             log.warning("data %r: %s", self.name, note)
         left = table if len(index) == len(table) else table.rows(index.tolist())
-        groups = {}
+        groups = _of_one_file([os.path.normpath(os.path.join(prefix, names[row])) for row in index])
         if "group" in table.columns:
             cells = [str(cell) if cell is not None else f"row {row}" for row, cell in enumerate(left.columns["group"])]
             groups["group"] = torch.from_numpy(_numbered(cells))
@@ -225,6 +228,11 @@ class _Rows:
     rates: NDArray[np.int64]
     states: NDArray[np.int64]
     groups: Mapping[str, Tensor]
+
+
+def _of_one_file(paths: Sequence[str]) -> dict[str, Tensor]:
+    """Parts of one recording as a group by their file; empty where each clip has its own."""
+    return {"path": torch.from_numpy(_numbered(paths))} if len(set(paths)) < len(paths) else {}
 
 
 def _numbered(names: Sequence[str]) -> NDArray[np.int64]:
