@@ -253,6 +253,7 @@ def test_settings_reach_the_stage(settings: list[str]) -> None:
         ("translate", "standardise=zscore", ["standardise", "z-score"]),
         ("translate", "soft_by=confidence", ["soft_by", "routing=soft"]),
         ("translate", "merge.weights.speech=1", ["speech-music/merge"]),
+        ("translate-soft", "normalise=teacher", ["normalise", "routing=soft"]),
         ("translate-soft", "routing=hard", ["speech-music/translate"]),
         ("translate-soft", "soft_by=entropy", ["soft_by", "confidence"]),
         ("merge", "routing=soft", ["routing=all", "routing=hard"]),

@@ -88,6 +88,7 @@ class _MultiDistillation(Method):
             return Term(zero.expand(0) if found is None else found.prediction.flatten(1).sum(1) + zero, weight, name)
         rows = self._distance(found).mean(1)
         if found.weight is not None:
+            # Divided by all rows of the step: a row's weights add up to 1, so this is hard routing's `batch`.
             rows = rows * found.weight
         elif self.config.normalise == "teacher" and self.config.routing == "hard":
             rows = rows * (batch.total_rows / rows_in_step(self.domains[name], batch))
@@ -200,8 +201,8 @@ class _Relational(_MultiDistillation):
         if found is None:
             return super()._term(name, found, batch, progress)
         config, zero = self.config, zero_of(self._head(name).parameters(), batch.ids.device)
-        bins = min(config.bins, found.target.shape[2])
-        pairs = [pooled_frames(value, found.valid, bins) for value in (found.prediction, found.target)]
+        # As many parts on every rank, whatever its longest row: their shapes have to be equal.
+        pairs = [pooled_frames(value, found.valid, config.bins) for value in (found.prediction, found.target)]
         mine, theirs = (progress.gather(value) for value in pairs)
         loss = barlow_distance(mine, theirs, config.across, config.within)
         if len(mine):

@@ -75,8 +75,10 @@ def compared(
     target = head.standard(head.at_student(states, reached, total))
     most = target.shape[2]
     prediction = head(mine, None if frames is None else valid_frames(frames, total))[:, :, :most]
-    if frames is not None and reached is not None:
-        frames = torch.minimum(frames, head.student_frames(reached))
+    if reached is not None:
+        # A student of inputs of one length has no padding, and frames behind the end of the teacher's clip.
+        there = head.student_frames(reached)
+        frames = there if frames is None else torch.minimum(frames, there)
     valid = None if frames is None else valid_frames(frames, most)
     return Compared(name, shared, None if weight is None else weight[shared], prediction, target, valid)
 

@@ -48,7 +48,8 @@ class RoutedSettings(MethodConfig):
     cosine: float = Field(1.0, ge=0)
     """Weight of the term of the angle in l1, l2, usad and barlow."""
     normalise: Literal["teacher", "batch"] = "teacher"
-    """Divide a teacher's loss by its rows in the whole step (as published), or by all rows of the step."""
+    """Divide a teacher's loss by its rows in the whole step (as published), or by all rows of the step. Soft routing
+    always divides by all rows, since a row's weights add up to 1; with routing=all, the two are the same."""
     standardise: Standardise = "none"
     """Standardisation of teachers' layers, by statistics of the training rows: none (as published), z-score, phi-s."""
     frame_rates: Mapping[str, float] = Field(default_factory=dict)

@@ -105,7 +105,7 @@ def speech_music(
     routing: Routing | None = None,
     soft_by: Literal["classifier", "confidence"] | None = None,
     sharpness: float | None = None,
-    normalise: Literal["teacher", "batch"] = "teacher",
+    normalise: Literal["teacher", "batch"] | None = None,
     standardise: Standardise = "none",
     drop: float = 0.0,
     merge: Mapping[str, Any] | None = None,
@@ -124,7 +124,7 @@ def speech_music(
     the weight of its student; default: equal weights.
 
     Raises:
-        SettingError: there is no such method, or no teacher, or settings contradict the method.
+        SettingError: there is no such method, or no teacher, or settings contradict the method or each other.
         RecipeError: a setting of the data, the method or the merge is invalid.
     """
     networks = _teachers(method, teachers or {})
@@ -132,7 +132,7 @@ def speech_music(
     of_method: dict[str, Any] = {"translator": translator, "layers": layers, "frame_rates": frame_rates, "loss": loss}
     of_method |= {"teacher_weights": teacher_weights, "soft_by": soft_by, "sharpness": sharpness, "drop": drop}
     of_method |= {"normalise": normalise, "standardise": standardise}
-    of_method["routing"] = _routing(method, routing, {"soft_by": soft_by, "sharpness": sharpness})
+    of_method["routing"] = _routing(method, routing, {"soft_by": soft_by, "sharpness": sharpness}, normalise)
     settings = _method(tuple(networks), domains or {}, of_method)
     plain: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "micro_batches": micro_batches}
     stage = partial(_stage, **plain, optimizer=optimizer(epochs, learning_rate), weighting=weighting)
@@ -185,8 +185,8 @@ def _merged(given: Mapping[str, Any], teachers: Sequence[str]) -> MergeConfig:
     return _checked(MergeConfig, {**given, "weights": named}, "merge")
 
 
-def _routing(method: str, given: Routing | None, of_soft: Mapping[str, object]) -> Routing:
-    """The routing of a recipe; `of_soft` are settings that soft routing alone reads, None where they are not given.
+def _routing(method: str, given: Routing | None, of_soft: Mapping[str, object], normalise: str | None) -> Routing:
+    """The routing of a recipe; `of_soft` are settings that soft routing alone reads. None: a setting is not given.
 
     Raises:
         SettingError: settings contradict each other or the method.
@@ -202,6 +202,11 @@ def _routing(method: str, given: Routing | None, of_soft: Mapping[str, object]) 
     useless = [name for name, value in of_soft.items() if value is not None and routing != "soft"]
     if useless:
         raise SettingError(f"{useless[0]}: soft routing alone reads it, and routing is {routing}; set routing=soft")
+    if normalise == "teacher" and routing == "soft":
+        raise SettingError(
+            "normalise=teacher: with routing=soft, rows belong to no single teacher, and losses are divided by all "
+            "rows of a step; leave normalise out"
+        )
     return routing
 
 
