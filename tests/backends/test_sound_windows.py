@@ -1,13 +1,15 @@
 """Frames of Whisper's encoder and AST, which read windows of fixed length: a batch gives what single clips give."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from crossdistill import Batch, Distiller, Network
+from crossdistill import Batch, Distiller, Network, run
 from crossdistill.backends.pretrained import Pretrained
 from crossdistill.backends.time_axis import PatchAxis
 from crossdistill.backends.transformers import load
@@ -16,6 +18,7 @@ from crossdistill.errors import ApplicabilityError
 from crossdistill.methods import MultiDistillation
 from crossdistill.outputs import Signal
 from crossdistill.probes.frozen import open_frozen
+from crossdistill.recipes import make
 
 transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
 
@@ -133,13 +136,17 @@ def test_frames_can_be_rewritten_and_unchanged_ones_change_nothing(make: Any, fo
         assert torch.equal(axis.write(states, frames)[:, :2], states[:, :2])
 
 
-def student() -> Network:
-    """A HuBERT of 50 frames a second."""
+def hubert() -> Any:
+    """A model of 50 frames a second."""
     sizes: dict[str, Any] = {"conv_dim": [8, 8], "conv_kernel": [20, 16], "conv_stride": [20, 16]}
     sizes |= {"num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
     blocks = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    model = transformers.HubertModel(transformers.HubertConfig(**blocks, **sizes, layerdrop=0.0))
-    module = Pretrained(with_kind(model, "audio", classifier=False, pooled=False))
+    return transformers.HubertModel(transformers.HubertConfig(**blocks, **sizes, layerdrop=0.0))
+
+
+def student() -> Network:
+    """A HuBERT of 50 frames a second."""
+    module = Pretrained(with_kind(hubert(), "audio", classifier=False, pooled=False))
     return Network(module, ("audio",), module.taps)
 
 
@@ -162,6 +169,29 @@ def test_their_layers_teach_a_student_of_waves(make: Any, rates: dict[str, float
     long = {"audio": padded([torch.randn(60_000), CLIPS[0]])}
     with pytest.raises(ApplicabilityError, match=r"60,000 samples.*crop_seconds"):
         distiller(long, None)
+
+
+def test_whisper_is_the_last_teacher_of_a_second_stage(folder: Folder, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    lines = ["path,domain"]
+    for number in range(12):
+        wave = np.random.default_rng(number).standard_normal(1600 + 320 * (number % 3)) * 0.1
+        soundfile.write(tmp_path / f"{number}.wav", wave.astype(np.float32), 16_000)
+        lines.append(f"{number}.wav,speech")
+    (tmp_path / "clips.csv").write_text("\n".join(lines) + "\n")
+    for name in ("student", "speech"):
+        hubert().save_pretrained(tmp_path / name)
+        (tmp_path / name / "preprocessor_config.json").write_text('{"sampling_rate": 16000, "do_normalize": false}')
+    words = {"student": tmp_path / "student", "teachers.speech": tmp_path / "speech"}
+    words["teachers.whisper"] = folder("whisper")
+    settings = [f"{name}=transformers:{path}" for name, path in words.items()]
+    settings += [f"data.manifest={tmp_path / 'clips.csv'}", "data.workers=0", "steps=1", "batch_size=4"]
+    run(make("speech-music/second-stage", settings), tmp_path / "out")
+    said = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(said[-1])
+    assert last["kind"] == "validation"
+    assert all(0 < last[f"whisper/layer{number}"] < 10 for number in (1, 2))
+    assert any("raw/multi-distillation/whisper" in line for line in said)
 
 
 def test_probes_read_the_frames_of_the_clip(folder: Folder) -> None:
