@@ -19,7 +19,7 @@ from crossdistill.probes.clips import Clip
 from crossdistill.probes.ctc import Alphabet, fit_speech
 from crossdistill.probes.features import frame_features, pooled_features
 from crossdistill.probes.frozen import Frozen, open_frozen
-from crossdistill.probes.probing import Settings, probe
+from crossdistill.probes.probing import Settings, _named, probe
 from crossdistill.probes.report import ProbeReport, ProbeScore
 from crossdistill.probes.shots import subsets
 from crossdistill.probes.tasks import find_task
@@ -153,7 +153,10 @@ def test_a_network_without_layers_gives_its_embedding(tmp_path: Path) -> None:
     torch.testing.assert_close(found[1, 0], network.module(wave[None])[0])
     table = tmp_path / "clips.csv"
     splits = ("train", "validation", "test")
-    table.write_text("path,target,split\n" + "\n".join(f"clips/{n}.wav,{n},{one}" for n in "ab" for one in splits))
+    names = [f"all/{name}{split}.wav,{name},{split}" for name in "ab" for split in splits]
+    for number, row in enumerate(names):
+        write_sound(tmp_path / row.partition(",")[0], number, 0.2)
+    table.write_text("\n".join(("path,target,split", *names)))
     assert len(probe([frozen], [("manifest", table)], Settings(seeds=2)).scores[0].values) == 2
     with raises(SettingError, 0):
         probe([frozen], [("manifest", table)], Settings(layers="sum"))
@@ -245,10 +248,60 @@ def test_faults_are_told_before_anything_is_computed(
         probe([str(tmp_path / "vit")], [("spoken-digit", root)])
     table = tmp_path / "numbers.csv"
     table.write_text(
-        "path,target,split\n" + "\n".join(f"digits/recordings/0_ann_0.wav,1,{s}" for s in ("train", "val", "test"))
+        "path,target,split\n"
+        + "\n".join(f"digits/recordings/0_ann_{2 * n}.wav,1,{s}" for n, s in enumerate(("train", "val", "test")))
     )
     with raises(SettingError, "manifest-numbers"):
         probe([name], [("manifest-numbers", table)], Settings(shots=(5,)))
+    (tmp_path / "out" / "subsets").mkdir(parents=True)
+    file = tmp_path / "out" / "subsets" / "digit-speaker-fold0-1shots.json"
+    few = {"0": ["recordings/0_ann_10.wav"], "1": ["recordings/0_ann_10.wav", "recordings/0_bob_11.wav"]}
+    file.write_text(json.dumps({"seeds": few}))
+    tasks = [("spoken-digit", root), ("digit-speaker", root)]
+    with raises(DataError, file, "seed 1", 2, 1):
+        probe([name], tasks, Settings(seeds=2, shots=(1,)), out=tmp_path / "out")
+    file.write_text(json.dumps({"seeds": {"0": few["0"] * 2}}))
+    with raises(DataError, file, "seed 0", "recordings/0_ann_10.wav"):
+        probe([name], tasks, Settings(seeds=1, shots=(1,)), out=tmp_path / "out")
+    frozen = open_frozen(name)
+    with raises(SettingError, 2, repr(name)):
+        probe([frozen, open_frozen(name)], tasks)
+
+
+def test_data_of_one_name_have_names_of_their_own(tmp_path: Path) -> None:
+    tables = [tmp_path / end for end in ("a/labels.csv", "b/labels.csv", "b/labels.tsv")]
+    names = [[task.name for task, _ in _named([("manifest", one) for one in some])] for some in (tables[:2], tables)]
+    assert names == [
+        ["manifest-a-labels", "manifest-b-labels"],
+        ["manifest-a-labels.csv", "manifest-b-labels.csv", "manifest-b-labels.tsv"],
+    ]
+    # "manifest" of texts.csv is not "manifest-texts".
+    tasks = [("manifest", tmp_path / "texts.csv"), ("manifest", tables[0]), ("manifest-texts", tables[0])]
+    assert len({task.name for task, _ in _named(tasks)}) == 3
+    assert [task.name for task, _ in _named([("manifest", tables[0])] * 2)] == ["manifest"]
+
+
+def test_an_empty_part_of_a_recording_is_refused(tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "a.wav", 1, 1.0)
+    for part in (Clip("a", path, start=10.0), Clip("a", path, start=1.0, seconds=0.5)):
+        with raises(DataError, path, "1 s", f"{part.start:g} s"):
+            features.wave_of(part, 8000)
+    for start, seconds in ((-0.5, 0.3), (float("nan"), None), (0.0, 0.0)):
+        with raises(DataError, "a"):
+            Clip("a", path, start=start, seconds=seconds)
+
+
+def test_features_are_computed_again_by_other_code(
+    hubert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sound(tmp_path / "clips" / "a.wav", 1)
+    clips, frozen = clips_of(tmp_path / "clips"), open_frozen(str(hubert))
+    first = pooled_features(frozen, clips, CPU)
+    monkeypatch.setattr(features, "_computed", lambda *_: iter([(0, torch.ones(3, 2, 16))]))
+    assert torch.equal(pooled_features(frozen, clips, CPU), first)
+    # As after an edit of the module that decodes.
+    monkeypatch.setattr(cache, "code_key", lambda: "other")
+    assert torch.equal(pooled_features(frozen, clips, CPU), torch.ones(1, 2, 16))
 
 
 @pytest.mark.slow

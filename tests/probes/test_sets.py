@@ -1,16 +1,17 @@
 """Readers of official layouts: tiny folders as the data sets have them, and the real files where they are."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
 import layouts
 import pytest
-from facts import raises
+from facts import raises, states
 from own_files import write_sound
 
 from crossdistill.errors import DataError, SettingError
-from crossdistill.probes.clips import Fold, ProbeData
+from crossdistill.probes.clips import Clip, Fold, ProbeData
 from crossdistill.probes.sets.speech_commands import WORDS, which_split
 from crossdistill.probes.tasks import TASKS, find_task
 
@@ -49,22 +50,64 @@ def test_every_task_says_what_it_wanted(tmp_path: Path) -> None:
 
 
 def test_speech_commands_by_hash_and_with_the_test_set(tmp_path: Path) -> None:
-    # Computed by the rule in the README of the data set.
-    assert which_split("0a7c2a8d_nohash_0.wav") == which_split("0a7c2a8d_nohash_1.wav")
     names = [f"{number:08x}_nohash_0.wav" for number in range(40)]
     layouts.touched(tmp_path, *(f"{word}/{name}" for word in (*WORDS, "bed", "cat") for name in names))
     write_sound(tmp_path / "_background_noise_" / "hum.wav", 1, 60.0, rate=1000)
     data = read("keyword-spotting", tmp_path)
+    assert "SUPERB" in data.remark
     assert len(data.classes()[0]) == 12
     (fold,) = data.folds
     unknown = [row for row in fold.train if data.clips[row].labels == ("_unknown_",)]
     known = [row for row in fold.train if data.clips[row].labels == ("yes",)]
     assert len(unknown) == len(known) > 20
-    assert all(which_split(data.clips[row].path.name) == "test" for row in fold.test if "@" not in data.clips[row].id)
+    # Of 60 s of noise, 48, 6 and 6 without overlap.
+    silence = [
+        [data.clips[row].start for row in part if data.clips[row].labels == ("_silence_",)] for part in _parts(fold)
+    ]
+    assert silence == [list(range(48)), list(range(48, 54)), list(range(54, 60))]
     layouts.touched(tmp_path, *(f"speech_commands_test_set_v0.01/{w}/x.wav" for w in ("yes", "_silence_", "_unknown_")))
     other = read("keyword-spotting", tmp_path)
     assert labels(other, other.folds[0].test) == {"yes", "_silence_", "_unknown_"}
     assert len(other.folds[0].train) == len(fold.train)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        # Of validation_list.txt and testing_list.txt of v0.01, and two files that are in neither.
+        ("026290a7_nohash_0.wav", "validation"),
+        ("060cd039_nohash_1.wav", "validation"),
+        ("099d52ad_nohash_0.wav", "validation"),
+        ("0c40e715_nohash_0.wav", "test"),
+        ("0ea0e2f4_nohash_1.wav", "test"),
+        ("00176480_nohash_0.wav", "train"),
+        ("004ae714_nohash_0.wav", "train"),
+    ],
+)
+def test_speech_commands_splits_as_its_lists(name: str, split: str) -> None:
+    number = int.from_bytes(hashlib.sha1(name.split("_nohash_")[0].encode()).digest()) % 2**27
+    percent = 100 * number / (2**27 - 1)
+    assert split == ("validation" if percent < 10 else "test" if percent < 20 else "train")
+    assert which_split(name) == split
+
+
+def test_the_split_does_not_depend_on_which_folder_is_the_root(tmp_path: Path) -> None:
+    folder = tmp_path / "speech_commands_v0.01"
+    names = [f"{number:08x}_nohash_0.wav" for number in range(40)]
+    layouts.touched(folder, *(f"{word}/{name}" for word in (*WORDS, "bed", "cat") for name in names))
+    write_sound(folder / "_background_noise_" / "hum.wav", 1, 20.0, rate=1000)
+    layouts.touched(tmp_path, *(f"genres/{g}/{g}.{i:05}.wav" for g in ("blues", "jazz") for i in range(20)))
+    pairs = ("keyword-spotting", tmp_path, folder), ("gtzan-genre", tmp_path, tmp_path / "genres")
+    for task, outer, inner in pairs:
+        parts = []
+        for root in (outer, inner):
+            data = read(task, root)
+            parts.append([[(data.clips[row].path, data.clips[row].start) for row in p] for p in _parts(data.folds[0])])
+        assert parts[0] == parts[1], task
+
+
+def _parts(fold: Fold) -> tuple[tuple[int, ...], ...]:
+    return fold.train, fold.validation, fold.test
 
 
 def test_fluent_speech_commands(tmp_path: Path) -> None:
@@ -95,6 +138,7 @@ def test_iemocap_leaves_each_session_out(tmp_path: Path) -> None:
     assert data.classes() == (("angry", "happy", "neutral"),)
     assert len(data.folds) == 5
     assert {one.split("/")[0] for one in ids(data, data.folds[2].test)} == {"Session3"}
+    states(data.remark, "SUPERB", 5, 3)
 
 
 def test_voxceleb_and_vocalset(tmp_path: Path) -> None:
@@ -122,6 +166,11 @@ def test_voxceleb_and_vocalset(tmp_path: Path) -> None:
         (vocal / f"{split}_t.txt").write_text("\n".join(Path(n).name for n in names if f"/{singer}_" in n))
     data = read("vocalset-technique", vocal)
     assert all("/m1_" in one for one in ids(data, data.folds[0].test))
+    layouts.touched(vocal, "FULL/y/m1_arpeggios_belt_c_a.wav")
+    with raises(
+        DataError, "vocalset-technique", "FULL/x/m1_arpeggios_belt_c_a.wav", "FULL/y/m1_arpeggios_belt_c_a.wav"
+    ):
+        find_task("vocalset-technique").read(vocal)
 
 
 def test_notes(tmp_path: Path) -> None:
@@ -156,6 +205,10 @@ def test_music(tmp_path: Path) -> None:
     entries = {str(i): {"y": "C# minor", "split": split} for i, split in enumerate(("train", "valid", "test"))}
     (keys / "giantsteps_clips.json").write_text(json.dumps(entries))
     assert read("giantsteps-key", keys).clips[0].labels == ("Db minor",)
+    # Without a word, a clip of an unknown split was left out.
+    (keys / "giantsteps_clips.json").write_text(json.dumps(entries | {"0": {"y": "C# minor", "split": "trian"}}))
+    with raises(DataError, "giantsteps-key", "'trian'"):
+        read("giantsteps-key", keys)
     layouts.touched(tmp_path / "official", *(f"audio/{i}.LOFI.mp3" for i in range(20)))
     (tmp_path / "official" / "annotations" / "key").mkdir(parents=True)
     for i in range(20):
@@ -171,6 +224,9 @@ def test_music(tmp_path: Path) -> None:
     layouts.touched(songs, "wav/1.wav")
     with raises(DataError, "[1]"):
         read("emomusic", songs)
+    (songs / "emomusic.json").write_text('{"1": {"y": [1, NaN], "split": "train"}}')
+    with raises(DataError, "nan"):
+        read("emomusic", songs)
 
 
 def test_environment(tmp_path: Path) -> None:
@@ -184,6 +240,7 @@ def test_environment(tmp_path: Path) -> None:
     assert len(data.folds) == 5
     assert all(one.startswith("audio/2-") for one in ids(data, data.folds[1].test))
     assert all(one.startswith("audio/3-") for one in ids(data, data.folds[1].validation))
+    states(data.remark, "published", 5, 3)
     assert read("esc10", tmp_path).classes() == (("dog", "rain"),)
 
 
@@ -203,9 +260,44 @@ def test_librispeech_and_manifest(tmp_path: Path) -> None:
     assert data.clips[2].start == 1.5
     with raises(DataError, "'x'"):
         read("manifest-numbers", table)
-    write_csv(table, ("path", "target", "split"), ("a.wav", "x", "eval"))
-    with raises(DataError, "'eval'"):
+    # The names of splits are those of the training's tables.
+    write_csv(table, ("path", "target", "split"), ("a.wav", "x", "TR"), ("b.wav", "y", "Dev"), ("c.wav", "x", "eval"))
+    assert read("manifest", table).folds == (Fold((0,), (1,), (2,)),)
+    write_csv(table, ("path", "target", "split"), ("a.wav", "x", "train"), ("b.wav", "y", "vall"))
+    with raises(DataError, "line 3", "'vall'"):
         read("manifest", table)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [("start", "nan"), ("start", "-0.5"), ("start", "inf"), ("duration", "0"), ("duration", "nan"), ("duration", "-1")],
+)
+def test_parts_that_are_none_name_their_line(tmp_path: Path, column: str, cell: str) -> None:
+    layouts.touched(tmp_path, "a.wav", "b.wav")
+    write_csv(tmp_path / "clips.csv", ("path", "target", column), ("a.wav", 1, ""), ("b.wav", 2, cell))
+    with raises(DataError, "manifest", "line 3", repr(column), repr(cell)):
+        read("manifest", tmp_path / "clips.csv")
+
+
+def test_targets_are_finite_and_parts_unique(tmp_path: Path) -> None:
+    layouts.touched(tmp_path, "a.wav", "b.wav")
+    table = tmp_path / "clips.csv"
+    write_csv(table, ("path", "target"), ("a.wav", 1), ("b.wav", "nan"))
+    with raises(DataError, "line 3", "'nan'"):
+        read("manifest-numbers", table)
+    with raises(DataError, "nan"):
+        Clip("a", tmp_path / "a.wav", numbers=(float("nan"),))
+    head = ("path", "target", "split", "start", "duration")
+    # Of one path: starts that differ in the seventh digit, and one start with two lengths.
+    parts = (("train", 1234.561, ""), ("val", 1234.562, ""), ("test", 0, 1.5), ("test", 0, 2.5), ("test", "", ""))
+    write_csv(table, head, *(("a.wav", "x", *part) for part in parts))
+    data = read("manifest", table)
+    assert len({clip.id for clip in data.clips}) == 5
+    write_csv(table, head, *(("a.wav", "x", *part) for part in (*parts, ("train", "0.0", "1.50"))))
+    with raises(DataError, "lines 4, 7", "a.wav@0.0+1.5"):
+        read("manifest", table)
+    with raises(DataError, data.clips[0].id):
+        ProbeData((data.clips[0], data.clips[0]), ())
 
 
 REAL = (

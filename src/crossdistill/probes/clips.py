@@ -1,7 +1,9 @@
 """The labelled recordings of a probe, their splits, and how official layouts are found and divided."""
 
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,10 @@ class Clip:
     """One labelled recording, or a part of it of `seconds` from `start` on.
 
     `labels` has a class name for each slot, or one text; `numbers` are the targets of a regression. `id` names the clip
-    in stored subsets: its path below the folder of the data, with the start of a part.
+    in stored subsets: its path below the folder of the data, with start and length of a part.
+
+    Raises:
+        DataError: a target is NaN or infinite, the part starts before the recording, or its length is not above 0.
     """
 
     id: str
@@ -29,6 +34,15 @@ class Clip:
     numbers: tuple[float, ...] = ()
     start: float = 0.0
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers: a wrong one would give features of another sound."""
+        if not all(map(math.isfinite, self.numbers)):
+            raise DataError(f"{self.id}: wanted finite numbers as targets, found {', '.join(map(repr, self.numbers))}")
+        if not (math.isfinite(self.start) and self.start >= 0):
+            raise DataError(f"{self.id}: wanted a start of 0 s or more, found {self.start!r}")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise DataError(f"{self.id}: wanted a part of more than 0 s, found {self.seconds!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +59,21 @@ class ProbeData:
     """The clips of a task with their divisions; the score of a task is the mean over its folds.
 
     `remark` says what was decided where the data have no official split.
+
+    Raises:
+        DataError: two clips have one id, so that stored subsets could not tell them apart.
     """
 
     clips: tuple[Clip, ...]
     folds: tuple[Fold, ...]
     remark: str = ""
     slots: tuple[str, ...] = field(default=("label",))
+
+    def __post_init__(self) -> None:
+        """Check that ids are unique."""
+        name, count = Counter(clip.id for clip in self.clips).most_common(1)[0] if self.clips else ("", 1)
+        if count > 1:
+            raise DataError(f"{name}: {count} clips are this part of this recording; give each recording or part once")
 
     def classes(self) -> tuple[tuple[str, ...], ...]:
         """Sorted class names of each slot, over all clips."""
@@ -63,8 +86,11 @@ def divided(
     """Data with one division, from the name of each clip's split.
 
     Raises:
-        DataError: a split has no clip.
+        DataError: a split has no clip, or a name is that of no split.
     """
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        raise DataError(f"{where}: no split is called {unknown[0]!r}; wanted {', '.join(SPLITS)}")
     parts = {name: tuple(row for row, split in enumerate(splits) if split == name) for name in SPLITS}
     empty = [name for name, rows in parts.items() if not rows]
     if empty:
@@ -76,7 +102,7 @@ def crossed(clips: Sequence[Clip], groups: Sequence[str], where: Path, units: Se
     """A fold for each group, whose clips are its test; the next group is its validation.
 
     With two groups, the validation is a fifth of the other group, by the hash of `units`: clips of one unit (a source
-    recording, a sentence) stay together.
+    recording, a sentence) stay together. The remark of the data says so: published protocols train on all other groups.
 
     Raises:
         DataError: there is one group alone.
@@ -91,7 +117,11 @@ def crossed(clips: Sequence[Clip], groups: Sequence[str], where: Path, units: Se
         rest = [row for row, group in enumerate(groups) if group != name]
         held = _fifth(rest, units) if len(names) == 2 else {row for row in rest if groups[row] == later}
         folds.append(Fold(tuple(row for row in rest if row not in held), tuple(sorted(held)), test))
-    return ProbeData(tuple(clips), tuple(folds), remark)
+    if len(names) == 2:
+        how = "in each of 2 folds, a fifth of the other fold is the validation and the rest of it trains"
+    else:
+        how = f"in each of {len(names)} folds, the next fold is the validation and the other {len(names) - 2} train"
+    return ProbeData(tuple(clips), tuple(folds), "; ".join(text for text in (remark, how) if text))
 
 
 def _fifth(rows: Sequence[int], units: Sequence[str]) -> set[int]:

@@ -13,7 +13,8 @@ from crossdistill.data import cache
 from crossdistill.data.audio.any_sound import decode_sound
 from crossdistill.data.audio.sound_file import resample
 from crossdistill.data.rendering import Sound
-from crossdistill.errors import NonFiniteError
+from crossdistill.errors import DataError, NonFiniteError
+from crossdistill.probes import frozen as frozen_module
 from crossdistill.probes.clips import Clip
 from crossdistill.probes.frozen import SHORTEST, Frozen
 from crossdistill.runtime.hashing import key_hash
@@ -87,13 +88,15 @@ def frame_features(
 
 
 def _recipe(frozen: Frozen, clips: Sequence[Clip], what: str, layers: Sequence[str]) -> dict[str, object]:
-    """The key of features: weights, preparation and layers, and each file with its size, time and part."""
+    """The key of features: code, weights, preparation and layers, and each file with its size, time and part."""
     files = []
     for clip in clips:
         status = clip.path.stat()
         files.append([str(clip.path.resolve()), status.st_size, status.st_mtime_ns, clip.start, clip.seconds])
     return {
         "version": VERSION,
+        # Decoding, resampling and the cutting of parts change features as weights do.
+        "code": [cache.code_key(), cache.content_key([Path(__file__), Path(frozen_module.__file__)])],
         "network": frozen.weights,
         "preparation": frozen.key,
         "layers": list(layers),
@@ -144,10 +147,16 @@ def wave_of(clip: Clip, rate: int) -> Float[Tensor, " samples"]:
     """A clip as a mono wave at a rate in hertz, at least 0.1 s long.
 
     Raises:
-        DataError: it cannot be read; names the file.
+        DataError: it cannot be read, or nothing of it is in the part; names the file.
     """
-    wave, own = decode_sound(clip.path)
-    start = round(clip.start * own)
-    end = len(wave) if clip.seconds is None else start + round(clip.seconds * own)
-    values = torch.from_numpy(resample(wave[start:end], own, rate))
+    wave, source_rate = decode_sound(clip.path)
+    start = round(clip.start * source_rate)
+    end = len(wave) if clip.seconds is None else min(len(wave), start + round(clip.seconds * source_rate))
+    if start >= end:
+        length = "" if clip.seconds is None else f" of {clip.seconds:g} s"
+        raise DataError(
+            f"{clip.path}: the part{length} from {clip.start:g} s on is empty: the recording has "
+            f"{len(wave) / source_rate:g} s; correct start and duration"
+        )
+    values = torch.from_numpy(resample(wave[start:end], source_rate, rate))
     return torch.nn.functional.pad(values, (0, max(0, round(SHORTEST * rate) - len(values))))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -73,25 +74,24 @@ def probe(
     is read once for each head, after the validation has chosen its learning rate and its epoch.
 
     Raises:
-        SettingError: no such task, network or setting, or a network that reads no sound.
-        DataError: data in another layout, or a recording that cannot be read.
+        SettingError: no such task, network or setting, two networks of one name, or one that reads no sound.
+        DataError: data in another layout, stored subsets that do not fit, or a recording that cannot be read.
     """
     settings = settings or Settings()
     settings.check()
     if not networks or not tasks:
         raise SettingError("probe: wanted at least one network and one task")
     shown = display or Quiet()
-    found = [(task, _readable(task, where, settings)) for task, where in _named(tasks)]
-    unique = dict.fromkeys(networks)
-    opened = [_layered(open_frozen(one) if isinstance(one, str) else one, settings) for one in unique]
+    readable = [(task, _readable(task, where, settings)) for task, where in _named(tasks)]
+    opened = _opened(networks, settings)
     folder = None if out is None else out / SUBSETS
+    amounts = [None, *settings.shots]
+    rows = [{shots: _training(data, task, shots, settings, folder) for shots in amounts} for task, data in readable]
     scores: list[ProbeScore] = []
-    for task, data in found:
-        amounts = [None, *settings.shots]
-        chosen = {shots: _training(data, task, shots, settings, folder) for shots in amounts}
+    for (task, data), chosen in zip(readable, rows, strict=True):
         for frozen in opened:
             scores += _scores(frozen, task, data, chosen, settings, shown)
-    remarks = tuple(f"{task.name}: {data.remark}" for task, data in found if data.remark)
+    remarks = tuple(f"{task.name}: {data.remark}" for task, data in readable if data.remark)
     report = ProbeReport(tuple(scores), settings.head, settings.layers, settings.seeds, remarks)
     if out is not None:
         report.save(out)
@@ -99,13 +99,40 @@ def probe(
 
 
 def _named(tasks: Sequence[tuple[str, Path]]) -> list[tuple[ProbeTask, Path]]:
-    """The tasks with their data; a task of several data is named after them too."""
-    counts = Counter(name for name, _ in dict.fromkeys(tasks))
-    made = []
-    for name, where in dict.fromkeys(tasks):
-        task = find_task(name)
-        made.append((task if counts[name] == 1 else replace(task, name=f"{name}-{where.stem}"), where))
-    return made
+    """The tasks with their data; a task of several data is named after them too, by as many folders as needed.
+
+    Raises:
+        SettingError: there is no such task, or two of them have one name in the report.
+    """
+    unique = list({(name, where.expanduser().absolute()): (find_task(name), where) for name, where in tasks}.items())
+    counts = Counter(name for (name, _), _ in unique)
+    deepest = max(len(path.parts) for (_, path), _ in unique)
+    for depth, whole in product(range(1, deepest + 1), (False, True)):
+        names = [
+            "-".join((name, *_last_parts(path, depth, whole))) if counts[name] > 1 else name
+            for (name, path), _ in unique
+        ]
+        if len(set(names)) == len(names):
+            return [(replace(task, name=name), where) for name, (_, (task, where)) in zip(names, unique, strict=True)]
+    raise SettingError(f"probe: two tasks are called {Counter(names).most_common(1)[0][0]!r}; rename a file of data")
+
+
+def _last_parts(path: Path, depth: int, whole: bool) -> tuple[str, ...]:
+    """The last folders of a path, and its last name with or without the suffix; `depth` names together."""
+    return (*path.parts[1:-1], path.name if whole else path.stem)[-depth:]
+
+
+def _opened(networks: Sequence[str | Frozen], settings: Settings) -> list[Frozen]:
+    """The networks with the layers that are read.
+
+    Raises:
+        SettingError: two of them have one name, under which the report would show the last one alone.
+    """
+    opened = [open_frozen(network) if isinstance(network, str) else network for network in dict.fromkeys(networks)]
+    name, count = Counter(frozen.name for frozen in opened).most_common(1)[0]
+    if count > 1:
+        raise SettingError(f"probe: {count} networks are called {name!r}; give each a name of its own")
+    return [_layered(frozen, settings) for frozen in opened]
 
 
 def _readable(task: ProbeTask, where: Path, settings: Settings) -> ProbeData:

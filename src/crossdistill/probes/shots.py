@@ -1,6 +1,7 @@
 """Few-shot subsets of the training clips: balanced over classes, drawn by seed, stored by clip id for reuse."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def subsets(
     Drawn ones are stored there, as clip ids by seed, so that other programs and later runs take the same clips.
 
     Raises:
-        DataError: a stored subset names a clip that is not in the training split, or the file is damaged.
+        DataError: a stored subset names a clip twice or one that is not in the training split, subsets of two seeds
+            differ in size, or the file is damaged. Names the file and the seed.
     """
     name = f"{task}-fold{fold}-{shots}shots.json"
     file = None if folder is None else folder / name
@@ -56,12 +58,25 @@ def subsets(
                 raise DataError(
                     f"{file}: seed {seed}: {strange[0] if strange else 'no clip'} is not in the training split"
                 )
+            if len(set(ids)) < len(ids):
+                raise DataError(f"{file}: seed {seed}: {_twice(ids)} is listed twice; leave one out")
             subset = tuple(rows[one] for one in ids)
         found.append(subset)
+    # The heads of all seeds train together.
+    other = next((number for number, subset in enumerate(found) if len(subset) != len(found[0])), None)
+    if other is not None:
+        raise DataError(
+            f"{file}: seed {seeds[other]} has {len(found[other])} clips, and seed {seeds[0]} has {len(found[0])}; "
+            "subsets of one size are wanted: correct the file, or delete it to draw them again"
+        )
     if file is not None and missing:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"task": task, "fold": fold, "shots": shots, "seeds": stored})
     return found
+
+
+def _twice(ids: Sequence[str]) -> str:
+    return Counter(ids).most_common(1)[0][0]
 
 
 def _read(file: Path) -> dict[str, list[str]]:

@@ -34,4 +34,5 @@ def _read(root: Path, label: str) -> ProbeData:
         raise layout_error(root, "recordings/DIGIT_SPEAKER_NUMBER.wav, such as 7_jackson_32.wav")
     clips = [clip_of(path, root, name[label]) for path, name in found]
     numbers = [int(name["number"]) for _, name in found]
-    return divided(clips, ["test" if n < TESTED else "validation" if n < VALIDATED else "train" for n in numbers], root)
+    splits = ["test" if n < TESTED else "validation" if n < VALIDATED else "train" for n in numbers]
+    return divided(clips, splits, root, "the official training has no validation: recordings 5 to 9 are taken from it")

@@ -7,6 +7,7 @@ from crossdistill.data.table_file import read_table
 from crossdistill.probes.clips import ProbeData, clip_of, crossed, layout_error, sounds
 
 NAME = re.compile(r"(?P<fold>\d)-(?P<source>\d+)-(?P<take>\w+?)(-\d+)?")
+PROTOCOL = "the published protocol has no validation and trains on all other folds"
 
 
 def esc50(root: Path) -> ProbeData:
@@ -33,7 +34,7 @@ def esc10(root: Path) -> ProbeData:
     # Folders may be called `001 - Dog bark`.
     clips = [clip_of(path, root, re.sub(r"^\d+ - ", "", path.parent.name)) for path, _ in named]
     folds = [name["fold"] for _, name in named]
-    remark = "" if len(set(folds)) == 5 else f"{len(set(folds))} of the 5 folds are there"
+    remark = PROTOCOL if len(set(folds)) == 5 else f"{len(set(folds))} of the 5 folds are there; {PROTOCOL}"
     return crossed(
         clips,
         folds,
@@ -51,4 +52,4 @@ def _listed(root: Path, *, esc10: bool) -> ProbeData:
     columns = [table.column(name, str(file)) for name in ("filename", "fold", "category", "esc10")]
     rows = [row for row in zip(*columns, strict=True) if not esc10 or str(row[3]).lower() == "true"]
     clips = [clip_of(root / "audio" / str(name), root, str(label)) for name, _, label, _ in rows]
-    return crossed(clips, [str(fold) for _, fold, _, _ in rows], root, [clip.id for clip in clips], "")
+    return crossed(clips, [str(fold) for _, fold, _, _ in rows], root, [clip.path.stem for clip in clips], PROTOCOL)

@@ -28,4 +28,5 @@ def read(root: Path) -> ProbeData:
                     raise DataError(f"{file}: lists {name}, and there is no {name}.flac beside it")
                 clips.append(clip_of(path, root, text.strip().upper()))
                 splits.append(split)
-    return divided(clips, splits, root, slots=("text",))
+    trained = ", ".join(sorted(folder.name for folder in root.glob(FOLDERS["train"])))
+    return divided(clips, splits, root, f"trained on {trained}; SUPERB trains on train-clean-100", ("text",))

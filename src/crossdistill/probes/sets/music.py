@@ -1,8 +1,10 @@
 """Whole pieces of music: GTZAN's genres, keys of GiantSteps, arousal and valence of EmoMusic."""
 
 import json
+import math
 from pathlib import Path
 
+from crossdistill.data.own_splits import split_called
 from crossdistill.data.table_file import read_table
 from crossdistill.errors import DataError
 from crossdistill.probes.clips import (
@@ -36,7 +38,7 @@ def gtzan(root: Path) -> ProbeData:
     lists = {split: next(iter(sorted(root.rglob(name))), None) for split, name in FILTERED.items()}
     if None in lists.values():
         clips = [clip_of(path, root, path.parent.name) for path in sounds(folder, "*/*") if path.stem != DAMAGED]
-        splits = split_each_class(clips, [clip.id for clip in clips])
+        splits = split_each_class(clips, [clip.path.stem for clip in clips])
         remark = "without *_filtered.txt, artists of the test may be in the training: accuracies are too high"
         return divided(clips, splits, root, remark)
     clips, splits = [], []
@@ -110,8 +112,8 @@ def _two(values: object, where: Path) -> tuple[float, ...]:
         numbers = tuple(float(str(value)) for value in values) if isinstance(values, list | tuple) else ()
     except ValueError:
         numbers = ()
-    if len(numbers) != 2:
-        raise DataError(f"{where}: wanted arousal and valence as two numbers, found {values!r}")
+    if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
+        raise DataError(f"{where}: wanted arousal and valence as two finite numbers, found {values!r}")
     return numbers
 
 
@@ -136,4 +138,7 @@ def _json_list(root: Path, name: str) -> list[tuple[Path, dict[str, object]]] | 
 
 
 def _split(entry: dict[str, object]) -> str:
-    return {"valid": "validation", "dev": "validation"}.get(str(entry["split"]), str(entry["split"]))
+    split = split_called(entry["split"])
+    if split is None:
+        raise DataError(f"{entry['split']!r} names no split; wanted train, validation or test")
+    return split

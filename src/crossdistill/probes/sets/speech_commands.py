@@ -13,6 +13,10 @@ MOST_OF_CLASS = 2**27 - 1
 """Divisor of hashes in the README of the data set."""
 SHARE = 10.0
 """Percentage of the validation and of the test."""
+REMARK = (
+    "unknown words are thinned to the number of a known word, and the silence of each split is another part of each "
+    "noise; SUPERB balances classes as it draws batches, and has all noise in training and validation"
+)
 
 
 def which_split(name: str) -> str:
@@ -27,8 +31,9 @@ def read(root: Path) -> ProbeData:
     """Ten words, unknown words and silence, split by the hash of the speaker.
 
     Unknown words are thinned to the mean number of a known word in each split, by hash. Silence is cut from the noise
-    in pieces of one second. With a folder `speech_commands_test_set*` beside the words (12 folders of classes), that is
-    the test, and the words' own test part is left out, as in SUPERB.
+    in pieces of one second: the first 80 % of each file train, the next 10 % are the validation. With a folder
+    `speech_commands_test_set*` beside the words (12 folders of classes), that is the test, and the words' own test part
+    is left out, as in SUPERB.
 
     Raises:
         DataError: another layout.
@@ -51,16 +56,16 @@ def read(root: Path) -> ProbeData:
         splits.append(which_split(path.name))
     kept = _thinned(clips, splits)
     clips, splits = [clips[row] for row in kept], [splits[row] for row in kept]
-    for part in _silence(folder, root):
+    for part, split in _silence(folder, root):
         clips.append(part)
-        splits.append(which_split(part.id))
+        splits.append(split)
     if test_folder is not None:
         left = [row for row, split in enumerate(splits) if split != "test"]
         clips, splits = [clips[row] for row in left], [splits[row] for row in left]
         names = {**{word: word for word in WORDS}, SILENCE: SILENCE, UNKNOWN: UNKNOWN}
         found = [clip_of(path, root, names.get(path.parent.name, UNKNOWN)) for path in sounds(test_folder, "*/*")]
         clips, splits = clips + found, splits + ["test"] * len(found)
-    return divided(clips, splits, root)
+    return divided(clips, splits, root, REMARK)
 
 
 def _thinned(clips: list[Clip], splits: list[str]) -> list[int]:
@@ -68,18 +73,21 @@ def _thinned(clips: list[Clip], splits: list[str]) -> list[int]:
     for split in set(splits):
         rows = [row for row, one in enumerate(splits) if one == split]
         known = [row for row in rows if clips[row].labels != (UNKNOWN,)]
-        unknown = sorted(set(rows) - set(known), key=lambda row: hashed(clips[row].id))
+        # By word and file alone: the folder that is given as root is in ids.
+        unknown = sorted(set(rows) - set(known), key=lambda row: hashed("/".join(clips[row].path.parts[-2:])))
         kept += known + unknown[: max(1, round(len(known) / len(WORDS)))]
     return sorted(kept)
 
 
-def _silence(folder: Path, root: Path) -> list[Clip]:
+def _silence(folder: Path, root: Path) -> list[tuple[Clip, str]]:
+    """The seconds of the noise with their splits, by time: neighbours sound alike, so that they are not dealt out."""
     parts = []
     for path in sounds(folder / NOISE, "*"):
         wave, rate = decode_sound(path)
-        whole = clip_of(path, root, SILENCE)
-        parts += [
-            Clip(f"{whole.id}@{start}", path, (SILENCE,), start=float(start), seconds=1.0)
-            for start in range(len(wave) // rate)
-        ]
+        whole, total = clip_of(path, root, SILENCE), len(wave) // rate
+        held = max(1, round(total * SHARE / 100))
+        for start in range(total):
+            left = total - start
+            split = "test" if left <= held else "validation" if left <= 2 * held else "train"
+            parts.append((Clip(f"{whole.id}@{start}", path, (SILENCE,), start=float(start), seconds=1.0), split))
     return parts

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from crossdistill.errors import DataError
 from crossdistill.probes.clips import (
     Clip,
     ProbeData,
@@ -31,7 +32,7 @@ def singers(root: Path) -> ProbeData:
     found = _found(root)
     clips = [clip_of(path, root, name["singer"]) for path, name in found]
     return _listed(root, clips, "s") or divided(
-        clips, split_each_class(clips, [clip.id for clip in clips]), root, "no lists *_s.txt: split by hash"
+        clips, split_each_class(clips, [clip.path.stem for clip in clips]), root, "no lists *_s.txt: split by hash"
     )
 
 
@@ -70,7 +71,13 @@ def _listed(root: Path, clips: list[Clip], end: str) -> ProbeData | None:
     }
     if None in files.values():
         return None
-    by_name = {clip.path.stem: clip for clip in clips}
+    by_name: dict[str, Clip] = {}
+    for clip in clips:
+        other = by_name.setdefault(clip.path.stem, clip)
+        if other is not clip:
+            raise DataError(
+                f"{root}: the lists name files without folders, and two are called so: {other.path}, {clip.path}"
+            )
     chosen, splits = [], []
     for split, file in files.items():
         for line in file.read_text(encoding="utf-8").split() if file is not None else ():
