@@ -14,8 +14,10 @@ from pydantic import (
     model_validator,
 )
 
+from crossdistill.errors import SettingError
 from crossdistill.method import STUDENT, MethodConfig
 from crossdistill.methods import method_config
+from crossdistill.models.merging import KEEP, SCALE, check_read
 from crossdistill.models.merging import Method as MergeMethod
 from crossdistill.overrides import GROWS, KIND
 from crossdistill.runtime.precision import PrecisionName
@@ -144,12 +146,26 @@ class MergeConfig(BaseModel):
     """The share of each member, by name; without a base (linear) they sum to 1."""
     method: MergeMethod = "linear"
     """linear (interpolation), task (task vectors), or ties."""
-    keep: float = Field(0.2, gt=0, le=1)
+    keep: float = Field(KEEP, gt=0, le=1)
     """Share of each task vector that ties keeps."""
-    scale: float = Field(1.0, allow_inf_nan=False)
-    """Factor of the merged task vector."""
+    scale: float = Field(SCALE, allow_inf_nan=False)
+    """Factor of the merged task vector of task and ties."""
     permute: bool = False
-    """Put the units of all members into the order of the first one's, by training rows; for networks like HuBERT."""
+    """Put the units of all members into the order of the first one's, by training rows; for networks like HuBERT, and
+    for linear alone."""
+
+    @model_validator(mode="after")
+    def _all_are_read(self) -> "MergeConfig":
+        try:
+            check_read(
+                self.method,
+                keep=None if self.keep == KEEP else self.keep,
+                scale=None if self.scale == SCALE else self.scale,
+                permute=self.permute,
+            )
+        except SettingError as error:
+            raise ValueError(str(error).removeprefix("merge: ")) from error
+        return self
 
 
 class Stage(BaseModel):

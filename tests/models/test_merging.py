@@ -11,6 +11,8 @@ from facts import raises
 from crossdistill.errors import SettingError, ShapeError
 from crossdistill.models.alignment import _groups, permutations_to, permuted
 from crossdistill.models.merging import merge
+from crossdistill.run_folder.merge import merge_folders
+from crossdistill.stage import MergeConfig
 
 
 def states(count: int = 3) -> list[dict[str, torch.Tensor]]:
@@ -68,8 +70,38 @@ def test_networks_and_weights_that_do_not_fit_are_refused() -> None:
         merge([first, second], [0.9, 0.1], method="ties")
     with raises(SettingError, 2, 3):
         merge([first, second], [0.2, 0.3, 0.5], base=base, method="task")
+    with raises(SettingError, "nan"):
+        merge([first, second], [float("nan"), 0.1])
     with raises(SettingError, "'d.'"):
         merge([first, second], [0.5, 0.5], layers={"d.": (1.0, 0.0)})
+
+
+def test_settings_that_a_method_does_not_read_are_refused(tmp_path: Path) -> None:
+    first, second, base = states()
+    for method, given, facts in (
+        ("linear", {"scale": 0.5}, ["scale", 0.5, "'linear'", "'ties'"]),
+        ("linear", {"base": base}, ["base", "'linear'", "'task'"]),
+        ("linear", {"keep": 0.2}, ["keep", "'ties'"]),
+        ("task", {"keep": 0.5, "base": base}, ["keep", "'task'", "'ties'"]),
+        ("task", {"scale": float("nan"), "base": base}, ["scale", "nan"]),
+    ):
+        with raises(SettingError, *facts):
+            merge([first, second], [0.5, 0.5], method=method, **given)  # type: ignore[arg-type]
+    folders = [tmp_path / name for name in "abc"]
+    with raises(SettingError, "permute", "base", "'task'"):
+        # The base would stay in its order.
+        merge_folders(folders[:2], [0.5, 0.5], tmp_path / "out", base=folders[2], method="task", permute=tmp_path)
+    with raises(SettingError, "base", "'linear'"):
+        merge_folders(folders[:2], [0.5, 0.5], tmp_path / "out", base=folders[2])
+    for settings, facts in (
+        ({"scale": 0.5}, ["scale"]),
+        ({"method": "task", "keep": 0.5}, ["keep"]),
+        ({"method": "ties", "permute": True}, ["permute"]),
+    ):
+        with raises(ValueError, *facts):
+            MergeConfig.model_validate({"weights": {"a": 0.5, "b": 0.5}, **settings})
+    whole = MergeConfig(weights={"a": 0.5, "b": 0.5})
+    assert MergeConfig.model_validate(whole.model_dump()) == whole
 
 
 def hubert(seed: int, norm: str = "group") -> torch.nn.Module:
@@ -140,6 +172,9 @@ def test_folders_of_hugging_face_are_merged_and_load_as_their_parents(
     for key, value in merged.state_dict().items():
         first, second = (network.state_dict()[key] for network in networks)
         torch.testing.assert_close(value, 0.75 * first + 0.25 * second)
+    for option in (("--scale", "0.5"), ("--keep", "0.2"), ("--base", tmp_path / "a")):
+        refused = called(*words, tmp_path / "other", *option, capsys=capsys, monkeypatch=monkeypatch)
+        assert option[0].removeprefix("--") in refused.complaint()
     again = called(*words, tmp_path / "out", capsys=capsys, monkeypatch=monkeypatch)
     assert (again.status, "exists" in again.err) == (1, True)
     aligned = called(*words, tmp_path / "aligned", "--permute", tmp_path, capsys=capsys, monkeypatch=monkeypatch)

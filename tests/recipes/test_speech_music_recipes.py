@@ -244,6 +244,29 @@ def test_settings_reach_the_stage(settings: list[str]) -> None:
     assert merge.weights == {single("speech"): 0.5, single("music"): 0.5}
 
 
+def test_a_stage_of_some_teachers_keeps_their_settings(settings: list[str]) -> None:
+    plain = [word for word in settings if not word.startswith("teachers.")]
+    folder = next(word for word in settings if word.startswith("teachers.speech")).partition("=")[2]
+    names = ("speech", "sound", "whisper")
+    words = [*plain, *(f"teachers.{name}={folder}" for name in names), "translator=hybrid"]
+    whole = make("speech-music/translate", words).stages[0].method
+    assert isinstance(whole, MultiDistillation)
+    for recipe in ("second-stage", "merge"):
+        stages = make(f"speech-music/{recipe}", words).stages
+        for stage in stages[: 2 if recipe == "second-stage" else 3]:
+            assert isinstance(stage.method, MultiDistillation)
+            assert stage.teachers is not None
+            # A teacher has the head that it has beside all others.
+            wanted = {name for name in stage.teachers if name in names[1:]}
+            assert set(stage.method.convolution or ()) == wanted == set(whole.convolution or ()) & set(stage.teachers)
+    # Another kind of head reads no names.
+    for stage in make("speech-music/second-stage", words[:-1]).stages:
+        assert isinstance(stage.method, MultiDistillation)
+        assert stage.method.convolution is None
+    with pytest.raises(SettingError, match="soft"):
+        make("speech-music/second-stage", [*settings, "routing=soft"])
+
+
 @pytest.mark.parametrize(
     ("recipe", "word", "facts"),
     [
@@ -263,6 +286,9 @@ def test_settings_reach_the_stage(settings: list[str]) -> None:
         ("merge", "merge.weights={speech: 0.9, music: 0.2}", ["1.1", "task"]),
         ("merge", "merge.method=slerp", ["merge.method", "ties"]),
         ("merge", "merge.kept=0.5", ["kept", "keep"]),
+        ("merge", "merge.keep=0.5", ["keep", "ties"]),
+        ("merge", "merge.scale=0.5", ["scale", "task"]),
+        ("merge", "merge={method: task, permute: true}", ["permute", "base"]),
     ],
 )
 def test_wrong_settings_are_refused_before_training(

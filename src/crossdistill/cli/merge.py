@@ -29,9 +29,11 @@ def merge_command(
         typer.Option("--layer", metavar="PREFIX=W,W", help="Weights of the tensors whose names begin so."),
     ] = None,
     keep: Annotated[
-        float, typer.Option("--keep", metavar="P", help="Share of each task vector that TIES keeps.")
-    ] = 0.2,
-    scale: Annotated[float, typer.Option("--scale", metavar="X", help="Factor of the merged task vector.")] = 1.0,
+        float | None, typer.Option("--keep", metavar="P", help="Share of each task vector that TIES keeps (0.2).")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option("--scale", metavar="X", help="Factor of the merged task vector (1).")
+    ] = None,
     permute: Annotated[
         Path | None,
         typer.Option("--permute", metavar="DATA", help="Align units first, on recordings of this manifest or folder."),

@@ -6,6 +6,7 @@ base cancels. Their code trims only the model of the lower weight, and swaps the
 model; here every task vector is trimmed, as Yadav et al. do, and each weight belongs to its model.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -19,6 +20,8 @@ Method = Literal["linear", "task", "ties"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 SUM_TOLERANCE = 1e-6
+KEEP, SCALE = 0.2, 1.0
+"""The share that "ties" keeps, and the factor of task vectors, where none is given."""
 
 
 def merge(
@@ -28,8 +31,8 @@ def merge(
     base: State | None = None,
     method: Method = "linear",
     layers: Mapping[str, Sequence[float]] | None = None,
-    keep: float = 0.2,
-    scale: float = 1.0,
+    keep: float | None = None,
+    scale: float | None = None,
 ) -> dict[str, Tensor]:
     """One state dict of several, computed in float64 and given in the types of the first.
 
@@ -40,22 +43,24 @@ def merge(
     Args:
         states: the networks, of equal keys and shapes.
         weights: one for each network.
-        base: θ₀, their common ancestor, for "task" and "ties".
+        base: θ₀, their common ancestor, for "task" and "ties" alone.
         method: how they are merged.
         layers: weights of the tensors whose names begin so ("encoder.layers.0."); the longest name decides.
-        keep: share of entries that "ties" keeps.
-        scale: λ.
+        keep: share of entries that "ties" keeps; None: 0.2.
+        scale: λ of "task" and "ties"; None: 1.
 
     Raises:
         SettingError: numbers of weights differ from those of networks, do not sum to 1 without a base, or a name of
-            `layers` begins no tensor; the method needs a base.
+            `layers` begins no tensor; the method needs a base, or does not read a setting that is given.
         ShapeError: keys, shapes or whole numbers differ; names the first.
     """
+    check_read(method, base=base is not None, keep=keep, scale=scale)
     check_weights(len(states), weights, method, base, layers or {}, list(states[0]) if states else [])
     for number, other in enumerate([*states[1:], *([] if base is None else [base])], 2):
         check_alike(states[0], other, f"network {number}" if number <= len(states) else "the base")
     chosen = {key: _weights_of(key, weights, layers or {}) for key in states[0]}
-    least = [_threshold(state, base, keep) for state in states] if method == "ties" and base is not None else []
+    share = KEEP if keep is None else keep
+    least = [_threshold(state, base, share) for state in states] if method == "ties" and base is not None else []
     merged = {}
     for key, first in states[0].items():
         if not first.is_floating_point():
@@ -73,9 +78,46 @@ def merge(
                 task = _elected(task, torch.tensor(least, dtype=torch.float64).view_as(own), own)
             else:
                 task = (own * task).sum(0)
-            result = start + scale * task
+            result = start + (SCALE if scale is None else scale) * task
         merged[key] = result.to(first.dtype)
     return merged
+
+
+def check_read(
+    method: Method,
+    *,
+    base: bool = False,
+    keep: float | None = None,
+    scale: float | None = None,
+    permute: bool = False,
+) -> None:
+    """Refuse settings that a method does not read, as if they had an effect; None and False are not given.
+
+    Raises:
+        SettingError: names the setting and the methods that read it.
+    """
+    if base and method == "linear":
+        raise SettingError(
+            "merge: base is given, and method 'linear' reads none: it interpolates; give method='task' or 'ties', or "
+            "leave base out"
+        )
+    if scale is not None and method == "linear":
+        raise SettingError(
+            f"merge: scale={scale:g} is the factor of task vectors, and method 'linear' has none; give method='task' "
+            "or 'ties' and base, or leave scale out"
+        )
+    if scale is not None and not math.isfinite(scale):
+        raise SettingError(f"merge: scale={scale:g}; wanted a finite number")
+    if keep is not None and method != "ties":
+        raise SettingError(
+            f"merge: keep={keep:g} is the share that 'ties' keeps of task vectors, and the method is {method!r}; give "
+            "method='ties', or leave keep out"
+        )
+    if permute and method != "linear":
+        raise SettingError(
+            f"merge: permute moves the units of the networks, and the base of {method!r} stays in its order, so that "
+            "their differences would belong to other units; give method='linear', or leave permute out"
+        )
 
 
 def check_alike(first: State, other: State, who: str) -> None:
@@ -110,7 +152,8 @@ def check_weights(
     """Check the weights of so many networks, and those of tensors whose names begin with a name in `layers`.
 
     Raises:
-        SettingError: numbers of weights and networks differ, sums are not 1 without a base, or no tensor is named so.
+        SettingError: numbers of weights and networks differ, one is not finite, sums are not 1 without a base, or no
+            tensor is named so.
     """
     if count < 2 or len(weights) != count:
         raise SettingError(
@@ -122,6 +165,10 @@ def check_weights(
         where = f"layers {name!r}: " if name else ""
         if len(own) != count:
             raise SettingError(f"merge: {where}{count} networks and {len(own)} weights")
+        if not all(map(math.isfinite, own)):
+            raise SettingError(
+                f"merge: {where}weights {', '.join(f'{weight:g}' for weight in own)}; wanted finite ones"
+            )
         if method == "linear" and abs(sum(own) - 1) > SUM_TOLERANCE:
             raise SettingError(
                 f"merge: {where}weights {', '.join(f'{weight:g}' for weight in own)} sum to {sum(own):g}, and an "

@@ -31,9 +31,11 @@ def check_merge(stage: Stage, student: str, learner: str, members: Mapping[str, 
     own = members[learner].module.state_dict()
     faults = []
     try:
-        if len(names) == 1 and (weights != [1.0] or stage.merge.method != "linear"):
-            raise SettingError(f"merge: one member is copied by weight 1 and method linear; found {weights[0]:g} and "
-                               f"{stage.merge.method}")  # fmt: skip
+        if len(names) == 1 and (weights != [1.0] or stage.merge.method != "linear" or stage.merge.permute):
+            raise SettingError(
+                f"merge: one member is copied by weight 1, method linear and permute=false; found {weights[0]:g}, "
+                f"{stage.merge.method} and permute={str(stage.merge.permute).lower()}"
+            )
         if len(names) > 1:
             check_weights(len(names), weights, stage.merge.method, own, {}, list(own))
         if stage.merge.permute:
@@ -65,7 +67,10 @@ def merged_state(
         return states[0]
     ancestor = None if config.method == "linear" else base.module.state_dict()
     weights = list(config.weights.values())
-    return merge(states, weights, base=ancestor, method=config.method, keep=config.keep, scale=config.scale)
+    # A config has a value for each setting; those that the method does not read are at their defaults.
+    keep = config.keep if config.method == "ties" else None
+    scale = None if config.method == "linear" else config.scale
+    return merge(states, weights, base=ancestor, method=config.method, keep=keep, scale=scale)
 
 
 def _waves(batch: Batch, modality: str) -> list[Tensor]:

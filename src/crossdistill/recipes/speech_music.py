@@ -64,6 +64,11 @@ def _second(method: MultiDistillation, teachers: Sequence[str], stage: Callable[
             f"{DATA}/second-stage needs the teachers of the first stage and one of the second, and has "
             f"{', '.join(teachers) or 'none'}; add --set teachers.NAME=transformers:FOLDER"
         )
+    if method.routing == "soft" and len(teachers) == 2:
+        raise SettingError(
+            f"{DATA}/second-stage: each stage has one teacher, which soft routing has nothing to weigh against; leave "
+            "routing out, or take more teachers"
+        )
     *first, last = teachers
     return (
         stage("translate", _only(method, first), first),
@@ -213,10 +218,15 @@ def _routing(method: str, given: Routing | None, of_soft: Mapping[str, object], 
 def _method(
     teachers: Sequence[str], domains: Mapping[str, Sequence[str] | str], settings: Mapping[str, Any]
 ) -> MultiDistillation:
-    """The method for these teachers; in a hybrid, those of music have convolutions."""
+    """The method for these teachers; in a hybrid, those of music have convolutions, or without any all but the first.
+
+    They are named even so: a stage of some of the teachers has another first one.
+    """
     own = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in domains.items()}
     music = tuple(name for name in teachers if "music" in own.get(name, (name,)))
     given = {name: value for name, value in settings.items() if value is not None}
+    if settings["translator"] == "hybrid" and not music:
+        music = tuple(teachers)[1:]
     return MultiDistillation.model_validate({**given, "domains": own, "convolution": music or None})
 
 
@@ -270,11 +280,12 @@ def _alone(method: MultiDistillation, teacher: str, teachers: Sequence[str]) -> 
 
 def _only(method: MultiDistillation, teachers: Sequence[str]) -> MultiDistillation:
     """The settings for these teachers; a single teacher learns from rows of all domains unless it has its own."""
-    mappings = ("domains", "layers", "frame_rates", "teacher_weights")
+    mappings = ("domains", "layers", "frame_rates", "teacher_weights", "student_heads", "losses")
     kept: dict[str, Any] = {
         name: {key: value for key, value in getattr(method, name).items() if key in teachers or key == "student"}
         for name in mappings
     }
-    kept["convolution"] = tuple(name for name in method.convolution or () if name in teachers)
+    if method.convolution is not None:
+        kept["convolution"] = tuple(name for name in method.convolution if name in teachers)
     alone = len(teachers) == 1 and teachers[0] not in method.domains
     return method.model_copy(update={**kept, **({"routing": "all"} if alone else {})})

@@ -16,7 +16,7 @@ from crossdistill.data.audio.sound_file import resample
 from crossdistill.data.table_file import TABLES, read_table
 from crossdistill.errors import DataError, MissingExtraError, RunError, SettingError
 from crossdistill.models.alignment import permutations_to, permuted
-from crossdistill.models.merging import Method, check_alike, merge
+from crossdistill.models.merging import Method, check_alike, check_read, merge
 from crossdistill.run_folder.student_files import CARD, CONFIG, HEAD, RECORD, STUDENT_FOLDER, WEIGHTS, sealed
 from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault, read_json
 from crossdistill.runtime.hashing import file_hash
@@ -42,21 +42,22 @@ def merge_folders(
     base: Path | None = None,
     method: Method = "linear",
     layers: Mapping[str, Sequence[float]] | None = None,
-    keep: float = 0.2,
-    scale: float = 1.0,
+    keep: float | None = None,
+    scale: float | None = None,
     permute: Path | None = None,
 ) -> Path:
     """Merge students into a folder that loads as its first parent does; see `models.merging.merge`.
 
     `permute` is a manifest, or a folder of recordings: the units of all networks are first put into the order of the
-    first one's (`models.alignment`).
+    first one's (`models.alignment`). Task vectors have no such order, so that a base excludes it.
 
     Raises:
         RunError: a folder is no student's, or `out` exists.
-        SettingError: weights, base or layers do not fit, the networks compute otherwise with equal weights, or they
-            cannot be aligned.
+        SettingError: weights, base or layers do not fit, the method does not read a setting, the networks compute
+            otherwise with equal weights, or they cannot be aligned.
         ShapeError: the networks have different shapes; names the first key.
     """
+    check_read(method, base=base is not None, keep=keep, scale=scale, permute=permute is not None)
     if out.exists():
         raise RunError(f"{out} exists; name another folder by --out")
     folders = [_folder(path) for path in parents]
