@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill.backends.pretrained import ExactBuffers
 from crossdistill.errors import SettingError
+from crossdistill.losses.hidden_states import valid_frames
 
 FLOOR = 1.192092955078125e-07
 """Smallest energy of Kaldi's filter bank."""
@@ -37,7 +38,7 @@ class WhisperFrontend(ExactBuffers):
         """The spectrograms, in which what is beyond a wave's length is silence."""
         waves = waves.float()
         if lengths is not None:
-            waves = waves.masked_fill(torch.arange(waves.shape[1], device=waves.device) >= lengths[:, None], 0)
+            waves = waves.masked_fill(~valid_frames(lengths, waves.shape[1]), 0)
         waves = nn.functional.pad(waves[:, : self.samples], (0, max(0, self.samples - waves.shape[1])))
         spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, return_complex=True)
         energy = self.filters.T @ spectrum[..., :-1].abs().square()
@@ -81,7 +82,7 @@ class KaldiFrontend(ExactBuffers):
         bank = energy.clamp(min=FLOOR).log()
         if lengths is not None:
             there = 1 + (lengths.clamp(min=self.size) - self.size) // self.hop
-            bank = bank * (torch.arange(bank.shape[1], device=bank.device) < there[:, None])[..., None]
+            bank = bank * valid_frames(there, bank.shape[1])[..., None]
         bank = nn.functional.pad(bank[:, : self.frames], (0, 0, 0, max(0, self.frames - bank.shape[1])))
         return (bank - self.mean) / self.deviation if self.normalised else bank
 

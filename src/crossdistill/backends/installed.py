@@ -12,6 +12,7 @@ from crossdistill.backends.pretrained import Body, Loaded
 from crossdistill.data.dataset import Licence
 from crossdistill.data.rendering import SoundRendering
 from crossdistill.errors import MissingExtraError, SettingError, nearest
+from crossdistill.losses.hidden_states import valid_frames
 
 RATE = 16000
 """Samples a second of the waves that these networks read."""
@@ -60,5 +61,4 @@ def silent_padding(waves: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tenso
     waves = waves.float()
     if lengths is None:
         return waves, torch.full((len(waves),), waves.shape[1], device=waves.device)
-    there = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]
-    return waves * there, lengths
+    return waves * valid_frames(lengths, waves.shape[1]), lengths

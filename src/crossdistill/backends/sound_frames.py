@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crossdistill.errors import ShapeError
+from crossdistill.losses.hidden_states import valid_frames
 
 BY_ROW = frozenset(["hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio"])
 """Types of models that give a padded row what its clip alone gives (tested); others have more layers over time."""
@@ -24,7 +25,7 @@ def conv_frames(lengths: Int64[Tensor, " B"], kernels: Sequence[int], strides: S
     return lengths.clamp(min=0)
 
 
-def frames_of(model: nn.Module, lengths: Int64[Tensor, " B"]) -> Int64[Tensor, " B"] | None:
+def block_frames(model: nn.Module, lengths: Int64[Tensor, " B"]) -> Int64[Tensor, " B"] | None:
     """Valid frames at each block of a model of transformers that reads waves; None: its blocks have another rule."""
     config: Any = model.config
     kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
@@ -71,7 +72,7 @@ def padded_lengths(
 
 def mean_of_frames(states: Float[Tensor, "B T D"], frames: Int64[Tensor, " B"]) -> Float[Tensor, "B D"]:
     """The mean over the first `frames` of each row, at least in float32; zeros for a row without frames."""
-    valid = torch.arange(states.shape[1], device=states.device) < frames[:, None]
+    valid = valid_frames(frames, states.shape[1])
     # In bfloat16 there is no number 781.
     states = states.to(torch.promote_types(states.dtype, torch.float32))
     return states.masked_fill(~valid[..., None], 0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
@@ -96,7 +97,7 @@ def by_row(model: nn.Module, lengths: Int64[Tensor, " B"] | None) -> Iterator[No
                 frames = conv_frames(lengths, conv.kernel_size, conv.stride)
                 hooks.enter_context(norm.register_forward_hook(_Masked(frames)))
         for layer in _before_convolutions(model):
-            hooks.enter_context(layer.register_forward_hook(_silenced(frames_of(model, lengths))))
+            hooks.enter_context(layer.register_forward_hook(_silenced(block_frames(model, lengths))))
         yield
 
 
@@ -117,8 +118,7 @@ def _silenced(frames: Int64[Tensor, " B"] | None) -> Callable[..., Tensor]:
     assert frames is not None
 
     def hook(_layer: nn.Module, _arguments: Any, result: Tensor) -> Tensor:
-        outside = torch.arange(result.shape[2], device=result.device) >= frames[:, None]
-        return result.masked_fill(outside[:, None], 0)
+        return result.masked_fill(~valid_frames(frames, result.shape[2])[:, None], 0)
 
     return hook
 
@@ -132,7 +132,7 @@ class _Masked:
     def __call__(self, norm: nn.GroupNorm, arguments: tuple[Tensor], _result: Tensor) -> Tensor:
         (values,) = arguments
         batch, channels, steps = values.shape
-        outside = (torch.arange(steps, device=values.device) >= self.frames[:, None])[:, None, None]
+        outside = ~valid_frames(self.frames, steps)[:, None, None]
         grouped = values.float().reshape(batch, norm.num_groups, channels // norm.num_groups, steps)
         count = (self.frames.clamp(min=1) * (channels // norm.num_groups)).reshape(-1, 1, 1, 1)
         centred = grouped - grouped.masked_fill(outside, 0).sum((2, 3), keepdim=True) / count

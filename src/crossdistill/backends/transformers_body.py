@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from crossdistill.backends.pretrained import Body, Kind, PlainModel, blocks_of, read_before
 from crossdistill.backends.processors import sound_processor
-from crossdistill.backends.sound_frames import by_row, frames_of, mean_of_frames, padded_lengths
+from crossdistill.backends.sound_frames import block_frames, by_row, mean_of_frames, padded_lengths
 from crossdistill.backends.time_axis import axis_of, of_clips
 from crossdistill.data.rendering import Rendering, SoundRendering
+from crossdistill.losses.hidden_states import valid_frames
 
 INPUTS: Mapping[str, Kind] = {
     "pixel_values": "image",
@@ -170,7 +171,7 @@ class TransformersBody(Body):
         """See `Body`: of models that read waves by the rule of their convolutions; see `time_axis` for others."""
         if self.axis is not None:
             return self.axis.frames(lengths)
-        return frames_of(self.model, lengths) if self.input == "input_values" and self.frontend is None else None
+        return block_frames(self.model, lengths) if self.input == "input_values" and self.frontend is None else None
 
     def forward(self, *values: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """The embedding, and a classifier's logits; of a padded batch, each row's as from its valid frames alone.
@@ -291,8 +292,7 @@ def _renamed(named: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     found = dict(named)
     if "lengths" in found and "values" in found:
         values, lengths = found.pop("values"), found.pop("lengths")
-        places = torch.arange(values.shape[-1], device=values.device)
-        found |= {name: values, "attention_mask": (places < lengths[:, None]).long()}
+        found |= {name: values, "attention_mask": valid_frames(lengths, values.shape[-1]).long()}
     return found
 
 
