@@ -120,7 +120,7 @@ def test_the_command_writes_a_report_and_its_subsets(
         ("digit-speaker", 1, 2),
     ]
     scores = {(one["task"], one["shots"]): one for one in data["scores"]}
-    # Three tones of different pitch: found by any network that hears.
+    # Three tones of different pitch: any network distinguishes them.
     assert scores["spoken-digit", None]["mean"] > 0.9
     assert sum(scores["spoken-digit", None]["layers"]) == pytest.approx(1)
     stored = json.loads((tmp_path / "report" / "subsets" / "spoken-digit-fold0-2shots.json").read_text())
@@ -230,7 +230,7 @@ def test_settings_that_are_none() -> None:
         Settings(device="tpu").check()
 
 
-def test_faults_are_told_before_anything_is_computed(
+def test_faults_are_reported_before_anything_is_computed(
     hubert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Frozen, "states", lambda *_: pytest.fail("computed"))

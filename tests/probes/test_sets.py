@@ -180,11 +180,11 @@ def test_notes(tmp_path: Path) -> None:
     layouts.notes(tmp_path / "notes")
     data = read("philharmonia-instrument", tmp_path / "notes")
     assert "cor anglais" in data.classes()[0]
-    heard = [
+    played = [
         {one.rpartition("/")[2].split("_")[:2].__str__() for one in ids(data, part)}
         for part in (data.folds[0].train, data.folds[0].test)
     ]
-    assert not heard[0] & heard[1]
+    assert not played[0] & played[1]
     assert "Cs5" in read("philharmonia-pitch", tmp_path / "notes").classes()[0]
 
 

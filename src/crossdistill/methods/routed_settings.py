@@ -33,6 +33,7 @@ class RoutedSettings(MethodConfig):
     untaught: tuple[str, ...] = ()
     """Domains whose rows have no teacher on purpose; a domain without teacher is refused otherwise."""
     routing: Routing = "hard"
+    """The rows that a teacher teaches: those of its domains (hard), all of them (all), or all with weights (soft)."""
     soft_by: Literal["classifier", "confidence"] = "classifier"
     """Soft weights from a small classifier of domains, or from how well a row fits each teacher (all teachers run)."""
     sharpness: float = Field(1.0, gt=0)
@@ -42,6 +43,7 @@ class RoutedSettings(MethodConfig):
     teacher_weights: Mapping[str, float] = Field(default_factory=dict)
     """The weight of each teacher's term; default: 1."""
     loss: Literal["l1", "l2", "barlow", "usad", "cosine", "bernoulli"] = "l1"
+    """The loss of each teacher, unless `losses` has another; `barlow` is that of arXiv 2505.13270 and compares rows."""
     losses: Mapping[str, HiddenLoss] = Field(default_factory=dict)
     """The loss of some teachers, where it is not `loss`; cosine is 1 - cos alone, bernoulli is for a teacher that gives
     probabilities, of which the prediction is the logits."""
@@ -57,7 +59,10 @@ class RoutedSettings(MethodConfig):
     drop: float = Field(0.0, ge=0, lt=1)
     """Probability that a teacher is left out of a step; at least one stays."""
     drop_seed: int = Field(0, ge=0)
+    """Seed of the choice of teachers that a step leaves out."""
     across: float = Field(5e-5, ge=0)
+    """Weight, in the loss `barlow`, of the correlations of predicted channels with other channels of the teacher."""
     within: float = Field(5e-6, ge=0)
+    """Weight, in the loss `barlow`, of the correlations of predicted channels with each other."""
     bins: int = Field(150, ge=1)
-    """Weights of other channels' correlations, and pooled frames, of the loss `barlow` (arXiv 2505.13270)."""
+    """Frames to which each row is pooled in the loss `barlow`, at most."""

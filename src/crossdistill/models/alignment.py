@@ -57,15 +57,15 @@ def permutations_to(reference: nn.Module, other: nn.Module, batches: Iterable[Te
     """
     check_alignable(reference)
     groups, heads = _groups(reference.state_dict()), _heads(reference)
-    found = {name: _Correlation() for name in groups}
+    correlations = {name: _Correlation() for name in groups}
     modes = reference.training, other.training
     for wave in batches:
-        seen = [_activations(network.eval(), wave, found) for network in (reference, other)]
+        seen = [_activations(network.eval(), wave, correlations) for network in (reference, other)]
         for name, values in seen[0].items():
-            found[name].add(values, seen[1][name])
+            correlations[name].add(values, seen[1][name])
     reference.train(modes[0])
     other.train(modes[1])
-    known = {name: one.value() for name, one in found.items() if one.count}
+    known = {name: correlation.value() for name, correlation in correlations.items() if correlation.count}
     if not known:
         raise SettingError("alignment: no wave was given")
     result = {name: _matched(value)[0] for name, value in known.items() if name.endswith(".units") or "conv" in name}

@@ -66,18 +66,18 @@ def merge(
         if not first.is_floating_point():
             merged[key] = first.clone()
             continue
-        own = torch.tensor(chosen[key], dtype=torch.float64).view(-1, *[1] * first.ndim)
+        shares = torch.tensor(chosen[key], dtype=torch.float64).view(-1, *[1] * first.ndim)
         values = torch.stack([state[key].double() for state in states])
         if method == "linear":
-            result = (own * values).sum(0)
+            result = (shares * values).sum(0)
         else:
             assert base is not None
             start = base[key].double()
             task = values - start
             if method == "ties":
-                task = _elected(task, torch.tensor(least, dtype=torch.float64).view_as(own), own)
+                task = _elected(task, torch.tensor(least, dtype=torch.float64).view_as(shares), shares)
             else:
-                task = (own * task).sum(0)
+                task = (shares * task).sum(0)
             result = start + (SCALE if scale is None else scale) * task
         merged[key] = result.to(first.dtype)
     return merged
@@ -161,17 +161,17 @@ def check_weights(
         )
     if method != "linear" and base is None:
         raise SettingError(f"merge: method {method!r} needs the common ancestor of the networks; give base")
-    for name, own in {"": weights, **layers}.items():
+    for name, shares in {"": weights, **layers}.items():
         where = f"layers {name!r}: " if name else ""
-        if len(own) != count:
-            raise SettingError(f"merge: {where}{count} networks and {len(own)} weights")
-        if not all(map(math.isfinite, own)):
+        if len(shares) != count:
+            raise SettingError(f"merge: {where}{count} networks and {len(shares)} weights")
+        if not all(map(math.isfinite, shares)):
             raise SettingError(
-                f"merge: {where}weights {', '.join(f'{weight:g}' for weight in own)}; wanted finite ones"
+                f"merge: {where}weights {', '.join(f'{weight:g}' for weight in shares)}; wanted finite ones"
             )
-        if method == "linear" and abs(sum(own) - 1) > SUM_TOLERANCE:
+        if method == "linear" and abs(sum(shares) - 1) > SUM_TOLERANCE:
             raise SettingError(
-                f"merge: {where}weights {', '.join(f'{weight:g}' for weight in own)} sum to {sum(own):g}, and an "
+                f"merge: {where}weights {', '.join(f'{weight:g}' for weight in shares)} sum to {sum(shares):g}, and an "
                 "interpolation needs 1; give base and method='task' for other sums"
             )
         if not any(key.startswith(name) for key in keys):

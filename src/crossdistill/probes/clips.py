@@ -58,7 +58,7 @@ class Fold:
 class ProbeData:
     """The clips of a task with their divisions; the score of a task is the mean over its folds.
 
-    `remark` says what was decided where the data have no official split.
+    `remark` states what was decided where the data have no official split.
 
     Raises:
         DataError: two clips have one id, so that stored subsets could not tell them apart.
@@ -178,8 +178,8 @@ def named_sounds(
 ) -> list[tuple[Path, re.Match[str]]]:
     """Recordings below the first of `folders` that has any whose stem fits a pattern, with the match."""
     for folder in folders:
-        found = [(path, pattern.fullmatch(path.stem)) for path in sounds(root / folder)]
-        fitting = [(path, match) for path, match in found if match is not None]
+        matches = [(path, pattern.fullmatch(path.stem)) for path in sounds(root / folder)]
+        fitting = [(path, match) for path, match in matches if match is not None]
         if fitting:
             return fitting
     return []

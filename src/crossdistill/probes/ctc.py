@@ -34,12 +34,14 @@ class Alphabet:
 
     def encode(self, text: str) -> Int64[Tensor, " U"]:
         """The classes of a text; characters that the training lacks are left out."""
-        return torch.tensor([self.letters.index(one) + 1 for one in text if one in self.letters], dtype=torch.int64)
+        return torch.tensor(
+            [self.letters.index(letter) + 1 for letter in text if letter in self.letters], dtype=torch.int64
+        )
 
     def decode(self, classes: Int64[Tensor, " T"]) -> str:
         """The text of the best class of each frame: repetitions merged, then blanks removed."""
         merged = torch.unique_consecutive(classes).tolist()
-        return "".join(self.letters[one - 1] for one in merged if one != BLANK)
+        return "".join(self.letters[number - 1] for number in merged if number != BLANK)
 
 
 class SpeechHead(nn.Module):
@@ -166,7 +168,7 @@ def _loss(
         head(states, lengths).transpose(0, 1),
         torch.cat(wanted).to(states.device),
         lengths.cpu(),
-        torch.tensor([len(one) for one in wanted]),
+        torch.tensor([len(classes) for classes in wanted]),
         blank=BLANK,
         zero_infinity=True,
     )
@@ -174,14 +176,14 @@ def _loss(
 
 @torch.no_grad()
 def _texts(head: SpeechHead, alphabet: Alphabet, frames: Sequence[Tensor]) -> list[str]:
-    found = []
+    texts = []
     for start in range(0, len(frames), BATCH):
         states, lengths = _padded(frames[start : start + BATCH], head.mean.device)
         best = head(states, lengths).argmax(-1).cpu()
-        found += [alphabet.decode(row[:length]) for row, length in zip(best, lengths.tolist(), strict=True)]
-    return found
+        texts += [alphabet.decode(row[:length]) for row, length in zip(best, lengths.tolist(), strict=True)]
+    return texts
 
 
 def _padded(frames: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(one) for one in frames])
+    lengths = torch.tensor([len(states) for states in frames])
     return nn.utils.rnn.pad_sequence(list(frames), batch_first=True).to(device), lengths

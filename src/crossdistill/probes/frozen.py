@@ -36,7 +36,7 @@ SHORTEST = 0.1
 class Frozen:
     """A frozen network of sound: what it reads, how recordings are prepared for it, and its layers.
 
-    `prepare` makes the input of some decoded recordings of one length; `key` says how. `layers` are taps, shallow
+    `prepare` makes the input of some decoded recordings of one length; `key` identifies how. `layers` are taps, shallow
     first; without any the embedding is probed. `seconds` is the window that the network reads, if it has one (30 s of
     Whisper, 10.24 s of AST).
     """
@@ -120,7 +120,7 @@ def _of_library(full: str, name: str | None = None) -> Frozen:
     loaded = backend.load(source, {})
     rendering = loaded.rendering
     if not isinstance(rendering, SoundRendering):
-        raise SettingError(f"{full}: nothing says how it reads recordings; wanted a preparation of waves")
+        raise SettingError(f"{full}: it has no preparation of recordings; wanted one of waves")
     module = Pretrained(loaded.body, logits=False)
     return Frozen(
         name or full,
@@ -140,7 +140,7 @@ def _of_student(name: str, path: Path) -> Frozen:
     spec = student.inputs[network.reads[0]]
     prepare, rate, key = _preparation(spec, name)
     if len(network.reads) != 1 or prepare is None:
-        reads = ", ".join(f"{one} ({student.inputs[one].kind})" for one in network.reads)
+        reads = ", ".join(f"{modality} ({student.inputs[modality].kind})" for modality in network.reads)
         raise SettingError(f"{name} reads no sound alone: it reads {reads}; wanted a network of audio")
     blocks = network.module.blocks if isinstance(network.module, Pretrained) else ()
     layers = tuple(tap for tap in network.taps if tap in blocks)

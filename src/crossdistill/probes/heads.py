@@ -168,7 +168,7 @@ def fit_heads(
     rows of the seed. No other rows than those of `train` and `validation` are read.
     """
     where = torch.device(device)
-    rows = torch.tensor([list(one) for one in train])
+    rows = torch.tensor([list(subset) for subset in train])
     held, wanted = features[list(validation)].to(where), targets[list(validation)]
     values, aims = features[rows].to(where), targets[rows].to(where)
     standard = Standard.of(values)
@@ -231,7 +231,7 @@ def _validated(
     outputs = torch.cat([heads(part) for part in parts], 2)
     targets = wanted.to(outputs.device)[None].expand(len(outputs), *wanted.shape)
     flat = outputs.cpu().flatten(0, 1)
-    scores = torch.tensor([score(one, wanted) for one in flat], dtype=torch.float64)
+    scores = torch.tensor([score(head, wanted) for head in flat], dtype=torch.float64)
     return scores.reshape(outputs.shape[:2]), loss(outputs, targets).double().cpu()
 
 

@@ -46,7 +46,7 @@ class Settings:
         for name, value, known in (("layers", self.layers, ("last", "sum")), ("head", self.head, ("linear", "mlp"))):
             if value not in known:
                 raise SettingError(f"probe: {name}: no choice is called {value!r}; {nearest(value, known)}")
-        if self.seeds < 1 or any(one < 1 for one in self.shots):
+        if self.seeds < 1 or any(number < 1 for number in self.shots):
             raise SettingError(f"probe: seeds and shots are 1 at least; found {self.seeds} and {list(self.shots)}")
         if self.device.partition(":")[0] not in ("auto", *kinds()):
             raise SettingError(
@@ -187,7 +187,7 @@ def _classes(
 ) -> ProbeScore:
     names = (KEYS,) if task.metric == "key-score" else data.classes()
     targets = torch.tensor([[names[i].index(label) for i, label in enumerate(clip.labels)] for clip in data.clips])
-    sizes = [len(one) for one in names]
+    sizes = [len(classes) for classes in names]
     read, measure = slot_classes(sizes), class_score(task.metric)
 
     def score(outputs: Tensor, wanted: Tensor) -> float:
@@ -204,7 +204,7 @@ def _classes(
             seeds=seeds, device=settings.place(),
         )  # fmt: skip
         tested = targets[list(fold.test)]
-        values.append([score(one, tested) for one in fitted.outputs(features[list(fold.test)])])
+        values.append([score(outputs, tested) for outputs in fitted.outputs(features[list(fold.test)])])
         usual = Counter(data.clips[row].labels for row in fold.train).most_common(1)[0][0]
         constant = torch.tensor([[names[i].index(label) for i, label in enumerate(usual)]]).expand(len(tested), -1)
         floors.append(measure(constant, tested))
@@ -235,7 +235,7 @@ def _numbers(
             seeds=range(settings.seeds), device=settings.place(),
         )  # fmt: skip
         tested = targets[list(fold.test)]
-        values.append([_mean_r2(one, tested) for one in fitted.outputs(features[list(fold.test)])])
+        values.append([_mean_r2(outputs, tested) for outputs in fitted.outputs(features[list(fold.test)])])
         rates += fitted.rates
         layers.append(fitted.layers.mean(0))
     return _score(model, task, data, shots, training, values, [0.0], rates, layers)
@@ -263,8 +263,8 @@ def _speech(frozen: Frozen, task: ProbeTask, data: ProbeData, settings: Settings
             seeds=range(settings.seeds),
             device=settings.place(),
         )
-        spoken = [texts[row] for row in fold.test]
-        values.append([word_error_rate(one, spoken) for one in fitted.texts([frames[row] for row in fold.test])])
+        spoken, tested = [texts[row] for row in fold.test], [frames[row] for row in fold.test]
+        values.append([word_error_rate(read, spoken) for read in fitted.texts(tested)])
         rates += fitted.rates
         layers.append(torch.stack([head.layers.detach().softmax(0).cpu() for head in fitted.heads]).mean(0))
     training = _training(data, task, None, settings, None)

@@ -23,7 +23,7 @@ REPORT, PAGE = "report.json", "report.md"
 class ProbeScore:
     """The score of one network on one task; `shots` is None where all training clips were used.
 
-    `values` has the mean over folds of each seed. `floor` is the score without listening: the most frequent class of
+    `values` has the mean over folds of each seed. `floor` is the score of a constant: the most frequent class of
     the training, 0 for R², 1 for the word error rate. `layers` are the mean weights of a learned sum of layers, and
     `rates` the learning rates that the validation chose, by fold and seed.
     """
@@ -80,13 +80,13 @@ class ProbeReport:
         """A score from 0 to 1000 in the manner of SUPERB-SG (Tsai et al., ACL 2022).
 
         1000 times the mean over tasks of (score - floor) / (best - floor). There, floor and best are log-mel features
-        and the published best network; here, they are the score without listening and the best network of this report,
+        and the published best network; here, they are the score of a constant and the best network of this report,
         so that scores of two reports do not compare. A task on which no network beats the floor is left out.
         """
         shares = []
         for score in self._of(model, shots):
             low = 1 - score.floor if score.metric in LOWER_IS_BETTER else score.floor
-            best = max(one.goodness for one in self.scores if (one.task, one.shots) == (score.task, shots))
+            best = max(other.goodness for other in self.scores if (other.task, other.shots) == (score.task, shots))
             if best > low:
                 shares.append((score.goodness - low) / (best - low))
         return 1000 * sum(shares) / len(shares) if shares else math.nan
@@ -96,8 +96,8 @@ class ProbeReport:
 
         The word error rate counts as 100 - WER, R² as 100 · R².
         """
-        found = [100 * score.goodness for score in self._of(model, shots)]
-        return sum(found) / len(found) if found else math.nan
+        values = [100 * score.goodness for score in self._of(model, shots)]
+        return sum(values) / len(values) if values else math.nan
 
     def _of(self, model: str, shots: int | None) -> list[ProbeScore]:
         return [score for score in self.scores if (score.model, score.shots) == (model, shots)]
@@ -108,11 +108,11 @@ class ProbeReport:
         rows = [["task", "clips", "metric", *names]]
         cells = {(score.task, score.shots, score.model): score for score in self.scores}
         for task, shots in dict.fromkeys((score.task, score.shots) for score in self.scores):
-            found = [cells[task, shots, model] for model in self.models]
+            scores = [cells[task, shots, model] for model in self.models]
             # A class of fewer clips gives all of them, so that the number of clips says more than that of shots.
-            clips = f"{found[0].train_clips:,}"
+            clips = f"{scores[0].train_clips:,}"
             how = clips if shots is None else f"{shots} a class: {clips}"
-            rows.append([task, how, found[0].metric, *(score.text() for score in found)])
+            rows.append([task, how, scores[0].metric, *(score.text() for score in scores)])
         for shots in dict.fromkeys(score.shots for score in self.scores):
             how = "all" if shots is None else f"{shots} a class"
             rows.append(
@@ -159,9 +159,14 @@ class ProbeReport:
         scores = [{**asdict(score), "mean": score.mean, "spread": score.spread} for score in self.scores]
         shots = list(dict.fromkeys(score.shots for score in self.scores))
         overall = [
-            {"model": model, "shots": one, "superb": _plain(self.superb(model, one)), "marble": self.marble(model, one)}
+            {
+                "model": model,
+                "shots": number,
+                "superb": _plain(self.superb(model, number)),
+                "marble": self.marble(model, number),
+            }
             for model in self.models
-            for one in shots
+            for number in shots
         ]
         protocol = {"head": self.head, "layers": self.layers, "seeds": self.seeds}
         return {"protocol": protocol, "scores": scores, "overall": overall, "remarks": list(self.remarks)}

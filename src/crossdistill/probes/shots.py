@@ -45,7 +45,7 @@ def subsets(
     stored = _read(file) if file is not None and file.is_file() else {}
     division = data.folds[fold]
     rows = {data.clips[row].id: row for row in division.train}
-    found, missing = [], False
+    chosen, missing = [], False
     for seed in seeds:
         ids = stored.get(str(seed))
         if ids is None:
@@ -53,26 +53,26 @@ def subsets(
             stored[str(seed)] = [data.clips[row].id for row in subset]
             missing = True
         else:
-            strange = [one for one in ids if one not in rows]
+            strange = [name for name in ids if name not in rows]
             if strange or not ids:
                 raise DataError(
                     f"{file}: seed {seed}: {strange[0] if strange else 'no clip'} is not in the training split"
                 )
             if len(set(ids)) < len(ids):
                 raise DataError(f"{file}: seed {seed}: {_twice(ids)} is listed twice; leave one out")
-            subset = tuple(rows[one] for one in ids)
-        found.append(subset)
+            subset = tuple(rows[name] for name in ids)
+        chosen.append(subset)
     # The heads of all seeds train together.
-    other = next((number for number, subset in enumerate(found) if len(subset) != len(found[0])), None)
+    other = next((number for number, subset in enumerate(chosen) if len(subset) != len(chosen[0])), None)
     if other is not None:
         raise DataError(
-            f"{file}: seed {seeds[other]} has {len(found[other])} clips, and seed {seeds[0]} has {len(found[0])}; "
+            f"{file}: seed {seeds[other]} has {len(chosen[other])} clips, and seed {seeds[0]} has {len(chosen[0])}; "
             "subsets of one size are wanted: correct the file, or delete it to draw them again"
         )
     if file is not None and missing:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"task": task, "fold": fold, "shots": shots, "seeds": stored})
-    return found
+    return chosen
 
 
 def _twice(ids: Sequence[str]) -> str:
@@ -82,6 +82,6 @@ def _twice(ids: Sequence[str]) -> str:
 def _read(file: Path) -> dict[str, list[str]]:
     try:
         seeds = json.loads(file.read_text(encoding="utf-8"))["seeds"]
-        return {str(seed): [str(one) for one in ids] for seed, ids in seeds.items()}
+        return {str(seed): [str(name) for name in ids] for seed, ids in seeds.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: damaged: wanted an object with the clip ids of each seed: {error}") from error

@@ -133,7 +133,7 @@ def speech_music(
         RecipeError: a setting of the data, the method or the merge is invalid.
     """
     networks = _teachers(method, teachers or {})
-    own = NetworkConfig.model_validate(student)
+    config = NetworkConfig.model_validate(student)
     of_method: dict[str, Any] = {"translator": translator, "layers": layers, "frame_rates": frame_rates, "loss": loss}
     of_method |= {"teacher_weights": teacher_weights, "soft_by": soft_by, "sharpness": sharpness, "drop": drop}
     of_method |= {"normalise": normalise, "standardise": standardise}
@@ -144,14 +144,14 @@ def speech_music(
     stages = METHODS[method](settings, tuple(networks), stage)
     if method == MERGE:
         stages = (*stages[:-1], stages[-1].model_copy(update={"merge": _merged(merge or {}, tuple(networks))}))
-        networks |= _singles(own, networks)
+        networks |= _singles(config, networks)
     elif merge is not None:
         raise SettingError(f"{DATA}/{method} merges no students, so it takes no `merge`; take {DATA}/{MERGE}")
     return Recipe.model_validate(
         {
             "name": f"{DATA}/{method}",
             "data": _data(data or {}),
-            "student": own,
+            "student": config,
             "student_name": STUDENT,
             "teachers": networks,
             "stages": stages,
@@ -178,8 +178,8 @@ def _singles(student: NetworkConfig, teachers: Mapping[str, NetworkConfig]) -> d
     return {single(name): student.model_copy(update={"tune": student.tune or "all"}) for name in teachers}
 
 
-def _merged(given: Mapping[str, Any], teachers: Sequence[str]) -> MergeConfig:
-    weights = given.get("weights", dict.fromkeys(teachers, 1 / len(teachers)))
+def _merged(settings: Mapping[str, Any], teachers: Sequence[str]) -> MergeConfig:
+    weights = settings.get("weights", dict.fromkeys(teachers, 1 / len(teachers)))
     for name in weights if isinstance(weights, Mapping) else ():
         if name not in teachers:
             raise SettingError(f"merge.weights: no teacher is called {name!r}; {nearest(name, teachers)}")
@@ -187,17 +187,17 @@ def _merged(given: Mapping[str, Any], teachers: Sequence[str]) -> MergeConfig:
     if missing:
         raise SettingError(f"merge.weights has none for the student of {missing[0]!r}; give 0 to leave it out")
     named = {single(name): weights[name] for name in teachers} if isinstance(weights, Mapping) else weights
-    return _checked(MergeConfig, {**given, "weights": named}, "merge")
+    return _checked(MergeConfig, {**settings, "weights": named}, "merge")
 
 
-def _routing(method: str, given: Routing | None, of_soft: Mapping[str, object], normalise: str | None) -> Routing:
+def _routing(method: str, chosen: Routing | None, of_soft: Mapping[str, object], normalise: str | None) -> Routing:
     """The routing of a recipe; `of_soft` are settings that soft routing alone reads. None: a setting is not given.
 
     Raises:
         SettingError: settings contradict each other or the method.
     """
     usual: Mapping[str, Routing] = {"translate-soft": "soft", MERGE: "all"}
-    routing = given or usual.get(method, "hard")
+    routing = chosen or usual.get(method, "hard")
     if method == "translate-soft" and routing != "soft":
         raise SettingError(f"{DATA}/{method} has routing=soft; for routing={routing} take {DATA}/translate")
     if method == MERGE and routing == "soft":
@@ -222,12 +222,12 @@ def _method(
 
     They are named even so: a stage of some of the teachers has another first one.
     """
-    own = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in domains.items()}
-    music = tuple(name for name in teachers if "music" in own.get(name, (name,)))
-    given = {name: value for name, value in settings.items() if value is not None}
+    taught = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in domains.items()}
+    music = tuple(name for name in teachers if "music" in taught.get(name, (name,)))
+    chosen = {name: value for name, value in settings.items() if value is not None}
     if settings["translator"] == "hybrid" and not music:
         music = tuple(teachers)[1:]
-    return MultiDistillation.model_validate({**given, "domains": own, "convolution": music or None})
+    return MultiDistillation.model_validate({**chosen, "domains": taught, "convolution": music or None})
 
 
 def _stage(name: str, method: MultiDistillation, teachers: Sequence[str], **settings: Any) -> Stage:
@@ -244,11 +244,11 @@ def _teachers(method: str, teachers: Mapping[str, str | Mapping[str, Any]]) -> d
             f"{DATA}/{method} needs teachers: --set teachers.speech=transformers:FOLDER "
             "--set teachers.music=transformers:FOLDER"
         )
-    return {name: _teacher(given) for name, given in teachers.items()}
+    return {name: _teacher(network) for name, network in teachers.items()}
 
 
-def _teacher(given: str | Mapping[str, Any]) -> NetworkConfig:
-    network = NetworkConfig.model_validate(given)
+def _teacher(settings: str | Mapping[str, Any]) -> NetworkConfig:
+    network = NetworkConfig.model_validate(settings)
     # Its hidden states alone are read, so no head is needed.
     return network if network.tune is not None else network.model_copy(update={"tune": "frozen"})
 

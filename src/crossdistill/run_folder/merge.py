@@ -86,8 +86,8 @@ def merge_folders(
         beside = {key: tensors.pop(key) for key in list(tensors) if key.startswith(OF_HEAD)}
         write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})
         if beside:
-            own = {key.removeprefix(OF_HEAD): value for key, value in beside.items()}
-            write_tensors(temporary / HEAD, own, {"format": "pt"})
+            of_head = {key.removeprefix(OF_HEAD): value for key, value in beside.items()}
+            write_tensors(temporary / HEAD, of_head, {"format": "pt"})
         for file in temporary.glob("*.json"):
             _seal(file, temporary)
     return out
@@ -157,8 +157,8 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     """The configuration of a network of transformers; empty for others."""
     try:
         content: Any = read_json(folder / CONFIG)
-        found: dict[str, Any] = content if "model_type" in content else content["model"]["options"]["body"]["config"]
-        return found
+        settings: dict[str, Any] = content if "model_type" in content else content["model"]["options"]["body"]["config"]
+        return settings
     except (ValueError, KeyError, TypeError):
         # Other networks of this library; what is damaged is reported where it is read.
         return {}

@@ -150,8 +150,8 @@ class SpeechMusicConfig(DataConfig):
             dataset = replace(dataset, mix=DomainMix(quotas=self.quotas, temperature=self.temperature))
         if self.crops != 1:
             dataset = replace(dataset, augmentation=CropViews(self.crops))
-        said = [_hours(domain, clips.seconds), how, note]
-        return replace(dataset, how_split="; ".join(text for text in said if text))
+        parts = [_hours(domain, clips.seconds), how, note]
+        return replace(dataset, how_split="; ".join(text for text in parts if text))
 
     def _readable(self, table: Table, root: Path, progress: OnProgress) -> "tuple[_Rows, str]":
         """The clips that can be read, as far as the manifest, headers and sizes tell; and a sentence on the others.
@@ -317,6 +317,6 @@ def _kin(strata: Tensor, splits: Mapping[str, Tensor], targets: list[Any] | None
 
 def _hours(domain: list[str], seconds: NDArray[np.float64]) -> str:
     names, place = sorted(set(domain)), _numbered(domain)
-    told = [f"{name} {(place == number).sum():,} clips, {seconds[place == number].sum() / 3600:.3g} h"
+    sizes = [f"{name} {(place == number).sum():,} clips, {seconds[place == number].sum() / 3600:.3g} h"
             for number, name in enumerate(names)]  # fmt: skip
-    return f"domains: {'; '.join(told)}"
+    return f"domains: {'; '.join(sizes)}"

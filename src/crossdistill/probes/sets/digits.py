@@ -29,10 +29,10 @@ def speaker(root: Path) -> ProbeData:
 
 
 def _read(root: Path, label: str) -> ProbeData:
-    found = named_sounds(root, NAME, ("recordings", ""))
-    if not found:
+    named = named_sounds(root, NAME, ("recordings", ""))
+    if not named:
         raise layout_error(root, "recordings/DIGIT_SPEAKER_NUMBER.wav, such as 7_jackson_32.wav")
-    clips = [clip_of(path, root, name[label]) for path, name in found]
-    numbers = [int(name["number"]) for _, name in found]
+    clips = [clip_of(path, root, name[label]) for path, name in named]
+    numbers = [int(name["number"]) for _, name in named]
     splits = ["test" if n < TESTED else "validation" if n < VALIDATED else "train" for n in numbers]
     return divided(clips, splits, root, "the official training has no validation: recordings 5 to 9 are taken from it")

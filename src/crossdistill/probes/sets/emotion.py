@@ -43,11 +43,11 @@ def ravdess(root: Path) -> ProbeData:
     Raises:
         DataError: no file is named so, or all are of one actor.
     """
-    found = named_sounds(root, NAME)
-    if not found:
+    named = named_sounds(root, NAME)
+    if not named:
         raise layout_error(root, "Actor_01/03-01-EE-II-SS-RR-AA.wav (emotion, intensity, sentence, repetition, actor)")
-    clips = [clip_of(path, root, RAVDESS[int(name["emotion"]) - 1]) for path, name in found]
-    actors = sorted({name["actor"] for _, name in found})
-    groups = [str(actors.index(name["actor"]) % RAVDESS_FOLDS) for _, name in found]
+    clips = [clip_of(path, root, RAVDESS[int(name["emotion"]) - 1]) for path, name in named]
+    actors = sorted({name["actor"] for _, name in named})
+    groups = [str(actors.index(name["actor"]) % RAVDESS_FOLDS) for _, name in named]
     remark = "RAVDESS has no official split: five folds of actors"
-    return crossed(clips, groups, root, [name["sentence"] + name["repetition"] for _, name in found], remark)
+    return crossed(clips, groups, root, [name["sentence"] + name["repetition"] for _, name in named], remark)

@@ -27,8 +27,8 @@ def esc10(root: Path) -> ProbeData:
     """
     if (root / "meta" / "esc50.csv").is_file():
         return _listed(root, esc10=True)
-    found = [(path, NAME.fullmatch(path.stem)) for path in sounds(root, "*/*")]
-    named = [(path, name) for path, name in found if name is not None]
+    candidates = [(path, NAME.fullmatch(path.stem)) for path in sounds(root, "*/*")]
+    named = [(path, name) for path, name in candidates if name is not None]
     if not named:
         raise layout_error(root, "meta/esc50.csv and audio/, or CLASS/FOLD-SOURCE-TAKE.ogg")
     # Folders may be called `001 - Dog bark`.

@@ -97,11 +97,11 @@ def emomusic(root: Path) -> ProbeData:
     table = read_table(file, "utf-8", None)
     names = [str(name) for name in table.column("song_id", str(file))]
     columns = [table.column(f"mean_{slot}", str(file)) for slot in slots]
-    found = {path.stem: path for path in sounds(root)}
+    paths = {path.stem: path for path in sounds(root)}
     clips = [
-        Clip(name, found[name], numbers=_two(values, file))
+        Clip(name, paths[name], numbers=_two(values, file))
         for name, *values in zip(names, *columns, strict=True)
-        if name in found
+        if name in paths
     ]
     splits = split_by_hash(clip.id for clip in clips)
     return divided(clips, splits, root, "split by hash of the song", slots)
@@ -128,13 +128,14 @@ def _json_list(root: Path, name: str) -> list[tuple[Path, dict[str, object]]] | 
             raise ValueError("an entry lacks 'y' or 'split'")
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: wanted an object of clips, each with 'y' and 'split': {error}") from error
-    found = []
+    listed = []
     for key in sorted(entries):
-        path = next((one for folder in ("wav", "audio", "") if (one := sound_named(file.parent / folder / key))), None)
+        places = (sound_named(file.parent / folder / key) for folder in ("wav", "audio", ""))
+        path = next((place for place in places if place is not None), None)
         if path is None:
             raise layout_error(file.parent, f"wav/{key}.wav, which {file.name} lists")
-        found.append((path, entries[key]))
-    return found
+        listed.append((path, entries[key]))
+    return listed
 
 
 def _split(entry: dict[str, object]) -> str:

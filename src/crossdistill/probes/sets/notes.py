@@ -80,13 +80,13 @@ def philharmonia_pitch(root: Path) -> ProbeData:
 
 
 def _philharmonia(root: Path, label: str) -> ProbeData:
-    found = named_sounds(root, NAME)
-    if not found:
+    named = named_sounds(root, NAME)
+    if not named:
         raise layout_error(root, PHILHARMONIA)
-    units = [f"{name['instrument']} {name['note']}" for _, name in found]
-    played = Counter(name[label] for unit, (_, name) in dict(zip(units, found, strict=True)).items() if unit)
-    rows = [row for row, (_, name) in enumerate(found) if played[name[label]] >= 3]
-    clips: list[Clip] = [clip_of(found[row][0], root, found[row][1][label]) for row in rows]
+    units = [f"{name['instrument']} {name['note']}" for _, name in named]
+    played = Counter(name[label] for _, name in dict(zip(units, named, strict=True)).values())
+    rows = [row for row, (_, name) in enumerate(named) if played[name[label]] >= 3]
+    clips: list[Clip] = [clip_of(named[row][0], root, named[row][1][label]) for row in rows]
     splits = split_each_class(clips, [units[row] for row in rows])
     remark = "the Philharmonia's notes have no official split: split by hash, a note of an instrument stays together"
     return divided(clips, splits, root, remark)

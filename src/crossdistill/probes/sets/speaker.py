@@ -39,11 +39,11 @@ def ravdess(root: Path) -> ProbeData:
     Raises:
         DataError: no file is named as in RAVDESS.
     """
-    found = named_sounds(root, NAME)
-    if not found:
+    named = named_sounds(root, NAME)
+    if not named:
         raise layout_error(root, "Actor_01/03-01-EE-II-SS-RR-AA.wav (emotion, intensity, sentence, repetition, actor)")
-    clips = [clip_of(path, root, f"actor {name['actor']}") for path, name in found]
+    clips = [clip_of(path, root, f"actor {name['actor']}") for path, name in named]
     held = {"07": "test", "08": "test", "05": "validation"}
-    splits = [held.get(name["emotion"], "train") for _, name in found]
+    splits = [held.get(name["emotion"], "train") for _, name in named]
     remark = "RAVDESS has no split of speakers: tested on the emotions disgust and surprised, validated on angry"
     return divided(clips, splits, root, remark)

@@ -63,15 +63,15 @@ def read(root: Path) -> ProbeData:
         left = [row for row, split in enumerate(splits) if split != "test"]
         clips, splits = [clips[row] for row in left], [splits[row] for row in left]
         names = {**{word: word for word in WORDS}, SILENCE: SILENCE, UNKNOWN: UNKNOWN}
-        found = [clip_of(path, root, names.get(path.parent.name, UNKNOWN)) for path in sounds(test_folder, "*/*")]
-        clips, splits = clips + found, splits + ["test"] * len(found)
+        tested = [clip_of(path, root, names.get(path.parent.name, UNKNOWN)) for path in sounds(test_folder, "*/*")]
+        clips, splits = clips + tested, splits + ["test"] * len(tested)
     return divided(clips, splits, root, REMARK)
 
 
 def _thinned(clips: list[Clip], splits: list[str]) -> list[int]:
     kept = []
     for split in set(splits):
-        rows = [row for row, one in enumerate(splits) if one == split]
+        rows = [row for row, other in enumerate(splits) if other == split]
         known = [row for row in rows if clips[row].labels != (UNKNOWN,)]
         # By word and file alone: the folder that is given as root is in ids.
         unknown = sorted(set(rows) - set(known), key=lambda row: hashed("/".join(clips[row].path.parts[-2:])))

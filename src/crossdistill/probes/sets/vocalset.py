@@ -29,8 +29,8 @@ def singers(root: Path) -> ProbeData:
     Raises:
         DataError: no recording is named so, or a list names one that is missing.
     """
-    found = _found(root)
-    clips = [clip_of(path, root, name["singer"]) for path, name in found]
+    named = _found(root)
+    clips = [clip_of(path, root, name["singer"]) for path, name in named]
     return _listed(root, clips, "s") or divided(
         clips, split_each_class(clips, [clip.path.stem for clip in clips]), root, "no lists *_s.txt: split by hash"
     )
@@ -47,7 +47,7 @@ def techniques(root: Path) -> ProbeData:
     """
     clips, names = [], []
     for path, name in _found(root):
-        technique = next((one for one in TECHNIQUES if f"_{one}_" in f"_{name['rest']}_"), None)
+        technique = next((term for term in TECHNIQUES if f"_{term}_" in f"_{name['rest']}_"), None)
         if technique is not None:
             clips.append(clip_of(path, root, technique))
             names.append(name["singer"])
@@ -57,10 +57,10 @@ def techniques(root: Path) -> ProbeData:
 
 
 def _found(root: Path) -> list[tuple[Path, re.Match[str]]]:
-    found = named_sounds(root, NAME)
-    if not found:
+    named = named_sounds(root, NAME)
+    if not named:
         raise layout_error(root, WANTED)
-    return found
+    return named
 
 
 def _listed(root: Path, clips: list[Clip], end: str) -> ProbeData | None:
@@ -96,7 +96,7 @@ def _by_singer(root: Path, singers: list[str]) -> list[str]:
     else:
         tested = _first_fifth(set(singers))
     validated = _first_fifth(set(singers) - tested)
-    return ["test" if one in tested else "validation" if one in validated else "train" for one in singers]
+    return ["test" if name in tested else "validation" if name in validated else "train" for name in singers]
 
 
 def _short(name: str) -> str:
