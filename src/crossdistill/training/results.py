@@ -81,26 +81,31 @@ def finish(
     report = Report(out, tuple(results))
     if devices.is_main:
         _save_predictions(out / PREDICTIONS, student)
-        parameters = plan.parameters()[recipe.learner]
-        foreign = isinstance(recipe.student, Network)
-        ema = next((job.stage.ema for job in reversed(plan.jobs) if recipe.learner in job.trained), None)
-        of_networks = [network.licence for network in plan.members.values() if network.licence is not None]
-        card = model_card(
-            dataset,
-            f"{recipe.learner} student of {recipe.name}",
-            report.markdown(),
-            list(recipe.teachers),
-            parameters,
-            foreign=foreign,
-            ema=ema,
-            of_networks=list(dict.fromkeys(of_networks)),
-            opened_by=None if foreign else opened_by(plan.members[recipe.learner]),
-        )
-        _remove(out / STUDENT_FOLDER)
-        save_student(out / STUDENT_FOLDER, plan.members[recipe.learner], recipe.student, dataset, card)
+        _save_learner(plan, report)
         report.save()
     devices.wait()
     return report
+
+
+def _save_learner(plan: Plan, report: Report) -> None:
+    """Write the student's folder with its card, in place of one that is there."""
+    recipe, student = plan.recipe, plan.members[plan.recipe.learner]
+    foreign = isinstance(recipe.student, Network)
+    ema = next((job.stage.ema for job in reversed(plan.jobs) if recipe.learner in job.trained), None)
+    of_networks = [network.licence for network in plan.members.values() if network.licence is not None]
+    card = model_card(
+        plan.dataset,
+        f"{recipe.learner} student of {recipe.name}",
+        report.markdown(),
+        list(recipe.teachers),
+        plan.parameters()[recipe.learner],
+        foreign=foreign,
+        ema=ema,
+        of_networks=list(dict.fromkeys(of_networks)),
+        opened_by=None if foreign else opened_by(student),
+    )
+    _remove(report.out / STUDENT_FOLDER)
+    save_student(report.out / STUDENT_FOLDER, student, recipe.student, plan.dataset, card)
 
 
 def validation_loss(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, float]:
