@@ -29,6 +29,8 @@ from crossdistill.runtime.hashing import derived_seed, key_hash
 
 log = logging.getLogger("crossdistill")
 
+REVISION = 2
+"""Of the rule by which crops of views are drawn: stored outputs of another one are not read."""
 TRIES = 20
 """Rows that are read in the place of one that cannot be."""
 RATE_STATED_WRONG = 2
@@ -281,7 +283,7 @@ class CropViews:
     @property
     def key(self) -> str:
         """A hash of the settings."""
-        return key_hash(["crops", self.views])
+        return key_hash(["crops", REVISION, self.views])
 
     def __call__(self, inputs: Any, ids: Int64[Tensor, " B"], view: Int64[Tensor, " B"]) -> Any:
         """The inputs as they are."""
