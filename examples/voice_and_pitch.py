@@ -155,7 +155,7 @@ def recipe(data: Dataset, teachers: Mapping[str, str], seed: int, steps: int) ->
     )
     optimizer = OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.01, schedule="linear", warm_up=0.5)
     stage = Stage(name="distil", method=method, epochs=epochs, steps=steps // epochs, batch_size=batch,
-                  optimizer=optimizer, clip_norm=5.0)  # fmt: skip
+                  optimizer=optimizer, clip_norm=5.0, source="banked")  # fmt: skip
     return Recipe(
         name="voice-and-pitch",
         data=replace(data, mix=DomainMix(quotas=rows)),
@@ -370,7 +370,7 @@ def arguments() -> Any:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/voice"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300, help="steps of each student, with 16 rows of each teacher")
+    parser.add_argument("--steps", type=int, default=150, help="steps of each student, with 16 rows of each teacher")
     parser.add_argument("--notes", type=int, default=240, help="notes that CREPE hears in training")
     parser.add_argument("--crepe", choices=("full", "tiny"), default="full", help="size of the pitch teacher")
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, and CREPE tiny")
