@@ -264,7 +264,7 @@ def cell(values: Sequence[float]) -> str:
 
 def svg(rows: Mapping[str, Sequence[Row]], speed: Mapping[str, float]) -> str:
     """Three panels with a line for each network: error rate, pitch accuracy, and the real-time factor (logarithmic)."""
-    left, wide, gap, step, top = 190, 190, 30, 26, 44
+    left, wide, gap, step, top = 190, 180, 50, 26, 44
     width, height = left + 3 * (wide + gap), top + step * len(rows) + 30
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">']
