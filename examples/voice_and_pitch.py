@@ -213,14 +213,14 @@ def frequency(note: str) -> float:
 
 
 def real_time_factors(networks: Mapping[str, Network], rounds: int) -> dict[str, float]:
-    """Seconds that one core takes for a second of sound: the median of rounds in turn, of one clip of 1.6 s."""
+    """Seconds that one core computes for a second of sound: the median of rounds in turn, of one clip of 1.6 s."""
     wave, spent = torch.randn(1, SAMPLES), {name: list[float]() for name in networks}
     for number in range(rounds + 1):
         for name, network in networks.items():
-            began = time.perf_counter()
+            began = time.process_time()
             outputs(network, wave, [Signal.EMBEDDING])
             if number:  # the first round warms up
-                spent[name].append((time.perf_counter() - began) * RATE / wave.shape[1])
+                spent[name].append((time.process_time() - began) * RATE / wave.shape[1])
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
