@@ -140,7 +140,7 @@ def encoder(kind: str, width: int, layers: int, channels: int) -> Any:
 
 
 def train(model: Any, heads: Heads, clips: Clips, steps: int, batch: int, rate: float, seconds: float) -> None:
-    """Masked prediction of clusters plus the labels; kinds of clips with few rows are drawn above their share."""
+    """Masked prediction of clusters plus the labels; few clips of a kind are drawn more often."""
     which = list(zip(*((one >= 0).tolist() for one in clips.labels.values()), strict=True)) or [()] * len(clips.waves)
     sizes = Counter(which)
     weights = torch.tensor([sizes[one] ** -0.5 for one in which])
