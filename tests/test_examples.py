@@ -220,7 +220,7 @@ def test_one_student_gives_voice_and_pitch(tmp_path: Path) -> None:
     assert float(pitch[1]) > 90
     assert {"student, merged of the two", "student, untrained"} <= set(rows)
     assert (tmp_path / "out/voice-and-pitch.md").read_text() in shown
-    assert (tmp_path / "out/voice-and-pitch.svg").read_text().count("<circle") == 16
+    assert (tmp_path / "out/voice-and-pitch.svg").read_text().count("<circle") == 13
     student = load_student(tmp_path / "out/seed-0/voice-pitch", module=VoiceAndPitch())
     assert student.embeddings({"audio": torch.zeros(1, 25600)}).shape == (1, 256)
 
