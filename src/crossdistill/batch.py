@@ -155,5 +155,7 @@ def _rows_of(value: Input, rows: Tensor) -> Input:
 
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        moved = value.to(device, non_blocking=True)
+        # Pictures of files are channels last, which convolutions of accelerators do not gain from in float32.
+        return moved if moved.device.type == "cpu" else moved.contiguous()
     return {name: _moved(part, device) for name, part in value.items()} if isinstance(value, Mapping) else value

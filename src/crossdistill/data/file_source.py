@@ -274,7 +274,7 @@ class FileParts:
         decoded = self.source.files.decoded(rows.tolist())
         boxes = self.parts(torch.tensor([picture.shape[1:] for picture in decoded]).float()).long().tolist()
         of_part = rendering.model_copy(update={"shortest": None})
-        made = torch.empty(len(decoded), *rendering.shape)
+        made = torch.empty(len(decoded), *rendering.shape, memory_format=torch.channels_last)
         for number, (picture, (top, left, height, width)) in enumerate(zip(decoded, boxes, strict=True)):
             part = picture[:, top : top + height, left : left + width]
             made[number] = of_part.apply(part) if self.view[number] else rendering.apply(picture)

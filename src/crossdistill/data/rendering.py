@@ -132,8 +132,8 @@ class PictureRendering(_Rendering):
         return values if decoded.ndim == 4 else values[0]
 
     def apply_all(self, decoded: Sequence[Tensor]) -> Tensor:
-        """Decoded pictures of any sizes as one batch; those of one size are computed together."""
-        result = torch.empty(len(decoded), *self.shape)
+        """Decoded pictures of any sizes as one batch, channels last in memory: a CPU convolves that faster."""
+        result = torch.empty(len(decoded), *self.shape, memory_format=torch.channels_last)
         for rows in _alike([(*picture.shape, picture.dtype) for picture in decoded]):
             result[rows] = self.apply(torch.stack([decoded[row] for row in rows]))
         return result

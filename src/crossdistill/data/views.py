@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int64
-from torch import Tensor, cat
+from torch import Tensor, cat, channels_last
 
 from crossdistill.batch import Batch, Input
 from crossdistill.data.augmentation import Variations, in_views
@@ -75,7 +75,16 @@ def viewed(
             assert isinstance(own, Tensor)
             assert isinstance(value, Tensor)
             changed[name] = mixed(own, value, mix)
-    return {name: made[name].apply(changed[made[name].base]) if name in made else changed[name] for name in inputs}
+    made_of = {name: one.apply(changed[one.base]) for name, one in made.items()}
+    return {name: _as_read(inputs[name], made_of[name] if name in made else changed[name]) for name in inputs}
+
+
+def _as_read(before: Input, value: Input) -> Input:
+    """Changed pictures in the order in memory that they were read in: channels last, from files."""
+    if not (isinstance(before, Tensor) and isinstance(value, Tensor) and before.ndim == value.ndim == 4):
+        return value
+    last = before.is_contiguous(memory_format=channels_last) and not before.is_contiguous()
+    return value.contiguous(memory_format=channels_last) if last else value
 
 
 def with_mixed_targets(dataset: "Dataset", batch: Batch) -> Batch:
