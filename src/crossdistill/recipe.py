@@ -18,7 +18,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from torch.nn.parameter import is_lazy
 
 from crossdistill.backends.names import Dtype, check_name, modalities, settings_of
 from crossdistill.backends.prompts import TakesZeroShot
@@ -30,21 +29,18 @@ from crossdistill.data.dataset import Dataset
 from crossdistill.errors import RecipeError, SettingError, nearest
 from crossdistill.method import STUDENT
 from crossdistill.models import build_network
-from crossdistill.models.own_network import as_network
+from crossdistill.models.own_network import LIVE, as_network, plain_network
 from crossdistill.network import Network
 from crossdistill.overrides import overridden, parse_override, sentences
 from crossdistill.runtime.files import NO_FILE, file_fault
 from crossdistill.runtime.plain_yaml import read_yaml
-from crossdistill.stage import Stage
+from crossdistill.stage import Stage, starting_as_student
 
 RESERVED = {"method", "weighting"}
 """Names of the other parts that train in a stage, for learning rates and saved states."""
 
 LIVE_RECIPE = "# Built from live objects"
 """First words of a recipe file that cannot be run; the next line has the command that repeats it."""
-
-LIVE = "live"
-"""Key that marks, in a file, an object of the running program."""
 
 
 class NetworkConfig(TakesZeroShot):
@@ -101,6 +97,11 @@ class NetworkConfig(TakesZeroShot):
         # Newer settings at their defaults are left out, so that keys and files of older recipes stay equal.
         found: dict[str, Any] = handler(self)
         return {name: one for name, one in found.items() if (name, one) not in (("tune", None), ("dtype", "float32"))}
+
+    @property
+    def whole(self) -> "NetworkConfig":
+        """The network as another member that trains: with its own `tune`, or else all weights, as the student."""
+        return self.model_copy(update={"tune": self.tune or "all"})
 
     def build(self, classes: int) -> Network:
         """A network of the table, initialised from the current random state."""
@@ -228,12 +229,12 @@ class Recipe(BaseModel):
 
     @field_serializer("student", mode="wrap")
     def _plain_student(self, value: Any, handler: Any) -> Any:
-        return _plain_network(value) if isinstance(value, Network) else handler(value)
+        return plain_network(value) if isinstance(value, Network) else handler(value)
 
     @field_serializer("teachers")
     def _plain_teachers(self, value: Mapping[str, Any]) -> Any:
         return {
-            name: _plain_network(teacher) if isinstance(teacher, Network) else teacher.model_dump(mode="json")
+            name: plain_network(teacher) if isinstance(teacher, Network) else teacher.model_dump(mode="json")
             for name, teacher in value.items()
         }
 
@@ -276,11 +277,8 @@ class Recipe(BaseModel):
     @property
     def live(self) -> list[str]:
         """Fields with objects of the running program, which no file can contain."""
-        fields = [
-            ("data", self.data),
-            ("student", self.student),
-            *((f"teachers.{n}", t) for n, t in self.teachers.items()),
-        ]
+        teachers = ((f"teachers.{name}", teacher) for name, teacher in self.teachers.items())
+        fields = [("data", self.data), ("student", self.student), *teachers]
         return [name for name, value in fields if isinstance(value, Dataset | Network)]
 
     @property
@@ -304,6 +302,8 @@ class Recipe(BaseModel):
     def overridden(self, settings: list[str]) -> "Recipe":
         """A copy with `a.b=c` settings applied, each validated in the same way.
 
+        Those of the student are also those of members that a stage starts as copies of it.
+
         Raises:
             RecipeError: all faults of all settings together.
         """
@@ -315,7 +315,7 @@ class Recipe(BaseModel):
                 faults.append(f"--set {text}: {error}")
         if faults:
             raise RecipeError(self.name, faults)
-        return recipe
+        return recipe.model_copy(update={"teachers": _following(self, recipe)})
 
     def to_yaml(self) -> str:
         """The recipe as the text of a file; with live objects, the file names them and states that it cannot be run."""
@@ -379,15 +379,14 @@ def checked(values: Mapping[str, Any], name: str) -> Recipe:
         raise RecipeError(name, [str(error)]) from error
 
 
-def _plain_network(network: Network) -> dict[str, Any]:
-    rest = {} if network.needs == "all" else {"needs": network.needs}
-    make = network.factory
-    if make is not None:
-        name = f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', type(make).__qualname__)}"
-        return {LIVE: f"factory {name}", "reads": list(network.reads), **rest}
-    kind = type(network.module)
-    size = sum(parameter.numel() for parameter in network.parameters() if not is_lazy(parameter))
-    return {LIVE: f"{kind.__module__}.{kind.__qualname__}", "reads": list(network.reads), "parameters": size, **rest}
+def _following(before: Recipe, after: Recipe) -> Mapping[str, NetworkConfig | Network]:
+    """The teachers after settings; those that started as copies of the student still have its settings."""
+    then, now = before.student, after.student
+    if isinstance(then, Network) or isinstance(now, Network):
+        return after.teachers
+    names, old = starting_as_student(after.stages), before.teachers
+    copies = {name for name in names if old.get(name) == after.teachers.get(name) == then.whole}
+    return {name: now.whole if name in copies else teacher for name, teacher in after.teachers.items()}
 
 
 def _modalities(info: Any) -> tuple[str, ...]:

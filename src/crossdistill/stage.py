@@ -321,3 +321,8 @@ class Stage(BaseModel):
                 "optimizer": self.optimizer.within(epochs) if epochs else self.optimizer,
             }
         )
+
+
+def starting_as_student(stages: Iterable[Stage]) -> set[str]:
+    """The learners of stages that start from a copy of the recipe's student."""
+    return {stage.learner for stage in stages if stage.merged == (STUDENT,)}

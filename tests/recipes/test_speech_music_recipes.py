@@ -122,6 +122,26 @@ def test_students_of_one_first_state_are_merged_and_a_resumed_run_merges_them_ag
     assert (out / "metrics.jsonl").read_text() == before
 
 
+def test_settings_of_the_student_reach_every_student_that_is_merged(settings: list[str], tmp_path: Path) -> None:
+    words = [word for word in settings if not word.startswith("student=")]
+    initial = settings[-3].partition("=")[2]
+    options = {"width": 128, "channels": 8, "initial": initial, "initial_norm": False, "feature_grad_mult": 1.0}
+    more = [f"student.options.{name}={value}" for name, value in options.items()]
+    recipe = make("speech-music/merge", [*words, *more])
+    assert recipe.student.options == options
+    for name in ("speech", "music"):
+        member = recipe.teachers[single(name)]
+        assert (member.model, member.options, member.tune) == (recipe.student.model, options, "all")
+        assert recipe.teachers[name] != member
+    # A recipe that is read from a file takes settings in the same way; another member's own settings stay.
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    more = ["student.options.width=192", "student.tune=last-1", f"teachers.{single('music')}.options.channels=9"]
+    again = make(str(tmp_path), more)
+    speech, music = (again.teachers[single(name)] for name in ("speech", "music"))
+    assert (speech.options, speech.tune) == ({**options, "width": 192}, "last-1")
+    assert (music.options, music.tune) == ({**options, "channels": 9}, "all")
+
+
 def test_clips_below_the_receptive_field_are_refused_before_training(settings: list[str], tmp_path: Path) -> None:
     manifest = Path(next(word for word in settings if word.startswith("data.manifest")).partition("=")[2])
     wave = np.random.default_rng(5).standard_normal(60).astype(np.float32) * 0.1

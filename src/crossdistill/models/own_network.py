@@ -18,6 +18,9 @@ from crossdistill.network import Network
 from crossdistill.outputs import same_values
 from crossdistill.runtime.hashing import derived_seed
 
+LIVE = "live"
+"""Key that marks, in a file, an object of the running program."""
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -66,6 +69,18 @@ def _reads(who: str, how: str, modalities: Sequence[str]) -> Sequence[str]:
         return modalities
     known = f"; the data have {', '.join(modalities)}" if modalities else ""
     raise ValueError(f"the modalities that {who} reads are not given; wrap it in Network({how}, reads=...){known}")
+
+
+def plain_network(network: Network) -> dict[str, Any]:
+    """What a recipe's file says of a network of the running program."""
+    rest = {} if network.needs == "all" else {"needs": network.needs}
+    make = network.factory
+    if make is not None:
+        name = f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', type(make).__qualname__)}"
+        return {LIVE: f"factory {name}", "reads": list(network.reads), **rest}
+    kind = type(network.module)
+    size = sum(parameter.numel() for parameter in network.parameters() if not is_lazy(parameter))
+    return {LIVE: f"{kind.__module__}.{kind.__qualname__}", "reads": list(network.reads), "parameters": size, **rest}
 
 
 def frozen_weights(module: nn.Module) -> frozenset[str]:

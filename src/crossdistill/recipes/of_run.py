@@ -7,8 +7,9 @@ from typing import Any
 
 from crossdistill.data.dataset import Dataset
 from crossdistill.errors import SettingError
+from crossdistill.models.own_network import LIVE
 from crossdistill.network import Network
-from crossdistill.recipe import LIVE, Recipe, checked
+from crossdistill.recipe import Recipe, checked
 from crossdistill.recipes import make
 from crossdistill.runtime.files import file_fault
 from crossdistill.runtime.plain_yaml import read_yaml

@@ -174,8 +174,8 @@ def _singles(student: NetworkConfig, teachers: Mapping[str, NetworkConfig]) -> d
         raise SettingError(
             f"{DATA}/{MERGE}: {single(taken[0])!r} is the name of the student of {taken[0]!r}; give the teacher another"
         )
-    # Of a teacher, no weights would train by default.
-    return {single(name): student.model_copy(update={"tune": student.tune or "all"}) for name in teachers}
+    # Of a teacher, no weights would train by default. Settings of the student that come later reach these copies too.
+    return {single(name): student.whole for name in teachers}
 
 
 def _merged(settings: Mapping[str, Any], teachers: Sequence[str]) -> MergeConfig:
