@@ -21,6 +21,8 @@ FILES = "files.json"
 BELONGING = ("recipe.yaml", "student/config.json", "student/crossdistill.json")
 """Files whose hashes tie the results to one run: each of them could be replaced by a valid file of another run."""
 PREDICTIONS = "predictions.npz"
+VALIDATION_LOSS = "validation loss"
+"""The metric of a student that no test row measures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,9 @@ class Report:
 
     def markdown(self) -> str:
         """The rows as a Markdown table."""
-        # The last word, of names such as "validation accuracy".
-        mains = list(dict.fromkeys(row.metric.rpartition(" ")[2] for row in self.rows))
+        # The last word, of names such as "validation accuracy". A loss is never of test rows, and its column says so.
+        names = (row.metric if row.metric == VALIDATION_LOSS else row.metric.rpartition(" ")[2] for row in self.rows)
+        mains = list(dict.fromkeys(names))
         # In a table of runs of several tasks, each line names its metric.
         main = mains[0] if len(mains) == 1 else "metric"
         others = list(dict.fromkeys(other.metric for row in self.rows for other in row.metrics))

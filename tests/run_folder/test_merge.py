@@ -10,6 +10,8 @@ from facts import raises
 from crossdistill import Dataset, NetworkConfig
 from crossdistill.errors import RunError, SettingError, ShapeError
 from crossdistill.run_folder.merge import merge_folders
+from crossdistill.run_folder.student_card import model_card, without_results
+from crossdistill.run_folder.student_files import CARD
 from crossdistill.student import load_student, save_student
 
 
@@ -34,6 +36,18 @@ def test_students_of_this_library_are_merged_and_sealed_again(tmp_path: Path, pa
     for key, value in merged.network.module.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (first[key] + second[key]) / 2)
+
+
+def test_the_card_of_merged_students_has_no_figures_of_the_first(tmp_path: Path, parents: list[Path]) -> None:
+    data = Dataset.from_arrays("toy", {"x": np.zeros((6, 6))}, np.arange(6) % 3, about="Of no meaning.")
+    (parents[0] / CARD).write_text(model_card(data, "A title", "| accuracy |\n|--:|\n| 0.987 |\n", ["mm"], 5))
+    card = (merge_folders(parents[:2], [0.5, 0.5], tmp_path / "merged") / CARD).read_text()
+    for fact in ("linear, weights 0.5, 0.5", "# A title", "was not measured", "Of no meaning.", "## Use"):
+        assert fact in card
+    for wrong in ("0.987", "accuracy", "Test split"):
+        assert wrong not in card
+    # A card of another library is as it was.
+    assert without_results("# Mine\n\n| 0.5 |\n") == "# Mine\n\n| 0.5 |\n"
 
 
 def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path, parents: list[Path]) -> None:

@@ -37,7 +37,12 @@ def test_a_run_needs_no_label(tmp_path: Path) -> None:
     history = [epoch[STUDENT] for epoch in outcome["history"]]
     assert row.mean == min(history) < history[0]
     assert Report.load(tmp_path / "run").rows == report.rows
-    assert "| loss |" in report.markdown()
+    assert "| validation loss |" in report.markdown()
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    for fact in ("Lowest validation loss", "no test row was read", report.markdown(), 'student.embeddings(["a file"])'):
+        assert fact in card
+    for wrong in ("Test split", "predict("):
+        assert wrong not in card
     student = load_student(tmp_path / "run", made.student.module)
     rows = {name: torch.as_tensor(made.data.inputs[name][:3]) for name in student.network.reads}
     assert student.embeddings(rows).shape == (3, 6)

@@ -17,6 +17,7 @@ from crossdistill.data.table_file import TABLES, read_table
 from crossdistill.errors import DataError, MissingExtraError, RunError, SettingError
 from crossdistill.models.alignment import permutations_to, permuted
 from crossdistill.models.merging import Method, check_alike, check_read, merge
+from crossdistill.run_folder.student_card import without_results
 from crossdistill.run_folder.student_files import CARD, CONFIG, HEAD, RECORD, STUDENT_FOLDER, WEIGHTS, sealed
 from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault, read_json
 from crossdistill.runtime.hashing import file_hash
@@ -81,7 +82,7 @@ def merge_folders(
             shown = ", ".join(f"{weight:g}" for weight in weights)
             head = f"> Merged from {len(folders)} students ({method}, weights {shown}); below is the card of the first."
             card = (temporary / CARD).read_text(encoding="utf-8")
-            (temporary / CARD).write_text(f"{head}\n\n{card}", encoding="utf-8")
+            (temporary / CARD).write_text(f"{head}\n\n{without_results(card)}", encoding="utf-8")
         tensors = {key: value.contiguous() for key, value in merged.items()}
         beside = {key: tensors.pop(key) for key in list(tensors) if key.startswith(OF_HEAD)}
         write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})

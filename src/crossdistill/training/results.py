@@ -16,10 +16,11 @@ from crossdistill.method import STUDENT
 from crossdistill.network import Network
 from crossdistill.outputs import Signal
 from crossdistill.planning.plan import Plan
-from crossdistill.report import PREDICTIONS, Measured, Report, Row
+from crossdistill.report import PREDICTIONS, VALIDATION_LOSS, Measured, Report, Row
 from crossdistill.run_folder.student_card import model_card
 from crossdistill.run_folder.student_files import STUDENT_FOLDER
 from crossdistill.runtime.distributed import Devices
+from crossdistill.runtime.escaping import markdown
 from crossdistill.runtime.files import atomic_file, remove_folder, storage_error
 from crossdistill.student import save_student
 from crossdistill.teacher import Live, TeacherBase
@@ -81,13 +82,13 @@ def finish(
     report = Report(out, tuple(results))
     if devices.is_main:
         _save_predictions(out / PREDICTIONS, student)
-        _save_learner(plan, report)
+        _save_learner(plan, report, split)
         report.save()
     devices.wait()
     return report
 
 
-def _save_learner(plan: Plan, report: Report) -> None:
+def _save_learner(plan: Plan, report: Report, split: str) -> None:
     """Write the student's folder with its card, in place of one that is there."""
     recipe, student = plan.recipe, plan.members[plan.recipe.learner]
     foreign = isinstance(recipe.student, Network)
@@ -103,9 +104,25 @@ def _save_learner(plan: Plan, report: Report) -> None:
         ema=ema,
         of_networks=list(dict.fromkeys(of_networks)),
         opened_by=None if foreign else opened_by(student),
+        measured=_measured(plan, report, split),
+        embeds=not plan.trains_logits(recipe.learner) and not report.rows[-1].test_rows,
     )
     _remove(report.out / STUDENT_FOLDER)
     save_student(report.out / STUDENT_FOLDER, student, recipe.student, plan.dataset, card)
+
+
+def _measured(plan: Plan, report: Report, split: str) -> str:
+    """What the table of the card shows."""
+    name = markdown(plan.dataset.name)
+    if any(row.test_rows for row in report.rows):
+        both = {"validation": "model selection used it too"}
+        said = both.get(split, "model selection used the validation split only")
+        return f"{split.capitalize()} split of {name}; {said}."
+    if report.rows[-1].metric != VALIDATION_LOSS:
+        return "Nothing: no test row was read."
+    last = [job.stage for job in plan.jobs if plan.recipe.learner in job.trained][-1]
+    which = "Lowest validation loss" if last.select == "best" else "Validation loss after the last epoch"
+    return f"{which}, on the validation split of {name}; no test row was read."
 
 
 def validation_loss(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -116,7 +133,7 @@ def validation_loss(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, float]
     about = of_student[-1].about
     value = about["selected"].get(STUDENT, {}).get("value")
     value = about["history"][-1].get(STUDENT) if value is None and about["history"] else value
-    return {} if value is None else {"validation loss": float(value)}
+    return {} if value is None else {VALIDATION_LOSS: float(value)}
 
 
 class _Table:
