@@ -19,6 +19,7 @@ from crossdistill.network import Network
 from crossdistill.outputs import Cut, Outputs, Signal
 from crossdistill.planning.part_size import rows_at_once
 from crossdistill.recipe import Recipe
+from crossdistill.report import RESULTS
 from crossdistill.student import load_student
 from crossdistill.teacher import Teacher
 from crossdistill.training.metrics import measure
@@ -137,7 +138,7 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str | None = 
     """A metric of a finished run's saved student on a split of its data; by default the main one of the run.
 
     Raises:
-        SettingError: the recipe's data has no such split, or there is no such metric.
+        SettingError: the recipe's data has no such split or no targets, or there is no such metric.
         RunError: the folder holds no student.
     """
     every = dict.fromkeys(name for names in METRICS.values() for name in names)
@@ -145,6 +146,12 @@ def evaluate_folder(run: Path, recipe: Recipe, split: str, metric: str | None = 
         raise SettingError(f"there is no metric {metric!r}; {nearest(metric, every)}")
     student = load_student(run, recipe.student if isinstance(recipe.student, Network) else None)
     dataset = recipe.data if isinstance(recipe.data, Dataset) else recipe.data.load()
+    if dataset.task == "none":
+        raise SettingError(
+            f"eval: data {dataset.name!r} have no targets (their task is none), so that no metric is defined; the "
+            f"validation loss is in {run / RESULTS}, and `crossdistill probe {run} --task TASK --data FOLDER` measures "
+            "such a student"
+        )
     if split not in dataset.splits:
         raise SettingError(f"data {dataset.name!r} has no split {split!r}; {nearest(split, dataset.splits)}")
     dataset = rendered(dataset, renderings_of(student.inputs, dataset), student.network.name)
