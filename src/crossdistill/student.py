@@ -88,12 +88,19 @@ class Student:
         return outputs.need(Signal.LOGITS)
 
     @torch.no_grad()
-    def embeddings(self, inputs: Mapping[str, Input]) -> Tensor:
-        """Embeddings (B, D) for prepared inputs: the network's own, or else its last tap, averaged over positions.
+    def embeddings(self, inputs: Mapping[str, Input] | Example | Sequence[Example]) -> Tensor:
+        """Embeddings (B, D): the network's own, or else its last tap, averaged over positions.
+
+        `inputs` are prepared inputs, keyed by modality, or examples as in `predict`. Files are read one by one, so that
+        none is padded to the length of another.
 
         Raises:
-            SettingError: the network has neither.
+            SettingError: the network has neither, no example is given, or the student reads several modalities, so that
+                one file is not an example.
+            DataError: a file or an array cannot be read; the message names it.
         """
+        if not isinstance(inputs, Mapping):
+            return self._of_examples(inputs)
         first = next(iter(inputs.values()), torch.empty(0))
         batch = Batch(
             dict(inputs), torch.arange(len(first if isinstance(first, Tensor) else next(iter(first.values()))))
@@ -104,6 +111,18 @@ class Student:
         outputs: Outputs = self.network(batch, {signal})
         return by_position(outputs.need(signal)).mean(1)
 
+    def _of_examples(self, examples: Example | Sequence[Example]) -> Tensor:
+        if len(self.network.reads) != 1:
+            reads = ", ".join(self.network.reads)
+            raise SettingError(f"this student reads {reads}; give embeddings() prepared inputs of all of them")
+        (modality,) = self.network.reads
+        parts: list[Example | Sequence[Example]] = [examples]
+        if not isinstance(examples, str | Path | np.ndarray | Tensor):
+            parts = [[example] for example in examples]
+        if not parts:
+            raise SettingError("embeddings() has no example; give files, arrays or tensors")
+        return torch.cat([self.embeddings({modality: _rows(self.inputs[modality], part)}) for part in parts])
+
     def predict(self, examples: Example | Sequence[Example]) -> list[Prediction]:
         """Predict the class of each example: files, or arrays and tensors in memory, prepared exactly as in training.
 
@@ -111,15 +130,19 @@ class Student:
         network's own inputs (rows, ...). A sequence may mix files and single examples.
 
         Raises:
-            SettingError: the student reads several modalities, so that one file is not an example; or its classes have
-                no names.
+            SettingError: the student reads several modalities, so that one file is not an example; or it has no classes
+                with names.
             DataError: a file or an array cannot be read; the message names it.
             NonFiniteError: a logit is NaN or infinite.
         """
         if len(self.network.reads) != 1:
             raise SettingError(f"this student reads {', '.join(self.network.reads)}; use logits() with all of them")
         if not self.classes:
-            raise SettingError("this student's classes have no names: its data had none; use logits()")
+            raise SettingError(
+                "this student has no classes to predict: its data named none. In Python, load_student(FOLDER)"
+                ".embeddings(FILES) gives its embeddings, and logits(INPUTS) the logits of a network that has any; "
+                "`crossdistill probe FOLDER` measures it"
+            )
         (modality,) = self.network.reads
         rows = _rows(self.inputs[modality], examples)
         if not len(rows):

@@ -19,6 +19,7 @@ from crossdistill.outputs import Signal
 from crossdistill.recipes import find, make, names
 from crossdistill.recipes.speech_music import METHODS, WARM_UP, optimizer, single
 from crossdistill.run_folder.merge import merge_folders
+from crossdistill.training.evaluation import evaluate_folder
 from crossdistill.training.optimizer import optimizer_for, schedule_for
 
 soundfile = pytest.importorskip("soundfile")
@@ -188,6 +189,23 @@ def test_the_student_of_a_run_opens_with_transformers(settings: list[str], tmp_p
         wanted = model(waves, output_hidden_states=True)
     assert torch.equal(found["layer1"], wanted.hidden_states[1])
     assert torch.equal(found["layer2"], wanted.last_hidden_state)
+    # Without labels: what it can do, and what to do instead of what it cannot.
+    manifest = next(Path(word.partition("=")[2]) for word in settings if word.startswith("data.manifest="))
+    student, files = load_student(folder), [manifest.parent / "0.wav", tmp_path / "longer.wav"]
+    soundfile.write(files[1], np.tile(soundfile.read(files[0])[0], 2).astype(np.float32), 16_000)
+    assert 'student.embeddings(["a file"])' in (folder / "README.md").read_text()
+    both = student.embeddings(files)
+    assert both.shape == (2, 12)
+    assert all(torch.equal(student.embeddings(file)[0], both[row]) for row, file in enumerate(files))
+    for call, facts in (
+        (student.predict, ["no classes", "embeddings(FILES)", "crossdistill probe"]),
+        (lambda files: student.embeddings(files[:0]), ["no example"]),
+    ):
+        with raises(SettingError, *facts):
+            call(files)
+    for metric in (None, "accuracy"):
+        with raises(SettingError, "none", "results.json", "crossdistill probe"):
+            evaluate_folder(tmp_path / "out", Recipe.from_yaml(tmp_path / "out" / "recipe.yaml"), "test", metric)
 
 
 def test_a_student_is_a_teacher_of_the_next_run(settings: list[str], tmp_path: Path) -> None:
