@@ -47,8 +47,10 @@ def test_every_command_explains_itself(crossdistill: Command, command: str) -> N
 
 def test_models_with_exact_sizes(crossdistill: Command) -> None:
     said = crossdistill("list", "models", "--json")
-    assert said.status == 0
+    assert (said.status, said.err) == (0, "")
     rows = {row["name"]: row for row in json.loads(said.out)}
+    assert {name for name, row in rows.items() if row["parameters"] is None} == {"mlp", "fusion"}
+    assert rows["mlp"]["modalities"] == ["numbers"]
     assert all(list(row) == ["name", "parameters", "modalities", "taps"] for row in rows.values())
     sizes = {"lenet5": 61_706, "three-layer-cnn-a": 343_562, "cnn-i": 1_809_752}
     assert {name: rows[name]["parameters"] for name in sizes} == sizes

@@ -127,7 +127,7 @@ def models(as_json: AsJson = False) -> None:
     """List the built-in networks, with their layers.
 
     Shows the number of parameters (for 10 classes), the modalities that are read, and the taps: the layers whose
-    outputs a method can use.
+    outputs a method can use. There is no number for networks whose size depends on options that a recipe has to give.
     """
     import torch
 
@@ -136,8 +136,10 @@ def models(as_json: AsJson = False) -> None:
     rows = []
     for name, model in _entries(list_models(), find_model):
         try:
-            with torch.device("meta"):
-                size = sum(parameter.numel() for parameter in model.module(classes=10).parameters())
+            size = None
+            if not model.required:
+                with torch.device("meta"):
+                    size = sum(parameter.numel() for parameter in model.module(classes=10).parameters())
         except Exception as error:  # code of another package may raise any error
             _complain(f"model {name!r}: {type(error).__name__}: {error}")
             continue

@@ -1,6 +1,7 @@
 """An entry of the table of models: where an architecture is, what it reads, and the names of its taps."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,18 @@ class Model:
         name, _, attribute = self.source.partition(":")
         maker: Callable[..., nn.Module] = getattr(importlib.import_module(name), attribute)
         return maker
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The options without a default, besides the number of classes."""
+        parameters = inspect.signature(self.make()).parameters.values()
+        return tuple(
+            one.name
+            for one in parameters
+            if one.default is one.empty
+            and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+            and one.name not in ("classes", *self.fixed)
+        )
 
     def module(self, **options: Any) -> nn.Module:
         """The bare module, freshly initialised."""
