@@ -288,6 +288,8 @@ def test_folders_that_are_no_run(crossdistill: Command, tmp_path: Path, finished
     has(crossdistill("eval", "nosuch"), "nosuch/recipe.yaml", "no such file")
     has(crossdistill("predict", "nosuch", "x.png"), "nosuch is neither a run's folder nor a student's")
     (tmp_path / "begun").mkdir()
+    for words in (("--resume",), ()):
+        has(crossdistill("run", "begun", *words), "begun/recipe.yaml: there is no such file", "nothing was done yet")
     (tmp_path / "begun" / "recipe.yaml").write_text((finished_run / "recipe.yaml").read_text())
     has(
         crossdistill("eval", "begun"),

@@ -25,6 +25,7 @@ from crossdistill.recipes.own_setup import LIVE, maker, setup_of
 from crossdistill.recipes.recipe_file import load_file
 from crossdistill.recipes.setup import ExperimentSetup
 from crossdistill.recipes.stages import PLANS
+from crossdistill.runtime.files import NO_FILE, file_fault
 
 FAMILIES: Mapping[str, str] = {
     "av-digits": "crossdistill.recipes.av_digits:av_digits",
@@ -186,6 +187,11 @@ def make(name: str, settings: list[str], seed: int | None = None) -> Recipe:
     folder = os.path.isdir(name)
     if name.endswith((".yaml", ".yml")) or folder:
         path = Path(name) / "recipe.yaml" if folder else Path(name)
+        if folder and file_fault(path) == NO_FILE:
+            raise SettingError(
+                f"no recipe can be read from {path}: {NO_FILE}. If a run was stopped in this folder, it was before its "
+                "recipe was written, and nothing was done yet: start it again by its first command"
+            )
         return Recipe.from_yaml(path).overridden([*settings, *seeded])
     make_recipe = find(name)
     parameters = inspect.signature(make_recipe).parameters
