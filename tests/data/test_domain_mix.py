@@ -65,5 +65,7 @@ def test_quotas_that_do_not_fit_are_refused() -> None:
         order(DomainMix(quotas={"speech": 8, "musik": 4}))
     with raises(SettingError, "'music'"):
         order(DomainMix(quotas={"speech": 12}))
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="found both"):
         DomainMix(quotas={"speech": 1}, temperature=2.0)
+    with pytest.raises(ValidationError, match="found neither"):
+        DomainMix()

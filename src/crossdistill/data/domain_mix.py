@@ -27,7 +27,8 @@ class DomainMix(BaseModel):
     @model_validator(mode="after")
     def _one(self) -> "DomainMix":
         if bool(self.quotas) == (self.temperature is not None):
-            raise ValueError("quotas or a temperature: wanted one of them")
+            found = "both" if self.quotas else "neither"
+            raise ValueError(f"quotas or a temperature: wanted one of them, found {found}")
         if any(count < 0 for count in self.quotas.values()) or (self.quotas and not any(self.quotas.values())):
             raise ValueError(f"quotas={dict(self.quotas)}: wanted numbers of rows, of 0 or more, one above 0")
         return self
