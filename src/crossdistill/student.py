@@ -45,7 +45,7 @@ from crossdistill.run_folder.student_files import (
     write_files,
 )
 from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault
-from crossdistill.runtime.tensor_file import read_weights
+from crossdistill.runtime.tensor_file import first_three, not_finite, read_weights
 
 Example = Path | str | NDArray[Any] | Tensor
 """A file, or an array or tensor of one example."""
@@ -218,10 +218,10 @@ def save_student(path: Path, network: Network, source: NetworkConfig | Network, 
         f"{name}/{key}": value.contiguous() for name, spec in specs.items() for key, value in spec.parameters.items()
     }
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.module.state_dict().items()}
-    wrong = [*_not_finite(weights, network.module), *_not_finite(parameters)]
+    wrong = [*not_finite(weights, network.module), *not_finite(parameters)]
     if wrong:
         raise NonFiniteError(
-            f"the student in {path} is not written: {', '.join(wrong[:3])}{_more(wrong)}. Its training has diverged: "
+            f"the student in {path} is not written: {first_three(wrong)}. Its training has diverged: "
             "take a smaller learning rate, or clip gradients"
         )
     with atomic_folder(path) as temporary:
@@ -249,9 +249,9 @@ def load_student(path: Path | str, module: nn.Module | None = None) -> Student:
     else:
         network = _of_table(path, config)
     load_student_weights(network.module, path, config, network.name)
-    wrong = _not_finite(network.module.state_dict(), network.module)
+    wrong = not_finite(network.module.state_dict(), network.module)
     if wrong:
-        raise DataError(f"{path / WEIGHTS}: {', '.join(wrong[:3])}{_more(wrong)}")
+        raise DataError(f"{path / WEIGHTS}: {first_three(wrong)}")
     scale = None if config.scale is None else TargetScale(config.scale.mean, config.scale.deviation)
     return Student(network, config.classes, specs, config.task, scale)
 
@@ -322,9 +322,9 @@ def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:
     """Inputs of the student, each with its tensors of the preparation."""
     file = path / PREPARATION
     fitted = read_weights(file) if PREPARATION in dict(config.files) else {}
-    wrong = _not_finite(fitted)
+    wrong = not_finite(fitted)
     if wrong:
-        raise DataError(f"{file}: {', '.join(wrong[:3])}{_more(wrong)}")
+        raise DataError(f"{file}: {first_three(wrong)}")
     specs = {}
     for name, spec in config.inputs.items():
         tensors = {key.removeprefix(f"{name}/"): fitted[key] for key in fitted if key.rpartition("/")[0] == name}
@@ -333,21 +333,3 @@ def _specs(path: Path, config: StudentConfig) -> dict[str, InputSpec]:
     if unknown:
         raise DataError(f"{file}: holds {unknown[0]!r}, and the student reads {', '.join(map(repr, config.reads))}")
     return specs
-
-
-def _not_finite(tensors: Mapping[str, Tensor], module: nn.Module | None = None) -> list[str]:
-    """Descriptions of tensors with NaN or Inf, by name. Buffers may contain -Inf, as attention masks do."""
-    buffers = () if module is None else {name for name, _ in module.named_buffers()}
-    faults = []
-    for name, value in tensors.items():
-        if value.is_floating_point() or value.is_complex():
-            wrong = ~value.isfinite()
-            if name in buffers and not value.is_complex():
-                wrong &= ~value.isneginf()
-            if wrong.any():
-                faults.append(f"{name!r} holds NaN or Inf in {int(wrong.sum()):,} of {value.numel():,} numbers")
-    return faults
-
-
-def _more(faults: Sequence[str]) -> str:
-    return f" and {len(faults) - 3} more" if len(faults) > 3 else ""

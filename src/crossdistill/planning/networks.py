@@ -17,7 +17,7 @@ from crossdistill.network import Network
 from crossdistill.planning.run_teacher import run_teacher
 from crossdistill.recipe import NetworkConfig, Recipe
 from crossdistill.runtime.hashing import derived_seed
-from crossdistill.runtime.tensor_file import load_weights
+from crossdistill.runtime.tensor_file import check_finite, load_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ def _built(name: str, given: NetworkConfig | Network, dataset: Dataset, recipe: 
         load_checkpoint(built.network.module, given.weights, given.model)
     elif given.weights is not None:
         load_weights(built.network.module, given.weights, built.network.name)
+    check_finite(built.network.module, given.model if given.weights is None else f"{given.model}, {given.weights}")
     return built
 
 

@@ -24,6 +24,7 @@ from crossdistill.outputs import Signal
 from crossdistill.run_folder.student_files import STUDENT_FOLDER, config_file
 from crossdistill.runtime.files import file_fault
 from crossdistill.runtime.hashing import fingerprint, key_hash, structure
+from crossdistill.runtime.tensor_file import check_finite
 from crossdistill.student import load_student
 
 MODALITY = "audio"
@@ -52,7 +53,12 @@ class Frozen:
     weights: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        """Put the network into evaluation mode and take the key of its weights and code."""
+        """Put the network into evaluation mode and take the key of its weights and code.
+
+        Raises:
+            DataError: a weight is NaN or infinite.
+        """
+        check_finite(self.network.module, self.name)
         self.network.eval().requires_grad_(False)
         if not self.weights:
             module = self.network.module

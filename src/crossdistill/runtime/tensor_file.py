@@ -3,7 +3,7 @@
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +162,36 @@ def load_weights(module: nn.Module, path: Path, who: str) -> None:
     """
     check_weights(module, path, who)
     module.load_state_dict(read_weights(path))
+
+
+def not_finite(tensors: Mapping[str, Tensor], module: nn.Module | None = None) -> list[str]:
+    """Descriptions of tensors with NaN or Inf, by name. Buffers of `module` may contain -Inf, as attention masks do."""
+    buffers = () if module is None else {name for name, _ in module.named_buffers()}
+    faults = []
+    for name, value in tensors.items():
+        # A lazy layer and one on "meta" have no numbers yet.
+        if is_lazy(value) or value.is_meta:
+            continue
+        if value.is_floating_point() or value.is_complex():
+            wrong = ~value.isfinite()
+            if name in buffers and not value.is_complex():
+                wrong &= ~value.isneginf()
+            if wrong.any():
+                faults.append(f"{name!r} holds NaN or Inf in {int(wrong.sum()):,} of {value.numel():,} numbers")
+    return faults
+
+
+def first_three(faults: Sequence[str]) -> str:
+    """The first faults as a text, and the number of the others."""
+    return ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+
+
+def check_finite(module: nn.Module, who: str) -> None:
+    """Check that weights which were read hold numbers: otherwise training would find NaN and blame the samples.
+
+    Raises:
+        DataError: a weight is NaN or infinite; `who` begins the message.
+    """
+    faults = not_finite(module.state_dict(), module)
+    if faults:
+        raise DataError(f"{who}: its weights are damaged: {first_three(faults)}; take other weights")
