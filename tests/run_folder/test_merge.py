@@ -8,10 +8,11 @@ import torch
 from facts import raises
 
 from crossdistill import Dataset, NetworkConfig
-from crossdistill.errors import RunError, SettingError, ShapeError
+from crossdistill.errors import DataError, RunError, SettingError, ShapeError
 from crossdistill.run_folder.merge import merge_folders
 from crossdistill.run_folder.student_card import model_card, without_results
 from crossdistill.run_folder.student_files import CARD
+from crossdistill.runtime.tensor_file import read_weights, write_tensors
 from crossdistill.student import load_student, save_student
 
 
@@ -61,4 +62,19 @@ def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path, parents: list
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 4000), 16_000)
     with raises(SettingError, "HuBERT"):
         merge_folders(parents[:2], [0.5, 0.5], tmp_path / "merged", permute=tmp_path)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("as_base", [False, True])
+def test_weights_that_are_no_numbers_are_not_merged(tmp_path: Path, parents: list[Path], as_base: bool) -> None:
+    file = parents[1] / "model.safetensors"
+    weights = read_weights(file)
+    name = next(key for key, value in weights.items() if value.ndim == 2)
+    weights[name][0, :2] = torch.tensor([float("nan"), float("-inf")])
+    write_tensors(file, weights)
+    with raises(DataError, parents[1], repr(name), 2):
+        if as_base:
+            merge_folders([parents[0]], [1.0], tmp_path / "merged", base=parents[1], method="task")
+        else:
+            merge_folders(parents[:2], [0.5, 0.5], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -21,7 +21,7 @@ from crossdistill.run_folder.student_card import without_results
 from crossdistill.run_folder.student_files import CARD, CONFIG, HEAD, RECORD, STUDENT_FOLDER, WEIGHTS, sealed
 from crossdistill.runtime.files import NO_FILE, atomic_folder, file_fault, read_json
 from crossdistill.runtime.hashing import file_hash
-from crossdistill.runtime.tensor_file import read_weights, write_tensors
+from crossdistill.runtime.tensor_file import first_three, not_finite, read_weights, write_tensors
 
 INDEX = "model.safetensors.index.json"
 OF_HEAD = f"{HEAD}: "
@@ -54,6 +54,7 @@ def merge_folders(
 
     Raises:
         RunError: a folder is no student's, or `out` exists.
+        DataError: weights of a folder are damaged, or NaN or infinite; names the folder and the tensor.
         SettingError: weights, base or layers do not fit, the method does not read a setting, the networks compute
             otherwise with equal weights, or they cannot be aligned.
         ShapeError: the networks have different shapes; names the first key.
@@ -138,9 +139,12 @@ def _folder(path: Path) -> Path:
 def _weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a folder's model by their names there, and of the head beside it."""
     weights = read_weights(folder / WEIGHTS)
-    if file_fault(folder / HEAD) == NO_FILE or file_fault(folder / RECORD) == NO_FILE:
-        return weights
-    return weights | {f"{OF_HEAD}{key}": value for key, value in read_weights(folder / HEAD).items()}
+    if file_fault(folder / HEAD) != NO_FILE and file_fault(folder / RECORD) != NO_FILE:
+        weights |= {f"{OF_HEAD}{key}": value for key, value in read_weights(folder / HEAD).items()}
+    faults = not_finite(weights)
+    if faults:
+        raise DataError(f"{folder}: {first_three(faults)}: a merged student would hold NaN too; leave this folder out")
+    return weights
 
 
 def _check_settings(first: Path, other: Path) -> None:
