@@ -110,7 +110,7 @@ class Dataset:
         self._check_rows(rows)
         self._check_specs()
         check_described(self.classes, self.input_specs, f"dataset {self.name!r}")
-        check_splits(self.splits, rows, self.name)
+        check_splits(self.splits, rows, self.name, tested=self.task != "none")
         check_targets(self.targets, self.classes, self.task, self.name)
 
     def _check_rows(self, rows: int) -> None:

@@ -86,11 +86,16 @@ def of_column(
     groups: Mapping[str, Tensor],
     seed: int,
     kind: str = "class",
+    *,
+    tested: bool = True,
+    instead: str = "leave data.split out to draw splits by class",
 ) -> tuple[dict[str, Tensor], str]:
     """The splits that a column names. Without rows for validation, a fifth of those that train is taken for it.
 
+    With `tested` False no row has to be for the test. `instead` says in faults how splits are drawn without a column.
+
     Raises:
-        DataError: a cell names no split, or there is no row for training or test.
+        DataError: a cell names no split, or there is no row for training or test; names the file.
     """
     cells = [None if cell is None else str(cell) for cell in table.columns[column]]
     names = {cell: split_called(cell) for cell in dict.fromkeys(cells)}
@@ -100,14 +105,16 @@ def of_column(
         known = [name for all_names in SPLIT_NAMES.values() for name in all_names]
         shown = "nothing" if unknown[0] is None else repr(unknown[0])
         raise DataError(
-            f"column {column!r} holds {shown} in line {line}, which names no split; {nearest(str(unknown[0]), known)}"
+            f"{table.path}: column {column!r} holds {shown} in line {line}, which names no split (case does not "
+            f"matter); {nearest(str(unknown[0]), known)}"
         )
     place = np.array([SPLITS.index(str(names[cell])) for cell in cells])
-    for number in (0, 2):
-        if not (place == number).any():
+    for split in ("train", "test") if tested else ("train",):
+        if not (place == SPLITS.index(split)).any():
             raise DataError(
-                f"column {column!r} has no row for {SPLITS[number]}; it holds {', '.join(sorted(map(str, names)))}; "
-                "leave data.split out to draw splits by class"
+                f"{table.path}: column {column!r} has no row for {split}; it holds "
+                f"{', '.join(sorted(map(str, names)))}; wanted also one of {', '.join(SPLIT_NAMES[split])} (case does "
+                f"not matter), or {instead}"
             )
     how = f"splits are those of column {column!r}"
     if not (place == 1).any():

@@ -251,8 +251,10 @@ def split_sources(names: Sequence[str], seed: int, fractions: tuple[float, float
     }
 
 
-def check_splits(splits: Mapping[str, Tensor], rows: int, name: str) -> None:
+def check_splits(splits: Mapping[str, Tensor], rows: int, name: str, *, tested: bool = True) -> None:
     """Check that train, validation and test exist, are not empty, are in range and are disjoint.
+
+    With `tested` False the test may be empty: without targets no test row is read.
 
     Raises:
         DataError: names the split and the fault.
@@ -268,6 +270,8 @@ def check_splits(splits: Mapping[str, Tensor], rows: int, name: str) -> None:
             raise DataError(
                 f"dataset {name!r}: split {split!r} is {index.dtype} {tuple(index.shape)}; wanted int64 row numbers"
             )
+        if len(index) == 0 and split == "test" and not tested:
+            continue
         if len(index) == 0:
             raise DataError(f"dataset {name!r}: split {split!r} is empty; {rows} rows are too few for these splits")
         if int(index.min()) < 0 or int(index.max()) >= rows:

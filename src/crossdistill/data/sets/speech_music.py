@@ -211,7 +211,16 @@ class SpeechMusicConfig(DataConfig):
 
     def _splits(self, rows: "_Rows", strata: Tensor) -> tuple[dict[str, Tensor], str]:
         if "split" in rows.table.columns:
-            return of_column(rows.table, "split", strata, rows.groups, self.seed, "domain")
+            return of_column(
+                rows.table,
+                "split",
+                strata,
+                rows.groups,
+                self.seed,
+                "domain",
+                tested="target" in rows.table.columns,
+                instead="leave the column out, and splits are drawn by domain",
+            )
         if len(rows.domain) < len(SPLITS):
             raise DataError(f"{len(rows.domain)} clips are too few for training, validation and test")
         return default_split(self.name, strata, rows.groups, self.seed, self.fractions, "domain")
