@@ -52,5 +52,7 @@ def manifest_command(
         typer.echo(visible(made.skipped), err=True)
     twice = f" ({made.already:,} were in it already)" if made.already else ""
     typer.echo(f"{visible(str(to))}: {made.added:,} clips added{twice}")
+    for name, count in made.kept.items():
+        typer.echo(f"  {count:,} of those stay {visible(name)}: to change a domain, edit the manifest", err=True)
     for name, hours in made.hours.items():
         typer.echo(f"  {visible(name)}: {made.clips[name]:,} clips, {hours:.3f} h")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,7 +108,10 @@ def sounds_in(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Made:
-    """What `make_manifest` wrote: hours and files by domain of the whole manifest, and what it left out."""
+    """What `make_manifest` wrote: hours and files by domain of the whole manifest, and what it left out.
+
+    `kept` counts files that were in the manifest already with another domain than the given one, which stays.
+    """
 
     added: int
     already: int
@@ -127,7 +131,7 @@ def make_manifest(
     """Scan folders and write their recordings as rows of a domain; rows are added to a manifest that is there.
 
     Paths below the manifest's folder are relative to it, others absolute. `group` writes the folder of each file as its
-    group, which is never in two splits. A file that is in the manifest already is not added again.
+    group, which is never in two splits. A file that is in the manifest already keeps its row and its domain.
 
     Raises:
         DataError: a folder holds no recording, the manifest cannot be written in this format, or all files are bad.
@@ -138,13 +142,14 @@ def make_manifest(
     old: dict[str, list[Any]] = read_table(to, "utf-8", None).columns if to.exists() else {}
     if old and not {"path", "domain"} <= set(old):
         raise DataError(f"{to}: is no manifest: it lacks path or domain; it has {', '.join(old)}")
-    there = set(old.get("path", ()))
+    there = dict(zip(old.get("path", ()), old.get("domain", ()), strict=True))
     paths = [path for folder in folders for path in sounds_in(folder.expanduser().absolute())]
     names = {path: _name(path, to.parent) for path in dict.fromkeys(paths)}
     new = {path: name for path, name in names.items() if name not in there}
     skipped, rows = Skipped(), []
     for name, found in zip(new.values(), scan_all(list(new), said), strict=True):
         if isinstance(found, str):
+    kept: Mapping[str, int] = field(default_factory=dict)
             skipped.add(found)
             continue
         row: dict[str, Any] = {"path": name, "domain": domain, "duration": round(found[0], 4), "rate": found[1]}
@@ -159,7 +164,8 @@ def make_manifest(
         name = str(row["domain"])
         hours[name] = hours.get(name, 0.0) + float(row.get("duration") or 0) / 3600
         clips[name] = clips.get(name, 0) + 1
-    return Made(len(rows), len(names) - len(new), hours, clips, skipped.text("files", len(new)))
+    kept = Counter(str(there[name]) for name in names.values() if name in there and str(there[name]) != domain)
+    return Made(len(rows), len(names) - len(new), hours, clips, skipped.text("files", len(new)), dict(kept))
 
 
 def _name(path: str, folder: Path) -> str:
