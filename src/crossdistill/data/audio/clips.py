@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crossdistill.batch import Input
 from crossdistill.data.audio.any_sound import decode_part
+from crossdistill.data.audio.manifest import SLACK, beyond, scan
 from crossdistill.data.file_facts import state_of
 from crossdistill.data.rendering import Rendering, Sound, SoundRendering
 from crossdistill.data.row_random import RowRandom
@@ -177,7 +178,13 @@ class Clips:
         path, seconds = self.path(row), float(self.seconds[row])
         length = min(self.crop, seconds)
         start = float(self._starts[row]) + drawn * (seconds - length)
-        wave, rate = decode_part(path, start, length)
+        try:
+            wave, rate = decode_part(path, start, length)
+        except DataError as error:
+            # A crop behind the end of its file fails, and one before it does not.
+            raise DataError(self._beyond(row) or str(error)) from error
+        if len(wave) < (length - SLACK) * rate and (why := self._beyond(row)):
+            raise DataError(why)
         if len(wave) < self.shortest * rate:
             raise DataError(f"{path}: {len(wave):,} samples at {rate:,} Hz are less than {self.shortest:g} s")
         stated = int(self._rates[row])
@@ -191,6 +198,13 @@ class Clips:
                 rate,
             )
         return Sound(torch.from_numpy(wave), rate)
+
+    def _beyond(self, row: int) -> str:
+        """Whether a clip ends after its file, by the header; "" if it does not."""
+        found = scan(path := str(self.path(row)))
+        if isinstance(found, str):
+            return ""
+        return beyond(path, float(self._starts[row]), float(self.seconds[row]), found[0])
 
     def _report(self, row: int, error: DataError) -> None:
         """Count a bad file: the first is named with its reason, then numbers of them."""

@@ -1,10 +1,11 @@
 """Manifests of audio: a table with path, domain, start, duration and rate of each clip; read, and made from folders."""
 
 import csv
+import difflib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,13 @@ from crossdistill.runtime.files import file_fault
 COLUMNS = ("path", "domain", "duration", "rate")
 """Columns that a written manifest has; `group` follows if it is asked for."""
 KNOWN = ("path", "domain", "start", "duration", "rate", "split", "group", "target", "id")
-"""Columns that the data set reads; others are left alone."""
+"""Columns that the data set reads; others are listed as not read."""
+NEAR = 0.82
+"""Similarity of a column to a known one from which it is taken for a misspelling of it."""
+SLACK = 0.5
+"""Seconds by which a stated duration may be longer than its file, as durations in whole seconds are."""
+CHECKED = 2000
+"""Clips with stated durations up to which their headers are read at the start; those of more are checked when read."""
 THREADS = 8
 SHOWN = 3
 SHORTEST = 400 / 16_000
@@ -46,6 +53,29 @@ class Skipped:
             return ""
         more = f" and {self.count - len(self.first):,} more" if self.count > len(self.first) else ""
         return f"{self.count:,} of {of:,} {noun} skipped: {'; '.join(self.first)}{more}"
+
+
+def unread(columns: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Columns that are not read, and faults: those that are a known column in another spelling.
+
+    A missed `group` or `split` would put parts of one recording or speaker into training and test without a word.
+    """
+    others, faults = [name for name in columns if name not in known], []
+    for name in others:
+        near = difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=NEAR)
+        if near and near[0] not in columns:
+            faults.append(f"column {name!r} is not read: did you mean {near[0]!r}? Rename the column")
+    return others, faults
+
+
+def beyond(path: str, start: float, seconds: float, held: float) -> str:
+    """What to say of a clip that ends after its file; "" if it does not, up to rounding."""
+    if start + seconds <= held + 1e-3:
+        return ""
+    return (
+        f"{path}: the manifest has {seconds:g} s from second {start:g} on, and the file holds {held:.4g} s: "
+        f"{'its start is after the end' if start >= held else 'its duration in the manifest is longer than the file'}"
+    )
 
 
 Scan = tuple[float, int] | str
@@ -118,6 +148,7 @@ class Made:
     hours: Mapping[str, float]
     clips: Mapping[str, int]
     skipped: str
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_manifest(
@@ -149,7 +180,6 @@ def make_manifest(
     skipped, rows = Skipped(), []
     for name, found in zip(new.values(), scan_all(list(new), said), strict=True):
         if isinstance(found, str):
-    kept: Mapping[str, int] = field(default_factory=dict)
             skipped.add(found)
             continue
         row: dict[str, Any] = {"path": name, "domain": domain, "duration": round(found[0], 4), "rate": found[1]}

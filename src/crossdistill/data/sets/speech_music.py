@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from crossdistill.data.audio.any_sound import check_packages
+from crossdistill.data.audio.any_sound import THROUGH_AV, check_packages
 from crossdistill.data.audio.clips import Clips, ClipSource, CropViews
-from crossdistill.data.audio.manifest import KNOWN, SHORTEST, Skipped, scan, scan_all
+from crossdistill.data.audio.manifest import CHECKED, KNOWN, SHORTEST, SLACK, Skipped, beyond, scan, scan_all, unread
 from crossdistill.data.cache import CacheEntry
 from crossdistill.data.config import DataConfig
 from crossdistill.data.content import OnProgress
@@ -165,6 +165,9 @@ class SpeechMusicConfig(DataConfig):
             if column not in table.columns:
                 faults.add(f"there is no column {column!r}; {nearest(column, table.columns)} (columns that are read: "
                            f"{', '.join(KNOWN)})")  # fmt: skip
+        others, misspelled = unread(list(table.columns), KNOWN)
+        for fault in misspelled:
+            faults.add(fault)
         faults.check()
         names = filled(table, "path", "path", faults)
         domain = [sys.intern(name) for name in filled(table, "domain", "domain", faults)]
@@ -184,27 +187,34 @@ class SpeechMusicConfig(DataConfig):
         # A worker would find it missing at the first batch with such a file.
         check_packages(names[row] for row in kept)
         seconds, rates = _measured(root, names, kept, starts, numbers, self.min_seconds, progress)
+        why = _longer_than_files(root, names, kept, starts, seconds, numbers["duration"], progress)
         states, bad, skipped = np.zeros((len(kept), 2), dtype=np.int64), np.zeros(len(kept), dtype=bool), Skipped()
         prefix = str(root)
         for place, row in enumerate(kept):
             # As objects of pathlib, 300,000 names take ten seconds.
             path = os.path.join(prefix, names[row])
             states[place] = state = state_of(path)
-            if not state[0] or not seconds[row] >= self.min_seconds - 1e-9:
+            if row in why or not state[0] or not seconds[row] >= self.min_seconds - 1e-9:
                 bad[place] = True
-                skipped.add(_fault(path, starts[row], seconds[row], self.min_seconds))
+                skipped.add(why.get(row) or _fault(path, starts[row], seconds[row], self.min_seconds))
         index = kept[~bad]
         lost = sorted({domain[row] for row in kept[bad]} - {domain[row] for row in index})
         note = skipped.text("clips", len(kept))
         if lost or not len(index):
             raise DataError(f"{self.manifest}: no clip of the domain {lost[0] if lost else ''!r} can be read: {note}")
         if note:
-            log.warning("data %r: %s", self.name, note)
+            log.warning("data %r: %d of %d clips skipped; its notes (how_split) name the first", self.name,
+                        skipped.count, len(kept))  # fmt: skip
         left = table if len(index) == len(table) else table.rows(index.tolist())
         groups = _of_one_file([os.path.normpath(os.path.join(prefix, names[row])) for row in index])
         if "group" in table.columns:
             cells = [str(cell) if cell is not None else f"row {row}" for row, cell in enumerate(left.columns["group"])]
             groups["group"] = torch.from_numpy(_numbered(cells))
+        twice = _repeated(groups, starts[index], seconds[index])
+        if twice:
+            said = f"{twice:,} rows are copies of another row (the same part of the same file), which counts twice"
+            log.warning("data %r: %s: %s; leave them out", self.name, self.manifest, said)
+        note = "; ".join(text for text in (note, f"columns not read: {', '.join(others)}" if others else "") if text)
         chosen = domain if left is table else [domain[row] for row in index]
         stated = rates[index].astype(np.int64)
         return _Rows(left, chosen, starts[index], seconds[index], stated, states[~bad], groups), note
@@ -296,6 +306,49 @@ def _measured(
         if not isinstance(found, str):
             seconds[row], rates[row] = found[0] - starts[row], rates[row] or found[1]
     return seconds, rates
+
+
+def _longer_than_files(
+    root: Path,
+    names: Sequence[str],
+    kept: NDArray[np.int64],
+    starts: NDArray[np.float64],
+    seconds: NDArray[np.float64],
+    stated: NDArray[np.float64],
+    progress: OnProgress,
+) -> dict[int, str]:
+    """Why rows are left out whose stated part ends after the file; up to `SLACK`, `seconds` is shortened instead.
+
+    Of a large manifest no header is read, which would take minutes: `Clips` finds such rows when it reads them.
+    """
+    due = [row for row in kept[~np.isnan(stated[kept])].tolist() if not names[row].lower().endswith(THROUGH_AV)]
+    why: dict[int, str] = {}
+    if len(due) > CHECKED:
+        return why
+    scans = scan_all(
+        [os.path.join(root, names[row]) for row in due],
+        lambda done, total: progress("comparing durations with headers", done, total),
+        0.0,
+    )
+    for row, found in zip(due, scans, strict=True):
+        if isinstance(found, str):
+            why[row] = found
+            continue
+        held = found[0] - starts[row]
+        said = beyond(os.path.join(root, names[row]), starts[row], seconds[row], found[0])
+        if said and (held <= 0 or seconds[row] > held + SLACK):
+            why[row] = said
+        elif said:
+            seconds[row] = held
+    return why
+
+
+def _repeated(groups: Mapping[str, Tensor], starts: NDArray[np.float64], seconds: NDArray[np.float64]) -> int:
+    """How many rows are an earlier row's part of its file."""
+    if "path" not in groups:
+        return 0
+    parts = np.stack([groups["path"].numpy().astype(np.float64), starts, seconds], 1)
+    return len(parts) - len(np.unique(parts, axis=0))
 
 
 def _fault(path: str, start: float, seconds: float, shortest: float) -> str:
