@@ -81,9 +81,14 @@ class ProbeData:
 
 
 def divided(
-    clips: Sequence[Clip], splits: Sequence[str], where: Path, remark: str = "", slots: tuple[str, ...] = ("label",)
+    clips: Sequence[Clip],
+    splits: Sequence[str],
+    where: Path,
+    remark: str = "",
+    slots: tuple[str, ...] = ("label",),
+    rule: str = "",
 ) -> ProbeData:
-    """Data with one division, from the name of each clip's split.
+    """Data with one division, from the name of each clip's split; `rule` says in a fault which clips are in which.
 
     Raises:
         DataError: a split has no clip, or a name is that of no split.
@@ -94,7 +99,8 @@ def divided(
     parts = {name: tuple(row for row, split in enumerate(splits) if split == name) for name in SPLITS}
     empty = [name for name, rows in parts.items() if not rows]
     if empty:
-        raise DataError(f"{where}: no clip belongs to the split {' or '.join(empty)}, of {len(clips):,} clips")
+        how = f": {rule or remark}" if rule or remark else ""
+        raise DataError(f"{where}: no clip belongs to the split {' or '.join(empty)}, of {len(clips):,} clips{how}")
     return ProbeData(tuple(clips), (Fold(**parts),), remark, slots)
 
 

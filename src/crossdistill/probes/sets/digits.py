@@ -35,4 +35,11 @@ def _read(root: Path, label: str) -> ProbeData:
     clips = [clip_of(path, root, name[label]) for path, name in named]
     numbers = [int(name["number"]) for _, name in named]
     splits = ["test" if n < TESTED else "validation" if n < VALIDATED else "train" for n in numbers]
-    return divided(clips, splits, root, "the official training has no validation: recordings 5 to 9 are taken from it")
+    return divided(
+        clips,
+        splits,
+        root,
+        "the official training has no validation: recordings 5 to 9 are taken from it",
+        rule=f"of each digit and speaker, recordings 0 to {TESTED - 1} (the last number of a name) are the test, "
+        f"{TESTED} to {VALIDATED - 1} the validation, and those from {VALIDATED} on train",
+    )
