@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crossdistill.data.audio.manifest import unread
 from crossdistill.data.own_splits import split_called
 from crossdistill.data.table_file import Table, read_table
 from crossdistill.errors import DataError, nearest
 from crossdistill.probes.clips import SPLITS, Clip, ProbeData, divided, split_by_hash
 
 TARGET = "target"
+READ = ("path", TARGET, "start", "duration", "split")
 
 
 def classes(file: Path) -> ProbeData:
@@ -45,6 +47,10 @@ def texts(file: Path) -> ProbeData:
 
 
 def _divided(table: Table, labels: list[tuple[str, ...]], values: list[tuple[float, ...]]) -> ProbeData:
+    others, misspelled = unread(list(table.columns), READ)
+    if misspelled:
+        raise DataError(f"{table.path}: {'; '.join(misspelled)}")
+    left = f"columns not read: {', '.join(others)}" if others else ""
     paths = [str(path) for path in _filled(table, "path")]
     starts: list[float | None] = [None] * len(table)
     seconds: list[float | None] = [None] * len(table)
@@ -59,7 +65,8 @@ def _divided(table: Table, labels: list[tuple[str, ...]], values: list[tuple[flo
         for name, path, label, number, start, length in zip(names, paths, labels, values, starts, seconds, strict=True)
     ]
     if "split" not in table.columns:
-        return divided(clips, split_by_hash(paths), table.path, "no column 'split': split by hash of the path")
+        how = "no column 'split': split by hash of the path"
+        return divided(clips, split_by_hash(paths), table.path, f"{how}; {left}" if left else how)
     words = _filled(table, "split")
     splits = [split_called(word) for word in words]
     if None in splits:
@@ -68,7 +75,8 @@ def _divided(table: Table, labels: list[tuple[str, ...]], values: list[tuple[flo
             f"{table.path}: column 'split' holds {words[row]!r} in {table.some([row])}, which names no split; "
             f"{nearest(str(words[row]), SPLITS)}"
         )
-    return divided(clips, [str(split) for split in splits], table.path)
+    words_of = ", ".join(sorted({str(word) for word in words}))
+    return divided(clips, [str(split) for split in splits], table.path, left, rule=f"column 'split' holds {words_of}")
 
 
 def _name(path: str, start: float | None, seconds: float | None) -> str:
