@@ -91,8 +91,9 @@ def probe(
     for (task, data), chosen in zip(readable, rows, strict=True):
         for frozen in opened:
             scores += _scores(frozen, task, data, chosen, settings, shown)
-    remarks = tuple(f"{task.name}: {data.remark}" for task, data in readable if data.remark)
-    report = ProbeReport(tuple(scores), settings.head, settings.layers, settings.seeds, remarks)
+    remarks = [f"{task.name}: {data.remark}" for task, data in readable if data.remark]
+    remarks += [line for task, data in readable for line in _few_remarks(task, data, settings.shots)]
+    report = ProbeReport(tuple(scores), settings.head, settings.layers, settings.seeds, tuple(remarks))
     if out is not None:
         report.save(out)
     return report
@@ -141,7 +142,49 @@ def _readable(task: ProbeTask, where: Path, settings: Settings) -> ProbeData:
         raise SettingError(
             f"task {task.name!r} has no classes, so that no number of shots a class exists; leave out --shots"
         )
+    if task.kind == "classes":
+        _check_classes(task, data, where)
+    if task.kind == "numbers":
+        for fold in data.folds:
+            for part, rows in (("training", fold.train), ("test", fold.test)):
+                for column in zip(*(data.clips[row].numbers for row in rows), strict=True):
+                    if len(set(column)) < 2:
+                        raise DataError(
+                            f"{where}: task {task.name!r}: all {len(rows):,} targets of the {part} are {column[0]:g}, "
+                            "so that R² is undefined; wanted two numbers or more"
+                        )
     return data
+
+
+def _check_classes(task: ProbeTask, data: ProbeData, where: Path) -> None:
+    """Check that there is something to tell apart: of one class, every network would have an accuracy of 100 %.
+
+    Raises:
+        DataError: all clips that train a fold are of one class.
+    """
+    for fold in data.folds:
+        for place, slot in enumerate(data.slots):
+            found = {data.clips[row].labels[place] for row in fold.train}
+            if len(found) < 2:
+                raise DataError(
+                    f"{where}: task {task.name!r}: all {len(fold.train):,} clips of the training are of one class, "
+                    f"{slot}={next(iter(found), '')!r}; wanted two classes or more"
+                )
+
+
+def _few_remarks(task: ProbeTask, data: ProbeData, shots: Sequence[int]) -> list[str]:
+    """A sentence for each number of shots that classes do not have: their scores are nearer those of all clips."""
+    if task.kind != "classes":
+        return []
+    held = [sorted(Counter(data.clips[row].labels for row in fold.train).values()) for fold in data.folds]
+    most, said = max(sizes[-1] for sizes in held), []
+    for number in shots:
+        few = max(sum(size < number for size in sizes) for sizes in held)
+        if number >= most:
+            said.append(f"{number} shots a class are all training clips: no class has more than {most:,}")
+        elif few:
+            said.append(f"{number} shots a class: {few} of {len(held[0])} classes have fewer clips and give all")
+    return [f"{task.name}: {text}" for text in said]
 
 
 def _layered(frozen: Frozen, settings: Settings) -> Frozen:

@@ -81,8 +81,11 @@ class ProbeReport:
 
         1000 times the mean over tasks of (score - floor) / (best - floor). There, floor and best are log-mel features
         and the published best network; here, they are the score of a constant and the best network of this report,
-        so that scores of two reports do not compare. A task on which no network beats the floor is left out.
+        so that scores of two reports do not compare. A task on which no network beats the floor is left out. NaN of
+        one network alone, which would always have 1000, and where no network beats a floor.
         """
+        if len(self.models) < 2:
+            return math.nan
         shares = []
         for score in self._of(model, shots):
             low = 1 - score.floor if score.metric in LOWER_IS_BETTER else score.floor
@@ -115,9 +118,9 @@ class ProbeReport:
             rows.append([task, how, scores[0].metric, *(score.text() for score in scores)])
         for shots in dict.fromkeys(score.shots for score in self.scores):
             how = "all" if shots is None else f"{shots} a class"
-            rows.append(
-                ["SUPERB-style", how, "of 1000", *(f"{self.superb(model, shots):.0f}" for model in self.models)]
-            )
+            shares = [self.superb(model, shots) for model in self.models]
+            if not all(map(math.isnan, shares)):
+                rows.append(["SUPERB-style", how, "of 1000", *(f"{share:.0f}" for share in shares)])
             rows.append(
                 ["MARBLE-style", how, "mean, %", *(f"{self.marble(model, shots):.1f}" for model in self.models)]
             )
@@ -129,6 +132,7 @@ class ProbeReport:
         return (
             f"Frozen networks, {layers}, head {self.head}, {self.seeds} seeds (mean ± standard deviation), learning "
             "rate chosen on the validation; accuracy, key-score and wer in percent."
+            f"{'' if len(self.models) > 1 else ' A SUPERB-style score compares two networks or more.'}"
         )
 
     def markdown(self) -> str:
