@@ -196,7 +196,7 @@ class SpeechMusicConfig(DataConfig):
             states[place] = state = state_of(path)
             if row in why or not state[0] or not seconds[row] >= self.min_seconds - 1e-9:
                 bad[place] = True
-                skipped.add(why.get(row) or _fault(path, starts[row], seconds[row], self.min_seconds))
+                skipped.add(why.get(int(row)) or _fault(path, starts[row], seconds[row], self.min_seconds))
         index = kept[~bad]
         lost = sorted({domain[row] for row in kept[bad]} - {domain[row] for row in index})
         note = skipped.text("clips", len(kept))
