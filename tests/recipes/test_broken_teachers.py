@@ -1,25 +1,27 @@
 """Networks of sound whose weights are NaN or infinite: found when they are opened, before anything is computed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from facts import raises
 
-from crossdistill import run
+from crossdistill import Batch, run
+from crossdistill.backends.onnx import OnnxModule
 from crossdistill.errors import DataError, RecipeError
 from crossdistill.probes.frozen import open_frozen
 from crossdistill.recipes import make
 from crossdistill.runtime.tensor_file import read_weights, write_tensors
 
-soundfile = pytest.importorskip("soundfile")
-pytest.importorskip("soxr")
-transformers = pytest.importorskip("transformers")
 WEIGHT = "encoder.layers.1.attention.q_proj.weight"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_found_before_training(tmp_path: Path, value: float) -> None:
+    soundfile, transformers = pytest.importorskip("soundfile"), pytest.importorskip("transformers")
+    pytest.importorskip("soxr")
     folder = tmp_path / "broken"
     config = transformers.HubertConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=(8,) * 7,
@@ -44,3 +46,21 @@ def test_weights_that_are_no_numbers_are_found_before_training(tmp_path: Path, v
     with raises(RecipeError, "teachers.speech", "teachers.music", folder, WEIGHT, 16, 256):
         run(make("speech-music/translate", words), tmp_path / "out")
     assert not (tmp_path / "out" / "stages").exists()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_file_whose_outputs_are_no_numbers_is_found_by_its_trial_pass(broken: bool) -> None:
+    def answered(names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [given["x"] * (np.nan if broken else 2)]
+
+    argument = SimpleNamespace(name="x", type="tensor(float)", shape=["rows", 3])
+    session = SimpleNamespace(get_inputs=lambda: [argument], get_outputs=lambda: [SimpleNamespace(name="y")])
+    session.run = answered
+    module = OnnxModule(session, "", 1, {}, 0, {})
+    batch = Batch({"audio": torch.ones(2, 3)}, torch.arange(2))
+    if not broken:
+        module.keep_outputs_of_rows(batch, ["audio"], "onnx:a.onnx")
+        assert module.taps == ("y",)
+        return
+    with raises(DataError, "onnx:a.onnx", "'y'"):
+        module.keep_outputs_of_rows(batch, ["audio"], "onnx:a.onnx")

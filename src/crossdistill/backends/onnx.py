@@ -71,7 +71,7 @@ def build(
     if "rendering" in options:
         renderings = {f"{reads[0]}@{member}": own_rendering(options["rendering"], name)}
         reads = (*renderings, *reads[1:])
-    module.keep_outputs_of_rows(rendered(dataset, renderings, name).example(), reads)
+    module.keep_outputs_of_rows(rendered(dataset, renderings, name).example(), reads, name)
     return Built(Network(module, reads, module.taps, renderings=renderings), ("it is frozen",))
 
 
@@ -106,8 +106,12 @@ class OnnxModule(nn.Module):
         """The names of the outputs, as those of submodules."""
         return tuple(_tap(name) for name in self._outputs)
 
-    def keep_outputs_of_rows(self, batch: Batch, reads: Sequence[str]) -> None:
-        """Leave out outputs without a row for each row of the input, such as a state; two lengths of a batch tell."""
+    def keep_outputs_of_rows(self, batch: Batch, reads: Sequence[str], who: str) -> None:
+        """Leave out outputs without a row for each row of the input, such as a state; two lengths of a batch tell.
+
+        Raises:
+            DataError: an output is NaN. The weights in the file cannot be looked at, and training would blame the rows.
+        """
         arrays = [torch.as_tensor(batch.read(name)).cpu().numpy() for name in reads]
         try:
             found = [self._run([one[list(rows)] for one in arrays]) for rows in ((0, 1), (0, 1, 0))]
@@ -118,6 +122,12 @@ class OnnxModule(nn.Module):
         for name in set(self._outputs) - set(kept):
             delattr(self, _tap(name))
         self._outputs = kept
+        wrong = [name for name in kept if two[name].dtype.kind == "f" and np.isnan(two[name]).any()]
+        if wrong:
+            raise DataError(
+                f"{who}: its output {wrong[0]!r} is NaN for the first rows of the data: its weights are damaged, or it "
+                "wants inputs of another kind or range"
+            )
 
     def forward(self, *values: Tensor) -> dict[str, Tensor]:
         """Logits and embedding, as far as the outputs have them; every output passes its tap."""
