@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from traces import compare_trace, plainly_trained
 
-from crossdistill import Batch, Recipe, load_student, run
+from crossdistill import Batch, NetworkConfig, Recipe, load_student, run
 from crossdistill.errors import CrossdistillError, RecipeError, RunError, SettingError
 from crossdistill.methods.multi_distillation import MultiDistillation
 from crossdistill.outputs import Signal
@@ -97,6 +97,14 @@ def test_a_recipe_leaves_its_trace(method: str, settings: list[str], tmp_path: P
     wanted = {"second-stage": {"music/layer4"}}.get(method, {"speech/layer3", "music/layer4"})
     assert wanted <= set(last)
     assert (out / "student").is_dir()
+
+
+def test_settings_of_a_teacher_before_its_name_stay(settings: list[str]) -> None:
+    words = ["teachers.speech.dtype=bfloat16", *settings]
+    behind = make("speech-music/translate", words).teachers["speech"]
+    assert behind == make("speech-music/translate", [*settings, words[0]]).teachers["speech"]
+    assert isinstance(behind, NetworkConfig)
+    assert behind.dtype == "bfloat16"
 
 
 def test_students_of_one_first_state_are_merged_and_a_resumed_run_merges_them_again(

@@ -264,7 +264,9 @@ def _put(arguments: dict[str, Any], path: Sequence[str], value: Any) -> None:
         inner = arguments.get(name)
         arguments[name] = dict(inner) if isinstance(inner, Mapping) else {} if inner is None else {short: inner}
         arguments = arguments[name]
-    arguments[last] = value
+    # Settings of an entry that were given before its name stay.
+    parts = arguments.get(last) if above and not isinstance(value, Mapping) else None
+    arguments[last] = {**parts, short: value} if isinstance(parts, Mapping) else value
 
 
 def _unknown(name: str, settings: Sequence[tuple[str, str]], known: Sequence[str], recipe: Recipe | None) -> list[str]:
