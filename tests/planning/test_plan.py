@@ -224,7 +224,7 @@ def test_a_fresh_stage_forgets_what_came_before() -> None:
 
 def test_a_merged_start_depends_on_the_stage_that_trained_the_member_and_is_refused_for_other_shapes() -> None:
     def merged(rate: float, width: int = 12, **merge: Any) -> Plan:
-        other = {"other": toy_network(("first",), width=width, seed=1)}
+        other = {name: toy_network(("first",), width=width, seed=1) for name in ("other", "third")}
         rates = OptimizerConfig(learning_rate=rate)
         first = Stage(name="first", method="supervised", learner="other", teachers=(), epochs=1, optimizer=rates)
         made = {"name": "last", "method": KD(), "epochs": 0, "merge": {"weights": {"other": 1.0}, **merge}}
@@ -235,8 +235,10 @@ def test_a_merged_start_depends_on_the_stage_that_trained_the_member_and_is_refu
         merged(0.1, width=10)
     with raises(RecipeError, "merge", 0.5):
         merged(0.1, weights={"other": 0.5})
-    with raises(RecipeError, "alignment"):
+    with raises(RecipeError, "merge", 1, "permute"):
         merged(0.1, permute=True)
+    with raises(RecipeError, "alignment"):
+        merged(0.1, permute=True, weights={"other": 0.5, "third": 0.5})
 
 
 def test_masked_teachers_are_those_of_the_next_stage() -> None:
