@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
-from crossdistill.backends.sound_frames import conv_frames, mean_of_frames, normalised_by_row
+from crossdistill.backends.sound_frames import by_row, conv_frames, mean_of_frames
 from crossdistill.data.audio.any_sound import decode_sound
 from crossdistill.data.audio.sound import MelSettings, log_mel
 from crossdistill.data.audio.sound_file import resample
@@ -245,7 +245,7 @@ def _frames(lengths: Tensor) -> Tensor:
 
 def _states(model: Any, given: dict[str, Tensor], **masked: Tensor) -> Tensor:
     """The last layer's frames; of a padded batch each row's as from its clip alone."""
-    with normalised_by_row(model, given["attention_mask"].sum(1)):
+    with by_row(model, given["attention_mask"].sum(1)):
         states: Tensor = model(**given, **masked).last_hidden_state
     return states
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import count, product
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_a_small_teacher_of_sounds_opens_as_any_of_transformers(tmp_path: Path) 
         assert states.shape == (1, 12, 2, 64)
         assert bool(states.isfinite().all())
     options = {"width": 64, "channels": 16, "initial": f"transformers:{tmp_path / 'hubert'}"}
-    assert build_network("hubert-student-2", **options).taps == ("layer1", "layer2")
+    assert build_network("hubert-student-2", **options).taps == ("projection", "layer1", "layer2")
 
 
 @pytest.mark.slow
@@ -235,6 +236,16 @@ def test_own_models_is_short() -> None:
     written = [line for line in (EXAMPLES / "own_models.py").read_text().splitlines() if line.strip()]
     assert len(lines) <= 25, len(lines)
     assert len(written) <= 35, len(written)
+
+
+def test_names_that_examples_import_exist() -> None:
+    """The longer examples are played by slow tests alone."""
+    for path in sorted(EXAMPLES.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "crossdistill":
+                module = import_module(node.module or "")
+                absent = [one.name for one in node.names if not hasattr(module, one.name)]
+                assert not [name for name in absent if not find_spec(f"{node.module}.{name}")], (path.name, absent)
 
 
 def test_every_example_is_played_here() -> None:
