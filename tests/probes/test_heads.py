@@ -1,5 +1,7 @@
 """Heads of several seeds and learning rates at once, against one head of PyTorch, and what they may read."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -31,9 +33,7 @@ def blobs(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return 50 + 10 * layers, targets[:, None]
 
 
-def fitted(
-    kind: HeadKind, features: torch.Tensor, targets: torch.Tensor, epochs: int, **options: object
-) -> FittedHeads:
+def fitted(kind: HeadKind, features: torch.Tensor, targets: torch.Tensor, epochs: int, **options: Any) -> FittedHeads:
     read = slot_classes([CLASSES])
     return fit_heads(
         kind,
